@@ -1,0 +1,25 @@
+"""Live metric depth from one camera, on the edge, from a frozen CLIP and a learned mirror prompt.
+
+>>> import mirrordepth_edge
+>>> predictor = mirrordepth_edge.load()            # the shipped `nano`; or a .onnx, .plan, .safetensors
+>>> depth_m = predictor(frame_rgb)                 # float32 [H, W], metres, at the frame's size
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["DepthPredictor", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.runtime import DepthPredictor, load
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that `import mirrordepth_edge` and `mde --help` cost nothing.
+    if name in ("DepthPredictor", "load"):
+        from mirrordepth_edge import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

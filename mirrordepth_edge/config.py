@@ -1,0 +1,201 @@
+"""Settings as frozen dataclasses: config in, result out, at every seam.
+
+Nothing here imports anything heavy, reads a file or has behaviour beyond checking itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+SizeHW = tuple[int, int]
+Precision = Literal["fp32", "fp16"]
+InputKind = Literal["uint8", "float"]
+
+# CLIP's own image statistics (openai/CLIP preprocessing) and ImageNet's; RGB order, range 0..1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Strict:
+    """Base of everything read from a file: pydantic refuses keys it does not know."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(Strict):
+    """How a frame becomes the network's input; travels with every artefact."""
+
+    size_hw: SizeHW
+    """Height and width of the network input, in pixels."""
+    mean: tuple[float, float, float]
+    """Per-channel mean of RGB in 0..1, subtracted by the network."""
+    std: tuple[float, float, float]
+    """Per-channel standard deviation of RGB in 0..1, divided out by the network."""
+    fit: Literal["stretch"] = "stretch"
+    """A frame of another aspect ratio is stretched, so that every pixel gets a depth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Strict):
+    """Everything that defines a mirror model, except its weights."""
+
+    preset: str
+    clip_model: str
+    """open_clip model name."""
+    pretrained: str
+    """open_clip pretrained tag; `embedded` (towers inside the checkpoint) or `random-SEED`."""
+    taps: tuple[int, ...]
+    """Indices of the tower's intermediates, shallow to deep, counted from 0."""
+    size_hw: SizeHW
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    stride: int
+    """Pixels per cell of the decoder's grid (a ViT's patch size)."""
+    size_multiple: int
+    """Height and width must be multiples of this many pixels."""
+    mirror_length: int = 64
+    """Rows of the mirror, at most the text tower's context length."""
+    width: int = 64
+    """Channels inside the decoder."""
+    heads: int = 4
+    feedforward: int = 2048
+    head_strides: tuple[int, int] = (4, 4)
+    """Upsampling of the two transposed convolutions; their product is `stride`."""
+    depth_limits_m: tuple[float, float] = (1e-3, 10.0)
+    """Depths the model was trained for, in metres; also the range it is evaluated in."""
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        return PreprocessConfig(size_hw=self.size_hw, mean=self.mean, std=self.std)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    config.preset: config
+    for config in (
+        # The paper: taps after blocks 3, 6 and 9 (from 0) of OpenAI's ViT-B/16 at 352 x 352.
+        ModelConfig(
+            preset="vitb16",
+            clip_model="ViT-B-16-quickgelu",
+            pretrained="openai",
+            taps=(3, 6, 9),
+            size_hw=(352, 352),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            stride=16,
+            size_multiple=16,
+        ),
+        # Ships inside the package. EfficientNet-Lite0 taps at strides 8, 16 and 32.
+        ModelConfig(
+            preset="nano",
+            clip_model="mirrordepth-nano",
+            pretrained="embedded",
+            taps=(2, 3, 4),
+            size_hw=(224, 288),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            stride=16,
+            size_multiple=32,
+            width=96,
+            feedforward=384,
+        ),
+        ModelConfig(
+            preset="mobileclip2-s0",
+            clip_model="MobileCLIP2-S0",
+            pretrained="dfndr2b",
+            taps=(1, 2, 3),
+            size_hw=(256, 256),
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            stride=16,
+            size_multiple=32,
+        ),
+        ModelConfig(
+            preset="rn50",
+            clip_model="RN50-quickgelu",
+            pretrained="openai",
+            taps=(2, 3, 4),
+            size_hw=(224, 224),
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            stride=16,
+            size_multiple=32,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Strict):
+    """One training run of mirror and decoder."""
+
+    epochs: int = 25
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    gradient_clip: float = 1.0
+    silog_lambda: float = 0.85
+    """Share of the mean log error that SILog forgives; 1 forgives a global scale entirely."""
+    log_l1_weight: float = 0.0
+    """Weight of mean |ln p - ln y|, which pins the metric scale that SILog leaves loose."""
+    flip_probability: float = 0.5
+    zoom_min: float = 1.0
+    """Smallest crop as a share of the picture; depth is scaled by the same share, because a crop
+    seen at full size is a longer lens, and a fixed-focal model must read it as nearer."""
+    jitter: float = 0.1
+    """Largest relative change of gamma, brightness and each colour channel (as BTS)."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What an exported ONNX file should be."""
+
+    precision: Precision = "fp32"
+    size_hw: SizeHW | None = None
+    """Network input size; the model's own where None."""
+    io: InputKind = "uint8"
+    opset: int = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(Strict):
+    """Where an artefact is meant to run; one TOML file in `export/` each."""
+
+    name: str
+    description: str
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    precision: Precision
+    """Precision used where none is asked for."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPU compute capabilities such as "8.7"; empty for a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """How a latency measurement is taken."""
+
+    iterations: int = 200
+    warmup: int = 20
+    frame_hw: SizeHW = (480, 640)
+    """Size of the camera frame that enters the path, in pixels."""
+    network_only: bool = False
+    """Time the network alone, as trtexec does, without preprocessing and resize back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What a backend may be told when it opens an artefact."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where the backend really drives one, else the CPU, and says which."""
+    threads: int | None = None
+    """CPU threads; the machine's cores where None."""
+    clip_weights: Path | None = None
+    """Local CLIP weights file for a checkpoint whose towers are not embedded."""

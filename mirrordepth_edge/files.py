@@ -1,0 +1,90 @@
+"""Files that are either whole or not there, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mirrordepth_edge.errors import InputError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; move it into place only if the block succeeds.
+
+    The temporary file keeps the suffix, since libraries choose formats by it, and is removed when
+    the block raises anything, Ctrl-C included.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(mode)  # a library that makes the file anew may have made it private
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The one wording for a file that could not be written."""
+    return InputError(
+        f"Cannot write {path}.",
+        f"{error.strerror or error}",
+        "Choose another place with -o, or free space and check the folder's permissions.",
+    )
+
+
+def ensure_folder(path: Path) -> Path:
+    """Make `path` a folder one can write into, or say why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def existing_file(path: Path, what: str) -> Path:
+    """Return `path` if it is a file with something in it.
+
+    Args:
+        what: what the file is to the user, such as "checkpoint".
+    """
+    if not path.exists():
+        raise InputError(f"There is no {what} at {path}.", "No such file.", "Check the path for a typing error.")
+    if not path.is_file():
+        raise InputError(f"The {what} {path} is not a file.", "It is a folder or a device.", "Name a file.")
+    if path.stat().st_size == 0:
+        raise InputError(
+            f"The {what} {path} is empty.",
+            "It has 0 bytes; a copy or a download broke off.",
+            "Copy or make the file again.",
+        )
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""What an artefact is, beside it in `NAME.manifest.json`, and in a checkpoint's own header.
+
+Manifests chain by SHA-256: checkpoint, ONNX, plan. They are sidecars, never glued to the artefact,
+so that trtexec, Netron, Triton and Polygraphy read the files unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from mirrordepth_edge.config import ModelConfig, Precision, PreprocessConfig, Strict
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.files import existing_file, sha256_of, written_whole
+from mirrordepth_edge.strict import read_strict
+
+MANIFEST_VERSION: Final = 1
+CHECKPOINT_VERSION: Final = 1
+CHECKPOINT_KEY = "mirrordepth"
+"""Key of the model description in a checkpoint's safetensors metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec(Strict):
+    """One input or output of a network."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int, ...]
+    layout: str
+    """Such as `NHWC`."""
+    range: str
+    """Such as `0..255`."""
+    unit: str
+    """Such as `metres`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(Strict):
+    """How far an artefact's depth is from the PyTorch model's, measured at export."""
+
+    runner: str
+    """What ran the artefact, with its version."""
+    frames: int
+    max_relative: float
+    """Largest |artefact - reference| / reference over all pixels of all frames."""
+    mean_relative: float
+    limit: str
+    """The gate that was held, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo(Strict):
+    """What a plan was built by and for."""
+
+    flavour: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    compute_capabilities: tuple[str, ...]
+    """GPUs the plan runs on, such as "8.9"; empty where the flavour's default set was built."""
+    build_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Strict):
+    """Description of one ONNX file or plan."""
+
+    schema_version: Literal[1] = MANIFEST_VERSION
+    kind: Literal["onnx", "plan"]
+    artefact_sha256: str
+    parent_sha256: str
+    """Of the file this one was made from: the checkpoint for ONNX, the ONNX for a plan."""
+    checkpoint_sha256: str
+    clip_sha256: str
+    """Of CLIP's weights, independent of their file format."""
+    trained: bool
+    """False for random mirror and decoder weights: fit to measure speed, not depth."""
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: Precision
+    """Precision of the heavy layers; LayerNormalization and the metric head stay FP32."""
+    opset: int
+    parity: Parity
+    engine: EngineInfo | None = None
+    tools: dict[str, str]
+    """Versions of what made the artefact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo(Strict):
+    """Header of a checkpoint."""
+
+    version: int
+    model: ModelConfig
+    clip_sha256: str
+    weights_sha256: str
+    """Of mirror and decoder."""
+    training: dict[str, Any] | None = None
+
+
+def manifest_path(artefact: Path) -> Path:
+    """The sidecar's name: `model.onnx` has `model.onnx.manifest.json`."""
+    return artefact.with_name(artefact.name + ".manifest.json")
+
+
+def write_artefact(path: Path, content: bytes, manifest: Manifest) -> None:
+    """Write an artefact and its sidecar; both appear, or neither does."""
+    with written_whole(path) as artefact, written_whole(manifest_path(path)) as sidecar:
+        artefact.write_bytes(content)
+        sidecar.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
+    """Read the sidecar of `artefact` and check that it belongs to it.
+
+    Args:
+        verify: compare the file's SHA-256 with the manifest's.
+
+    Raises:
+        InputError: either file is missing, the manifest is unreadable, or the hash differs.
+    """
+    sidecar = manifest_path(artefact)
+    if sidecar.is_file() and not artefact.exists():
+        raise InputError(
+            f"{sidecar} describes {artefact.name}, which is not there.",
+            "The manifest was copied or kept without its file.",
+            f"Put {artefact.name} beside it, or make it again with mde export.",
+        )
+    existing_file(artefact, "model")
+    if not sidecar.is_file():
+        raise InputError(
+            f"{artefact} has no manifest.",
+            f"{sidecar.name} is not beside it; without it input size, units and origin are unknown.",
+            "Copy the manifest along with the model, or make both again with mde export.",
+        )
+    try:
+        data = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{sidecar} is no readable JSON.", str(error), "Copy it again, or make it again with mde export."
+        ) from error
+    manifest = read_strict(Manifest, data, str(sidecar), "Make it again with this version's mde export.")
+    if verify and sha256_of(artefact) != manifest.artefact_sha256:
+        raise InputError(
+            f"{artefact} is not the file its manifest describes.",
+            f"Its sha256 is not {manifest.artefact_sha256[:12]}…: it was changed or replaced.",
+            "Copy the pair again, or make it again with mde export.",
+        )
+    return manifest
+
+
+def read_checkpoint_info(path: Path) -> CheckpointInfo:
+    """Read a checkpoint's header; PyTorch is not needed.
+
+    Raises:
+        InputError: the file is missing, no safetensors file, or not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    existing_file(path, "checkpoint")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is no readable checkpoint.",
+            f"It is truncated or no safetensors file ({error}).",
+            "Copy or train it again.",
+        ) from error
+    if CHECKPOINT_KEY not in metadata:
+        raise InputError(
+            f"{path} is no mirrordepth-edge checkpoint.",
+            f"Its safetensors metadata has no '{CHECKPOINT_KEY}' entry.",
+            "Pass a file that mde train wrote.",
+        )
+    cure = "It was written by another version; train or download it again."
+    return read_strict(CheckpointInfo, json.loads(metadata[CHECKPOINT_KEY]), str(path), cure)

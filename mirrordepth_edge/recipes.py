@@ -1,0 +1,65 @@
+"""Recipes: TOML files that name a target, found by path or by name.
+
+They live in the repository's top-level `export/` and travel in the wheel as `_recipes/export/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from mirrordepth_edge.config import TargetConfig
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.strict import read_strict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGE_DIR = Path(__file__).parent
+INSTALLED = PACKAGE_DIR / "_recipes"
+CHECKOUT = PACKAGE_DIR.parent
+
+T = TypeVar("T")
+
+
+def recipe_folder(kind: str) -> Path:
+    """Where recipes of a kind (`export`, `calib`) are: in the wheel, else in the checkout."""
+    installed = INSTALLED / kind
+    return installed if installed.is_dir() else CHECKOUT / kind
+
+
+def recipe_names(kind: str) -> list[str]:
+    """Names that `load_recipe` knows."""
+    return sorted(path.stem for path in recipe_folder(kind).glob("*.toml"))
+
+
+def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
+    """Read a recipe into a dataclass; unknown keys are refused.
+
+    Raises:
+        OptionError: no such file and no recipe of that name.
+        InputError: the file is no TOML or does not fit.
+    """
+    path = Path(name_or_path)
+    if not (path.suffix == ".toml" and path.is_file()):
+        path = recipe_folder(kind) / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise OptionError(
+            f"There is no {kind} recipe named {name_or_path!r}.",
+            f"The names are {', '.join(recipe_names(kind))}.",
+            "Use one of these, or the path of a .toml file.",
+        )
+    cure = f"Compare it with {recipe_folder(kind) / 'README.md'}."
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no valid TOML.", str(error), cure) from error
+    return read_strict(cls, data, str(path), cure)
+
+
+def load_target(name_or_path: str) -> TargetConfig:
+    """The target of that name or file."""
+    return load_recipe("export", name_or_path, TargetConfig)
