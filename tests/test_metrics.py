@@ -1,0 +1,114 @@
+"""Metrics against a second implementation and closed forms."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.metrics import Depth, depth_metrics, eigen_crop, mean_metrics, valid_mask
+
+NYU = (1e-3, 10.0)
+
+
+def second_implementation(prediction: Depth, truth: Depth, near: float, far: float) -> dict[str, float]:
+    """Pixel by pixel in plain Python, with none of the library's code."""
+    pairs = []
+    for p, g in zip(prediction.ravel().tolist(), truth.ravel().tolist(), strict=True):
+        if near < g < far:
+            pairs.append((near if math.isnan(p) else min(max(p, near), far), g))
+    logs = [math.log(p / g) for p, g in pairs]
+    mean = statistics.fmean
+    return {
+        "abs_rel": mean(abs(p - g) / g for p, g in pairs),
+        "sq_rel": mean((p - g) ** 2 / g for p, g in pairs),
+        "rmse": math.dist(*zip(*pairs, strict=True)) / math.sqrt(len(pairs)),
+        "rmse_log": math.hypot(*logs) / math.sqrt(len(logs)),
+        "log10": mean(abs(math.log10(p / g)) for p, g in pairs),
+        "silog": 100 * statistics.pstdev(logs),
+        **{f"delta{k}": mean(p / g < 1.25**k and g / p < 1.25**k for p, g in pairs) for k in (1, 2, 3)},
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agrees_with_a_second_implementation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(-1, 12, (23, 31)).astype(np.float32)
+    prediction = (truth * rng.lognormal(0, 0.4, truth.shape)).astype(np.float32)
+    prediction.flat[:5] = np.nan, np.inf, -np.inf, -3, 0
+    truth.flat[:7] = 2, 2, 2, 2, 2, np.nan, np.inf
+    ours = asdict(depth_metrics(prediction, truth, limits_m=NYU))
+    assert ours == pytest.approx(second_implementation(prediction, truth, *NYU), rel=1e-9)
+
+
+def test_closed_form_of_a_constant_factor() -> None:
+    truth = np.linspace(1, 4, 12, dtype=np.float32).reshape(3, 4)
+    metrics = depth_metrics(truth * 2, truth, limits_m=NYU)
+    assert metrics.abs_rel == pytest.approx(1)
+    assert metrics.sq_rel == pytest.approx(truth.mean())
+    assert metrics.rmse_log == pytest.approx(math.log(2))
+    assert metrics.log10 == pytest.approx(math.log10(2))
+    assert metrics.silog == pytest.approx(0, abs=1e-4), "a global scale costs no SILog"
+    assert (metrics.delta1, metrics.delta2, metrics.delta3) == (0, 0, 0), "2 > 1.25^3"
+
+
+def test_perfect_prediction_has_no_error() -> None:
+    truth = np.full((2, 2), 3, np.float32)
+    metrics = depth_metrics(truth, truth, limits_m=NYU)
+    assert asdict(metrics) == dict.fromkeys(asdict(metrics), 0.0) | {"delta1": 1, "delta2": 1, "delta3": 1}
+
+
+@pytest.mark.parametrize("ratio", [1.25, 1 / 1.25])
+def test_a_ratio_of_exactly_1_25_does_not_count(ratio: float) -> None:
+    truth = np.full((1, 3), 4.0 if ratio > 1 else 5.0, np.float32)
+    metrics = depth_metrics(truth * np.float32(ratio), truth, limits_m=NYU)
+    assert (metrics.delta1, metrics.delta2) == (0, 1)
+
+
+def test_limits_are_exclusive_and_nan_is_no_depth() -> None:
+    inside = [np.nextafter(np.float32(0.5), np.float32(1)), 2, np.nextafter(np.float32(8), np.float32(1))]
+    outside = [0.5, 8, np.nan, 0, -1, np.inf, -np.inf]
+    truth = np.array([inside + outside], np.float32)
+    assert valid_mask(truth, (0.5, 8.0)).tolist() == [[True] * 3 + [False] * 7]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "counted_as"), [(np.nan, 1), (np.inf, 9), (-np.inf, 1), (0, 1), (-5, 1), (20, 9)]
+)
+def test_impossible_predictions_are_clamped(prediction: float, counted_as: float) -> None:
+    truth = np.full((1, 1), 3, np.float32)
+    metrics = depth_metrics(np.full((1, 1), prediction, np.float32), truth, limits_m=(1.0, 9.0))
+    assert metrics.rmse == pytest.approx(abs(counted_as - 3))
+
+
+def test_no_valid_pixel_and_other_shape_are_refused() -> None:
+    with pytest.raises(InputError, match="No pixel has a measured depth"):
+        depth_metrics(np.ones((2, 2), np.float32), np.zeros((2, 2), np.float32), limits_m=NYU)
+    with pytest.raises(InputError, match="differ in size"):
+        depth_metrics(np.ones((2, 2), np.float32), np.ones((2, 3), np.float32), limits_m=NYU)
+
+
+def test_eigen_crop_is_the_published_window() -> None:
+    crop = eigen_crop((480, 640))
+    rows, columns = np.nonzero(crop)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (45, 470, 41, 600)
+    assert crop.sum() == (471 - 45) * (601 - 41)
+    with pytest.raises(InputError, match="480x640"):
+        eigen_crop((640, 480))
+
+
+def test_only_the_crop_counts() -> None:
+    truth, prediction = np.full((480, 640), 2, np.float32), np.full((480, 640), 9, np.float32)
+    prediction[45:471, 41:601] = 2
+    assert depth_metrics(prediction, truth, limits_m=NYU, crop=eigen_crop((480, 640))).abs_rel == 0
+    assert depth_metrics(prediction, truth, limits_m=NYU).abs_rel > 0
+
+
+def test_mean_counts_images_not_pixels() -> None:
+    good, bad = np.full((10, 10), 2, np.float32), np.full((1, 1), 2, np.float32)
+    rows = [depth_metrics(good, good, limits_m=NYU), depth_metrics(bad * 2, bad, limits_m=NYU)]
+    assert mean_metrics(rows).abs_rel == pytest.approx(0.5)
