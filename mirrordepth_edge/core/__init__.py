@@ -1,0 +1,1 @@
+"""The PyTorch training core: towers, mirror, decoder, losses, training, checkpoints."""

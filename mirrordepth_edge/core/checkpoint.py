@@ -1,0 +1,119 @@
+"""Checkpoints: the trained part of a model, apart from CLIP, in one `.safetensors` file.
+
+The file holds `mirror.*` and `decoder.*`; its metadata holds everything needed to rebuild and to
+verify the model. A model whose CLIP is small enough to travel (`nano`) also holds `clip.*`, in FP16.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mirrordepth_edge.core.clip import EMBEDDED, create_clip, tensors_sha256
+from mirrordepth_edge.core.network import DepthNetwork, check_size
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.files import existing_file, written_whole
+from mirrordepth_edge.manifest import CHECKPOINT_KEY, CHECKPOINT_VERSION, CheckpointInfo, read_checkpoint_info
+
+CLIP_PREFIX = "clip."
+
+
+def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, Any] | None = None) -> None:
+    """Write `network` to `path`, whole or not at all.
+
+    Args:
+        training: what is known of its training (data, epochs, measured metrics); JSON values.
+    """
+    tensors = {name: p.detach().cpu().contiguous() for name, p in network.trainable().items()}
+    info = CheckpointInfo(
+        version=CHECKPOINT_VERSION,
+        model=network.config,
+        clip_sha256=network.clip_sha256,
+        weights_sha256=tensors_sha256(tensors),
+        training=training,
+    )
+    if network.config.pretrained == EMBEDDED:
+        tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))})
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def load_checkpoint(
+    path: Path, *, clip_weights: Path | None = None, size_hw: tuple[int, int] | None = None
+) -> tuple[DepthNetwork, CheckpointInfo]:
+    """Rebuild the network of a checkpoint, in eval mode, and verify it.
+
+    Args:
+        clip_weights: local CLIP weights, where the checkpoint does not embed them.
+        size_hw: another network size than the one trained at.
+
+    Raises:
+        InputError: the file is missing, truncated or altered, or CLIP's weights are not those it
+            was trained with.
+        OptionError: `size_hw` is no multiple of the patch.
+    """
+    existing_file(path, "checkpoint")
+    info = read_checkpoint_info(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:  # the header was whole, the rest is not
+        raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
+
+    embedded = {name.removeprefix(CLIP_PREFIX): t for name, t in tensors.items() if name.startswith(CLIP_PREFIX)}
+    trained = {name: t for name, t in tensors.items() if not name.startswith(CLIP_PREFIX)}
+    if tensors_sha256(trained) != info.weights_sha256:
+        raise InputError(
+            f"The checkpoint {path} was altered after it was written.",
+            f"Its mirror and decoder do not hash to {info.weights_sha256[:12]}… as its header says.",
+            "Copy the original file again; do not use this one.",
+        )
+    config = info.model
+    if size_hw is not None:
+        check_size(config, size_hw)
+    clip = create_clip(config, clip_weights)
+    if config.pretrained == EMBEDDED:
+        clip.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in embedded.items()})
+    network = DepthNetwork(config if size_hw is None else replace(config, size_hw=size_hw), clip)
+    _verify_clip(network, info, path, clip_weights)
+    _load_trained(network, trained, path)
+    return network.eval(), info
+
+
+def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_weights: Path | None) -> None:
+    if network.clip_sha256 == info.clip_sha256:
+        return
+    source = str(clip_weights or info.model.pretrained)
+    raise InputError(
+        f"{source} holds other CLIP weights than {path} was trained with.",
+        f"sha256 of the weights is {network.clip_sha256[:12]}…, the checkpoint needs {info.clip_sha256[:12]}…",
+        f"Pass the {info.model.pretrained!r} weights of {info.model.clip_model} with --clip-weights FILE.",
+    )
+
+
+def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path) -> None:
+    parameters = network.trainable()
+    wrong = sorted(
+        set(parameters).symmetric_difference(trained)
+        | {n for n in set(parameters) & set(trained) if parameters[n].shape != trained[n].shape}
+    )
+    if wrong:
+        raise InputError(
+            f"The checkpoint {path} does not fit the model it names.",
+            f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[0]}.",
+            "It was written by another version; train or download it again.",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name])
+

@@ -1,0 +1,94 @@
+"""CLIP2Depth: frozen towers, a mirror, a decoder ("CLIP Can Understand Depth", arXiv 2402.03251)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mirrordepth_edge.config import ModelConfig, SizeHW
+from mirrordepth_edge.core.clip import ClipModel, ImageTower, TextPath, clip_sha256, create_clip, resize_input
+from mirrordepth_edge.core.decoder import Decoder
+from mirrordepth_edge.core.mirror import Mirror
+from mirrordepth_edge.errors import OptionError
+
+
+class DepthNetwork(nn.Module):
+    """Metric depth from normalised images.
+
+    Only `mirror` and `decoder` learn. The towers keep eval mode and take no gradient whatever
+    `train()` says, so that batch statistics and dropout of a frozen CLIP never move.
+
+    Args:
+        config: the model, its size included.
+        clip: open_clip's model at its native size; this network resizes and keeps it.
+    """
+
+    def __init__(self, config: ModelConfig, clip: ClipModel) -> None:
+        super().__init__()
+        check_size(config, config.size_hw)
+        self.config = config
+        self.clip_sha256 = clip_sha256(clip)
+        self.clip = clip.eval().requires_grad_(False)
+        resize_input(clip, config.size_hw)
+        self.tower = ImageTower(clip, config.taps)
+        self.text = TextPath(clip)
+        if config.mirror_length > self.text.context_length:
+            raise OptionError(
+                f"A mirror of {config.mirror_length} rows does not fit {config.clip_model}.",
+                f"Its text tower has {self.text.context_length} positions.",
+                f"Use mirror_length <= {self.text.context_length}.",
+            )
+        self.mirror = Mirror(config.mirror_length, self.text.embedding_width)
+        self.decoder = Decoder(config, self.tower.probe(config.size_hw), self.text.feature_width)
+
+    def train(self, mode: bool = True) -> DepthNetwork:
+        super().train(mode)
+        for frozen in (self.clip, self.tower, self.text):
+            frozen.eval()
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name: `mirror.*` and `decoder.*`."""
+        return {name: p for name, p in self.named_parameters() if name.startswith(("mirror.", "decoder."))}
+
+    def text_feature(self) -> Tensor:
+        """The mirror's text feature, shape `[feature]`: a constant once training is over."""
+        return self.text(self.mirror())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """
+        Args:
+            images: normalised RGB, float32, shape `[B, 3, H, W]` at the configured size.
+
+        Returns:
+            Depth in metres, float32, shape `[B, H, W]`.
+        """
+        size_hw = (images.shape[2], images.shape[3])
+        return self.decoder(self.tower(images), self.text_feature(), size_hw)
+
+
+def create_network(config: ModelConfig, clip_weights: Path | None = None, seed: int = 0) -> DepthNetwork:
+    """A network with CLIP's weights and a freshly initialised mirror and decoder."""
+    clip = create_clip(config, clip_weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DepthNetwork(config, clip)
+
+
+def check_size(config: ModelConfig, size_hw: SizeHW) -> None:
+    """Refuse a network size that the tower cannot be cut into.
+
+    Raises:
+        OptionError: a side is no positive multiple of the patch.
+    """
+    multiple = config.size_multiple
+    if all(side > 0 and side % multiple == 0 for side in size_hw):
+        return
+    near = tuple(max(multiple, round(side / multiple) * multiple) for side in size_hw)
+    raise OptionError(
+        f"{config.preset} cannot run at {size_hw[0]}x{size_hw[1]} pixels.",
+        f"Height and width must be multiples of {multiple} (its patch or deepest stride).",
+        f"--size {near[0]}x{near[1]}",
+    )

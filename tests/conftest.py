@@ -1,0 +1,104 @@
+"""Small models with random weights, and pictures, so that nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pytest
+
+from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PRESETS, ModelConfig
+from mirrordepth_edge.preprocess import Frame
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.core.network import DepthNetwork
+
+TINY_CLIP = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "head_width": 16, "patch_size": 16},
+    # All of CLIP's vocabulary, so that open_clip's own tokeniser fits.
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A ViT CLIP of four narrow blocks, run at another size and aspect than its own."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    folder = tmp_path_factory.mktemp("clip_configs")
+    (folder / "mirrordepth-test-tiny.json").write_text(json.dumps(TINY_CLIP), encoding="utf-8")
+    open_clip.add_model_config(folder)
+    return ModelConfig(
+        preset="tiny",
+        clip_model="mirrordepth-test-tiny",
+        pretrained="random-0",
+        taps=(0, 1, 2),
+        size_hw=(64, 96),
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        stride=16,
+        size_multiple=16,
+        mirror_length=16,
+        width=32,
+        heads=4,
+        feedforward=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_map_config() -> ModelConfig:
+    """`nano` with random towers, at a small size: taps that are maps."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("open_clip", reason="open_clip is not installed")
+    return replace(PRESETS["nano"], preset="tiny-map", pretrained="random-0", size_hw=(64, 96))
+
+
+@pytest.fixture(scope="session")
+def tiny_network(tiny_vit_config: ModelConfig) -> DepthNetwork:
+    """Shared by all tests, which leave it as it is; what changes one makes its own."""
+    from mirrordepth_edge.core.network import create_network
+
+    return create_network(tiny_vit_config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_map_network(tiny_map_config: ModelConfig) -> DepthNetwork:
+    """Shared by all tests, which leave it as it is; what changes one makes its own."""
+    from mirrordepth_edge.core.network import create_network
+
+    return create_network(tiny_map_config).eval()
+
+
+@pytest.fixture(scope="session", params=["vit", "map"])
+def network(request: pytest.FixtureRequest) -> DepthNetwork:
+    """Each kind of tower in turn."""
+    name = {"vit": "tiny_network", "map": "tiny_map_network"}[request.param]
+    return request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_network`, saved. Tests that damage it copy it first."""
+    from mirrordepth_edge.core.checkpoint import save_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_checkpoint(tiny_network, path, training={"epochs": 3, "abs_rel": 0.25})
+    return path
+
+
+@pytest.fixture(scope="session")
+def frames() -> list[Frame]:
+    """Three smooth pictures, uint8 RGB, of sizes that nothing divides."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for height, width in ((97, 131), (120, 75), (61, 203)):
+        coarse = rng.uniform(0, 255, (5, 7, 3)).astype(np.float32)
+        smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        pictures.append(smooth.clip(0, 255).astype(np.uint8))
+    return pictures

@@ -1,0 +1,229 @@
+"""The network: its size, its arithmetic in float64, what learns, and what must not move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("open_clip", reason="open_clip is not installed")
+
+import torch
+from torch import Tensor, nn
+
+from mirrordepth_edge.config import PRESETS, ModelConfig, SizeHW
+from mirrordepth_edge.core.network import DepthNetwork, check_size, create_network
+from mirrordepth_edge.errors import OptionError
+
+Array = NDArray[np.float64]
+
+
+def random_images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.slow
+def test_parameter_counts_of_the_paper(vitb16: DepthNetwork) -> None:
+    assert sum(p.numel() for p in vitb16.trainable().values()) == 1_159_777
+    assert (count(vitb16.decoder), count(vitb16.mirror)) == (1_127_009, 32_768)
+    assert vitb16.mirror.embeddings.shape == (64, 512)
+    visual = count(vitb16.clip.visual)
+    # At 352x352 the position embedding has 22x22 + 1 rows instead of the published 14x14 + 1.
+    visual -= (22 * 22 - 14 * 14) * 768
+    assert visual == 86_192_640
+    logit_scale = 1
+    text = sum(p.numel() for name, p in vitb16.clip.named_parameters() if not name.startswith("visual."))
+    assert text - logit_scale == 63_428_096
+    assert visual + text == 149_620_737
+
+
+class Float64Decoder:
+    """The decoder written a second time, in NumPy and float64, from its description alone."""
+
+    def __init__(self, network: DepthNetwork) -> None:
+        self.config = network.config
+        self.w = {name: p.detach().double().numpy() for name, p in network.decoder.named_parameters()}
+
+    def __call__(self, taps: list[Array], prefix: int, text_feature: Array) -> Array:
+        x = self.linear("film.gamma", text_feature) * self.reduce(0, taps[0])
+        x = self.block(0, x + self.linear("film.beta", text_feature))
+        for index in (1, 2):
+            x = self.block(index, x + self.reduce(index, taps[index]))
+        height, width = (side // self.config.stride for side in self.config.size_hw)
+        grid = x[:, prefix:].reshape(len(x), height, width, -1).transpose(0, 3, 1, 2)
+        return self.head(grid)
+
+    def linear(self, name: str, x: Array) -> Array:
+        return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
+
+    def reduce(self, index: int, tap: Array) -> Array:
+        if tap.ndim == 3:
+            return self.linear(f"reduces.{index}", tap)
+        kernel, bias = self.w[f"reduces.{index}.conv.weight"], self.w[f"reduces.{index}.conv.bias"]
+        k = kernel.shape[-1]
+        b, c, h, w = tap.shape
+        cells = tap.reshape(b, c, h // k, k, w // k, k)
+        reduced = np.einsum("bchiwj,ocij->bohw", cells, kernel) + bias[:, None, None]
+        grid = [side // self.config.stride for side in self.config.size_hw]
+        rows, columns = bilinear(reduced.shape[2], grid[0]), bilinear(reduced.shape[3], grid[1])
+        return np.einsum("yh,bohw,xw->byxo", rows, reduced, columns).reshape(b, grid[0] * grid[1], -1)
+
+    def block(self, index: int, x: Array) -> Array:
+        name = f"blocks.{index}"
+        x = self.norm(f"{name}.norm1", x + self.attention(f"{name}.self_attn", x))
+        hidden = np.maximum(self.linear(f"{name}.linear1", x), 0)
+        return self.norm(f"{name}.norm2", x + self.linear(f"{name}.linear2", hidden))
+
+    def attention(self, name: str, x: Array) -> Array:
+        weight, bias = self.w[f"{name}.in_proj_weight"], self.w[f"{name}.in_proj_bias"]
+        b, n, d = x.shape
+        qkv = (x @ weight.T + bias).reshape(b, n, 3, self.config.heads, d // self.config.heads)
+        q, k, v = np.moveaxis(qkv, 2, 0)
+        scores = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(d // self.config.heads))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        return self.linear(f"{name}.out_proj", np.einsum("bhqk,bkhd->bqhd", scores, v).reshape(b, n, d))
+
+    def norm(self, name: str, x: Array) -> Array:
+        x = x - x.mean(axis=-1, keepdims=True)
+        x /= np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
+        return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def head(self, x: Array) -> Array:
+        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        x = np.einsum("bchwij,ocij->bohw", windows, self.w["head.0.weight"])
+        x = np.maximum(x + self.w["head.0.bias"][:, None, None], 0)
+        x = np.maximum(self.upsample("head.2", x), 0)
+        return np.logaddexp(self.upsample("head.4", x), 0)[:, 0]
+
+    def upsample(self, name: str, x: Array) -> Array:
+        """A transposed convolution whose kernel is its stride paints one tile for each cell."""
+        kernel = self.w[f"{name}.weight"]
+        b, _, h, w = x.shape
+        k = kernel.shape[-1]
+        tiles = np.einsum("bchw,coij->bohiwj", x, kernel).reshape(b, -1, h * k, w * k)
+        return tiles + self.w[f"{name}.bias"][:, None, None]
+
+
+def bilinear(source: int, target: int) -> Array:
+    """Matrix `[target, source]` of linear interpolation between pixel centres, flat beyond the edge."""
+    at = ((np.arange(target) + 0.5) * source / target - 0.5).clip(0, source - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(source)))
+
+
+@pytest.mark.parametrize("tower", ["vit", "map"])
+def test_decoder_equals_its_float64_recomputation(
+    tower: str, tiny_vit_config: ModelConfig, tiny_map_config: ModelConfig
+) -> None:
+    network = create_network({"vit": tiny_vit_config, "map": tiny_map_config}[tower]).eval()
+    with torch.no_grad():
+        for parameter in network.decoder.head.parameters():
+            parameter.mul_(3)  # so that depth varies over the picture
+        images = random_images(2)
+        depth = network(images).numpy()
+        taps = network.tower(images)
+        text_feature = network.text_feature().double().numpy()
+    expected = Float64Decoder(network)([t.double().numpy() for t in taps.features], taps.prefix, text_feature)
+    assert depth.shape == expected.shape == (2, 64, 96)
+    assert expected.std() > 0.05 * expected.mean()
+    np.testing.assert_allclose(depth, expected, rtol=1e-5)
+
+
+def test_gradients_reach_mirror_and_decoder_and_nothing_else(network: DepthNetwork) -> None:
+    network.zero_grad()
+    network(random_images(1)).square().mean().backward()
+    reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    network.zero_grad()
+    assert reached == set(network.trainable())
+    assert {name.split(".")[0] for name in reached} == {"mirror", "decoder"}
+    assert reached == {name for name, p in network.named_parameters() if p.requires_grad}
+
+
+def test_every_mirror_row_gets_a_gradient(tiny_network: DepthNetwork) -> None:
+    tiny_network.zero_grad()
+    tiny_network(random_images(1)).mean().backward()
+    gradient = tiny_network.mirror.embeddings.grad
+    tiny_network.zero_grad()
+    assert (gradient.abs().amax(dim=1) > 0).all(), "the last position must see all rows before it"
+
+
+def test_training_mode_leaves_the_towers_alone(tiny_map_config: ModelConfig) -> None:
+    network = create_network(tiny_map_config)
+    before = {name: tensor.clone() for name, tensor in network.clip.state_dict().items()}
+    with torch.no_grad():
+        in_eval = network.eval()(random_images(2))
+        in_training = network.train()(random_images(2))
+    assert network.training
+    assert network.decoder.training
+    assert not any(m.training for part in (network.clip, network.tower, network.text) for m in part.modules())
+    assert any("running_mean" in name for name in before), "a tower without batch norm proves nothing"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.clip.state_dict().items())
+    torch.testing.assert_close(in_training, in_eval)
+
+
+def test_pictures_of_a_batch_do_not_influence_each_other(network: DepthNetwork) -> None:
+    images = random_images(3)
+    with torch.no_grad():
+        together = network(images)
+        torch.testing.assert_close(together, torch.cat([network(image[None]) for image in images]), rtol=1e-5, atol=0)
+        changed = images.clone()
+        changed[1] = random_images(1, seed=9)[0] * 5
+        after = network(changed)
+    torch.testing.assert_close(after[[0, 2]], together[[0, 2]], rtol=1e-6, atol=0)
+    assert (after[1] - together[1]).abs().max() > 1e-4
+
+
+def test_a_picture_shows_in_its_depth_where_it_changed(network: DepthNetwork) -> None:
+    images = random_images(1)
+    brighter = images.clone()
+    brighter[..., :32, :32] += 3
+    with torch.no_grad():
+        change = (network(brighter) - network(images)).abs()[0]
+    rows = change.mean(dim=1)
+    assert rows[:32].mean() > rows[32:].mean(), "the grid is laid out in rows, top first"
+    columns = change.mean(dim=0)
+    assert columns[:32].mean() > columns[64:].mean()
+
+
+def test_initial_weights_follow_the_seed(tiny_vit_config: ModelConfig) -> None:
+    first, again, other = (create_network(tiny_vit_config, seed=seed).trainable() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["mirror.embeddings"], other["mirror.embeddings"])
+    assert 0.018 < first["mirror.embeddings"].std() < 0.022, "N(0, 0.02^2)"
+
+
+@pytest.mark.parametrize(
+    ("preset", "size_hw", "near"),
+    [
+        ("vitb16", (350, 352), "352x352"),
+        ("vitb16", (480, 650), "480x656"),
+        ("nano", (240, 320), "256x320"),
+        ("nano", (7, 7), "32x32"),
+        ("nano", (0, 320), "32x320"),
+        ("nano", (-32, 320), "32x320"),
+    ],
+)
+def test_a_size_that_does_not_fit_names_one_near(preset: str, size_hw: SizeHW, near: str) -> None:
+    with pytest.raises(OptionError, match=f"{size_hw[0]}x{size_hw[1]}") as caught:
+        check_size(PRESETS[preset], size_hw)
+    assert caught.value.cure == f"--size {near}"
+    check_size(PRESETS[preset], tuple(map(int, near.split("x"))))
+
+
+def test_network_refuses_a_size_that_does_not_fit(tiny_vit_config: ModelConfig) -> None:
+    with pytest.raises(OptionError, match="64x100"):
+        create_network(replace(tiny_vit_config, size_hw=(64, 100)))
+
+
+def test_mirror_may_be_as_long_as_the_context_and_no_longer(tiny_vit_config: ModelConfig) -> None:
+    assert create_network(replace(tiny_vit_config, mirror_length=77)).text_feature().shape == (48,)
+    with pytest.raises(OptionError, match="78 rows") as caught:
+        create_network(replace(tiny_vit_config, mirror_length=78))
+    assert "77" in caught.value.cure
