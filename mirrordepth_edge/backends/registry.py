@@ -1,0 +1,75 @@
+"""Which backend opens which artefact."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mirrordepth_edge.backends.base import Probe, Session
+from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.manifest import Manifest, read_manifest
+
+MODULES = {
+    "torch": "pytorch",
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+CHECKPOINT_SUFFIX = ".safetensors"
+ONNX_SUFFIX = ".onnx"
+PLAN_SUFFIXES = (".plan", ".engine")
+
+
+def backend(name: str) -> Any:
+    """The backend module of that name.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name not in MODULES:
+        raise OptionError(
+            f"There is no backend named {name!r}.", f"The backends are {', '.join(MODULES)}.", "--backend onnxruntime"
+        )
+    return import_module(f"mirrordepth_edge.backends.{MODULES[name]}")
+
+
+def probe_all() -> dict[str, Probe]:
+    """What each backend says of this machine."""
+    return {name: backend(name).probe() for name in MODULES}
+
+
+def backend_for(path: Path, manifest: Manifest | None) -> str:
+    """The one backend that runs this artefact.
+
+    Raises:
+        InputError: the file is of no kind that is known here.
+    """
+    if path.suffix == CHECKPOINT_SUFFIX:
+        return "torch"
+    if path.suffix == ONNX_SUFFIX:
+        return "onnxruntime"
+    if path.suffix in PLAN_SUFFIXES and manifest is not None and manifest.engine is not None:
+        return manifest.engine.flavour
+    raise InputError(
+        f"{path} is no model that can be run.",
+        "A model is a checkpoint (.safetensors), an ONNX file (.onnx) or an engine (.plan, .engine).",
+        "Make one with mde export.",
+    )
+
+
+def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Session, Manifest | None]:
+    """Open an artefact with the backend it is for, after checking it against its manifest.
+
+    Returns:
+        The session, and the manifest (None for a checkpoint, which describes itself).
+    """
+    manifest: Manifest | None = None
+    if path.suffix in (ONNX_SUFFIX, *PLAN_SUFFIXES):
+        manifest = read_manifest(path)
+    else:
+        existing_file(path, "model")
+    session: Session = backend(backend_for(path, manifest)).open(path, manifest, options or SessionOptions())
+    return session, manifest

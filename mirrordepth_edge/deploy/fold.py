@@ -1,0 +1,195 @@
+"""The network as it is exported: everything constant folded, nothing left that does not run.
+
+An export-only module, so that the training model stays free of export concerns. What changes:
+
+* the text side is gone: FiLM's gamma and beta are constants, folded into the deepest reduce layer;
+* a ViT's pixel scaling and normalisation are folded into its patch convolution, which is exact
+  because that convolution pads nothing; other towers keep them as one multiply and one add;
+* attention is matmul, softmax, matmul with the scale folded into the query projection, the form
+  that TensorRT fuses and that its versions agree on;
+* towers stop at the last tap.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mirrordepth_edge.config import InputKind, PreprocessConfig
+from mirrordepth_edge.core.clip import Taps
+from mirrordepth_edge.core.decoder import FiLM, MapReduce
+from mirrordepth_edge.core.network import DepthNetwork
+
+PIXEL_MAX = 255.0
+
+
+class ExplicitAttention(nn.Module):
+    """Self-attention of an `nn.MultiheadAttention`, spelled out, with pre-scaled queries.
+
+    It takes that module's place: called the same way, it returns `(output, None)`.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if not attention.batch_first or attention.in_proj_weight is None or attention.bias_k is not None:
+            raise ValueError("only batch-first self-attention with one input projection is known")
+        self.heads = attention.num_heads
+        self.head_width = attention.head_dim
+        width = attention.embed_dim
+        scale = torch.ones(3 * width)
+        scale[:width] = 1.0 / math.sqrt(self.head_width)
+        self.qkv = nn.Linear(width, 3 * width)
+        with torch.no_grad():
+            self.qkv.weight.copy_(attention.in_proj_weight * scale[:, None])
+            self.qkv.bias.copy_(attention.in_proj_bias * scale)
+        self.out = attention.out_proj
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        batch, tokens, width = query.shape
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, self.head_width).transpose(1, 2)
+            for part in self.qkv(query).chunk(3, dim=-1)
+        )
+        weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width)), None
+
+
+class FoldedBlock(nn.Module):
+    """A post-norm `nn.TransformerEncoderLayer` with explicit attention; dropout is gone."""
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.attention = ExplicitAttention(layer.self_attn)
+        self.norm1, self.norm2 = layer.norm1, layer.norm2
+        self.linear1, self.linear2 = layer.linear1, layer.linear2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x)[0])
+        return cast(Tensor, self.norm2(x + self.linear2(torch.relu(self.linear1(x)))))
+
+
+class FoldedTower(nn.Module):
+    """The image tower up to its last tap, deepest tap first, with explicit attention."""
+
+    visual: Any
+
+    def __init__(self, network: DepthNetwork) -> None:
+        super().__init__()
+        self.taps = network.tower.taps
+        self.has_tokens = network.tower.has_tokens
+        self.visual = copy.deepcopy(network.tower.visual)
+        for module in self.visual.modules():
+            for name, child in module.named_children():
+                if isinstance(child, nn.MultiheadAttention):
+                    setattr(module, name, ExplicitAttention(child))
+            if hasattr(module, "fused_attn"):  # timm: the flag chooses its own explicit form
+                module.fused_attn = False
+
+    def forward(self, images: Tensor) -> Taps:
+        options = {"indices": list(self.taps), "stop_early": True}
+        if self.has_tokens:
+            # One step inside `VisionTransformer.forward_intermediates`, which would cut the class
+            # token off every tap only for it to be put back.
+            tokens = self.visual._embeds(images)
+            _, features = self.visual.transformer.forward_intermediates(tokens, **options)
+            return Taps(features[::-1], prefix=1)
+        out = self.visual.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW", **options)
+        return Taps(out["image_intermediates"][::-1], prefix=0)
+
+
+def fold_film(reduce: Any, film: FiLM, text_feature: Tensor) -> Any:
+    """`gamma * (W x + b) + beta` as one layer: weight `gamma * W`, bias `gamma * b + beta`.
+
+    Exact for a resized map too: bilinear weights sum to one, so a per-channel scale and shift may
+    be applied before the resize.
+
+    Args:
+        reduce: the deepest tap's `TokenReduce` or `MapReduce`; it is not changed.
+        film: the modulation.
+        text_feature: shape `[feature]`.
+    """
+    folded = copy.deepcopy(reduce)
+    layer: Any = folded.conv if isinstance(folded, MapReduce) else folded
+    with torch.no_grad():
+        gamma, beta = film.constants(text_feature)
+        layer.weight.mul_(gamma.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+        layer.bias.mul_(gamma).add_(beta)
+    return folded
+
+
+def fold_normalisation(conv: Any, preprocess: PreprocessConfig) -> nn.Conv2d:
+    """The convolution that takes pixels 0..255 where `conv` takes normalised images.
+
+    `W ((x/255 - mean) / std)` is `(W / (255 std)) x - sum(W mean / std)`; exact because nothing is
+    padded.
+    """
+    if any(conv.padding):
+        raise ValueError("padding is zero after normalisation, not before: folding would be wrong")
+    mean = torch.tensor(preprocess.mean, dtype=torch.float64)[None, :, None, None]
+    std = torch.tensor(preprocess.std, dtype=torch.float64)[None, :, None, None]
+    weight = conv.weight.detach().double()
+    bias = torch.zeros(conv.out_channels, dtype=torch.float64) if conv.bias is None else conv.bias.double()
+    folded: Any = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=True)
+    with torch.no_grad():
+        folded.weight.copy_(weight / (PIXEL_MAX * std))
+        folded.bias.copy_(bias - (weight * mean / std).sum(dim=(1, 2, 3)))
+    return cast(nn.Conv2d, folded)
+
+
+class FoldedNetwork(nn.Module):
+    """A `DepthNetwork` as it is exported.
+
+    Args:
+        network: the trained network, in eval mode; it is not changed.
+        io: `uint8` takes RGB `[1, H, W, 3]` in 0..255; `float` takes normalised `[1, 3, H, W]`.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, network: DepthNetwork, io: InputKind = "uint8") -> None:
+        super().__init__()
+        preprocess = network.config.preprocess
+        self.io = io
+        self.size_hw = network.config.size_hw
+        self.tower = FoldedTower(network)
+        self.scales_pixels = io == "uint8" and not self.tower.has_tokens
+        if io == "uint8" and self.tower.has_tokens:
+            self.tower.visual.conv1 = fold_normalisation(self.tower.visual.conv1, preprocess)
+        std = torch.tensor(preprocess.std).reshape(1, 3, 1, 1)
+        self.register_buffer("pixel_scale", 1.0 / (PIXEL_MAX * std))
+        self.register_buffer("pixel_shift", -torch.tensor(preprocess.mean).reshape(1, 3, 1, 1) / std)
+
+        self.decoder = copy.deepcopy(network.decoder)
+        with torch.no_grad():
+            text_feature = network.text_feature()
+        self.decoder.reduces[0] = fold_film(self.decoder.reduces[0], self.decoder.film, text_feature)
+        blocks: Any = self.decoder.blocks
+        self.decoder.blocks = nn.ModuleList(FoldedBlock(block) for block in blocks)
+        del self.decoder.film
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Depth in metres, float32 `[1, H, W]`."""
+        if self.io == "uint8":
+            # Cast before transpose: TensorRT refuses to transpose uint8.
+            image = image.to(torch.float32).permute(0, 3, 1, 2)
+        if self.scales_pixels:
+            image = image * self.pixel_scale + self.pixel_shift
+        taps = self.tower(image)
+        deepest, *shallower = (reduce(tap) for reduce, tap in zip(self.decoder.reduces, taps.features, strict=True))
+        x = self.decoder.blocks[0](deepest)
+        for block, reduced in zip(self.decoder.blocks[1:], shallower, strict=True):
+            x = block(x + reduced)
+        return self.decoder.to_depth(x, taps.prefix, self.size_hw)

@@ -1,0 +1,71 @@
+"""FP32 ONNX to strongly typed FP16, by NVIDIA Model Optimizer's AutoCast."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mirrordepth_edge.config import InputKind, PreprocessConfig
+from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
+from mirrordepth_edge.errors import missing_package
+from mirrordepth_edge.preprocess import Frame, Preprocessor
+
+if TYPE_CHECKING:
+    import onnx
+
+FP32_OPERATORS = ("LayerNormalization", "Softplus")
+"""Operators that overflow or lose metric depth in FP16, whatever the layer."""
+ACTIVATION_LIMIT = 32768.0
+"""Half of FP16's range: nodes whose values on the reference frames exceed it stay FP32."""
+
+
+def to_fp16(
+    onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind
+) -> onnx.ModelProto:
+    """Convert all but LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
+
+    Args:
+        onnx_path: the FP32 model.
+        frames: real pictures, whose activations decide what would overflow.
+
+    Raises:
+        MissingError: Model Optimizer is not installed.
+    """
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # AutoCast logs every tensor it looks at
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _autocast(onnx_path, frames, Preprocessor(preprocess, io))
+    finally:
+        logging.disable(previous)
+
+
+def _autocast(onnx_path: Path, frames: Sequence[Frame], preprocess: Preprocessor) -> onnx.ModelProto:
+    try:
+        from modelopt.onnx.autocast import convert_to_mixed_precision
+    except ImportError as error:
+        raise missing_package("NVIDIA Model Optimizer", "FP16 export", "export") from error
+
+    with tempfile.TemporaryDirectory() as folder:
+        for index, frame in enumerate(frames):  # AutoCast takes a folder with one batch a file
+            arrays: dict[str, Any] = {INPUT_NAME: preprocess(frame)}
+            np.savez(Path(folder) / f"{index}.npz", **arrays)
+        model: onnx.ModelProto = convert_to_mixed_precision(
+            str(onnx_path),
+            low_precision_type="fp16",
+            nodes_to_exclude=[f"^{re.escape(HEAD_PREFIX)}.*"],
+            op_types_to_exclude=list(FP32_OPERATORS),
+            data_max=ACTIVATION_LIMIT,
+            keep_io_types=True,
+            calibration_data=folder,
+            providers=["cpu"],
+        )
+    return model

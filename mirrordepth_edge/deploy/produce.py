@@ -1,0 +1,92 @@
+"""One checkpoint to one ONNX file with its manifest: fold, convert, prove, write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirrordepth_edge import __version__
+from mirrordepth_edge.config import ExportConfig
+from mirrordepth_edge.deploy.export import export_onnx, input_spec, output_spec
+from mirrordepth_edge.deploy.fp16 import to_fp16
+from mirrordepth_edge.deploy.parity import check_parity, measure_parity
+from mirrordepth_edge.files import sha256_of
+from mirrordepth_edge.manifest import Manifest, write_artefact
+from mirrordepth_edge.preprocess import Frame
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.core.network import DepthNetwork
+
+TOOLS = ("torch", "open_clip_torch", "timm", "onnx", "onnxscript", "nvidia-modelopt")
+
+
+def produce_onnx(
+    network: DepthNetwork,
+    config: ExportConfig,
+    output: Path,
+    frames: Sequence[Frame],
+    *,
+    checkpoint_sha256: str,
+    trained: bool,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Manifest:
+    """Export `network` to `output`, if and only if its depth is the network's.
+
+    Args:
+        network: in eval mode, at the size to export.
+        frames: real pictures, for AutoCast and for parity.
+        checkpoint_sha256: of the file that `network` came from.
+        trained: False for random weights.
+        on_stage: told what is being done.
+
+    Raises:
+        GateError: parity does not hold; nothing is written.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / "fp32.onnx"
+        on_stage("folding and tracing")
+        onnx.save(export_onnx(network, config), candidate)
+        on_stage("comparing with PyTorch")
+        parity = measure_parity(candidate, network, frames, "fp32", config.io)
+        check_parity(parity, "fp32")
+        if config.precision == "fp16":
+            on_stage("converting to FP16")
+            model = to_fp16(candidate, frames, network.config.preprocess, config.io)
+            candidate = Path(folder) / "fp16.onnx"
+            onnx.save(model, candidate)
+            on_stage("comparing FP16 with PyTorch")
+            parity = measure_parity(candidate, network, frames, "fp16", config.io)
+            check_parity(parity, "fp16")
+        manifest = Manifest(
+            kind="onnx",
+            artefact_sha256=sha256_of(candidate),
+            parent_sha256=checkpoint_sha256,
+            checkpoint_sha256=checkpoint_sha256,
+            clip_sha256=network.clip_sha256,
+            trained=trained,
+            model=network.config,
+            preprocess=network.config.preprocess,
+            inputs=(input_spec(network.config, config.io),),
+            outputs=(output_spec(network.config),),
+            precision=config.precision,
+            opset=config.opset,
+            parity=parity,
+            tools={"mirrordepth-edge": __version__} | _versions(),
+        )
+        write_artefact(output, candidate.read_bytes(), manifest)
+    return manifest
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,151 @@
+"""Every backend, on every artefact it opens, keeps the contract of `backends.base`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.backends.base import Available, Missing, Session
+from mirrordepth_edge.backends.registry import MODULES, backend, open_session
+from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
+
+CPU = SessionOptions(device="cpu", threads=2)
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One file a backend; plans only where a GPU can run them."""
+    found = {"torch": NANO_CHECKPOINT, "onnxruntime": NANO_ONNX["fp32"]}
+    for name, target in (("tensorrt", "here"), ("tensorrt-rtx", None)):
+        if isinstance(backend(name).probe(), Available):
+            from mirrordepth_edge.deploy.build import build_engine, plan_build
+
+            plan = tmp_path_factory.mktemp("plans") / f"{name}.plan"
+            build_engine(NANO_ONNX["fp16"], plan, plan_build(target))
+            found[name] = plan
+    return found
+
+
+ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.gpu) if name in ON_GPU_ONLY else name for name in MODULES]
+)
+def session(request: pytest.FixtureRequest, artefacts: dict[str, Path]) -> Any:
+    probe = backend(request.param).probe()
+    if isinstance(probe, Missing):
+        pytest.skip(f"{request.param}: {probe.reason}")
+    options = SessionOptions() if request.param.startswith("tensorrt") else CPU
+    opened, _ = open_session(artefacts[request.param], options)
+    with opened:
+        yield opened
+
+
+def feeds_of(session: Session, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {spec.name: rng.integers(0, 256, spec.shape).astype(spec.dtype) for spec in session.inputs}
+
+
+def test_names_and_specs(session: Session) -> None:
+    assert session.backend in MODULES
+    assert session.device
+    assert session.precision in ("fp32", "fp16")
+    (image,), (depth,) = session.inputs, session.outputs
+    assert (image.name, image.dtype, image.layout) == ("image", "uint8", "NHWC")
+    assert (depth.name, depth.dtype, depth.unit) == ("depth", "float32", "metres")
+
+
+def test_depth_is_finite_positive_and_repeatable(session: Session) -> None:
+    feeds = feeds_of(session)
+    first = session.infer(feeds)["depth"].copy()
+    assert first.shape == session.outputs[0].shape
+    assert first.dtype == np.float32
+    assert np.isfinite(first).all()
+    assert (first > 0).all()
+    np.testing.assert_array_equal(session.infer(feeds)["depth"], first)
+
+
+def test_new_pixels_in_the_same_buffer_give_new_depth(session: Session) -> None:
+    feeds = feeds_of(session)
+    first = session.infer(feeds)["depth"].copy()
+    feeds["image"][:] = 255 - feeds["image"]
+    assert not np.array_equal(session.infer(feeds)["depth"], first)
+
+
+def test_another_buffer_is_read(session: Session) -> None:
+    first = session.infer(feeds_of(session, 0))["depth"].copy()
+    second = session.infer(feeds_of(session, 1))["depth"].copy()
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(session.infer(feeds_of(session, 0))["depth"], first)
+
+
+def test_outputs_are_allocated_once(session: Session) -> None:
+    feeds = feeds_of(session)
+    assert session.infer(feeds)["depth"] is session.infer(feeds)["depth"]
+
+
+def test_wrong_feeds_are_refused(session: Session) -> None:
+    good = feeds_of(session)["image"]
+    bad: list[dict[str, Any]] = [
+        {},
+        {"picture": good},
+        {"image": good, "more": good},
+        {"image": good.astype(np.float32)},
+        {"image": good[:, :-32]},
+        {"image": good[..., ::-1]},
+    ]
+    for feeds in bad:
+        with pytest.raises(InputError, match="do not fit"):
+            session.infer(feeds)
+
+
+def test_closing_twice_is_fine(session: Session) -> None:
+    session.close()
+    session.close()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_probe_gives_a_version_or_a_cure(name: str) -> None:
+    probe = backend(name).probe()
+    if isinstance(probe, Available):
+        assert probe.version
+        assert probe.devices
+    else:
+        assert probe.reason
+        assert probe.cure
+
+
+def test_backends_agree_on_depth(artefacts: dict[str, Path]) -> None:
+    depths = {}
+    for name, path in artefacts.items():
+        if isinstance(backend(name).probe(), Missing):
+            continue
+        with open_session(path, SessionOptions() if name.startswith("tensorrt") else CPU)[0] as session:
+            depths[name] = session.infer(feeds_of(session))["depth"].copy()
+    if len(depths) < 2:
+        pytest.skip("one backend alone has nothing to agree with")
+    reference = depths.get("onnxruntime")
+    assert reference is not None
+    for name, depth in depths.items():
+        relative = np.abs(depth - reference) / reference
+        assert relative.mean() < 2e-3, name
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(OptionError, match="no backend"):
+        backend("openvino")
+
+
+def test_a_device_asked_for_by_name_is_not_replaced() -> None:
+    from mirrordepth_edge.device import nvidia_gpus
+
+    if nvidia_gpus():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MissingError, match="cannot use a GPU"):
+        open_session(NANO_ONNX["fp32"], SessionOptions(device="cuda"))
