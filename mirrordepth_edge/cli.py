@@ -1,0 +1,116 @@
+"""The `mde` command: one verb a module, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirrordepth_edge import __version__
+from mirrordepth_edge.commands.bench import bench
+from mirrordepth_edge.commands.build import build
+from mirrordepth_edge.commands.demo import demo
+from mirrordepth_edge.commands.doctor import doctor
+from mirrordepth_edge.commands.export import export
+from mirrordepth_edge.commands.inspect import inspect
+from mirrordepth_edge.commands.live import live
+from mirrordepth_edge.commands.run import run
+from mirrordepth_edge.commands.train import train
+from mirrordepth_edge.errors import MdeError
+
+# typer 0.26 and later carry their own copy of click; before, it is click itself. Either way the
+# base of every usage error is an ancestor of typer's.
+ClickError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mde",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Live metric depth from one camera, on the edge, from a frozen CLIP and a learned mirror prompt.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mirrordepth-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+for verb in (demo, export, build, bench, run, live, inspect, doctor, train):
+    app.command()(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `mde` and exit: 0 ok, 1 expected failure, 2 usage, 3 a gate failed, 4 hardware or a
+    package is missing, 70 a bug, 130 Ctrl-C."""
+    sys.exit(run_app(arguments))
+
+
+def run_app(arguments: Sequence[str] | None = None) -> int:
+    """Run `mde` and return its exit code; everything a user should see is printed."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="mde", standalone_mode=False)
+    except ClickError as error:
+        error.show()  # type: ignore[attr-defined]
+        return EXIT_USAGE
+    except MdeError as error:
+        _show(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`mde … | head`): no error, but nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # anything else is our bug
+        return _report_bug()
+    return result if isinstance(result, int) else 0
+
+
+def _show(error: MdeError) -> None:
+    from rich.text import Text
+
+    from mirrordepth_edge.commands.terminal import errors
+
+    errors.print(Text("error: ", style="bold red") + Text(error.what))
+    errors.print(Text("  why:  ", style="bold") + Text(error.why.replace("\n", "\n        ")))
+    errors.print(Text("  next: ", style="bold") + Text(error.cure))
+
+
+def _report_bug() -> int:
+    import platformdirs
+
+    log = Path(platformdirs.user_log_dir("mirrordepth-edge")) / "bug.log"
+    details = f"mirrordepth-edge {__version__}, Python {sys.version}\n{sys.argv}\n{traceback.format_exc()}"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(details, encoding="utf-8")
+    except OSError:
+        typer.echo(details, err=True)
+    typer.echo(f"error: this is a bug in mirrordepth-edge. Please report it with {log}", err=True)
+    return EXIT_BUG
+
+
+if __name__ == "__main__":
+    main()

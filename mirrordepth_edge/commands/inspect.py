@@ -1,0 +1,94 @@
+"""`mde inspect`: what a file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.manifest import CheckpointInfo, Manifest
+
+Rows = list[tuple[str, str]]
+
+
+def inspect(model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or .plan file, or nano.")]) -> None:
+    """Show what a model file is.
+
+    Origin, inputs and outputs, parity, size and cost of a checkpoint, an ONNX file or an engine.
+    """
+    from rich.table import Table
+
+    from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
+    from mirrordepth_edge.commands.terminal import console
+    from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest
+    from mirrordepth_edge.runtime import model_path
+
+    rows: Rows
+    file = model_path(model)
+    if file.suffix == CHECKPOINT_SUFFIX:
+        rows = _checkpoint_rows(read_checkpoint_info(file))
+    else:
+        rows = _manifest_rows(read_manifest(file))
+        if file.suffix == ONNX_SUFFIX:
+            rows += _graph_rows(file)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in [("file", str(file)), ("size", f"{file.stat().st_size / 1e6:.2f} MB"), *rows]:
+        table.add_row(f"[bold]{key}[/bold]", value)
+    console.print(table)
+
+
+def _checkpoint_rows(info: CheckpointInfo) -> Rows:
+    model = info.model
+    training = info.training or {}
+    return [
+        ("kind", "checkpoint: mirror and decoder"),
+        ("model", f"{model.preset}: {model.clip_model}, taps {', '.join(map(str, model.taps))}"),
+        ("CLIP weights", f"{model.pretrained}, sha256 {info.clip_sha256}"),
+        ("mirror, decoder", f"sha256 {info.weights_sha256}"),
+        ("input", f"{model.size_hw[1]}x{model.size_hw[0]} pixels"),
+        ("depth limits", f"{model.depth_limits_m[0]:g} to {model.depth_limits_m[1]:g} metres"),
+        ("trained on", f"{training['pictures']} pictures" if "pictures" in training else "not recorded"),
+    ]
+
+
+def _manifest_rows(manifest: Manifest) -> Rows:
+    parity, engine = manifest.parity, manifest.engine
+    kind = "ONNX" if engine is None else f"engine, {engine.flavour} {engine.version}"
+    rows = [
+        ("kind", kind if manifest.trained else f"{kind}; random weights, for measuring speed only"),
+        ("model", f"{manifest.model.preset}: {manifest.model.clip_model}"),
+        ("precision", f"{manifest.precision.upper()}, opset {manifest.opset}"),
+    ]
+    if engine is not None:
+        capabilities = ", ".join(engine.compute_capabilities) or "the GPU it was built on"
+        rows.append(("runs on", f"compute capability {capabilities}"))
+    for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
+        rows += [
+            (label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors
+        ]
+    rows += [
+        (
+            "parity",
+            f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative to PyTorch, "
+            f"{parity.frames} frames, {parity.runner}",
+        ),
+        ("made from", f"sha256 {manifest.parent_sha256}"),
+        ("checkpoint", f"sha256 {manifest.checkpoint_sha256}"),
+        ("CLIP weights", f"sha256 {manifest.clip_sha256}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+    ]
+    return rows
+
+
+def _graph_rows(file: Path) -> Rows:
+    import onnx
+
+    from mirrordepth_edge.deploy.cost import graph_cost
+
+    cost = graph_cost(onnx.load(file))
+    return [
+        ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),
+        ("cost", f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a frame"),
+    ]

@@ -1,0 +1,216 @@
+"""`mde live`: what it shows, prints and writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mirrordepth_edge import draw, runtime
+from mirrordepth_edge.backends.base import CheckedSession
+from mirrordepth_edge.commands.live import TITLE, live
+from mirrordepth_edge.config import PRESETS, SessionOptions
+from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.postprocess import colourise
+from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.runtime import DepthPredictor
+
+SIZE_HW = PRESETS["nano"].size_hw
+DEPTH_M = 2.5
+
+
+class FlatSession(CheckedSession):
+    """A network that sees a wall at 2.5 m, until it fails."""
+
+    backend, device, precision = "fake", "cpu", "fp32"
+    inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
+    outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, *SIZE_HW), layout="NHW", range="", unit="metres"),)
+
+    def __init__(self, fail_at: int | None, error: BaseException) -> None:
+        self.fail_at, self.error = fail_at, error
+        self.frames = 0
+        self.closed = False
+
+    def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.check(feeds)
+        if self.frames == self.fail_at:
+            raise self.error
+        self.frames += 1
+        return {"depth": np.full((1, *SIZE_HW), DEPTH_M, np.float32)}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Loader:
+    """Stands in for `runtime.load`, and remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, SessionOptions]] = []
+        self.fail_at: int | None = None
+        self.error: BaseException = KeyboardInterrupt()
+
+    def __call__(self, model: str, options: SessionOptions) -> DepthPredictor:
+        self.calls.append((model, options))
+        self.session = FlatSession(self.fail_at, self.error)
+        return DepthPredictor(self.session, PRESETS["nano"])
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
+    loader = Loader()
+    monkeypatch.setattr(runtime, "load", loader)
+    return loader
+
+
+@pytest.fixture(autouse=True)
+def _without_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+class Screen:
+    """OpenCV's windows, without a display."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shown: list[Frame] = []
+        self.key = -1
+        self.visible = 1.0
+        self.destroyed = False
+        monkeypatch.setenv("DISPLAY", ":977")
+        for name, stand_in in {
+            "namedWindow": lambda *_: None,
+            "resizeWindow": lambda *_: None,
+            "setWindowTitle": lambda *_: None,
+            "imshow": lambda title, picture: self.shown.append(picture.copy()),
+            "waitKey": lambda delay_ms: self.key if len(self.shown) >= 3 else -1,
+            "getWindowProperty": lambda *_: self.visible if len(self.shown) >= 3 else 1.0,
+            "destroyAllWindows": lambda: setattr(self, "destroyed", True),
+        }.items():
+            monkeypatch.setattr(cv2, name, stand_in)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    return Screen(monkeypatch)
+
+
+def test_without_a_window(loader: Loader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    statistics = tmp_path / "new" / "live.json"
+    live(source="synthetic", no_window=True, frames=4, json_file=statistics)
+    out, err = capfd.readouterr()
+    assert out.startswith("4 frames in 0.")
+    assert "latency p50" in out
+    assert len(out.splitlines()) == 1
+    assert "synthetic pattern: nano on cpu (fake, fp32)" in err
+    assert "DISPLAY" not in err
+    assert loader.calls == [("nano", SessionOptions())]
+    assert loader.session.frames == 4
+    assert loader.session.closed
+    written = json.loads(statistics.read_text())
+    assert (written["source"], written["backend"], written["frames"]) == ("synthetic pattern", "fake", 4)
+    assert (written["interrupted"], written["dropped"]) == (False, 0)
+    assert 0 < written["latency_p50_ms"] <= written["latency_p99_ms"]
+    assert [path.name for path in statistics.parent.iterdir()] == ["live.json"]
+
+
+def test_model_and_device_are_passed_on(loader: Loader) -> None:
+    live(source="synthetic", model="big.plan", device="cuda", no_window=True, frames=1)
+    assert loader.calls == [("big.plan", SessionOptions(device="cuda"))]
+
+
+def test_a_missing_display_is_said_once(loader: Loader, capfd: pytest.CaptureFixture[str]) -> None:
+    live(source="synthetic", frames=1)
+    out, err = capfd.readouterr()
+    assert [line for line in err.splitlines() if "without a window" in line] == [
+        "Neither DISPLAY nor WAYLAND_DISPLAY is set: going on without a window."
+    ]
+    assert out.startswith("1 frames")
+
+
+def test_the_window_shows_photo_depth_and_scale(loader: Loader, screen: Screen) -> None:
+    live(source="synthetic", near=1.0, far=5.0, frames=2)
+    sheet = screen.shown[0][..., ::-1]  # windows take BGR
+    gap = 12
+    from mirrordepth_edge.live.sources import SyntheticSource
+
+    bar = draw.scale_bar(480, (1.0, 5.0))
+    assert sheet.shape == (480, 640 + gap + 640 + gap + bar.shape[1], 3)
+    assert np.array_equal(sheet[:, :640], SyntheticSource().read())
+    wall = colourise(np.full((480, 640), DEPTH_M, np.float32), (1.0, 5.0))
+    assert np.array_equal(sheet[:, 640 + gap : 1280 + gap], wall)
+    assert np.array_equal(sheet[:, -bar.shape[1] :], bar)
+    assert screen.destroyed
+
+
+@pytest.mark.parametrize("key", [ord("q"), 27])
+def test_a_key_quits(key: int, loader: Loader, screen: Screen) -> None:
+    screen.key = key
+    live(source="synthetic", frames=30)
+    assert len(screen.shown) == 3
+    assert screen.destroyed
+
+
+def test_closing_the_window_quits(loader: Loader, screen: Screen) -> None:
+    screen.visible = 0.0
+    live(source="synthetic", frames=30)
+    assert len(screen.shown) == 3
+
+
+def test_an_opencv_without_windows(loader: Loader, screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_implemented(*_: object) -> None:
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "namedWindow", not_implemented)
+    with pytest.raises(MissingError, match="cannot open a window"):
+        live(source="synthetic", frames=1)
+
+
+def test_ctrl_c_tells_the_statistics_and_goes_on(
+    loader: Loader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loader.fail_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        live(source="synthetic", no_window=True, json_file=tmp_path / "live.json")
+    assert capfd.readouterr().out.startswith("2 frames in")
+    written = json.loads((tmp_path / "live.json").read_text())
+    assert (written["frames"], written["interrupted"]) == (2, True)
+    assert loader.session.closed
+    assert "mde-capture" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_failure_writes_no_statistics(loader: Loader, tmp_path: Path) -> None:
+    loader.fail_at, loader.error = 2, InputError("engine lost", "why", "cure")
+    with pytest.raises(InputError, match="engine lost"):
+        live(source="synthetic", no_window=True, json_file=tmp_path / "live.json")
+    assert loader.session.closed
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.mp4"):
+        live(source=str(tmp_path / "absent.mp4"), no_window=True)
+    with pytest.raises(OptionError, match="--near"):
+        live(source="synthetic", no_window=True, near=6.0, far=2.0)
+    with pytest.raises(OptionError, match="--device"):
+        live(source="synthetic", no_window=True, device="tpu")
+    (tmp_path / "taken").touch()
+    with pytest.raises(InputError, match="Cannot write"):
+        live(source="synthetic", no_window=True, json_file=tmp_path / "taken" / "live.json")
+
+
+def test_the_module_is_light() -> None:
+    code = (
+        "import sys, mirrordepth_edge.commands.live; sys.exit(bool({'cv2', 'numpy', 'rich.live'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

