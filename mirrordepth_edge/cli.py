@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,7 @@ from mirrordepth_edge.errors import MdeError
 
 # typer 0.26 and later carry their own copy of click; before, it is click itself. Either way the
 # base of every usage error is an ancestor of typer's.
-ClickError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 EXIT_USAGE = 2
 EXIT_BUG = 70
@@ -71,20 +71,21 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="mde", standalone_mode=False)
     except ClickError as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         return EXIT_USAGE
     except MdeError as error:
         _show(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
+        result = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`mde … | head`): no error, but nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception:  # anything else is our bug
         return _report_bug()
+    if result == EXIT_INTERRUPTED:  # raised above, or already made a status by typer
+        typer.echo("interrupted", err=True)
     return result if isinstance(result, int) else 0
 
 

@@ -31,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     try:
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())
         temporary.chmod(mode)  # a library that makes the file anew may have made it private
         temporary.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from mirrordepth_edge.preprocess import Frame
 
 if TYPE_CHECKING:
     from mirrordepth_edge.core.network import DepthNetwork
+
+# Before torch is first imported: its threads cost models this small more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_CLIP = {
     "embed_dim": 48,

@@ -50,9 +50,7 @@ importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0]
 
 
 def run_hidden(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_every_module_imports_without_the_optional_packages() -> None:
@@ -102,7 +100,5 @@ def test_help_imports_nothing_heavy() -> None:
             "sys.exit(f'imported {heavy}' if heavy else 0)",
         )
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,9 @@ def test_postprocessor_reuses_its_buffer_and_follows_the_frames_size() -> None:
     second = postprocess(second_map, (20, 30))
     assert np.shares_memory(first, second)
     np.testing.assert_array_equal(second, resize_depth_to(second_map[0], (20, 30)))
-    assert postprocess(first_map, (11, 7)).shape == (11, 7)
+    other_size = postprocess(first_map, (11, 7))
+    assert other_size.shape == (11, 7)
+    assert np.shares_memory(postprocess(second_map, (11, 7)), other_size)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ CONFIG = PreprocessConfig(size_hw=(32, 48), mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def test_shrinking_averages_every_pixel() -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    blocks = frame.astype(np.float64).reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
+    frame = np.random.default_rng(0).integers(0, 256, (128, 144, 3), dtype=np.uint8)
+    blocks = frame.astype(np.float64).reshape(32, 4, 48, 3, 3).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, (32, 48)) - blocks).max() <= 0.5
 
 

@@ -26,9 +26,7 @@ def test_wheel_contents(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mirrordepth_edge"}
 
-    tracked = subprocess.run(
-        ["git", "ls-files", "mirrordepth_edge"], cwd=ROOT, capture_output=True, text=True
-    )
+    tracked = subprocess.run(["git", "ls-files", "mirrordepth_edge"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0 and tracked.stdout:
         missing = set(tracked.stdout.split()) - names
         assert not missing
@@ -94,10 +92,6 @@ def test_base_installs_on_aarch64_without_torch_and_tensorrt(python: str, wheel:
     assert done.returncode == 0, done.stderr
     import json
 
-    names = {
-        entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(done.stdout)["install"]
-    }
+    names = {entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(done.stdout)["install"]}
     assert "mirrordepth-edge" in names
-    assert not {
-        name for name in names if name.startswith(("torch", "tensorrt", "nvidia", "cuda", "open-clip"))
-    }
+    assert not {name for name in names if name.startswith(("torch", "tensorrt", "nvidia", "cuda", "open-clip"))}

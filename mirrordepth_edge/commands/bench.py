@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, parse_size, session_options
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Model, parse_size, session_options
 
 if TYPE_CHECKING:
     from mirrordepth_edge.bench.measure import BenchResult
 
 
 def bench(
-    engine: Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, or nano.")] = NANO,
+    engine: Model = NANO,
     iterations: Annotated[int, typer.Option(min=1, help="Timed frames.")] = 200,
     warmup: Annotated[int, typer.Option(min=0, help="Frames before timing starts.")] = 20,
     frame: Annotated[str, typer.Option(metavar="HxW", help="Size of the camera frame.")] = "480x640",
@@ -43,9 +43,7 @@ def bench(
         ensure_folder(json_file.parent)
     path = model_path(engine)
     with load(path, session_options(device, clip_weights, threads)) as predictor, errors.status("measuring"):
-        result = measure(
-            predictor, reference_frames(), config, artefact=path.name, artefact_sha256=sha256_of(path)
-        )
+        result = measure(predictor, reference_frames(), config, artefact=path.name, artefact_sha256=sha256_of(path))
     _report(result)
     if json_file is not None:
         with written_whole(json_file) as temporary:
@@ -65,9 +63,7 @@ def _report(result: BenchResult) -> None:
         f"latency ms: p50 {latency.p50_ms:.2f}  p90 {latency.p90_ms:.2f}  p99 {latency.p99_ms:.2f}  "
         f"min {latency.min_ms:.2f}  max {latency.max_ms:.2f}  mean {latency.mean_ms:.2f}"
     )
-    console.print(
-        f"throughput: {latency.throughput_hz:.1f} frames/s over {latency.samples} frames, one after another"
-    )
+    console.print(f"throughput: {latency.throughput_hz:.1f} frames/s over {latency.samples} frames, one after another")
     if latency.variation > UNSTEADY:
         console.print(
             f"warning: unsteady (deviation is {latency.variation:.0%} of the mean). Close other programs, fix the "

@@ -40,16 +40,16 @@ def demo(
     require_export_packages()
     ensure_folder(output)
     onnx_fp32, onnx_fp16 = output / "nano.onnx", output / "nano.fp16.onnx"
-    console.print("[bold]1  checkpoint to ONNX, proven against PyTorch[/bold]")
+    console.print("1  checkpoint to ONNX, proven against PyTorch", style="bold")
     export(fp32=True, output=onnx_fp32, target="cpu")
-    console.print("[bold]2  FP16 ONNX, and an engine where one can be built[/bold]")
+    console.print("2  FP16 ONNX, and an engine where one can be built", style="bold")
     export(fp16=True, output=onnx_fp16)
     plan = onnx_fp16.with_suffix(".plan")
     # The plan is what a GPU runs; without one the FP32 file is, through ONNX Runtime.
     model = plan if plan.is_file() and nvidia_gpus() else onnx_fp32
-    console.print(f"[bold]3  latency of {model.name}[/bold]")
+    console.print(f"3  latency of {model.name}", style="bold")
     bench(engine=str(model), iterations=100, json_file=output / "bench.json")
-    console.print("[bold]4  a photograph becomes metres[/bold]")
+    console.print("4  a photograph becomes metres", style="bold")
     with load(model) as predictor:
         depth_m = predictor(photo).copy()
     metric, aligned, scale = compare(depth_m, truth_m)
@@ -99,11 +99,9 @@ def compare(depth_m: DepthMap, truth_m: DepthMap) -> tuple[DepthMetrics, DepthMe
 
 def write_picture(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap) -> None:
     """Photo, prediction and truth on one metre scale, and the relative error, side by side."""
-    import cv2
     import numpy as np
 
     from mirrordepth_edge import draw
-    from mirrordepth_edge.files import written_whole
     from mirrordepth_edge.postprocess import colourise
 
     measured = truth_m > 0
@@ -115,10 +113,9 @@ def write_picture(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap
             draw.titled(photo, "photo"),
             draw.titled(colourise(depth_m, limits_m), "predicted depth"),
             draw.titled(colourise(truth_m, limits_m), "measured depth"),
-            draw.titled(draw.scale_bar(photo.shape[0], limits_m), "m"),
-            draw.titled(draw.error_colours(error), "relative error, 0 to 50 %"),
+            draw.scale_bar(photo.shape[0], limits_m),
+            draw.titled(draw.error_colours(error), "relative error"),
+            draw.error_bar(photo.shape[0]),
         ]
     )
-    encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1]
-    with written_whole(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+    draw.save_png(path, sheet)

@@ -47,7 +47,7 @@ def doctor(
         report = {"mirrordepth_edge": __version__, "machine": asdict(here), "backends": backends, "packages": packages}
         console.print_json(json.dumps(report))
         return
-    console.print(f"[bold]mirrordepth-edge {__version__}[/bold] on Python {here.python}, {here.system}")
+    console.print(f"mirrordepth-edge {__version__} on Python {here.python}, {here.system}", style="bold")
     console.print(f"  {'CPU':14}{here.cpu}, {here.cores} cores, {here.architecture}")
     if here.jetson:
         console.print(f"  {'Jetson':14}{here.jetson}, Jetson Linux {here.l4t or 'unknown'}")
@@ -56,23 +56,24 @@ def doctor(
         console.print(f"  {'GPU':14}{gpu.name}, compute capability {gpu.compute_capability}{memory}, {gpu.driver}")
     if not here.gpus:
         console.print(f"  {'GPU':14}none visible")
-    console.print("[bold]backends[/bold]")
+    console.print("backends", style="bold")
     for name, probe in probes.items():
         if isinstance(probe, Available):
-            console.print(f"  [green]works[/green]    {name:14}{probe.version} on {', '.join(probe.devices)}")
+            console.print(f"  works    {name:14}{probe.version} on {', '.join(probe.devices)}", style="green")
         else:
-            console.print(f"  [yellow]missing[/yellow]  {name:14}{probe.reason}")
-            console.print(f"           {'':14}next: {probe.cure}", markup=False)
-    console.print("[bold]packages[/bold]")
+            console.print(f"  missing  {name:14}{probe.reason}", style="yellow")
+            console.print(f"           {'':14}next: {probe.cure}")
+    console.print("packages", style="bold")
     for name, extra in PACKAGES:
         version = packages.get(name)
         hint = "" if version or extra is None else f"  (pip install 'mirrordepth-edge[{extra}]')"
         if version or name not in ONNX_RUNTIMES:
-            console.print(f"  {name:18}{version or 'not installed'}{hint}", markup=False)
+            console.print(f"  {name:18}{version or 'not installed'}{hint}")
     if set(packages) >= ONNX_RUNTIMES:
         console.print(
-            "[red]problem[/red]  onnxruntime and onnxruntime-gpu are both installed and overwrite each other.\n"
-            "         next: pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge"
+            "problem  onnxruntime and onnxruntime-gpu are both installed and overwrite each other.\n"
+            "         next: pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge",
+            style="red",
         )
 
 

@@ -19,6 +19,7 @@ def inspect(model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or 
     Origin, inputs and outputs, parity, size and cost of a checkpoint, an ONNX file or an engine.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
     from mirrordepth_edge.commands.terminal import console
@@ -35,7 +36,7 @@ def inspect(model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or 
             rows += _graph_rows(file)
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in [("file", str(file)), ("size", f"{file.stat().st_size / 1e6:.2f} MB"), *rows]:
-        table.add_row(f"[bold]{key}[/bold]", value)
+        table.add_row(Text(key, style="bold"), Text(value))
     console.print(table)
 
 
@@ -65,9 +66,7 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         capabilities = ", ".join(engine.compute_capabilities) or "the GPU it was built on"
         rows.append(("runs on", f"compute capability {capabilities}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
-        rows += [
-            (label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors
-        ]
+        rows += [(label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors]
     rows += [
         (
             "parity",

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, session_options
-from mirrordepth_edge.commands.run import Far, Model, Near
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, session_options
 
 if TYPE_CHECKING:
     from mirrordepth_edge.live.pipeline import LiveResult
@@ -60,7 +59,7 @@ def live(
         session = predictor.session
         setup = {"source": opened.name, "model": model, "backend": session.backend}
         setup |= {"device": session.device, "precision": session.precision}
-        errors.print("{source}: {model} on {device} ({backend}, {precision})".format(**setup), markup=False)
+        errors.print("{source}: {model} on {device} ({backend}, {precision})".format(**setup))
         with _Window(limits_m) if has_display and not no_window else _StatusLine() as view:
             stats = run_live(opened, predictor, view.show, max_frames=frames, should_stop=view.wants_to_quit)
     if json_file is not None:
@@ -103,6 +102,7 @@ class _Window:
         self._limits_m = limits_m
         self._bar: Frame | None = None
         self._canvas: Frame | None = None
+        self._bgr: Frame | None = None
 
     def __enter__(self) -> _Window:
         import cv2
@@ -129,16 +129,15 @@ class _Window:
         from mirrordepth_edge.draw import scale_bar, side_by_side
         from mirrordepth_edge.postprocess import colourise
 
-        height = result.frame.shape[0]
-        new_size = self._bar is None or self._bar.shape[0] != height
-        if self._bar is None or new_size:
+        height, width = result.frame.shape[:2]
+        if self._bar is None or self._bar.shape[0] != height:
             self._bar = scale_bar(height, self._limits_m)
+            width = 2 * width + self._bar.shape[1]
+            cv2.resizeWindow(TITLE, WINDOW_WIDTH_PX, WINDOW_WIDTH_PX * height // width)
         pictures = result.frame, colourise(result.depth_m, self._limits_m), self._bar
         self._canvas = side_by_side(pictures, out=self._canvas)
-        if new_size:
-            width = self._canvas.shape[1]
-            cv2.resizeWindow(TITLE, WINDOW_WIDTH_PX, round(WINDOW_WIDTH_PX * height / width))
-        cv2.imshow(TITLE, cv2.cvtColor(self._canvas, cv2.COLOR_RGB2BGR))
+        self._bgr = cv2.cvtColor(self._canvas, cv2.COLOR_RGB2BGR, dst=self._bgr)  # type: ignore[assignment]
+        cv2.imshow(TITLE, self._bgr)  # type: ignore[arg-type]
         if text := self._tick(result):
             cv2.setWindowTitle(TITLE, f"{TITLE}: {text}")
 

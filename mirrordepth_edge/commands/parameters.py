@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 NANO = "nano"
 
+Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, or nano.")]
+Near = Annotated[float | None, typer.Option(help="Where the colours begin, in metres.  [the model's range]")]
+Far = Annotated[float | None, typer.Option(help="Where the colours end, in metres.  [the model's range]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by name is never replaced.")]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, session_options
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, session_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mirrordepth_edge.postprocess import DepthMap
     from mirrordepth_edge.runtime import DepthPredictor
-
-Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, or nano.")]
-Near = Annotated[float | None, typer.Option(help="Where the colours begin, in metres.  [the model's range]")]
-Far = Annotated[float | None, typer.Option(help="Where the colours end, in metres.  [the model's range]")]
 
 FORMATS = ("png", "npy", "colour")
 OUTPUT_ENDINGS = (".depth.png", ".colour.png")  # of an earlier run: passed over in a folder of pictures
@@ -57,7 +53,7 @@ def run(
                 lines.append(writer.picture(path) if is_picture else writer.video(path, bar))
     finally:  # after the bar, which they would tear; and even if a later file is bad
         for line in lines:
-            console.print(line, markup=False)
+            console.print(line)
 
 
 def _kinds(formats: str) -> set[str]:

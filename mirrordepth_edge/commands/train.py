@@ -51,9 +51,7 @@ def train(
     from mirrordepth_edge.metrics import eigen_crop as eigen_mask
 
     ensure_folder(output.parent)
-    config = TrainConfig(
-        epochs=epochs, batch_size=batch_size, seed=seed, log_l1_weight=2.0, zoom_min=0.75, jitter=0.15
-    )
+    config = TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed, log_l1_weight=2.0, zoom_min=0.75, jitter=0.15)
     dataset = FolderDataset(root=root, units_per_metre=units_per_metre)
     with progress_bar() as bar:
         samples = list(bar.track(dataset, total=len(dataset), description="reading pictures"))

@@ -116,4 +116,3 @@ def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(trained[name])
-

@@ -82,9 +82,7 @@ class Decoder(nn.Module):
         feature_width: length of the text feature.
     """
 
-    def __init__(
-        self, config: ModelConfig, tap_shapes: list[tuple[int, SizeHW | None]], feature_width: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, tap_shapes: list[tuple[int, SizeHW | None]], feature_width: int) -> None:
         super().__init__()
         self.stride = config.stride
         grid_hw = (config.size_hw[0] // config.stride, config.size_hw[1] // config.stride)

@@ -19,4 +19,3 @@ def silog(g: Tensor, lam: float = 0.85) -> Tensor:
         lam: share of a global scale error that is forgiven.
     """
     return 10.0 * torch.sqrt(torch.clamp(g.square().mean() - lam * g.mean().square(), min=1e-12))
-

@@ -141,7 +141,5 @@ def evaluate(network: DepthNetwork, samples: Sequence[Sample], crop: Mask | None
     for sample in samples:
         depth_m = network(torch.from_numpy(preprocess(sample.frame)))[0].numpy()
         resized = resize_depth_to(depth_m, sample.depth_m.shape)
-        rows.append(
-            depth_metrics(resized, sample.depth_m, limits_m=network.config.depth_limits_m, crop=crop)
-        )
+        rows.append(depth_metrics(resized, sample.depth_m, limits_m=network.config.depth_limits_m, crop=crop))
     return mean_metrics(rows)

@@ -26,9 +26,7 @@ ACTIVATION_LIMIT = 32768.0
 """Half of FP16's range: nodes whose values on the reference frames exceed it stay FP32."""
 
 
-def to_fp16(
-    onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind
-) -> onnx.ModelProto:
+def to_fp16(onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind) -> onnx.ModelProto:
     """Convert all but LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
 
     Args:

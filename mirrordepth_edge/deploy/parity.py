@@ -88,9 +88,7 @@ def check_parity(parity: Parity, precision: Precision) -> None:
         GateError: the figures are beyond the limit.
     """
     figure, limit = (
-        (parity.max_relative, MAX_RELATIVE_FP32)
-        if precision == "fp32"
-        else (parity.mean_relative, MEAN_RELATIVE_FP16)
+        (parity.max_relative, MAX_RELATIVE_FP32) if precision == "fp32" else (parity.mean_relative, MEAN_RELATIVE_FP16)
     )
     if figure <= limit:
         return

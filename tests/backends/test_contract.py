@@ -34,9 +34,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.gpu) if name in ON_GPU_ONLY else name for name in MODULES]
-)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) if name in ON_GPU_ONLY else name for name in MODULES])
 def session(request: pytest.FixtureRequest, artefacts: dict[str, Path]) -> Any:
     probe = backend(request.param).probe()
     if isinstance(probe, Missing):

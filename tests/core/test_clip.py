@@ -152,6 +152,8 @@ def test_hash_changes_with_any_weight(tiny_vit_config: ModelConfig) -> None:
         nudged.view(-1)[-1] += 1e-3
         assert tensors_sha256({**state, name: nudged}) != original, name
     weight = torch.arange(6.0)
+    assert tensors_sha256({"a": weight.half()}) == tensors_sha256({"a": weight})
+    assert tensors_sha256({"a": weight, "b": weight + 1}) == tensors_sha256({"b": weight + 1, "a": weight})
     assert tensors_sha256({"a": weight.view(2, 3)}) != tensors_sha256({"a": weight.view(3, 2)})
     assert tensors_sha256({"a": weight}) != tensors_sha256({"b": weight})
 

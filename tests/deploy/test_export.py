@@ -56,9 +56,7 @@ def test_inputs_and_outputs(vit_model: onnx.ModelProto, tiny_network: DepthNetwo
     assert vit_model.opset_import[0].version >= 18
 
 
-def test_uint8_is_cast_before_it_is_transposed(
-    vit_model: onnx.ModelProto, map_model: onnx.ModelProto
-) -> None:
+def test_uint8_is_cast_before_it_is_transposed(vit_model: onnx.ModelProto, map_model: onnx.ModelProto) -> None:
     for model in (vit_model, map_model):
         first, second = model.graph.node[:2]
         assert (first.op_type, second.op_type) == ("Cast", "Transpose")
@@ -68,9 +66,7 @@ def test_uint8_is_cast_before_it_is_transposed(
 def test_no_text_tower_no_mirror_no_film(vit_model: onnx.ModelProto, tiny_network: DepthNetwork) -> None:
     present = constants(vit_model).values()
     text = {name: p for name, p in tiny_network.clip.named_parameters() if not name.startswith("visual.")}
-    gone = (
-        text | {"mirror": tiny_network.mirror.embeddings} | dict(tiny_network.decoder.film.named_parameters())
-    )
+    gone = text | {"mirror": tiny_network.mirror.embeddings} | dict(tiny_network.decoder.film.named_parameters())
     for name, parameter in gone.items():
         values = parameter.detach().numpy()
         if values.size < 2 or np.ptp(values) == 0:
@@ -87,9 +83,7 @@ def test_film_is_in_the_deepest_reduce(vit_model: onnx.ModelProto, tiny_network:
         weight = (gamma[:, None] * layer.weight).numpy()
         bias = (gamma * layer.bias + beta).numpy()
     present = constants(vit_model).values()
-    assert any(
-        c.shape in (weight.shape, weight.T.shape) and np.allclose(c, weight.T, atol=1e-7) for c in present
-    )
+    assert any(c.shape in (weight.shape, weight.T.shape) and np.allclose(c, weight.T, atol=1e-7) for c in present)
     assert any(c.shape == bias.shape and np.allclose(c, bias, atol=1e-7) for c in present)
 
 
@@ -113,9 +107,7 @@ def test_normalisation_is_folded_into_the_patch_convolution(
     assert [node.op_type for node in map_model.graph.node[2:5]] == ["Mul", "Add", "Conv"]
 
 
-def test_attention_is_explicit_with_scaled_queries(
-    vit_model: onnx.ModelProto, tiny_network: DepthNetwork
-) -> None:
+def test_attention_is_explicit_with_scaled_queries(vit_model: onnx.ModelProto, tiny_network: DepthNetwork) -> None:
     count = operators(vit_model)
     attentions = len(tiny_network.config.taps) + len(tiny_network.decoder.blocks)
     assert count["Softmax"] == attentions
@@ -166,9 +158,7 @@ def test_the_file_says_nothing_of_the_exporting_machine(vit_model: onnx.ModelPro
 
 @pytest.mark.parametrize("io", ["uint8", "float"])
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
-def test_fp32_parity(
-    tower: str, io: str, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_fp32_parity(tower: str, io: str, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     network: DepthNetwork = request.getfixturevalue(tower)
     path = tmp_path / "model.onnx"
     onnx.save(export_onnx(network, ExportConfig(io=io)), path)  # type: ignore[arg-type]
@@ -200,18 +190,14 @@ def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
     types |= {each.name: each.data_type for each in typed.graph.initializer}
     for node in typed.graph.node:
         if node.op_type in ("LayerNormalization", "Softplus") or node.name.startswith("decoder/head/"):
-            assert types[node.output[0]] == onnx.TensorProto.FLOAT or node.op_type in ("Cast", "Greater"), (
-                node.name
-            )
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT or node.op_type in ("Cast", "Greater"), node.name
     heavy = [node for node in typed.graph.node if node.op_type in ("MatMul", "Conv")]
     outside = [node for node in heavy if not node.name.startswith("decoder/head/")]
     assert outside
     assert all(types[node.output[0]] == onnx.TensorProto.FLOAT16 for node in outside)
 
 
-def test_the_gate_refuses_a_wrong_file(
-    tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path
-) -> None:
+def test_the_gate_refuses_a_wrong_file(tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path) -> None:
     model = export_onnx(tiny_network, ExportConfig())
     largest = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     values = numpy_helper.to_array(largest) * np.float32(1.01)

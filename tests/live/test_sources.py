@@ -204,8 +204,9 @@ def test_a_camera_is_live_and_keeps_no_queue(devices: Path, monkeypatch: pytest.
     assert capture.settings[cv2.CAP_PROP_BUFFERSIZE] == 1
     assert source.read() is not None
     assert source.read() is not None
-    with pytest.raises(InputError, match="delivers no frames.*\n.*unplugged"):
+    with pytest.raises(InputError, match="delivers no frames") as caught:
         source.read()
+    assert "unplugged" in caught.value.why
 
 
 def test_a_silent_camera_and_an_undecodable_video_are_errors() -> None:
