@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,10 +77,6 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         result = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`mde … | head`): no error, but nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception:  # anything else is our bug
         return _report_bug()
     if result == EXIT_INTERRUPTED:  # raised above, or already made a status by typer

@@ -5,6 +5,7 @@ Nothing here imports anything heavy, reads a file or has behaviour beyond checki
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,8 +17,8 @@ InputKind = Literal["uint8", "float"]
 # CLIP's own image statistics (openai/CLIP preprocessing) and ImageNet's; RGB order, range 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# EfficientNet-Lite was trained on (pixel - 127) / 128, which timm states as one half each.
+HALF = (0.5, 0.5, 0.5)
 
 
 class Strict:
@@ -96,8 +97,8 @@ PRESETS: dict[str, ModelConfig] = {
             pretrained="embedded",
             taps=(2, 3, 4),
             size_hw=(224, 288),
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=HALF,
+            std=HALF,
             stride=16,
             size_multiple=32,
             width=96,
@@ -150,7 +151,16 @@ class TrainConfig(Strict):
     seen at full size is a longer lens, and a fixed-focal model must read it as nearer."""
     jitter: float = 0.1
     """Largest relative change of gamma, brightness and each colour channel (as BTS)."""
+    bf16: bool = False
+    """Run the frozen image tower in bfloat16 (autocast); mirror and decoder stay FP32."""
     seed: int = 0
+
+
+TRAINING: dict[str, TrainConfig] = {
+    # Few pictures: wider views, and a plain log error to pin the scale.
+    "nano": TrainConfig(epochs=18, log_l1_weight=2.0, zoom_min=0.75, jitter=0.15, bf16=True),
+}
+"""How presets are trained where that differs from `TrainConfig()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +185,12 @@ class TargetConfig(Strict):
     """Precision used where none is asked for."""
     compute_capabilities: tuple[str, ...] = ()
     """GPU compute capabilities such as "8.7"; empty for a CPU."""
+
+    def __post_init__(self) -> None:
+        if any(not re.fullmatch(r"\d+\.\d", each) for each in self.compute_capabilities):
+            raise ValueError('a compute capability is written like "8.7"')
+        if bool(self.compute_capabilities) is (self.backend == "onnxruntime"):
+            raise ValueError("a GPU target names its compute_capabilities, a CPU has none")
 
 
 @dataclass(frozen=True, kw_only=True)

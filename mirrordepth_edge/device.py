@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
-import shutil
-import subprocess
+import sys
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 JETSON_MODEL = Path("/proc/device-tree/model")
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 CPU_INFO = Path("/proc/cpuinfo")
-# Compute capability by Jetson family: nvidia-smi knows nothing of the integrated GPU before JetPack 7.
-JETSON_COMPUTE_CAPABILITY = {"orin": "8.7", "xavier": "7.2", "thor": "11.0"}
+
+# The driver's own library: on a Jetson, in a container and under Windows alike, with no tool and no
+# package. It keeps to CUDA_VISIBLE_DEVICES by itself.
+CUDA_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+# As cuda.h declares them; CUdevice, CUresult and CUdevice_attribute are ints.
+CUDA_PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+    "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuDeviceGetCount": (POINTER(c_int),),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (POINTER(c_char), c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
+}
+# CUdevice_attribute
+INTEGRATED = 18
+COMPUTE_CAPABILITY_MAJOR = 75
+COMPUTE_CAPABILITY_MINOR = 76
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """An NVIDIA GPU."""
+    """An NVIDIA GPU, as the CUDA driver describes it."""
 
     name: str
     compute_capability: str
-    """Such as "8.7"; empty where it could not be read."""
-    memory_mib: int | None
-    """None on a Jetson, where GPU and CPU share memory."""
-    driver: str
+    """Such as "8.7"."""
+    memory_mib: int
+    integrated: bool
+    """True where the memory is the CPU's too, as on a Jetson."""
+    cuda: str
+    """Highest CUDA version that the driver supports, such as "12.6"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaDriver:
+    """What the CUDA driver answered."""
+
+    gpus: tuple[Gpu, ...]
+    problem: str | None
+    """Why there is no GPU; None where there is one."""
+
+
+class CudaDriverError(Exception):
+    """A call of the CUDA driver that failed; text such as "cuInit: CUDA_ERROR_NO_DEVICE (100)"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,37 +80,10 @@ class Machine:
     """Jetson Linux release, such as "36.4.3"."""
 
 
-def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
-    """Rows of `nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv,noheader,nounits`."""
-    gpus = []
-    for line in text.strip().splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 4:
-            continue
-        name, capability, memory, driver = fields
-        gpus.append(
-            Gpu(
-                name=name,
-                compute_capability=capability if re.fullmatch(r"\d+\.\d+", capability) else "",
-                memory_mib=int(memory) if memory.isdigit() else None,
-                driver=driver,
-            )
-        )
-    return tuple(gpus)
-
-
 def parse_l4t_release(text: str) -> str | None:
     """Release of `/etc/nv_tegra_release`: `# R36 (release), REVISION: 4.3, …` is "36.4.3"."""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
     return f"{match[1]}.{match[2]}" if match else None
-
-
-def parse_jetson_gpu(model: str) -> Gpu | None:
-    """The integrated GPU of a board named as `/proc/device-tree/model` names it."""
-    for family, capability in JETSON_COMPUTE_CAPABILITY.items():
-        if family in model.lower():
-            return Gpu(name=model, compute_capability=capability, memory_mib=None, driver="JetPack")
-    return None
 
 
 def parse_cpu_name(text: str) -> str | None:
@@ -85,25 +92,100 @@ def parse_cpu_name(text: str) -> str | None:
     return match[1].strip() if match else None
 
 
+def parse_gstreamer(build_information: str) -> bool:
+    """Whether OpenCV was built with GStreamer, from the text of `cv2.getBuildInformation()`."""
+    return re.search(r"^\s*GStreamer:\s+YES\b", build_information, re.MULTILINE) is not None
+
+
 @cache
-def nvidia_gpus() -> tuple[Gpu, ...]:
-    """GPUs this process may use; empty without one. Read once."""
-    jetson = parse_jetson_gpu(_jetson_model() or "")
-    if jetson is not None:
-        return (jetson,)
-    tool = shutil.which("nvidia-smi")
-    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return ()
-    command = [
-        tool,
-        "--query-gpu=name,compute_cap,memory.total,driver_version",
-        "--format=csv,noheader,nounits",
-    ]
+def cuda_driver() -> CudaDriver:
+    """Ask the CUDA driver for the GPUs this process may use; never raises. Asked once."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return parse_nvidia_smi(done.stdout) if done.returncode == 0 else ()
+        return CudaDriver(gpus=gpus_of(ctypes.CDLL(CUDA_LIBRARY)), problem=None)
+    except CudaDriverError as error:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if chosen is None else f", with CUDA_VISIBLE_DEVICES={chosen!r}"
+        return CudaDriver(gpus=(), problem=f"{error}{hidden}")
+    except OSError as error:
+        return CudaDriver(gpus=(), problem=_why_not_loaded(error))
+
+
+def _why_not_loaded(error: OSError) -> str:
+    text = str(error)
+    # The loader names the file it misses, which may be one that the driver's library needs.
+    if isinstance(error, FileNotFoundError) or (CUDA_LIBRARY in text and "no such file" in text.lower()):
+        return f"{CUDA_LIBRARY} is not there: no NVIDIA driver"
+    return f"{CUDA_LIBRARY} does not load: {text}"
+
+
+def nvidia_gpus() -> tuple[Gpu, ...]:
+    """GPUs this process may use; empty without one."""
+    return cuda_driver().gpus
+
+
+def gpus_of(library: Any) -> tuple[Gpu, ...]:
+    """The GPUs behind an opened CUDA driver library; at least one.
+
+    Raises:
+        CudaDriverError: a function is missing or failed, or there is no GPU.
+    """
+    call = _Calls(library)
+    call("cuInit", 0)
+    version = call.integer("cuDriverGetVersion")
+    count = call.integer("cuDeviceGetCount")
+    if count < 1:
+        raise CudaDriverError("cuDeviceGetCount: the driver sees no GPU")
+    cuda = f"{version // 1000}.{version % 1000 // 10}"  # 12060 is 12.6
+    return tuple(_gpu(call, call.integer("cuDeviceGet", ordinal), cuda) for ordinal in range(count))
+
+
+def _gpu(call: _Calls, handle: int, cuda: str) -> Gpu:
+    name, memory_bytes = ctypes.create_string_buffer(256), c_size_t()
+    call("cuDeviceGetName", name, len(name), handle)
+    call("cuDeviceTotalMem_v2", byref(memory_bytes), handle)
+    major = call.integer("cuDeviceGetAttribute", COMPUTE_CAPABILITY_MAJOR, handle)
+    minor = call.integer("cuDeviceGetAttribute", COMPUTE_CAPABILITY_MINOR, handle)
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major}.{minor}",
+        memory_mib=memory_bytes.value // 2**20,
+        integrated=bool(call.integer("cuDeviceGetAttribute", INTEGRATED, handle)),
+        cuda=cuda,
+    )
+
+
+class _Calls:
+    """The driver's functions by name, every code checked."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        code = self._function(name)(*arguments)
+        if code != 0:
+            raise CudaDriverError(f"{name}: {self._error_name(code)}")
+
+    def integer(self, name: str, *arguments: Any) -> int:
+        """Call a function whose first argument is the `int` that it fills."""
+        found = c_int()
+        self(name, byref(found), *arguments)
+        return found.value
+
+    def _function(self, name: str) -> Any:
+        try:
+            function = getattr(self._library, name)
+        except AttributeError as error:
+            raise CudaDriverError(f"{CUDA_LIBRARY} has no {name}") from error
+        function.argtypes, function.restype = CUDA_PROTOTYPES[name], c_int
+        return function
+
+    def _error_name(self, code: int) -> str:
+        text = c_char_p()
+        try:
+            known = self._function("cuGetErrorName")(code, byref(text)) == 0
+        except CudaDriverError:
+            known = False
+        return f"{text.value.decode()} ({code})" if known and text.value else str(code)
 
 
 def machine() -> Machine:

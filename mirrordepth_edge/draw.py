@@ -130,17 +130,17 @@ def side_by_side(pictures: Sequence[Frame], gap: int = 12, out: Frame | None = N
     return out
 
 
-def save_png(path: Path, picture: Frame | npt.NDArray[np.uint16]) -> None:
+def save_png(path: Path, picture: Frame | npt.NDArray[np.uint16], *, durable: bool = True) -> None:
     """Write a PNG, whole: uint8 RGB `[H, W, 3]`, or one channel `[H, W]` of uint8 or uint16."""
     ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
     encoded = cv2.imencode(".png", ordered)[1]
-    with written_whole(path) as temporary:
+    with written_whole(path, durable=durable) as temporary:
         temporary.write_bytes(encoded.tobytes())
 
 
-def save_npy(path: Path, array: npt.NDArray[Any]) -> None:
+def save_npy(path: Path, array: npt.NDArray[Any], *, durable: bool = True) -> None:
     """Write a NumPy file, whole."""
-    with written_whole(path) as temporary:
+    with written_whole(path, durable=durable) as temporary:
         np.save(temporary, array)
 
 

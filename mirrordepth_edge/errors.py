@@ -33,6 +33,10 @@ class InputError(MdeError):
     """A file or a device that the user named cannot be used."""
 
 
+class DeviceError(MdeError):
+    """A GPU that is there failed at what was asked of it, such as for want of memory."""
+
+
 class OptionError(MdeError):
     """An option, or a combination of options, that makes no sense."""
 

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.errors import InputError, OptionError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; move it into place only if the block succeeds.
 
     The temporary file keeps the suffix, since libraries choose formats by it, and is removed when
     the block raises anything, Ctrl-C included.
+
+    Args:
+        durable: force the bytes to the disk first, so that a power cut leaves no empty file. Too
+            slow on an SD card for every frame of a video.
 
     Raises:
         InputError: the folder cannot be made or written.
@@ -31,8 +35,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     try:
         yield temporary
-        with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
-            os.fsync(written.fileno())
+        if durable:
+            with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
+                os.fsync(written.fileno())
         temporary.chmod(mode)  # a library that makes the file anew may have made it private
         temporary.replace(path)
     except OSError as error:
@@ -60,6 +65,20 @@ def ensure_folder(path: Path) -> Path:
     except OSError as error:
         raise unwritable(path, error) from error
     return path
+
+
+def require_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
+    """Refuse an output name that nothing here would open again.
+
+    Raises:
+        OptionError: the name has another ending.
+    """
+    if path.suffix not in suffixes:
+        raise OptionError(
+            f"{path} is no name for {what}.",
+            f"Its name must end in {' or '.join(suffixes)}, by which every verb knows it.",
+            f"-o {path.with_suffix(suffixes[0])}",
+        )
 
 
 def existing_file(path: Path, what: str) -> Path:

@@ -39,7 +39,8 @@ class TensorSpec(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Strict):
-    """How far an artefact's depth is from the PyTorch model's, measured at export."""
+    """How far an artefact's depth is from what it was made from: ONNX from PyTorch, a plan from its
+    ONNX. A plan that could not be run where it was built carries its ONNX file's figures."""
 
     runner: str
     """What ran the artefact, with its version."""
@@ -58,7 +59,7 @@ class EngineInfo(Strict):
     flavour: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     compute_capabilities: tuple[str, ...]
-    """GPUs the plan runs on, such as "8.9"; empty where the flavour's default set was built."""
+    """GPUs the plan runs on, such as "8.9"."""
     build_seconds: float
 
 
@@ -93,7 +94,7 @@ class Manifest(Strict):
 class CheckpointInfo(Strict):
     """Header of a checkpoint."""
 
-    version: int
+    version: Literal[1] = CHECKPOINT_VERSION
     model: ModelConfig
     clip_sha256: str
     weights_sha256: str
@@ -107,8 +108,8 @@ def manifest_path(artefact: Path) -> Path:
 
 
 def write_artefact(path: Path, content: bytes, manifest: Manifest) -> None:
-    """Write an artefact and its sidecar; both appear, or neither does."""
-    with written_whole(path) as artefact, written_whole(manifest_path(path)) as sidecar:
+    """Write an artefact and its sidecar; both are complete before either takes its place."""
+    with written_whole(manifest_path(path)) as sidecar, written_whole(path) as artefact:
         artefact.write_bytes(content)
         sidecar.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 
@@ -177,4 +178,8 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
             "Pass a file that mde train wrote.",
         )
     cure = "It was written by another version; train or download it again."
-    return read_strict(CheckpointInfo, json.loads(metadata[CHECKPOINT_KEY]), str(path), cure)
+    try:
+        data = json.loads(metadata[CHECKPOINT_KEY])
+    except ValueError as error:
+        raise InputError(f"The header of {path} is no readable JSON.", str(error), cure) from error
+    return read_strict(CheckpointInfo, data, str(path), cure)

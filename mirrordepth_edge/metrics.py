@@ -108,6 +108,12 @@ def depth_metrics(
 
 
 def mean_metrics(per_image: list[DepthMetrics]) -> DepthMetrics:
-    """Mean over images, each image counting once."""
+    """Mean over images, each image counting once.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not per_image:
+        raise InputError("There is nothing to average.", "No picture was evaluated.", "Check the data set's folder.")
     rows = [asdict(metrics) for metrics in per_image]
     return DepthMetrics(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})

@@ -57,7 +57,7 @@ def colourise(depth_m: DepthMap, limits_m: tuple[float, float]) -> npt.NDArray[n
         uint8 RGB `[H, W, 3]`.
     """
     near, far = limits_m
-    nearness = (far - np.nan_to_num(depth_m, nan=far, posinf=far)) / (far - near)
+    nearness = (far - np.nan_to_num(depth_m, nan=far, posinf=far, neginf=far)) / (far - near)
     levels = (nearness.clip(0, 1) * 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
     colours[~(np.isfinite(depth_m) & (depth_m > 0))] = 128

@@ -1,4 +1,4 @@
-"""Frames to network input. The only implementation: training, export and every backend use it."""
+"""Frames to network input, on the CPU; training, export and every backend resize frames here."""
 
 from __future__ import annotations
 

@@ -8,13 +8,15 @@ from types import TracebackType
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.config import ModelConfig, SessionOptions
-from mirrordepth_edge.manifest import Manifest, read_checkpoint_info
+from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 MODELS_DIR = Path(__file__).parent / "models"
 NANO_CHECKPOINT = MODELS_DIR / "nano.safetensors"
 NANO_ONNX = {"fp32": MODELS_DIR / "nano.onnx", "fp16": MODELS_DIR / "nano.fp16.onnx"}
+SHIPPED = {"nano": NANO_ONNX["fp32"], "nano.fp16": NANO_ONNX["fp16"]}
+"""Models that are named rather than pathed."""
 
 
 class DepthPredictor:
@@ -23,11 +25,13 @@ class DepthPredictor:
     Args:
         session: an opened artefact.
         model: what it is.
+        trained: False for random weights, whose depth means nothing.
     """
 
-    def __init__(self, session: Session, model: ModelConfig) -> None:
+    def __init__(self, session: Session, model: ModelConfig, *, trained: bool = True) -> None:
         self.session = session
         self.model = model
+        self.trained = trained
         (image,), (depth,) = session.inputs, session.outputs
         self._input, self._output = image.name, depth.name
         self._preprocess = Preprocessor(model.preprocess, "uint8" if image.dtype == "uint8" else "float")
@@ -65,7 +69,7 @@ def load(model: str | Path = "nano", options: SessionOptions | None = None) -> D
     """Open a model for prediction.
 
     Args:
-        model: `nano`, which ships with the package, or a `.onnx`, `.plan` or `.safetensors` file.
+        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file.
         options: device, threads and CLIP weights.
 
     Raises:
@@ -74,13 +78,11 @@ def load(model: str | Path = "nano", options: SessionOptions | None = None) -> D
     """
     path = model_path(model)
     session, manifest = open_session(path, options)
-    return DepthPredictor(session, _model_of(path, manifest))
+    if manifest is None:
+        return DepthPredictor(session, read_checkpoint_info(path).model)
+    return DepthPredictor(session, manifest.model, trained=manifest.trained)
 
 
 def model_path(model: str | Path) -> Path:
-    """The file behind a model's name: `nano` is the ONNX file that ships with the package."""
-    return NANO_ONNX["fp32"] if str(model) == "nano" else Path(model)
-
-
-def _model_of(path: Path, manifest: Manifest | None) -> ModelConfig:
-    return manifest.model if manifest is not None else read_checkpoint_info(path).model
+    """The file behind a model's name: `nano` and `nano.fp16` are ONNX files that ship with the package."""
+    return SHIPPED.get(str(model), Path(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeVar
 
 from mirrordepth_edge.errors import InputError
@@ -22,7 +23,8 @@ def read_strict(cls: type[T], data: Any, source: str, cure: str) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_python(data)
+        # Through JSON, where a list may become a tuple but text never becomes a number.
+        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -32,25 +32,26 @@ MODULES = sorted(
 )
 VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train")
 
-HIDE = f"""
+HIDE = """
 import sys
 from importlib.abc import MetaPathFinder
 
 class Hide(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {ABSENT!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Hide())
 # importlib.util.find_spec raises through the finder where a real absence gives None.
 import importlib.util
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in {ABSENT!r} else real(name, package)
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in ABSENT else real(name, package)
 """
 
 
-def run_hidden(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, timeout=120, check=False)
+def run_hidden(code: str, absent: tuple[str, ...] = ABSENT) -> subprocess.CompletedProcess[str]:
+    script = f"ABSENT = {absent!r}\n{HIDE}\n{code}"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_every_module_imports_without_the_optional_packages() -> None:
@@ -102,3 +103,20 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_jetsons_verbs_work_with_onnx_runtime_alone(tmp_path: Path) -> None:
+    """The base install: no PyTorch, no TensorRT, no Model Optimizer, and real depth all the same."""
+    photo = PACKAGE / "models" / "frames" / "coffee.jpg"
+    verbs = (
+        ["run", str(photo), "-o", str(tmp_path)],
+        ["live", "--source", "synthetic", "--frames", "3", "--no-window"],
+        ["bench", "--iterations", "3", "--warmup", "1", "--device", "cpu"],
+        ["inspect", "nano"],
+        ["inspect", str(PACKAGE / "models" / "nano.safetensors")],
+        ["doctor"],
+    )
+    code = f"from mirrordepth_edge.cli import run_app\nfor verb in {verbs!r}:\n    assert run_app(verb) == 0, verb"
+    done = run_hidden(code, tuple(name for name in ABSENT if name != "onnxruntime"))
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"coffee.depth.png", "coffee.depth.npy", "coffee.colour.png"}

@@ -15,8 +15,8 @@ import pytest
 import typer.main
 
 from mirrordepth_edge.cli import app, run_app
+from mirrordepth_edge.deploy.build import load_targets
 from mirrordepth_edge.device import nvidia_gpus
-from mirrordepth_edge.errors import MdeError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,13 +78,7 @@ def test_commands_for_other_machines_parse(line: str) -> None:
     with command.make_context(verb, arguments, resilient_parsing=False) as context:
         target = context.params.get("target")
     if target:
-        from mirrordepth_edge.recipes import load_target
-
-        try:
-            for name in target.split(","):
-                load_target(name)
-        except MdeError as error:
-            pytest.fail(str(error))
+        load_targets(target)
 
 
 def test_python_runs(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ class Session(Protocol):
     """An opened artefact. Buffers are allocated when it opens, none per frame."""
 
     backend: str
+    version: str
+    """Version of the runtime beneath, as it reports it itself."""
     device: str
     """What the network runs on, as the runtime itself reports it."""
     precision: str
@@ -55,10 +57,12 @@ class Session(Protocol):
             feeds: one C-contiguous array for each input, of its dtype and shape.
 
         Returns:
-            The outputs by name; valid until the next call.
+            The outputs by name, the same arrays at each call: valid until the next call or `close`,
+            which may free the memory under them. Copy what is kept longer.
 
         Raises:
             InputError: a feed is missing, unknown, or of another dtype, shape or memory order.
+            DeviceError: the GPU failed.
         """
 
     def close(self) -> None:
@@ -72,10 +76,7 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """A module that opens artefacts of some kinds."""
-
-    NAME: ClassVar[str]
-    SUFFIXES: ClassVar[tuple[str, ...]]
+    """What a backend's module offers."""
 
     def probe(self) -> Probe:
         """Find out whether this backend works here; never raises."""
@@ -96,6 +97,7 @@ class CheckedSession:
     """What sessions share: a name, specs, the check of feeds, and the context manager."""
 
     backend: str
+    version: str
     device: str
     precision: str
     inputs: tuple[TensorSpec, ...]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,28 +15,89 @@ import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.device import nvidia_gpus
+from mirrordepth_edge.device import cuda_driver, nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "onnxruntime"
-SUFFIXES: Final = (".onnx",)
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install onnxruntime  (onnxruntime-gpu for an NVIDIA GPU on x86-64; never both)"
+REPAIR = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge"
+GPU_CURE = (
+    "--device cpu; or, for the GPU, an engine (mde build) or onnxruntime-gpu with the CUDA and cuDNN that it names: "
+    "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
+)
+# ONNX Runtime's levels of what it logs; it offers no way to read the one that is set.
+LOG_WARNING, LOG_FATAL = 2, 4
 
 
 def probe() -> Probe:
-    """Whether ONNX Runtime imports, and which devices its wheel may drive."""
-    if find_spec("onnxruntime") is None:
-        return Missing(reason="the package onnxruntime is not installed", cure=INSTALL)
+    """Whether ONNX Runtime imports, and which devices it really drives."""
     try:
+        if find_spec("onnxruntime") is None:
+            return Missing(reason="the package onnxruntime is not installed", cure=INSTALL)
         import onnxruntime
-    except ImportError as error:
-        return Missing(reason=f"onnxruntime does not import: {error}", cure=INSTALL)
-    compiled_in = onnxruntime.get_available_providers()
-    gpus = tuple(gpu.name for gpu in nvidia_gpus()) if CUDA_PROVIDER in compiled_in else ()
-    return Available(version=onnxruntime.__version__, devices=("cpu", *gpus))
+
+        gpus = (nvidia_gpus()[0].name,) if cuda_problem() is None else ()
+        return Available(version=str(onnxruntime.__version__), devices=("cpu", *gpus))
+    except Exception as error:  # built for another numpy, or half overwritten by its other wheel
+        return Missing(reason=f"import onnxruntime: {error!r}", cure=REPAIR)
+
+
+@cache
+def cuda_problem() -> str | None:
+    """Why ONNX Runtime cannot use this machine's GPU; None where a small model ran on it. Tried once.
+
+    What was compiled in is not what works: without the CUDA and cuDNN that the wheel was built for, a
+    session on the CUDA provider opens on the CPU instead.
+    """
+    import onnxruntime
+
+    if not nvidia_gpus():
+        return f"No NVIDIA GPU is visible ({cuda_driver().problem})."
+    built = f"onnxruntime {onnxruntime.__version__}"
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return f"This {built} was built without CUDA."
+    said = StringIO()
+    onnxruntime.set_default_logger_severity(LOG_FATAL)
+    try:
+        with redirect_stdout(said):
+            ran = _runs_on_cuda(onnxruntime)
+    except Exception as error:
+        return f"{built} fails on CUDA: {str(error).strip() or repr(error)}"
+    finally:
+        onnxruntime.set_default_logger_severity(LOG_WARNING)
+    if ran:
+        return None
+    prefix = "Failed to load "  # what preload_dlls prints: this, the library and the loader's words
+    unloaded = [line[len(prefix) :].split(": ")[0] for line in said.getvalue().splitlines() if line.startswith(prefix)]
+    needs = ", ".join(unloaded) or "another CUDA or cuDNN than this machine's"
+    return f"The CUDA provider of {built} does not load; it needs {needs}."
+
+
+def _runs_on_cuda(onnxruntime: Any) -> bool:
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21: CUDA and cuDNN as pip installs them
+        with suppress(Exception):  # the session below finds out, whatever this says
+            onnxruntime.preload_dlls()
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = LOG_FATAL
+    session = onnxruntime.InferenceSession(_small_model(), settings, providers=[CUDA_PROVIDER], enable_fallback=0)
+    if CUDA_PROVIDER not in session.get_providers():
+        return False
+    session.disable_fallback()
+    session.run(None, {"x": np.ones(1, np.float32)})
+    return True
+
+
+def _small_model() -> bytes:
+    """An ONNX file of one node, of a version that every ONNX Runtime since 1.13 reads."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "small", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, ir_version=8, opset_imports=opset).SerializeToString())
 
 
 def bare_session(path: Path, options: SessionOptions) -> Any:
@@ -43,40 +107,32 @@ def bare_session(path: Path, options: SessionOptions) -> Any:
     says which it became. A device asked for by name is never replaced by another.
 
     Raises:
-        MissingError: `cuda` was asked for and does not load.
+        MissingError: `cuda` was asked for and does not load, or does not take this model.
         InputError: the file is no model that ONNX Runtime can run.
     """
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # fatal only: errors arrive as exceptions, and are ours to word
+    settings.log_severity_level = LOG_FATAL  # fatal only: errors arrive as exceptions, and are ours to word
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
-    has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers() and bool(nvidia_gpus())
-    wanted = CUDA_PROVIDER if options.device == "cuda" or (options.device == "auto" and has_cuda) else CPU_PROVIDER
-    if wanted == CUDA_PROVIDER and not has_cuda:
-        raise MissingError(
-            "ONNX Runtime cannot use a GPU here.",
-            "No NVIDIA GPU is visible, or this wheel was built without CUDA.",
-            "--device cpu, or pip install onnxruntime-gpu on a machine with an NVIDIA GPU.",
-        )
+    problem = None if options.device == "cpu" else cuda_problem()
+    if options.device == "cuda" and problem is not None:
+        raise MissingError("ONNX Runtime cannot use a GPU here.", problem, GPU_CURE)
+    wanted = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted])
-        # What was compiled in is not what works: a CUDA mismatch leaves only the CPU provider.
-        if wanted not in session.get_providers() and options.device == "cuda":
-            raise MissingError(
-                "ONNX Runtime's CUDA provider does not load.",
-                f"onnxruntime {onnxruntime.__version__} does not match this machine's CUDA or cuDNN.",
-                "--device cpu, or install the CUDA and cuDNN that this onnxruntime-gpu names.",
-            )
-    except MissingError:
-        raise
+        session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted], enable_fallback=0)
+        session.disable_fallback()  # nor may a run that fails on the GPU go on on the CPU
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(
             f"ONNX Runtime cannot load {path}.",
             str(error).strip().splitlines()[0],
             "Make it again with mde export; mde inspect FILE shows what it is.",
         ) from error
+    if wanted not in session.get_providers():
+        raise MissingError(
+            f"ONNX Runtime cannot run {path} on the GPU.", "It opened the model on the CPU instead.", GPU_CURE
+        )
     return session
 
 
@@ -86,9 +142,12 @@ class OnnxRuntimeSession(CheckedSession):
     backend = NAME
 
     def __init__(self, path: Path, manifest: Manifest, options: SessionOptions) -> None:
+        import onnxruntime
+
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self.precision = manifest.precision
         self._session = bare_session(path, options)
+        self.version = str(onnxruntime.__version__)
         self._binding = self._session.io_binding()
         self._bound: dict[str, int] = {}
         self._results = empty_outputs(self.outputs)

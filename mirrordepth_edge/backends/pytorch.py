@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +17,33 @@ from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "torch"
-SUFFIXES: Final = (".safetensors",)
 INSTALL = "pip install 'mirrordepth-edge[export]'"
+REPAIR = (
+    "Install the PyTorch for this machine: https://pytorch.org/get-started/locally (a Jetson runs .onnx and engines)"
+)
 
 
 def probe() -> Probe:
-    """Whether PyTorch and open_clip are installed, and whether PyTorch sees a GPU."""
-    for module in ("torch", "open_clip"):
-        if find_spec(module) is None:
-            return Missing(reason=f"the package {module} is not installed", cure=INSTALL)
-    import torch
+    """Whether PyTorch imports and open_clip is installed, and whether PyTorch sees a GPU."""
+    try:
+        for module in ("torch", "open_clip"):  # open_clip takes seconds to import
+            if find_spec(module) is None:
+                return Missing(reason=f"the package {module} is not installed", cure=INSTALL)
+        import torch
 
-    gpus = (torch.cuda.get_device_name(0),) if torch.cuda.is_available() else ()
-    return Available(version=torch.__version__, devices=("cpu", *gpus))
+        return Available(version=str(torch.__version__), devices=("cpu", *_gpus(torch)))
+    except Exception as error:  # OSError: made for another CUDA; anything else that is broken
+        return Missing(reason=f"import torch: {error!r}", cure=REPAIR)
+
+
+def _gpus(torch: Any) -> tuple[str, ...]:
+    """The GPU that PyTorch works on; none where its CUDA does not start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of a driver that is too old, and says False
+        try:
+            return (torch.cuda.get_device_name(0),) if torch.cuda.is_available() else ()
+        except Exception:
+            return ()
 
 
 class TorchSession(CheckedSession):
@@ -48,24 +63,27 @@ class TorchSession(CheckedSession):
         wants_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
         if wants_gpu and not torch.cuda.is_available():
             raise MissingError("PyTorch cannot use a GPU here.", "torch.cuda.is_available() is False.", "--device cpu")
+        self.version = str(torch.__version__)
         self._torch_device = torch.device("cuda" if wants_gpu else "cpu")
         self.device = torch.cuda.get_device_name(0) if wants_gpu else "cpu"
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.model = info.model
         self._network = network.to(self._torch_device)
-        self._mean = torch.tensor(info.model.mean, device=self._torch_device)
-        self._std = torch.tensor(info.model.std, device=self._torch_device)
+        self._preprocess = info.model.preprocess
+        with torch.no_grad():  # a constant, as in every other form of the model
+            self._text_feature = self._network.text_feature()
         self._results = empty_outputs(self.outputs)
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         import torch
 
+        from mirrordepth_edge.core.network import normalise_pixels
+
         self.check(feeds)
         with torch.no_grad():
             pixels = torch.from_numpy(feeds[self.inputs[0].name]).to(self._torch_device)
-            images = ((pixels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
-            depth_m = self._network(images)
+            taps = self._network.tower(normalise_pixels(pixels, self._preprocess))
+            depth_m = self._network.decoder(taps, self._text_feature, self._preprocess.size_hw)
         np.copyto(self._results[self.outputs[0].name], depth_m.cpu().numpy())
         return self._results
 

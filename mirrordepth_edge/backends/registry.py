@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from mirrordepth_edge.backends.base import Probe, Session
+from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.files import existing_file
@@ -23,7 +23,7 @@ ONNX_SUFFIX = ".onnx"
 PLAN_SUFFIXES = (".plan", ".engine")
 
 
-def backend(name: str) -> Any:
+def backend(name: str) -> Backend:
     """The backend module of that name.
 
     Raises:
@@ -31,9 +31,9 @@ def backend(name: str) -> Any:
     """
     if name not in MODULES:
         raise OptionError(
-            f"There is no backend named {name!r}.", f"The backends are {', '.join(MODULES)}.", "--backend onnxruntime"
+            f"There is no backend named {name!r}.", f"The backends are {', '.join(MODULES)}.", "Use one of these names."
         )
-    return import_module(f"mirrordepth_edge.backends.{MODULES[name]}")
+    return cast(Backend, import_module(f"mirrordepth_edge.backends.{MODULES[name]}"))
 
 
 def probe_all() -> dict[str, Probe]:
@@ -71,5 +71,5 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
         manifest = read_manifest(path)
     else:
         existing_file(path, "model")
-    session: Session = backend(backend_for(path, manifest)).open(path, manifest, options or SessionOptions())
+    session = backend(backend_for(path, manifest)).open(path, manifest, options or SessionOptions())
     return session, manifest

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from mirrordepth_edge.backends import cuda
 from mirrordepth_edge.backends.base import Available, Missing, Probe
-from mirrordepth_edge.backends.engine import EngineSession, require_gpu
+from mirrordepth_edge.backends.engine import EngineSession, refuse_other_options, require_gpu
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import nvidia_gpus
 from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "tensorrt"
-SUFFIXES: Final = (".plan", ".engine")
 INSTALL = (
     "Jetson: it comes with JetPack (make the venv with --system-site-packages); "
     "desktop: pip install 'mirrordepth-edge[tensorrt]'"
 )
+JETPACK = "It comes with JetPack, not from pip: make the venv with --system-site-packages."
 
 
 def module() -> Any:
@@ -35,21 +37,31 @@ def module() -> Any:
 
 
 def probe() -> Probe:
-    """Whether TensorRT imports and a GPU is visible."""
-    if find_spec("tensorrt") is None:
-        return Missing(reason="the package tensorrt is not installed", cure=INSTALL)
+    """Whether TensorRT imports, a GPU is visible and CUDA can be called."""
+    install = JETPACK if platform.machine() == "aarch64" else INSTALL
+    try:
+        if find_spec("tensorrt") is None:
+            return Missing(reason="the package tensorrt is not installed", cure=install)
+        version = str(module().__version__)
+    except MissingError as error:
+        return Missing(reason=error.why, cure=install)
+    except Exception as error:  # whatever a broken installation raises
+        return Missing(reason=f"import tensorrt: {error!r}", cure=install)
     gpus = nvidia_gpus()
     if not gpus:
         return Missing(reason="no NVIDIA GPU is visible", cure="Run it on a machine with an NVIDIA GPU.")
     try:
-        version = module().__version__
+        cuda.runtime()
     except MissingError as error:
-        return Missing(reason=error.why, cure=error.cure)
-    return Available(version=version, devices=tuple(gpu.name for gpu in gpus))
+        return Missing(reason=error.what, cure=error.cure)
+    except Exception as error:
+        return Missing(reason=f"import cuda: {error!r}", cure="pip install --force-reinstall cuda-python")
+    return Available(version=version, devices=(gpus[0].name,))  # the one that sessions run on
 
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> EngineSession:  # noqa: A001
     """Open a plan that `mde build` wrote."""
+    refuse_other_options(path, options)
     require_gpu(path, "TensorRT")
     assert manifest is not None, "the registry reads it for every plan"
     return EngineSession(module(), NAME, path, manifest)

@@ -35,6 +35,7 @@ class BenchResult:
     artefact: str
     artefact_sha256: str
     backend: str
+    backend_version: str
     device: str
     precision: str
     boundary: str
@@ -97,6 +98,7 @@ def bench(
         artefact=artefact,
         artefact_sha256=artefact_sha256,
         backend=session.backend,
+        backend_version=session.version,
         device=session.device,
         precision=session.precision,
         boundary=boundary,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Model, parse_size, session_options
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Model, parse_size, session_options, warn
 
 if TYPE_CHECKING:
     from mirrordepth_edge.bench.measure import BenchResult
@@ -37,13 +37,16 @@ def bench(
     from mirrordepth_edge.files import ensure_folder, sha256_of, written_whole
     from mirrordepth_edge.runtime import load, model_path
 
-    frame_hw = parse_size(frame, "--frame") or (480, 640)
-    config = BenchConfig(iterations=iterations, warmup=warmup, frame_hw=frame_hw, network_only=network_only)
+    config = BenchConfig(
+        iterations=iterations, warmup=warmup, frame_hw=parse_size(frame, "--frame"), network_only=network_only
+    )
     if json_file is not None:
         ensure_folder(json_file.parent)
     path = model_path(engine)
-    with load(path, session_options(device, clip_weights, threads)) as predictor, errors.status("measuring"):
-        result = measure(predictor, reference_frames(), config, artefact=path.name, artefact_sha256=sha256_of(path))
+    with load(path, session_options(device, clip_weights, threads)) as predictor:
+        warn(predictor)
+        with errors.status("measuring"):
+            result = measure(predictor, reference_frames(), config, artefact=path.name, artefact_sha256=sha256_of(path))
     _report(result)
     if json_file is not None:
         with written_whole(json_file) as temporary:
@@ -57,7 +60,7 @@ def _report(result: BenchResult) -> None:
 
     latency = result.latency
     on = result.device if result.device != "cpu" else f"{result.machine.cpu}, {result.machine.cores} cores"
-    console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} on {on}")
+    console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
     console.print(f"from {result.boundary}")
     console.print(
         f"latency ms: p50 {latency.p50_ms:.2f}  p90 {latency.p90_ms:.2f}  p99 {latency.p99_ms:.2f}  "

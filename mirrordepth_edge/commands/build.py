@@ -9,7 +9,7 @@ import typer
 
 
 def build(
-    model: Annotated[Path, typer.Argument(help="An ONNX file that mde export wrote.")],
+    model: Annotated[str, typer.Argument(help="An ONNX file that mde export wrote, or nano.fp16.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Engine to write.  [MODEL.plan]")] = None,
     target: Annotated[
         str | None, typer.Option(help="here, orin-nano, rtx-ada, … (RTX targets may be joined by commas).")
@@ -20,7 +20,11 @@ def build(
     With TensorRT for this machine's GPU, or with TensorRT for RTX for any RTX GPU, which needs no
     GPU to build. The engine has the precision of the ONNX file.
     """
-    build_and_report(model, output or model.with_suffix(".plan"), target)
+    from mirrordepth_edge.runtime import SHIPPED, model_path
+
+    path = model_path(model)
+    beside = Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan")
+    build_and_report(path, output or beside, target)
 
 
 def build_and_report(model: Path, output: Path, target: str | None) -> None:
@@ -32,15 +36,16 @@ def build_and_report(model: Path, output: Path, target: str | None) -> None:
     with errors.status(f"building with {plan.flavour}"):
         manifest = build_engine(model, output, plan)
     assert manifest.engine is not None, "a plan has an engine"
-    where = (
-        "compute capability " + ", ".join(manifest.engine.compute_capabilities)
-        if manifest.engine.compute_capabilities
-        else "this machine's GPU"
-    )
+    where = "compute capability " + ", ".join(manifest.engine.compute_capabilities)
     console.print(
         f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, "
         f"{manifest.engine.flavour} {manifest.engine.version} for {where}, "
         f"built in {manifest.engine.build_seconds:.1f} s"
     )
+    if plan.runs_here:
+        parity = manifest.parity
+        console.print(f"parity: {parity.runner}, mean {parity.mean_relative:.1e} relative (gate: {parity.limit})")
+    else:
+        console.print("note: this engine has not been run: no GPU of its kind is here")
     if manifest.engine.flavour == "tensorrt-rtx":
         console.print("  for a Jetson: copy the .onnx and its manifest there and type: mde build model.onnx")

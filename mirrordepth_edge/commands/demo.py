@@ -28,12 +28,14 @@ def demo(
     From the shipped checkpoint to ONNX, to an engine where one can be built, to the photograph's depth
     in metres and its error against the measured depth.
     """
+    from mirrordepth_edge.backends.base import Available
+    from mirrordepth_edge.backends.registry import backend, backend_for
     from mirrordepth_edge.commands.bench import bench
     from mirrordepth_edge.commands.export import export
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.export import require_export_packages
-    from mirrordepth_edge.device import nvidia_gpus
     from mirrordepth_edge.files import ensure_folder
+    from mirrordepth_edge.manifest import read_manifest
     from mirrordepth_edge.runtime import load
 
     photo, truth_m = motorcycle()
@@ -43,10 +45,12 @@ def demo(
     console.print("1  checkpoint to ONNX, proven against PyTorch", style="bold")
     export(fp32=True, output=onnx_fp32, target="cpu")
     console.print("2  FP16 ONNX, and an engine where one can be built", style="bold")
-    export(fp16=True, output=onnx_fp16)
     plan = onnx_fp16.with_suffix(".plan")
-    # The plan is what a GPU runs; without one the FP32 file is, through ONNX Runtime.
-    model = plan if plan.is_file() and nvidia_gpus() else onnx_fp32
+    plan.unlink(missing_ok=True)  # of an earlier run
+    export(fp16=True, output=onnx_fp16)
+    # The engine if this machine's GPU runs it, else the FP32 file through ONNX Runtime.
+    runs_here = plan.is_file() and isinstance(backend(backend_for(plan, read_manifest(plan))).probe(), Available)
+    model = plan if runs_here else onnx_fp32
     console.print(f"3  latency of {model.name}", style="bold")
     bench(engine=str(model), iterations=100, json_file=output / "bench.json")
     console.print("4  a photograph becomes metres", style="bold")

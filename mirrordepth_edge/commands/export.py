@@ -37,27 +37,30 @@ def export(
     """
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.config import ExportConfig
+    from mirrordepth_edge.deploy.build import load_targets
     from mirrordepth_edge.deploy.export import require_export_packages
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.files import ensure_folder
-    from mirrordepth_edge.recipes import load_target
+    from mirrordepth_edge.files import ensure_folder, require_suffix
 
     if fp32 and fp16:
         raise OptionError("--fp32 and --fp16 exclude each other.", "A file has one precision.", "Give one of them.")
     if io not in ("uint8", "float"):
         raise OptionError(f"--io {io!r} is unknown.", "It is uint8 or float.", "--io uint8")
-    recipe = load_target(target) if target else None
-    default = recipe.precision if recipe else "fp32"
+    if untrained is not None and checkpoint != NANO:
+        raise OptionError("--untrained takes no checkpoint.", "Its weights are random.", "Leave one of the two out.")
+    recipes = load_targets(target) if target else ()
+    default = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
     precision = "fp16" if fp16 else "fp32" if fp32 else default
-    config = ExportConfig(precision=precision, size_hw=parse_size(size), io=io)  # type: ignore[arg-type]
+    require_suffix(output, (".onnx",), "an ONNX file")
+    config = ExportConfig(precision=precision, size_hw=parse_size(size) if size else None, io=io)  # type: ignore[arg-type]
     require_export_packages()
     ensure_folder(output.parent)
     with errors.status("loading the model") as status:
         manifest = _produce(checkpoint, untrained, config, output, frames, clip_weights, status.update)
     _report(output, manifest)
-    if recipe is not None and recipe.backend == "onnxruntime":
+    if recipes and all(recipe.backend == "onnxruntime" for recipe in recipes):
         return
-    if recipe is not None or precision == "fp16":
+    if target is not None or precision == "fp16":
         _build(output, target)
     else:
         console.print(f"engine: not built for FP32; mde build {output} builds one")

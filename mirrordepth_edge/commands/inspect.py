@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 
 
-def inspect(model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or .plan file, or nano.")]) -> None:
+def inspect(
+    model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or .plan file, nano or nano.fp16.")],
+) -> None:
     """Show what a model file is.
 
     Origin, inputs and outputs, parity, size and cost of a checkpoint, an ONNX file or an engine.
@@ -63,14 +65,13 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         ("precision", f"{manifest.precision.upper()}, opset {manifest.opset}"),
     ]
     if engine is not None:
-        capabilities = ", ".join(engine.compute_capabilities) or "the GPU it was built on"
-        rows.append(("runs on", f"compute capability {capabilities}"))
+        rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         rows += [(label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors]
     rows += [
         (
-            "parity",
-            f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative to PyTorch, "
+            "parity" if engine is None or not parity.runner.startswith("onnxruntime") else "its ONNX's parity",
+            f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative, "
             f"{parity.frames} frames, {parity.runner}",
         ),
         ("made from", f"sha256 {manifest.parent_sha256}"),

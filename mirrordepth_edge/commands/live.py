@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, session_options
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, announce, session_options
 
 if TYPE_CHECKING:
     from mirrordepth_edge.live.pipeline import LiveResult
@@ -59,7 +59,7 @@ def live(
         session = predictor.session
         setup = {"source": opened.name, "model": model, "backend": session.backend}
         setup |= {"device": session.device, "precision": session.precision}
-        errors.print("{source}: {model} on {device} ({backend}, {precision})".format(**setup))
+        announce(predictor, f"{opened.name}: {model}")
         with _Window(limits_m) if has_display and not no_window else _StatusLine() as view:
             stats = run_live(opened, predictor, view.show, max_frames=frames, should_stop=view.wants_to_quit)
     if json_file is not None:

@@ -12,10 +12,11 @@ from mirrordepth_edge.errors import OptionError
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import SessionOptions
+    from mirrordepth_edge.runtime import DepthPredictor
 
 NANO = "nano"
 
-Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, or nano.")]
+Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, nano or nano.fp16.")]
 Near = Annotated[float | None, typer.Option(help="Where the colours begin, in metres.  [the model's range]")]
 Far = Annotated[float | None, typer.Option(help="Where the colours end, in metres.  [the model's range]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by name is never replaced.")]
@@ -23,18 +24,37 @@ ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights inste
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
 
-def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
-    """`224x288` as (height, width); None stays None.
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """`224x288` as (height, width).
 
     Raises:
         OptionError: it is no size.
     """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
     if match is None:
         raise OptionError(f"{option} {text!r} is no size.", "A size is HEIGHTxWIDTH in pixels.", f"{option} 224x288")
     return int(match[1]), int(match[2])
+
+
+def announce(predictor: DepthPredictor, name: str) -> None:
+    """Say what runs on what, so that no fallback and no random weights go unseen."""
+    from mirrordepth_edge.commands.terminal import errors
+
+    session = predictor.session
+    errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
+    warn(predictor)
+
+
+def warn(predictor: DepthPredictor) -> None:
+    """Notes on what a user would not expect of an opened model."""
+    from mirrordepth_edge.commands.terminal import errors
+    from mirrordepth_edge.device import nvidia_gpus
+
+    session = predictor.session
+    if session.device == "cpu" and nvidia_gpus():
+        errors.print(f"note: {nvidia_gpus()[0].name} is not used; mde doctor says why", style="yellow")
+    if not predictor.trained:
+        errors.print("note: the weights are random; the depth means nothing", style="yellow")
 
 
 def session_options(device: str, clip_weights: Path | None = None, threads: int | None = None) -> SessionOptions:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, session_options
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Far, Model, Near, announce, session_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,6 +46,7 @@ def run(
     lines = []
     try:
         with load(model, session_options(device, clip_weights)) as predictor, progress_bar() as bar:
+            announce(predictor, model)
             limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
             writer = _Writer(predictor=predictor, folder=output, kinds=kinds, limits_m=limits_m)
             for path in bar.track(paths, description="files"):
@@ -128,7 +129,7 @@ class _Writer:
             with colours if "colour" in self.kinds else nullcontext() as append:
                 while (frame := source.read(frame)) is not None:
                     depth_m = self.predictor(frame)
-                    self._write(depth_m, target / f"{count:06d}")
+                    self._write(depth_m, target / f"{count:06d}", durable=False)
                     if append is not None:
                         append(colourise(depth_m, self.limits_m))
                     count += 1
@@ -136,11 +137,11 @@ class _Writer:
             bar.remove_task(task)
         return f"{path}: {count} frames -> {target}*"
 
-    def _write(self, depth_m: DepthMap, target: Path) -> None:
+    def _write(self, depth_m: DepthMap, target: Path, *, durable: bool = True) -> None:
         from mirrordepth_edge.draw import save_npy, save_png
         from mirrordepth_edge.postprocess import to_millimetres
 
         if "png" in self.kinds:
-            save_png(Path(f"{target}.depth.png"), to_millimetres(depth_m))
+            save_png(Path(f"{target}.depth.png"), to_millimetres(depth_m), durable=durable)
         if "npy" in self.kinds:
-            save_npy(Path(f"{target}.depth.npy"), depth_m)
+            save_npy(Path(f"{target}.depth.npy"), depth_m, durable=durable)

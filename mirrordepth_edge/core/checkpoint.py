@@ -7,6 +7,7 @@ verify the model. A model whose CLIP is small enough to travel (`nano`) also hol
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mirrordepth_edge.core.clip import EMBEDDED, create_clip, tensors_sha256
 from mirrordepth_edge.core.network import DepthNetwork, check_size
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file, written_whole
-from mirrordepth_edge.manifest import CHECKPOINT_KEY, CHECKPOINT_VERSION, CheckpointInfo, read_checkpoint_info
+from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info
 
 CLIP_PREFIX = "clip."
 
@@ -33,13 +34,13 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
     """
     tensors = {name: p.detach().cpu().contiguous() for name, p in network.trainable().items()}
     info = CheckpointInfo(
-        version=CHECKPOINT_VERSION,
         model=network.config,
         clip_sha256=network.clip_sha256,
         weights_sha256=tensors_sha256(tensors),
         training=training,
     )
     if network.config.pretrained == EMBEDDED:
+        assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"
         tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
     with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))})
@@ -83,6 +84,7 @@ def load_checkpoint(
         check_size(config, size_hw)
     clip = create_clip(config, clip_weights)
     if config.pretrained == EMBEDDED:
+        _check_fit(clip.state_dict(), embedded, path)
         clip.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in embedded.items()})
     network = DepthNetwork(config if size_hw is None else replace(config, size_hw=size_hw), clip)
     _verify_clip(network, info, path, clip_weights)
@@ -93,6 +95,12 @@ def load_checkpoint(
 def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_weights: Path | None) -> None:
     if network.clip_sha256 == info.clip_sha256:
         return
+    if info.model.pretrained == EMBEDDED:
+        raise InputError(
+            f"The towers inside {path} are other CLIP weights than it was trained with.",
+            f"Their sha256 is {network.clip_sha256[:12]}…, its header says {info.clip_sha256[:12]}…",
+            "The file was altered or damaged: copy the original again.",
+        )
     source = str(clip_weights or info.model.pretrained)
     raise InputError(
         f"{source} holds other CLIP weights than {path} was trained with.",
@@ -103,9 +111,16 @@ def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_w
 
 def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path) -> None:
     parameters = network.trainable()
+    _check_fit(parameters, trained, path)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name])
+
+
+def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
     wrong = sorted(
-        set(parameters).symmetric_difference(trained)
-        | {n for n in set(parameters) & set(trained) if parameters[n].shape != trained[n].shape}
+        set(wanted).symmetric_difference(found)
+        | {name for name in set(wanted) & set(found) if wanted[name].shape != found[name].shape}
     )
     if wrong:
         raise InputError(
@@ -113,6 +128,3 @@ def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path)
             f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[0]}.",
             "It was written by another version; train or download it again.",
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(trained[name])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, SizeHW
@@ -22,6 +24,9 @@ from mirrordepth_edge.errors import InputError, OptionError
 CLIP_CONFIG_DIR = Path(__file__).parent.parent / "models" / "clip"
 ClipModel: TypeAlias = Any
 """open_clip's CLIP or CustomTextCLIP: an `nn.Module` whose parts carry no types."""
+
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""What TorchScript archives carry beside the weights: OpenAI's integers, and a traced constant."""
 
 EMBEDDED = "embedded"
 RANDOM_PREFIX = "random-"
@@ -62,30 +67,71 @@ def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipMo
         )
     with _quiet_open_clip():
         if config.pretrained == EMBEDDED or config.pretrained.startswith(RANDOM_PREFIX):
-            seed = int(config.pretrained.removeprefix(RANDOM_PREFIX)) if config.pretrained != EMBEDDED else 0
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                clip = open_clip.create_model(config.clip_model, pretrained_image=False, pretrained_text=False)
+            if clip_weights is not None:
+                raise OptionError(
+                    f"--clip-weights does not apply to {config.preset}.",
+                    f"Its CLIP weights are {config.pretrained!r}: nothing is downloaded.",
+                    "Leave --clip-weights out.",
+                )
+            clip = _random_clip(config.clip_model, config.pretrained)
         else:
             clip = _pretrained_clip(config, clip_weights)
     return clip.float().eval().requires_grad_(False)
+
+
+def _random_clip(name: str, pretrained: str) -> ClipModel:
+    import open_clip
+
+    seed = pretrained.removeprefix(RANDOM_PREFIX)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed) if seed.isdecimal() else 0)
+        return open_clip.create_model(name, pretrained_image=False, pretrained_text=False)
 
 
 def _pretrained_clip(config: ModelConfig, clip_weights: Path | None) -> ClipModel:
     import open_clip
 
     cure = (
-        f"Download the {config.pretrained!r} weights of {config.clip_model} on a connected machine "
-        "and pass them with --clip-weights FILE (.pt, .bin or .safetensors)."
+        f"On a connected machine download {_where_to_get(config)}, copy the file here and pass it with "
+        "--clip-weights FILE (.safetensors, .bin or .pt)."
     )
     if clip_weights is not None and not clip_weights.is_file():
         raise InputError(f"There are no CLIP weights at {clip_weights}.", "No such file.", cure)
     try:
+        if clip_weights is not None and _is_torchscript(clip_weights):
+            clip = _random_clip(config.clip_model, config.pretrained)
+            clip.load_state_dict(_torchscript_state(clip_weights))
+            return clip
         return open_clip.create_model(config.clip_model, pretrained=str(clip_weights or config.pretrained))
     except Exception as error:  # open_clip raises whatever its download or torch.load raised
         what = f"file {clip_weights}" if clip_weights else f"tag {config.pretrained!r}"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         raise InputError(f"Cannot load CLIP {config.clip_model} from {what}.", reason, cure) from error
+
+
+def _where_to_get(config: ModelConfig) -> str:
+    """The file that holds a tag's weights, as open_clip knows it."""
+    import open_clip
+
+    source = open_clip.get_pretrained_cfg(config.clip_model, config.pretrained) or {}
+    if source.get("hf_hub"):
+        return f"open_clip_model.safetensors from https://huggingface.co/{source['hf_hub'].strip('/')}"
+    return source.get("url") or f"the {config.pretrained!r} weights of {config.clip_model}"
+
+
+def _is_torchscript(file: Path) -> bool:
+    """OpenAI publishes its weights as TorchScript archives, which `torch.load` refuses to read safely."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _torchscript_state(file: Path) -> dict[str, Tensor]:
+    """Weights of a TorchScript archive; none of its code is run."""
+    state = torch.jit.load(str(file), map_location="cpu").state_dict()
+    return {name: tensor for name, tensor in state.items() if name not in NO_WEIGHTS}
 
 
 @contextmanager
@@ -121,22 +167,26 @@ def clip_sha256(clip: ClipModel) -> str:
 
 
 def resize_input(clip: ClipModel, size_hw: SizeHW) -> None:
-    """Make a ViT tower accept `size_hw` pixels, with open_clip's own position-embedding resize.
+    """Make a ViT tower accept `size_hw` pixels by resizing its position embedding.
 
+    The resize is open_clip's (bicubic, antialiased, class token untouched). Its own function cannot
+    be called: it compares numbers of tokens, and so leaves 2x8 cells with an embedding for 4x4.
     Convolutional towers take any size and are left alone.
     """
     visual = clip.visual
     if not hasattr(visual, "grid_size"):
         return
-    from open_clip.model import resize_pos_embed
-
     patch_h, patch_w = visual.patch_size
-    visual.grid_size = (size_hw[0] // patch_h, size_hw[1] // patch_w)
-    visual.image_size = size_hw
-    state = {"visual.positional_embedding": visual.positional_embedding.detach()}
-    with _quiet_open_clip():
-        resize_pos_embed(state, clip)
-    visual.positional_embedding = nn.Parameter(state["visual.positional_embedding"], requires_grad=False)
+    old_grid, new_grid = tuple(visual.grid_size), (size_hw[0] // patch_h, size_hw[1] // patch_w)
+    if new_grid == old_grid:
+        return
+    embedding = visual.positional_embedding.detach()
+    class_token, cells = embedding[:1], embedding[1:]
+    cells = cells.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    cells = F.interpolate(cells, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    cells = cells.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1)
+    visual.positional_embedding = nn.Parameter(torch.cat([class_token, cells]), requires_grad=False)
+    visual.grid_size, visual.image_size = new_grid, size_hw
 
 
 class ImageTower(nn.Module):

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mirrordepth_edge.config import ModelConfig, SizeHW
-from mirrordepth_edge.core.clip import ClipModel, ImageTower, TextPath, clip_sha256, create_clip, resize_input
+from mirrordepth_edge.config import ModelConfig, PreprocessConfig, SizeHW
+from mirrordepth_edge.core.clip import ClipModel, ImageTower, Taps, TextPath, clip_sha256, create_clip, resize_input
 from mirrordepth_edge.core.decoder import Decoder
 from mirrordepth_edge.core.mirror import Mirror
 from mirrordepth_edge.errors import OptionError
@@ -65,8 +65,18 @@ class DepthNetwork(nn.Module):
         Returns:
             Depth in metres, float32, shape `[B, H, W]`.
         """
-        size_hw = (images.shape[2], images.shape[3])
-        return self.decoder(self.tower(images), self.text_feature(), size_hw)
+        return self.decode(self.tower(images), (images.shape[2], images.shape[3]))
+
+    def decode(self, taps: Taps, size_hw: SizeHW) -> Tensor:
+        """Depth from the tower's taps, for images of `size_hw`; all that depends on what learns."""
+        return self.decoder(taps, self.text_feature(), size_hw)
+
+
+def normalise_pixels(frames: Tensor, config: PreprocessConfig) -> Tensor:
+    """uint8 RGB `[B, H, W, 3]` to normalised float32 `[B, 3, H, W]`, in channels-last memory."""
+    mean = torch.tensor(config.mean, device=frames.device)
+    std = torch.tensor(config.std, device=frames.device)
+    return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def create_network(config: ModelConfig, clip_weights: Path | None = None, seed: int = 0) -> DepthNetwork:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mirrordepth_edge.config import PreprocessConfig, SizeHW, TrainConfig
+from mirrordepth_edge.config import SizeHW, TrainConfig
+from mirrordepth_edge.core.clip import Taps
 from mirrordepth_edge.core.losses import log_error, silog
-from mirrordepth_edge.core.network import DepthNetwork
+from mirrordepth_edge.core.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.data.augment import augment
 from mirrordepth_edge.data.folder import Sample
 from mirrordepth_edge.errors import InputError
@@ -61,18 +62,25 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
     return config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (1 + turn)
 
 
-def normalise_batch(frames: Tensor, preprocess: PreprocessConfig) -> Tensor:
-    """uint8 RGB `[B, H, W, 3]` to normalised float32 `[B, 3, H, W]`."""
-    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-    # The permuted view is already channels-last, which convolutions on CPUs run half as fast again in.
-    return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
 def loss_of(network: DepthNetwork, images: Tensor, truth_m: Tensor, config: TrainConfig) -> Tensor:
-    """SILog plus, if asked for, a plain log-L1 that pins the scale."""
+    """SILog plus, if asked for, a plain log-L1 that pins the scale.
+
+    Raises:
+        InputError: no pixel of the batch has a depth inside the model's limits.
+    """
     near, far = network.config.depth_limits_m
     valid = (truth_m > near) & (truth_m < far)
-    g = log_error(network(images).float().clamp(min=near), truth_m, valid)
+    if not valid.any():
+        raise InputError(
+            "A batch of pictures has no usable depth.",
+            f"No pixel lies between {near:g} and {far:g} m.",
+            "Check the depth scale (--units-per-metre) and take pictures without depth away.",
+        )
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
+        taps = network.tower(images)
+    taps = Taps([feature.float() for feature in taps.features], taps.prefix)
+    depth_m = network.decode(taps, network.config.size_hw)
+    g = log_error(depth_m.clamp(min=near), truth_m, valid)
     return silog(g, config.silog_lambda) + config.log_l1_weight * g.abs().mean()
 
 
@@ -116,7 +124,7 @@ def train(
             rate = learning_rate_at(step, steps, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            loss = loss_of(network, normalise_batch(frames, network.config.preprocess), truth_m, config)
+            loss = loss_of(network, normalise_pixels(frames, network.config.preprocess), truth_m, config)
             if not torch.isfinite(loss):
                 raise InputError(
                     f"Training diverged in epoch {epoch + 1}: the loss is {loss.item()}.",

@@ -13,8 +13,12 @@ DepthMap = npt.NDArray[np.float32]
 
 
 def resize_depth(depth_m: DepthMap, size_hw: SizeHW) -> DepthMap:
-    """Nearest-neighbour resize: depth is never averaged across an edge or with 'no value'."""
-    return cv2.resize(depth_m, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST)  # type: ignore[return-value]
+    """Nearest-neighbour resize: depth is never averaged across an edge or with 'no value'.
+
+    The exact kind reads the middle of each cell, as the picture's resize does; OpenCV's plain one
+    reads its first pixel and would shift depth against the picture.
+    """
+    return cv2.resize(depth_m, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[return-value]
 
 
 def zoom(frame: Frame, depth_m: DepthMap, share: float, rng: np.random.Generator) -> tuple[Frame, DepthMap]:

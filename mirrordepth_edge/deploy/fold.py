@@ -56,6 +56,8 @@ class ExplicitAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
+        if attn_mask is not None:
+            raise ValueError("image towers attend without a mask")
         batch, tokens, width = query.shape
         q, k, v = (
             part.reshape(batch, tokens, self.heads, self.head_width).transpose(1, 2)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mirrordepth_edge.config import InputKind, PreprocessConfig
 from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
-from mirrordepth_edge.errors import missing_package
+from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 if TYPE_CHECKING:
@@ -35,7 +35,16 @@ def to_fp16(onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConf
 
     Raises:
         MissingError: Model Optimizer is not installed.
+        InputError: the metric head cannot be told from the rest.
     """
+    import onnx
+
+    if not any(node.name.startswith(HEAD_PREFIX) for node in onnx.load(onnx_path, load_external_data=False).graph.node):
+        raise InputError(
+            f"{onnx_path} has no node under {HEAD_PREFIX}.",
+            "The metric head must stay FP32 and is found by its nodes' names.",
+            "Use the torch version that constraints.txt names, and export again.",
+        )
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # AutoCast logs every tensor it looks at
     try:

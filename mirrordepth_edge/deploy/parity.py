@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from mirrordepth_edge.backends.base import Session
+from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, bare_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
 from mirrordepth_edge.data.folder import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.manifest import Parity
+from mirrordepth_edge.manifest import Manifest, Parity
+from mirrordepth_edge.postprocess import DepthMap
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ MAX_RELATIVE_FP32 = 1e-4
 """Worst pixel: float32 sums in another order, nothing more."""
 MEAN_RELATIVE_FP16 = 2e-3
 """Mean over pixels: a few units in the last of FP16's 11 bits."""
+ENGINE_GATE: Precision = "fp16"
+"""Engines of any precision: FP32 ones multiply in TF32, whose significand is FP16's."""
 
 
 def reference_frames(source: Path | None = None) -> list[Frame]:
@@ -52,8 +58,6 @@ def measure_parity(
     import onnxruntime
     import torch
 
-    from mirrordepth_edge.backends.onnxruntime import bare_session
-
     session = bare_session(onnx_path, SessionOptions(device="cpu"))
     name = session.get_inputs()[0].name
     to_engine = Preprocessor(network.config.preprocess, io)
@@ -63,22 +67,55 @@ def measure_parity(
         with torch.no_grad():
             expected = network(torch.from_numpy(to_network(frame))).numpy()
         (delivered,) = session.run(None, {name: to_engine(frame)})
-        relative = np.abs(delivered.astype(np.float64) - expected) / expected
-        # A NaN compares false with every limit, so it is made the worst there is.
-        relative = np.nan_to_num(relative, nan=np.inf)
+        relative = _relative_error(delivered, expected)
         worst, total = max(worst, float(relative.max())), total + float(relative.mean())
-    limit = (
-        f"worst pixel <= {MAX_RELATIVE_FP32:g} relative"
-        if precision == "fp32"
-        else f"mean <= {MEAN_RELATIVE_FP16:g} relative"
-    )
     return Parity(
         runner=f"onnxruntime {onnxruntime.__version__} CPU",
         frames=len(frames),
         max_relative=worst,
         mean_relative=total / len(frames),
-        limit=limit,
+        limit=_limit(precision),
     )
+
+
+def measure_engine_parity(engine: Session, onnx_path: Path, manifest: Manifest) -> Parity:
+    """Run an engine and its ONNX file on the package's reference frames; closes the engine.
+
+    Args:
+        engine: an open session of the engine.
+        onnx_path: what it was built from, run in ONNX Runtime on the CPU.
+        manifest: of the ONNX file.
+    """
+    cpu = SessionOptions(device="cpu")
+    frames = reference_frames()
+    (image,), (depth,) = manifest.inputs, manifest.outputs
+    prepare = Preprocessor(manifest.preprocess, "uint8" if image.dtype == "uint8" else "float")
+    worst, total = 0.0, 0.0
+    with engine, OnnxRuntimeSession(onnx_path, manifest, cpu) as reference:
+        for frame in frames:
+            feeds = {image.name: prepare(frame)}
+            relative = _relative_error(engine.infer(feeds)[depth.name], reference.infer(feeds)[depth.name])
+            worst, total = max(worst, float(relative.max())), total + float(relative.mean())
+        runner = f"{engine.backend} {engine.version} on {engine.device} against its ONNX"
+    return Parity(
+        runner=runner,
+        frames=len(frames),
+        max_relative=worst,
+        mean_relative=total / len(frames),
+        limit=_limit(ENGINE_GATE),
+    )
+
+
+def _relative_error(delivered: DepthMap, expected: DepthMap) -> npt.NDArray[np.float64]:
+    relative = np.abs(delivered.astype(np.float64) - expected) / expected
+    # A NaN compares false with every limit, so it is made the worst there is.
+    return np.nan_to_num(relative, nan=np.inf)
+
+
+def _limit(precision: Precision) -> str:
+    if precision == "fp32":
+        return f"worst pixel <= {MAX_RELATIVE_FP32:g} relative"
+    return f"mean <= {MEAN_RELATIVE_FP16:g} relative"
 
 
 def check_parity(parity: Parity, precision: Precision) -> None:
@@ -93,8 +130,8 @@ def check_parity(parity: Parity, precision: Precision) -> None:
     if figure <= limit:
         return
     raise GateError(
-        f"The {precision.upper()} export differs from the PyTorch model; nothing was written.",
+        "The new file's depth is not that of the model it was made from; nothing was written.",
         f"Relative depth error over {parity.frames} frames: worst pixel {parity.max_relative:.1e}, "
         f"mean {parity.mean_relative:.1e}; the gate is {parity.limit}.",
-        "Export with --fp32." if precision == "fp16" else "Please report this with the checkpoint's manifest.",
+        "Try --fp32 where FP16 was asked for; else please report it, with what mde doctor says.",
     )

@@ -103,6 +103,12 @@ class CaptureSource(FrameSource):
                 "It is damaged, cut short, or coded in a way this OpenCV cannot decode.",
                 "Convert it, for example with ffmpeg -i IN -c:v libx264 OUT.mp4.",
             )
+        if self._kind == "stream" and not self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
+            raise InputError(
+                f"{self.name} stopped.",
+                "The stream's frames ceased: the network or the camera went away.",
+                "Start mde live again once it answers; try the address in ffplay.",
+            )
         return None
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 
 RUNTIME_API = {
@@ -39,6 +40,13 @@ CUDA_API = (
     "cudaStreamDestroy",
     "cudaStreamSynchronize",
 )
+CUDA_CODES = {
+    "cudaErrorMemoryAllocation": 2,
+    "cudaErrorInitializationError": 3,
+    "cudaErrorInsufficientDriver": 35,
+    "cudaErrorNoDevice": 100,
+    "cudaErrorSystemDriverMismatch": 803,
+}
 
 
 def module(name: str) -> Any:
@@ -67,7 +75,38 @@ def test_cuda_functions_exist() -> None:
     assert not [name for name in CUDA_API if not hasattr(runtime, name)]
 
 
-def test_a_cuda_error_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_takes_the_arguments_that_sessions_pass() -> None:
+    """Without a GPU each call answers with a code; arguments of a wrong type would raise instead."""
+    from mirrordepth_edge.device import nvidia_gpus
+
+    runtime = module("cuda.bindings.runtime")
+    if nvidia_gpus():
+        pytest.skip("this machine has a GPU")
+    host, stream, kinds = np.zeros(16, np.uint8), runtime.cudaStream_t(0), runtime.cudaMemcpyKind
+    answers = [
+        runtime.cudaMallocHost(16),
+        runtime.cudaMalloc(16),
+        runtime.cudaStreamCreate(),
+        runtime.cudaMemcpyAsync(4096, host.ctypes.data, 16, kinds.cudaMemcpyHostToDevice, stream),
+        runtime.cudaMemcpyAsync(host.ctypes.data, 4096, 16, kinds.cudaMemcpyDeviceToHost, stream),
+        runtime.cudaStreamSynchronize(stream),
+        runtime.cudaStreamDestroy(stream),
+        runtime.cudaFree(4096),
+        runtime.cudaFreeHost(host.ctypes.data),
+    ]
+    assert all(int(code) != 0 for code, *_ in answers)
+    assert isinstance(int(stream), int)
+
+
+@pytest.mark.parametrize(("name", "number"), CUDA_CODES.items())
+def test_cuda_codes_are_what_we_take_them_for(name: str, number: int) -> None:
+    from mirrordepth_edge.backends import cuda
+
+    assert int(getattr(module("cuda.bindings.runtime").cudaError_t, name)) == number
+    assert number in (*cuda.NOTHING_HERE, cuda.OUT_OF_MEMORY)
+
+
+def test_a_cuda_error_is_named() -> None:
     """The real error of a machine without a GPU, through the real library."""
     from mirrordepth_edge.backends import cuda
     from mirrordepth_edge.device import nvidia_gpus

@@ -113,7 +113,6 @@ def test_header_with_an_unknown_key(copy: Path) -> None:
     check_refused(copy, match="depth_unit")
 
 
-@pytest.mark.xfail(strict=True, reason="the header's version is read but never compared")
 def test_header_of_a_later_version(copy: Path) -> None:
     rewrite(copy, lambda header, tensors: header.update(version=99))
     check_refused(copy, match="version")
@@ -182,10 +181,9 @@ def test_altered_embedded_towers(embedded: tuple[DepthNetwork, Path], tmp_path: 
     check_refused(path, match="other CLIP weights")
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="load_state_dict's own error passes through")
 def test_missing_embedded_towers(embedded: tuple[DepthNetwork, Path], tmp_path: Path) -> None:
     path = Path(shutil.copy(embedded[1], tmp_path / "copy.safetensors"))
-    rewrite(path, lambda header, tensors: tensors.pop("clip.ln_final.bias") and None)
+    rewrite(path, lambda header, tensors: tensors.__delitem__("clip.ln_final.bias"))
     check_refused(path, match="fit|missing|damaged")
 
 

@@ -53,7 +53,6 @@ def test_a_zoomed_and_resized_view_is_still_registered(size_hw: SizeHW, seed: in
     assert error_m.max() <= 2 * (PER_ROW + PER_COLUMN), "two source pixels: nearest depth, rounded picture"
 
 
-@pytest.mark.xfail(strict=True, reason="INTER_NEAREST reads each cell's first pixel, the picture its centre")
 @pytest.mark.parametrize("size_hw", [(30, 40), (60, 80), (48, 64)])
 def test_depth_is_read_at_the_centre_of_the_pictures_pixels(size_hw: SizeHW) -> None:
     frame, depth_m = augment(*tilted_plane(), size_hw, STILL, np.random.default_rng(0))

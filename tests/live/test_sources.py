@@ -223,12 +223,13 @@ def test_a_stream_that_does_not_answer_keeps_its_password() -> None:
     assert "127.0.0.1" in caught.value.what
 
 
-def test_a_stream_is_live_and_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_stops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: FakeCapture(frames=1))
     with open_source("rtsp://127.0.0.1/stream") as source:
         assert source.live
         assert source.read() is not None
-        assert source.read() is None
+        with pytest.raises(InputError, match="stopped"):
+            source.read()
 
 
 def test_the_pattern_moves_and_repeats() -> None:
