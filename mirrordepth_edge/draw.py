@@ -130,6 +130,22 @@ def side_by_side(pictures: Sequence[Frame], gap: int = 12, out: Frame | None = N
     return out
 
 
+def stacked(pictures: Sequence[Frame], gap: int = 12) -> Frame:
+    """Pictures from top to bottom on white, their left edges in line.
+
+    Returns:
+        uint8 RGB `[sum of H + gaps, max W, 3]`.
+    """
+    width = max(picture.shape[1] for picture in pictures)
+    height = sum(picture.shape[0] for picture in pictures) + gap * (len(pictures) - 1)
+    canvas = np.full((height, width, 3), PAPER, np.uint8)
+    top = 0
+    for picture in pictures:
+        canvas[top : top + picture.shape[0], : picture.shape[1]] = picture
+        top += picture.shape[0] + gap
+    return canvas
+
+
 def save_png(path: Path, picture: Frame | npt.NDArray[np.uint16], *, durable: bool = True) -> None:
     """Write a PNG, whole: uint8 RGB `[H, W, 3]`, or one channel `[H, W]` of uint8 or uint16."""
     ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture

@@ -122,6 +122,16 @@ def test_side_by_side_aligns_lower_edges_on_white() -> None:
     assert (sheet[3:, 6:] == 20).all()
 
 
+def test_stacked_aligns_left_edges_on_white() -> None:
+    wide, narrow = np.full((2, 6, 3), 10, np.uint8), np.full((3, 4, 3), 20, np.uint8)
+    sheet = draw.stacked([wide, narrow], gap=1)
+    assert sheet.shape == (6, 6, 3)
+    assert (sheet[:2] == 10).all()
+    assert (sheet[2] == 255).all()
+    assert (sheet[3:, :4] == 20).all()
+    assert (sheet[3:, 4:] == 255).all()
+
+
 def test_side_by_side_fills_a_sheet_again() -> None:
     first, second = np.full((6, 4, 3), 10, np.uint8), np.full((6, 4, 3), 20, np.uint8)
     sheet = draw.side_by_side([first, first])

@@ -25,8 +25,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install onnxruntime  (onnxruntime-gpu for an NVIDIA GPU on x86-64; never both)"
 REPAIR = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge"
 GPU_CURE = (
-    "--device cpu; or, for the GPU, an engine (mde build) or onnxruntime-gpu with the CUDA and cuDNN that it names: "
-    "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
+    "an engine (mde build), or onnxruntime-gpu with the CUDA and cuDNN that it names: "
+    "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#requirements"
 )
 # ONNX Runtime's levels of what it logs; it offers no way to read the one that is set.
 LOG_WARNING, LOG_FATAL = 2, 4
@@ -113,12 +113,12 @@ def bare_session(path: Path, options: SessionOptions) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = LOG_FATAL  # fatal only: errors arrive as exceptions, and are ours to word
+    settings.log_severity_level = LOG_FATAL  # errors arrive as exceptions, and are ours to word
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     problem = None if options.device == "cpu" else cuda_problem()
     if options.device == "cuda" and problem is not None:
-        raise MissingError("ONNX Runtime cannot use a GPU here.", problem, GPU_CURE)
+        raise MissingError("ONNX Runtime cannot use a GPU here.", problem, f"--device cpu; for the GPU, {GPU_CURE}")
     wanted = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=[wanted], enable_fallback=0)
@@ -126,12 +126,14 @@ def bare_session(path: Path, options: SessionOptions) -> Any:
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(
             f"ONNX Runtime cannot load {path}.",
-            str(error).strip().splitlines()[0],
+            (str(error).strip() or repr(error)).splitlines()[0],
             "Make it again with mde export; mde inspect FILE shows what it is.",
         ) from error
     if wanted not in session.get_providers():
         raise MissingError(
-            f"ONNX Runtime cannot run {path} on the GPU.", "It opened the model on the CPU instead.", GPU_CURE
+            f"ONNX Runtime cannot run {path} on the GPU.",
+            "It opened the model on the CPU instead.",
+            f"--device cpu; for the GPU, {GPU_CURE}",
         )
     return session
 

@@ -28,14 +28,16 @@ def demo(
     From the shipped checkpoint to ONNX, to an engine where one can be built, to the photograph's depth
     in metres and its error against the measured depth.
     """
+    import subprocess
+    import sys
+
     from mirrordepth_edge.backends.base import Available
     from mirrordepth_edge.backends.registry import backend, backend_for
-    from mirrordepth_edge.commands.bench import bench
     from mirrordepth_edge.commands.export import export
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.export import require_export_packages
     from mirrordepth_edge.files import ensure_folder
-    from mirrordepth_edge.manifest import read_manifest
+    from mirrordepth_edge.manifest import manifest_path, read_manifest
     from mirrordepth_edge.runtime import load
 
     photo, truth_m = motorcycle()
@@ -46,13 +48,18 @@ def demo(
     export(fp32=True, output=onnx_fp32, target="cpu")
     console.print("2  FP16 ONNX, and an engine where one can be built", style="bold")
     plan = onnx_fp16.with_suffix(".plan")
-    plan.unlink(missing_ok=True)  # of an earlier run
+    for stale in (plan, manifest_path(plan)):  # of an earlier run
+        stale.unlink(missing_ok=True)
     export(fp16=True, output=onnx_fp16)
     # The engine if this machine's GPU runs it, else the FP32 file through ONNX Runtime.
     runs_here = plan.is_file() and isinstance(backend(backend_for(plan, read_manifest(plan))).probe(), Available)
     model = plan if runs_here else onnx_fp32
     console.print(f"3  latency of {model.name}", style="bold")
-    bench(engine=str(model), iterations=100, json_file=output / "bench.json")
+    # In a process of its own, as users run it: PyTorch's threads in this one would slow the runtime.
+    arguments = ["bench", "--engine", str(model), "--iterations", "100", "--json", str(output / "bench.json")]
+    sys.stdout.flush()
+    if status := subprocess.run([sys.executable, "-m", "mirrordepth_edge", *arguments], check=False).returncode:
+        raise typer.Exit(status)
     console.print("4  a photograph becomes metres", style="bold")
     with load(model) as predictor:
         depth_m = predictor(photo).copy()
@@ -109,17 +116,20 @@ def write_picture(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap
     from mirrordepth_edge.postprocess import colourise
 
     measured = truth_m > 0
-    limits_m = (float(np.floor(truth_m[measured].min())), float(np.ceil(truth_m.max())))
+    # One scale for both, wide enough for both, in whole metres.
+    low, high = np.percentile(np.concatenate([truth_m[measured], depth_m.ravel()]), (0.5, 99.5))
+    limits_m = (float(np.floor(low)), float(np.ceil(high)))
     error = np.full(truth_m.shape, np.nan, np.float32)
     error[measured] = np.abs(depth_m - truth_m)[measured] / truth_m[measured]
-    sheet = draw.side_by_side(
-        [
-            draw.titled(photo, "photo"),
-            draw.titled(colourise(depth_m, limits_m), "predicted depth"),
+    height, scale = photo.shape[0], draw.scale_bar(photo.shape[0], limits_m)
+    rows = (
+        (draw.titled(photo, "photo"), draw.titled(colourise(depth_m, limits_m), "predicted depth"), scale),
+        (
             draw.titled(colourise(truth_m, limits_m), "measured depth"),
-            draw.scale_bar(photo.shape[0], limits_m),
+            scale,
             draw.titled(draw.error_colours(error), "relative error"),
-            draw.error_bar(photo.shape[0]),
-        ]
+            draw.error_bar(height),
+        ),
     )
+    sheet = draw.stacked([draw.side_by_side(row) for row in rows])
     draw.save_png(path, sheet)

@@ -134,7 +134,7 @@ def opencv_build() -> str:
         return f"does not import: {error}"
     if parse_gstreamer(build_information):
         return f"{version} with GStreamer"
-    return f"{version} without GStreamer: a Jetson's CSI cameras do not open (pip's wheel has none, JetPack's has it)"
+    return f"{version} without GStreamer, which CSI cameras need and pip's wheel lacks; USB cameras work"
 
 
 def installed_packages() -> dict[str, str]:
