@@ -67,6 +67,9 @@ class ModelConfig(Strict):
     feedforward: int = 2048
     head_strides: tuple[int, int] = (4, 4)
     """Upsampling of the two transposed convolutions; their product is `stride`."""
+    head_overlap: bool = False
+    """Transposed convolutions with kernels of twice their stride, whose neighbouring cells blend
+    into one another; with kernels equal to the stride, as published, each cell stands alone."""
     depth_limits_m: tuple[float, float] = (1e-3, 10.0)
     """Depths the model was trained for, in metres; also the range it is evaluated in."""
 
@@ -103,6 +106,7 @@ PRESETS: dict[str, ModelConfig] = {
             size_multiple=32,
             width=96,
             feedforward=384,
+            head_overlap=True,
         ),
         ModelConfig(
             preset="mobileclip2-s0",

@@ -8,6 +8,7 @@ convolutions bring the grid to pixels. The form follows CLIPSeg's decoder (arXiv
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,16 +62,37 @@ class FiLM(nn.Module):
 class Head(nn.Sequential):
     """Grid features `[B, width, h, w]` to depth in metres `[B, 1, h*stride, w*stride]`, > 0."""
 
-    def __init__(self, width: int, strides: tuple[int, int]) -> None:
-        first, second = strides
+    def __init__(self, width: int, strides: tuple[int, int], overlap: bool) -> None:
+        upsample = overlapping_upsample if overlap else plain_upsample
         super().__init__(
             nn.Conv2d(width, width, kernel_size=3, padding=1),
             nn.ReLU(),
-            nn.ConvTranspose2d(width, width // 2, kernel_size=first, stride=first),
+            upsample(width, width // 2, strides[0]),
             nn.ReLU(),
-            nn.ConvTranspose2d(width // 2, 1, kernel_size=second, stride=second),
+            upsample(width // 2, 1, strides[1]),
             nn.Softplus(),
         )
+
+
+def plain_upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that paints each cell alone."""
+    return nn.ConvTranspose2d(channels, out_channels, kernel_size=stride, stride=stride)
+
+
+def overlapping_upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that starts as bilinear interpolation of randomly mixed channels.
+
+    Its kernel is twice its stride, so that neighbouring cells blend; what it learns on top of the
+    smooth start shows no checkerboard (Odena et al., distill.pub/2016/deconv-checkerboard).
+    """
+    layer = nn.ConvTranspose2d(channels, out_channels, kernel_size=2 * stride, stride=stride, padding=stride // 2)
+    ramp = 1 - (torch.arange(2 * stride) + 0.5 - stride).abs() / stride
+    mix = torch.empty(channels, out_channels)
+    nn.init.kaiming_normal_(mix.T, nonlinearity="relu")
+    with torch.no_grad():
+        layer.weight.copy_(mix[:, :, None, None] * ramp[:, None] * ramp[None, :])
+        layer.bias.zero_()
+    return layer
 
 
 class Decoder(nn.Module):
@@ -99,7 +121,7 @@ class Decoder(nn.Module):
             )
             for _ in tap_shapes
         )
-        self.head = Head(config.width, config.head_strides)
+        self.head = Head(config.width, config.head_strides, config.head_overlap)
 
     def forward(self, taps: Taps, text_feature: Tensor, size_hw: SizeHW) -> Tensor:
         """

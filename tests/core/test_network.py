@@ -227,3 +227,17 @@ def test_mirror_may_be_as_long_as_the_context_and_no_longer(tiny_vit_config: Mod
     with pytest.raises(OptionError, match="78 rows") as caught:
         create_network(replace(tiny_vit_config, mirror_length=78))
     assert "77" in caught.value.cure
+
+
+def test_overlapping_upsample_starts_as_bilinear_interpolation() -> None:
+    from mirrordepth_edge.core.decoder import overlapping_upsample
+
+    layer = overlapping_upsample(1, 1, 4)
+    x = torch.randn(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        gain = layer.weight.sum() / 16
+        up = layer(x) / gain
+    expected = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    assert up.shape == expected.shape
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the border has no neighbour to blend with
+    torch.testing.assert_close(up[inner], expected[inner], rtol=1e-5, atol=1e-5)
