@@ -95,3 +95,11 @@ def test_base_installs_on_aarch64_without_torch_and_tensorrt(python: str, wheel:
     names = {entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(done.stdout)["install"]}
     assert "mirrordepth-edge" in names
     assert not {name for name in names if name.startswith(("torch", "tensorrt", "nvidia", "cuda", "open-clip"))}
+
+
+def test_one_onnx_runtime_is_installed() -> None:
+    """The two wheels share one import package and overwrite each other; no extra may bring the second."""
+    from importlib.metadata import distributions
+
+    names = {distribution.metadata["Name"].lower().replace("_", "-") for distribution in distributions()}
+    assert len(names & {"onnxruntime", "onnxruntime-gpu"}) == 1

@@ -34,15 +34,26 @@ LOG_WARNING, LOG_FATAL = 2, 4
 
 def probe() -> Probe:
     """Whether ONNX Runtime imports, and which devices it really drives."""
+    missing = _missing()
+    if missing is not None:
+        return missing
+    import onnxruntime
+
+    gpus = (nvidia_gpus()[0].name,) if cuda_problem() is None else ()
+    return Available(version=str(onnxruntime.__version__), devices=("cpu", *gpus))
+
+
+def _missing() -> Missing | None:
+    """What keeps ONNX Runtime from being imported, if anything does."""
     try:
         if find_spec("onnxruntime") is None:
             return Missing(reason="the package onnxruntime is not installed", cure=INSTALL)
         import onnxruntime
 
-        gpus = (nvidia_gpus()[0].name,) if cuda_problem() is None else ()
-        return Available(version=str(onnxruntime.__version__), devices=("cpu", *gpus))
+        onnxruntime.get_available_providers()  # a half overwritten install imports, and is empty
     except Exception as error:  # built for another numpy, or half overwritten by its other wheel
         return Missing(reason=f"import onnxruntime: {error!r}", cure=REPAIR)
+    return None
 
 
 @cache
@@ -175,8 +186,8 @@ class OnnxRuntimeSession(CheckedSession):
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> OnnxRuntimeSession:  # noqa: A001
     """Open an ONNX file that `mde export` wrote."""
-    missing = probe()
-    if isinstance(missing, Missing):
+    missing = _missing()  # not `probe`, which would wake a GPU that `--device cpu` leaves alone
+    if missing is not None:
         raise MissingError("ONNX files need ONNX Runtime.", missing.reason, missing.cure)
     assert manifest is not None, "the registry reads it for every .onnx"
     return OnnxRuntimeSession(path, manifest, options)
