@@ -48,4 +48,4 @@ def build_and_report(model: Path, output: Path, target: str | None) -> None:
     else:
         console.print("note: this engine has not been run: no GPU of its kind is here")
     if manifest.engine.flavour == "tensorrt-rtx":
-        console.print("  for a Jetson: copy the .onnx and its manifest there and type: mde build model.onnx")
+        console.print(f"  for a Jetson: copy {model.name} and its manifest there and type: mde build {model.name}")

@@ -25,7 +25,7 @@ HEIGHT, WIDTH = MODEL.size_hw
 class ConstantSession(CheckedSession):
     """Gives one depth everywhere and remembers what it was asked."""
 
-    backend, device, precision = "constant", "cpu", "fp32"
+    backend, device, precision, version = "constant", "cpu", "fp32", "1.0"
     inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, HEIGHT, WIDTH, 3), layout="NHWC", range="", unit=""),)
     outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, HEIGHT, WIDTH), layout="NHW", range="", unit=""),)
 

@@ -32,7 +32,7 @@ DEPTH_M = 2.5
 class FlatSession(CheckedSession):
     """A network that sees a wall at 2.5 m, until it fails."""
 
-    backend, device, precision = "fake", "cpu", "fp32"
+    backend, device, precision, version = "fake", "cpu", "fp32", "1.0"
     inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
     outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, *SIZE_HW), layout="NHW", range="", unit="metres"),)
 
@@ -113,7 +113,7 @@ def test_without_a_window(loader: Loader, tmp_path: Path, capfd: pytest.CaptureF
     assert out.startswith("4 frames in ")
     assert "latency p50" in out
     assert len(out.splitlines()) == 1
-    assert "synthetic pattern: nano on cpu (fake, fp32)" in err
+    assert "synthetic pattern: nano on cpu (fake 1.0, fp32)" in err
     assert "DISPLAY" not in err
     assert loader.calls == [("nano", SessionOptions())]
     assert loader.session.frames == 4

@@ -26,7 +26,7 @@ FRAME_HW = (48, 64)
 class BrightnessSession(CheckedSession):
     """A network for which red is depth: 0 to 255 is 0 to 5.1 m."""
 
-    backend, device, precision = "fake", "cpu", "fp32"
+    backend, device, precision, version = "fake", "cpu", "fp32", "1.0"
     inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
     outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, *SIZE_HW), layout="NHW", range="", unit="metres"),)
 
