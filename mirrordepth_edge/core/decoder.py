@@ -89,6 +89,7 @@ def overlapping_upsample(channels: int, out_channels: int, stride: int) -> nn.Co
     ramp = 1 - (torch.arange(2 * stride) + 0.5 - stride).abs() / stride
     mix = torch.empty(channels, out_channels)
     nn.init.kaiming_normal_(mix.T, nonlinearity="relu")
+    assert layer.bias is not None, "transposed convolutions have one unless told otherwise"
     with torch.no_grad():
         layer.weight.copy_(mix[:, :, None, None] * ramp[:, None] * ramp[None, :])
         layer.bias.zero_()
