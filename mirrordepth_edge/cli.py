@@ -15,6 +15,7 @@ from mirrordepth_edge.commands.bench import bench
 from mirrordepth_edge.commands.build import build
 from mirrordepth_edge.commands.demo import demo
 from mirrordepth_edge.commands.doctor import doctor
+from mirrordepth_edge.commands.evaluate import evaluate
 from mirrordepth_edge.commands.export import export
 from mirrordepth_edge.commands.inspect import inspect
 from mirrordepth_edge.commands.live import live
@@ -55,7 +56,7 @@ def options(
     """Options before the verb."""
 
 
-for verb in (demo, export, build, bench, run, live, inspect, doctor, train):
+for verb in (demo, export, build, bench, run, live, evaluate, inspect, doctor, train):
     app.command()(verb)
 
 

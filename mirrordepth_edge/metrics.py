@@ -61,6 +61,21 @@ def eigen_crop(shape_hw: tuple[int, int]) -> Mask:
     return mask
 
 
+def garg_crop(shape_hw: tuple[int, int]) -> Mask:
+    """The crop of Garg et al. on KITTI, as shares of the picture: the band that LiDAR reaches.
+
+    With the KB crop (352x1216) on, BTS, AdaBins and ZoeDepth crop the truth too, so that the shares
+    are of 352x1216.
+    """
+    height, width = shape_hw
+    mask = np.zeros(shape_hw, np.bool_)
+    mask[
+        int(0.40810811 * height) : int(0.99189189 * height),
+        int(0.03594771 * width) : int(0.96405229 * width),
+    ] = True
+    return mask
+
+
 def depth_metrics(
     prediction_m: Depth, truth_m: Depth, *, limits_m: tuple[float, float], crop: Mask | None = None
 ) -> DepthMetrics:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
 LAYERS = (
     {"errors"},
     {"config", "strict", "files", "manifest", "recipes"},
-    {"preprocess", "postprocess", "metrics", "device", "draw", "data"},
+    {"preprocess", "postprocess", "metrics", "device", "draw", "data", "evaluation"},
     {"core", "backends"},
     {"deploy", "runtime"},
     {"bench", "live"},

@@ -30,7 +30,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__main__.py"
 )
-VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train")
+VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train", "evaluate")
 
 HIDE = """
 import sys

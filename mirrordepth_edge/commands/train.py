@@ -48,7 +48,7 @@ def train(
     from mirrordepth_edge.core.network import create_network
     from mirrordepth_edge.core.trainer import Progress, evaluate
     from mirrordepth_edge.core.trainer import train as run_training
-    from mirrordepth_edge.metrics import eigen_crop as eigen_mask
+    from mirrordepth_edge.evaluation import Protocol
 
     require_suffix(output, (".safetensors",), "a checkpoint")
     ensure_folder(output.parent)
@@ -60,8 +60,7 @@ def train(
     with progress_bar() as bar:
         samples = list(bar.track(dataset, total=len(dataset), description="reading pictures"))
         unseen = [] if held_out is None else list(bar.track(held_out, total=len(held_out), description="held-out ones"))
-    crop = eigen_mask((480, 640)) if eigen_crop else None
-    if crop is not None and any(sample.depth_m.shape != crop.shape for sample in unseen):
+    if eigen_crop and any(sample.depth_m.shape != (480, 640) for sample in unseen):
         raise OptionError(
             "--eigen-crop does not fit the held-out pictures.", "It is for 640x480 pixels.", "Leave it out."
         )
@@ -77,11 +76,12 @@ def train(
     training: dict[str, Any] = {"pictures": len(samples), "settings": asdict(config)}
     save_checkpoint(network, output, training=training)
     if unseen:
-        metrics = evaluate(network, unseen, crop)
+        protocol = Protocol(limits_m=network.config.depth_limits_m, crop="eigen" if eigen_crop else "none")
+        metrics = evaluate(network, unseen, protocol)
         training["validation"] = {"pictures": len(unseen), "eigen_crop": eigen_crop, **asdict(metrics)}
         save_checkpoint(network, output, training=training)
         console.print(
             f"{len(unseen)} held-out pictures: AbsRel {metrics.abs_rel:.3f}, RMSE {metrics.rmse:.3f} m, "
-            f"delta1 {metrics.delta1:.3f} (metric, no alignment, no flip)"
+            f"delta1 {metrics.delta1:.3f}; {protocol}"
         )
     console.print(f"wrote {output}")

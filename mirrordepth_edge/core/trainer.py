@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mirrordepth_edge import evaluation
 from mirrordepth_edge.config import SizeHW, TrainConfig
 from mirrordepth_edge.core.clip import Taps
 from mirrordepth_edge.core.losses import log_error, silog
@@ -18,9 +19,10 @@ from mirrordepth_edge.core.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.data.augment import augment
 from mirrordepth_edge.data.folder import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.metrics import DepthMetrics, Mask, depth_metrics, mean_metrics
+from mirrordepth_edge.evaluation import Protocol
+from mirrordepth_edge.metrics import Depth, DepthMetrics
 from mirrordepth_edge.postprocess import resize_depth_to
-from mirrordepth_edge.preprocess import Preprocessor
+from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +143,13 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(network: DepthNetwork, samples: Sequence[Sample], crop: Mask | None = None) -> DepthMetrics:
-    """Metric depth errors of `network` on `samples`, predictions resized to the truth's size."""
+def evaluate(network: DepthNetwork, samples: Sequence[Sample], protocol: Protocol) -> DepthMetrics:
+    """Depth errors of `network` on `samples`, predictions resized to the picture's size."""
     network.eval()
     preprocess = Preprocessor(network.config.preprocess, io="float")
-    rows = []
-    for sample in samples:
-        depth_m = network(torch.from_numpy(preprocess(sample.frame)))[0].numpy()
-        resized = resize_depth_to(depth_m, sample.depth_m.shape)
-        rows.append(depth_metrics(resized, sample.depth_m, limits_m=network.config.depth_limits_m, crop=crop))
-    return mean_metrics(rows)
+
+    def predict(frame: Frame) -> Depth:
+        depth_m = network(torch.from_numpy(preprocess(frame)))[0].numpy()
+        return resize_depth_to(depth_m, (frame.shape[0], frame.shape[1]))
+
+    return evaluation.evaluate(predict, samples, protocol).mean

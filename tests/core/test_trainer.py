@@ -27,8 +27,10 @@ from mirrordepth_edge.core.trainer import (
 )
 from mirrordepth_edge.data.folder import Sample
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.evaluation import Protocol
 from mirrordepth_edge.preprocess import Frame, normalise, resize_frame
 
+METRIC = Protocol(limits_m=(1e-3, 10.0))
 QUICK = TrainConfig(epochs=2, batch_size=2, warmup_steps=0, seed=1)
 
 
@@ -137,13 +139,13 @@ def test_training_reduces_the_loss_and_reports_every_step(tiny_vit_config: Model
     network = create_network(tiny_vit_config)
     config = replace(QUICK, epochs=30, batch_size=4, jitter=0, flip_probability=0, learning_rate=3e-3)
     steps: list[Progress] = []
-    before = evaluate(network, samples)
+    before = evaluate(network, samples, METRIC)
     train(network, samples, config, on_step=steps.append)
     assert [progress.step for progress in steps] == list(range(1, 31))
     assert {progress.steps for progress in steps} == {30}
     assert [progress.learning_rate for progress in steps] == [learning_rate_at(s, 30, config) for s in range(30)]
     assert steps[-1].loss < 0.6 * steps[0].loss
-    assert evaluate(network, samples).abs_rel < 0.6 * before.abs_rel
+    assert evaluate(network, samples, METRIC).abs_rel < 0.6 * before.abs_rel
     assert not network.training
 
 
@@ -221,5 +223,5 @@ def test_a_picture_without_any_depth_is_no_divergence(tiny_vit_config: ModelConf
 
 
 def test_evaluate_is_the_mean_over_pictures(tiny_network: DepthNetwork, samples: list[Sample]) -> None:
-    alone = [evaluate(tiny_network, [sample]).abs_rel for sample in samples]
-    assert evaluate(tiny_network, samples).abs_rel == pytest.approx(np.mean(alone))
+    alone = [evaluate(tiny_network, [sample], METRIC).abs_rel for sample in samples]
+    assert evaluate(tiny_network, samples, METRIC).abs_rel == pytest.approx(np.mean(alone))

@@ -1,0 +1,87 @@
+"""`mde evaluate`: metric depth errors of a checkpoint, an ONNX file or an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, announce, session_options
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.evaluation import Evaluation, Protocol
+
+
+def evaluate(
+    root: Annotated[Path, typer.Option(help="Folder with rgb/NAME.jpg|png and depth/NAME.png.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Files to compare, or nano, nano.fp16.  [nano]")] = None,
+    units_per_metre: Annotated[float, typer.Option(min=1e-6, help="Depth PNG value of one metre.")] = 1000.0,
+    crop: Annotated[str, typer.Option(help="none, eigen (NYU) or garg (KITTI).")] = "none",
+    cap: Annotated[float | None, typer.Option(min=0.01, help="Farthest depth that counts, in metres.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
+    align: Annotated[str, typer.Option(help="none (metric), median or lsq; always printed.")] = "none",
+    device: Device = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every picture's errors.")] = None,
+    clip_weights: ClipWeights = None,
+) -> None:
+    """Measure depth errors on pictures with depth.
+
+    Several models are evaluated on the same pictures by the same protocol, side by side: the
+    difference between a checkpoint and its ONNX files is what export cost.
+    """
+    import json
+
+    from mirrordepth_edge.commands.terminal import console, progress_bar
+    from mirrordepth_edge.data.folder import FolderDataset
+    from mirrordepth_edge.evaluation import evaluate as run_evaluation
+    from mirrordepth_edge.files import ensure_folder, written_whole
+    from mirrordepth_edge.runtime import load
+
+    if json_file is not None:
+        ensure_folder(json_file.parent)
+    dataset = FolderDataset(root=root, units_per_metre=units_per_metre)
+    results: dict[str, Evaluation] = {}
+    protocol: Protocol | None = None
+    for model in models or [NANO]:
+        with load(model, session_options(device, clip_weights)) as predictor, progress_bar() as bar:
+            announce(predictor, model)
+            protocol = protocol or _protocol(crop, cap, flip, align, predictor.model.depth_limits_m)
+            pictures = bar.track(dataset, total=len(dataset), description=model)
+            results[model] = run_evaluation(predictor, pictures, protocol)
+    console.print(f"{root}: {len(dataset)} pictures; {protocol}")
+    _print_table(results)
+    if json_file is not None:
+        with written_whole(json_file) as temporary:
+            plain = {model: result.to_json() for model, result in results.items()}
+            temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        console.print(f"wrote {json_file}")
+
+
+def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tuple[float, float]) -> Protocol:
+    from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.evaluation import Protocol
+
+    if crop not in ("none", "eigen", "garg"):
+        raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
+    if align not in ("none", "median", "lsq"):
+        raise OptionError(f"--align {align!r} is unknown.", "It is none, median or lsq.", "--align none")
+    limits_m = (limits_m[0], cap or limits_m[1])
+    return Protocol(limits_m=limits_m, crop=crop, flip=flip, align=align)  # type: ignore[arg-type]
+
+
+def _print_table(results: dict[str, Evaluation]) -> None:
+    from rich.table import Table
+
+    from mirrordepth_edge.commands.terminal import console
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    columns = ("AbsRel", "SqRel m", "RMSE m", "RMSElog", "log10", "SILog", "delta1", "delta2", "delta3")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for model, result in results.items():
+        m = result.mean
+        figures = (m.abs_rel, m.sq_rel, m.rmse, m.rmse_log, m.log10, m.silog, m.delta1, m.delta2, m.delta3)
+        table.add_row(model, *(f"{figure:.4f}" for figure in figures))
+    console.print(table)
