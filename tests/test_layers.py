@@ -31,6 +31,8 @@ VENDORS = {
     "onnxruntime": {"backends/onnxruntime.py", "deploy/parity.py"},
     "open_clip": {"core/clip.py"},
     "skimage": {"commands/demo.py"},
+    "h5py": {"data/nyu.py"},
+    "scipy": {"data/nyu.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

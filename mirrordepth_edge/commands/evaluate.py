@@ -14,9 +14,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    root: Annotated[Path, typer.Option(help="Folder with rgb/NAME.jpg|png and depth/NAME.png.")],
+    root: Annotated[
+        Path, typer.Option(help="Folder with rgb and depth, NYU's .mat file, or where a list's paths start.")
+    ],
     models: Annotated[list[str] | None, typer.Argument(help="Files to compare, or nano, nano.fp16.  [nano]")] = None,
-    units_per_metre: Annotated[float, typer.Option(min=1e-6, help="Depth PNG value of one metre.")] = 1000.0,
+    list_file: Annotated[
+        Path | None, typer.Option("--list", help="List of pairs, as BTS has for NYU and KITTI.")
+    ] = None,
+    depth_root: Annotated[Path | None, typer.Option(help="Where a list's depth is.  [--root]")] = None,
+    kb_crop: Annotated[bool, typer.Option("--kb-crop", help="Cut KITTI's pictures to 1216x352 first.")] = False,
+    units_per_metre: Annotated[
+        float, typer.Option(min=1e-6, help="Depth PNG value of one metre: 1000 for NYU, 256 for KITTI.")
+    ] = 1000.0,
     crop: Annotated[str, typer.Option(help="none, eigen (NYU) or garg (KITTI).")] = "none",
     cap: Annotated[float | None, typer.Option(min=0.01, help="Farthest depth that counts, in metres.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
@@ -33,14 +42,21 @@ def evaluate(
     import json
 
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.folder import FolderDataset
+    from mirrordepth_edge.data.choose import choose_dataset
     from mirrordepth_edge.evaluation import evaluate as run_evaluation
     from mirrordepth_edge.files import ensure_folder, written_whole
     from mirrordepth_edge.runtime import load
 
     if json_file is not None:
         ensure_folder(json_file.parent)
-    dataset = FolderDataset(root=root, units_per_metre=units_per_metre)
+    dataset = choose_dataset(
+        root,
+        "test",
+        units_per_metre=units_per_metre,
+        list_file=list_file,
+        depth_root=depth_root,
+        kb_crop=kb_crop,
+    )
     results: dict[str, Evaluation] = {}
     protocol: Protocol | None = None
     for model in models or [NANO]:

@@ -12,7 +12,7 @@ from mirrordepth_edge.commands.parameters import ClipWeights
 
 
 def train(
-    root: Annotated[Path, typer.Option(help="Folder with rgb/NAME.jpg|png and depth/NAME.png.")],
+    root: Annotated[Path, typer.Option(help="Folder with rgb/NAME.jpg|png and depth/NAME.png, or NYU's .mat file.")],
     preset: Annotated[str, typer.Option(help="Model: nano, vitb16, mobileclip2-s0, rn50.")] = "nano",
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("model.safetensors"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures.  [the preset's]")] = None,
@@ -31,7 +31,7 @@ def train(
     """
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.config import PRESETS, TRAINING, TrainConfig
-    from mirrordepth_edge.data.folder import FolderDataset
+    from mirrordepth_edge.data.choose import choose_dataset
     from mirrordepth_edge.errors import OptionError, missing_package
     from mirrordepth_edge.files import ensure_folder, require_suffix
 
@@ -54,8 +54,8 @@ def train(
     ensure_folder(output.parent)
     config = replace(TRAINING.get(preset, TrainConfig()), seed=seed)
     config = replace(config, epochs=epochs or config.epochs, batch_size=batch_size or config.batch_size)
-    dataset = FolderDataset(root=root, units_per_metre=units_per_metre)
-    held_out = None if validation is None else replace(dataset, root=validation)
+    dataset = choose_dataset(root, "train", units_per_metre=units_per_metre)
+    held_out = None if validation is None else choose_dataset(validation, "test", units_per_metre=units_per_metre)
     # Everything is read before anything is trained: a bad file must not cost a night's work.
     with progress_bar() as bar:
         samples = list(bar.track(dataset, total=len(dataset), description="reading pictures"))

@@ -1,0 +1,66 @@
+"""NYU Depth v2's MATLAB file, played by a small HDF5 file of the same layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.data.choose import choose_dataset
+from mirrordepth_edge.data.nyu import NyuLabelled
+from mirrordepth_edge.errors import InputError
+
+h5py = pytest.importorskip("h5py", reason="NYU's .mat file is HDF5")
+savemat = pytest.importorskip("scipy.io", reason="splits.mat is MATLAB 5").savemat
+
+COUNT, HEIGHT, WIDTH = 5, 6, 8
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Five pairs, stored columns first as MATLAB does; picture i is i in blue, its depth i + row / 10."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    pictures = np.stack([np.stack([columns, rows, np.full_like(rows, i)]) for i in range(COUNT)]).astype(np.uint8)
+    raw = np.stack([i + rows / 10 for i in range(COUNT)]).astype(np.float32)
+    path = tmp_path / "nyu_depth_v2_labeled.mat"
+    with h5py.File(path, "w") as data:
+        data["images"] = pictures.transpose(0, 1, 3, 2)
+        data["rawDepths"] = raw.transpose(0, 2, 1)
+        data["depths"] = raw.transpose(0, 2, 1) + 100
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[3], [4], [5]]), "testNdxs": np.array([[1], [2]])})
+    return path
+
+
+def test_the_official_split_counts_from_one(labelled: Path) -> None:
+    train, test = (NyuLabelled(file=labelled, part=part) for part in ("train", "test"))  # type: ignore[arg-type]
+    assert (len(train), len(test)) == (3, 2)
+    assert [sample.name for sample in train] == ["0002", "0003", "0004"]
+    assert [int(sample.frame[0, 0, 2]) for sample in test] == [0, 1]
+
+
+def test_pictures_are_upright_and_depth_is_raw(labelled: Path) -> None:
+    first = next(iter(choose_dataset(labelled, "train")))
+    assert first.frame.shape == (HEIGHT, WIDTH, 3)
+    assert first.frame.dtype == np.uint8
+    assert first.frame[4, 7].tolist() == [7, 4, 2]
+    assert first.depth_m.shape == (HEIGHT, WIDTH)
+    assert first.depth_m[4, 7] == pytest.approx(2.4)
+    infilled = next(iter(NyuLabelled(file=labelled, part="train", infilled=True)))
+    assert infilled.depth_m[4, 7] == pytest.approx(102.4)
+
+
+def test_missing_and_wrong_files(labelled: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits.mat"
+    savemat(splits, {"something": np.zeros(2)})
+    with pytest.raises(InputError, match="official split"):
+        len(NyuLabelled(file=labelled, part="test"))
+    splits.unlink()
+    with pytest.raises(InputError, match="no official split"):
+        len(NyuLabelled(file=labelled, part="test"))
+
+
+def test_a_file_that_is_no_hdf5(labelled: Path) -> None:
+    labelled.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
+    with pytest.raises(InputError, match="no labelled NYU"):
+        list(NyuLabelled(file=labelled, part="test"))
