@@ -12,6 +12,18 @@ from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, anno
 if TYPE_CHECKING:
     from mirrordepth_edge.evaluation import Evaluation, Protocol
 
+METRICS = {
+    "abs_rel": "AbsRel",
+    "sq_rel": "SqRel (m)",
+    "rmse": "RMSE (m)",
+    "rmse_log": "RMSElog",
+    "log10": "log10",
+    "silog": "SILog",
+    "delta1": "delta < 1.25",
+    "delta2": "delta < 1.25^2",
+    "delta3": "delta < 1.25^3",
+}
+
 
 def evaluate(
     root: Annotated[
@@ -87,17 +99,19 @@ def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tu
 
 
 def _print_table(results: dict[str, Evaluation]) -> None:
+    from dataclasses import asdict
+
     from rich.table import Table
+    from rich.text import Text
 
     from mirrordepth_edge.commands.terminal import console
 
+    # Metrics down, models across: a terminal of 80 columns holds several.
     table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    columns = ("AbsRel", "SqRel m", "RMSE m", "RMSElog", "log10", "SILog", "delta1", "delta2", "delta3")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for model, result in results.items():
-        m = result.mean
-        figures = (m.abs_rel, m.sq_rel, m.rmse, m.rmse_log, m.log10, m.silog, m.delta1, m.delta2, m.delta3)
-        table.add_row(model, *(f"{figure:.4f}" for figure in figures))
+    table.add_column("metric")
+    for model in results:
+        table.add_column(Text(Path(model).name), justify="right", overflow="fold")
+    means = [asdict(result.mean) for result in results.values()]
+    for name, label in METRICS.items():
+        table.add_row(label, *(f"{mean[name]:.4f}" for mean in means))
     console.print(table)
