@@ -7,9 +7,11 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,17 @@ class Machine:
     """Board name, on a Jetson."""
     l4t: str | None
     """Jetson Linux release, such as "36.4.3"."""
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of distributions, those that are not installed left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def parse_l4t_release(text: str) -> str | None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
 # Lowest first. A module may import its own layer and those below it.
 LAYERS = (
     {"errors"},
-    {"config", "strict", "files", "manifest", "recipes"},
+    {"config", "strict", "files", "manifest", "recipes", "quiet"},
     {"preprocess", "postprocess", "metrics", "device", "draw", "data", "evaluation"},
     {"core", "backends"},
     {"deploy", "runtime"},

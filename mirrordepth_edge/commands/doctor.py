@@ -139,12 +139,6 @@ def opencv_build() -> str:
 
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that matter, where installed."""
-    from importlib.metadata import PackageNotFoundError, version
+    from mirrordepth_edge.device import installed_versions
 
-    found = {}
-    for name, _ in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(name for name, _ in PACKAGES)

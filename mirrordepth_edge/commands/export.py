@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +74,7 @@ def _produce(
     output: Path,
     frames: Path | None,
     clip_weights: Path | None,
-    on_stage: object,
+    on_stage: Callable[[str], None],
 ) -> Manifest:
     from mirrordepth_edge.deploy.parity import reference_frames
     from mirrordepth_edge.deploy.produce import produce_onnx
@@ -96,7 +97,7 @@ def _produce(
         pictures,
         checkpoint_sha256=digest,
         trained=untrained is None,
-        on_stage=on_stage,  # type: ignore[arg-type]
+        on_stage=on_stage,
     )
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.quiet import quiet_log
 
 CLIP_CONFIG_DIR = Path(__file__).parent.parent / "models" / "clip"
 ClipModel: TypeAlias = Any
@@ -65,7 +65,8 @@ def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipMo
             "The name is misspelt, or this open_clip is too old for it.",
             "pip install -U open_clip_torch, or choose a name from open_clip.list_models().",
         )
-    with _quiet_open_clip():
+    # open_clip warns through the root logger that a random model is random; here that is meant.
+    with quiet_log(logging.ERROR):
         if config.pretrained == EMBEDDED or config.pretrained.startswith(RANDOM_PREFIX):
             if clip_weights is not None:
                 raise OptionError(
@@ -132,17 +133,6 @@ def _torchscript_state(file: Path) -> dict[str, Tensor]:
     """Weights of a TorchScript archive; none of its code is run."""
     state = torch.jit.load(str(file), map_location="cpu").state_dict()
     return {name: tensor for name, tensor in state.items() if name not in NO_WEIGHTS}
-
-
-@contextmanager
-def _quiet_open_clip() -> Iterator[None]:
-    """open_clip warns through the root logger that a random model is random; here that is meant."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -115,9 +115,8 @@ def train(
         num_workers=workers,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    optimiser = torch.optim.AdamW(
-        network.trainable().values(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    parameters = list(network.trainable().values())
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     steps, step = len(loader) * config.epochs, 0
     network.train()
     for epoch in range(config.epochs):
@@ -135,7 +134,7 @@ def train(
                 )
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.trainable().values(), config.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
             optimiser.step()
             step += 1
             on_step(Progress(epoch=epoch, step=step, steps=steps, loss=loss.item(), learning_rate=rate))

@@ -51,7 +51,7 @@ class NyuLabelled:
             raise missing_package("SciPy", "Reading NYU's splits.mat", "train") from error
         try:
             return [int(index) - 1 for index in loadmat(path)[SPLIT_KEYS[self.part]].ravel()]
-        except (ValueError, KeyError, NotImplementedError) as error:
+        except (ValueError, KeyError, NotImplementedError) as error:  # SciPy's word for a MATLAB 7.3 file
             raise InputError(
                 f"{path} is not NYU's official split.",
                 f"It holds no {SPLIT_KEYS[self.part]} ({error}).",

@@ -140,8 +140,8 @@ def _require_this_is(target: TargetConfig) -> None:
 def build_engine(onnx_path: Path, output: Path, plan: BuildPlan) -> Manifest:
     """Build an engine and write it with its manifest.
 
-    Where the engine can run on this machine its depth is compared with ONNX Runtime's first, by the
-    gate of its precision: known TensorRT releases build engines that are fast and wrong.
+    Where the engine can run on this machine its depth is compared with ONNX Runtime's first, by
+    `ENGINE_GATE`: known TensorRT releases build engines that are fast and wrong.
 
     Raises:
         InputError: the ONNX file is not one of ours, or the parser or builder refused it.

@@ -8,12 +8,14 @@ import io
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import ExportConfig, InputKind, ModelConfig
 from mirrordepth_edge.errors import missing_package
 from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.quiet import quiet_log
 
 if TYPE_CHECKING:
     import onnx
@@ -81,16 +83,11 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Any:
+def _quiet_exporter() -> Iterator[None]:
     """The exporter narrates to stdout, logging and warnings; none of it concerns the user."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
+    with quiet_log(logging.WARNING), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

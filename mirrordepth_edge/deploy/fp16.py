@@ -16,6 +16,7 @@ from mirrordepth_edge.config import InputKind, PreprocessConfig
 from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
 from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.preprocess import Frame, Preprocessor
+from mirrordepth_edge.quiet import quiet_log
 
 if TYPE_CHECKING:
     import onnx
@@ -45,14 +46,9 @@ def to_fp16(onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConf
             "The metric head must stay FP32 and is found by its nodes' names.",
             "Use the torch version that constraints.txt names, and export again.",
         )
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # AutoCast logs every tensor it looks at
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _autocast(onnx_path, frames, Preprocessor(preprocess, io))
-    finally:
-        logging.disable(previous)
+    with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
+        warnings.simplefilter("ignore")
+        return _autocast(onnx_path, frames, Preprocessor(preprocess, io))
 
 
 def _autocast(onnx_path: Path, frames: Sequence[Frame], preprocess: Preprocessor) -> onnx.ModelProto:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, bare_session
@@ -62,20 +61,14 @@ def measure_parity(
     name = session.get_inputs()[0].name
     to_engine = Preprocessor(network.config.preprocess, io)
     to_network = Preprocessor(network.config.preprocess, "float")
-    worst, total = 0.0, 0.0
-    for frame in frames:
-        with torch.no_grad():
-            expected = network(torch.from_numpy(to_network(frame))).numpy()
-        (delivered,) = session.run(None, {name: to_engine(frame)})
-        relative = _relative_error(delivered, expected)
-        worst, total = max(worst, float(relative.max())), total + float(relative.mean())
-    return Parity(
-        runner=f"onnxruntime {onnxruntime.__version__} CPU",
-        frames=len(frames),
-        max_relative=worst,
-        mean_relative=total / len(frames),
-        limit=_limit(precision),
-    )
+
+    def pairs() -> Iterator[tuple[DepthMap, DepthMap]]:
+        for frame in frames:
+            with torch.no_grad():
+                expected = network(torch.from_numpy(to_network(frame))).numpy()
+            yield session.run(None, {name: to_engine(frame)})[0], expected
+
+    return _compare(pairs(), f"onnxruntime {onnxruntime.__version__} CPU", precision)
 
 
 def measure_engine_parity(engine: Session, onnx_path: Path, manifest: Manifest) -> Parity:
@@ -86,30 +79,31 @@ def measure_engine_parity(engine: Session, onnx_path: Path, manifest: Manifest) 
         onnx_path: what it was built from, run in ONNX Runtime on the CPU.
         manifest: of the ONNX file.
     """
-    cpu = SessionOptions(device="cpu")
-    frames = reference_frames()
     (image,), (depth,) = manifest.inputs, manifest.outputs
     prepare = Preprocessor(manifest.preprocess, "uint8" if image.dtype == "uint8" else "float")
-    worst, total = 0.0, 0.0
-    with engine, OnnxRuntimeSession(onnx_path, manifest, cpu) as reference:
-        for frame in frames:
-            feeds = {image.name: prepare(frame)}
-            relative = _relative_error(engine.infer(feeds)[depth.name], reference.infer(feeds)[depth.name])
-            worst, total = max(worst, float(relative.max())), total + float(relative.mean())
-        runner = f"{engine.backend} {engine.version} on {engine.device} against its ONNX"
+    runner = f"{engine.backend} {engine.version} on {engine.device} against its ONNX"
+    with engine, OnnxRuntimeSession(onnx_path, manifest, SessionOptions(device="cpu")) as reference:
+        feeds = ({image.name: prepare(frame)} for frame in reference_frames())
+        pairs = ((engine.infer(each)[depth.name], reference.infer(each)[depth.name]) for each in feeds)
+        return _compare(pairs, runner, ENGINE_GATE)
+
+
+def _compare(pairs: Iterable[tuple[DepthMap, DepthMap]], runner: str, precision: Precision) -> Parity:
+    """Figures over pairs of delivered and expected depth, each looked at before the next is made."""
+    worst, means = 0.0, []
+    for delivered, expected in pairs:
+        relative = np.abs(delivered.astype(np.float64) - expected) / expected
+        # A NaN compares false with every limit, so it is made the worst there is.
+        relative = np.nan_to_num(relative, nan=np.inf)
+        worst = max(worst, float(relative.max()))
+        means.append(float(relative.mean()))
     return Parity(
         runner=runner,
-        frames=len(frames),
+        frames=len(means),
         max_relative=worst,
-        mean_relative=total / len(frames),
-        limit=_limit(ENGINE_GATE),
+        mean_relative=sum(means) / len(means),
+        limit=_limit(precision),
     )
-
-
-def _relative_error(delivered: DepthMap, expected: DepthMap) -> npt.NDArray[np.float64]:
-    relative = np.abs(delivered.astype(np.float64) - expected) / expected
-    # A NaN compares false with every limit, so it is made the worst there is.
-    return np.nan_to_num(relative, nan=np.inf)
 
 
 def _limit(precision: Precision) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from mirrordepth_edge.config import ExportConfig
 from mirrordepth_edge.deploy.export import export_onnx, input_spec, output_spec
 from mirrordepth_edge.deploy.fp16 import to_fp16
 from mirrordepth_edge.deploy.parity import check_parity, measure_parity
+from mirrordepth_edge.device import installed_versions
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import Manifest, write_artefact
 from mirrordepth_edge.preprocess import Frame
@@ -76,17 +76,7 @@ def produce_onnx(
             precision=config.precision,
             opset=config.opset,
             parity=parity,
-            tools={"mirrordepth-edge": __version__} | _versions(),
+            tools={"mirrordepth-edge": __version__} | installed_versions(TOOLS),
         )
         write_artefact(output, candidate.read_bytes(), manifest)
     return manifest
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
