@@ -14,7 +14,7 @@ import numpy as np
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import Strict
-from mirrordepth_edge.data.folder import Sample
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.metrics import (
     Depth,
     DepthMetrics,

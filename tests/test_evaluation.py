@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.data.folder import Sample
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation import Protocol, evaluate
 from mirrordepth_edge.metrics import Depth, garg_crop

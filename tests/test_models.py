@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.config import PRESETS, SessionOptions
-from mirrordepth_edge.data.folder import read_picture
+from mirrordepth_edge.data.sample import read_picture
 from mirrordepth_edge.deploy.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest

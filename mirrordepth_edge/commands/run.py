@@ -37,7 +37,7 @@ def run(
     NAME.colour.png; a video gives NAME/000000.depth.png and .npy for each frame, and NAME.colour.mp4.
     """
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.folder import PICTURE_SUFFIXES
+    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.draw import colour_limits
     from mirrordepth_edge.runtime import load
 
@@ -69,7 +69,7 @@ def _kinds(formats: str) -> set[str]:
 
 def _inputs(files: list[Path]) -> list[Path]:
     """The files to read, folders expanded to their pictures; all of them exist."""
-    from mirrordepth_edge.data.folder import PICTURE_SUFFIXES
+    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.errors import InputError
     from mirrordepth_edge.files import existing_file
 
@@ -103,7 +103,7 @@ class _Writer:
     def picture(self, path: Path) -> str:
         import numpy as np
 
-        from mirrordepth_edge.data.folder import read_picture
+        from mirrordepth_edge.data.sample import read_picture
         from mirrordepth_edge.draw import save_png
         from mirrordepth_edge.postprocess import colourise
 

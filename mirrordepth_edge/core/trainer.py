@@ -17,7 +17,7 @@ from mirrordepth_edge.core.clip import Taps
 from mirrordepth_edge.core.losses import log_error, silog
 from mirrordepth_edge.core.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.data.augment import augment
-from mirrordepth_edge.data.folder import Sample
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation import Protocol
 from mirrordepth_edge.metrics import Depth, DepthMetrics

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from mirrordepth_edge.data.folder import FolderDataset, Sample
-from mirrordepth_edge.data.listed import ListedDataset
+from mirrordepth_edge.data.folder import folder_dataset
+from mirrordepth_edge.data.listed import kb_cropped, listed_dataset
 from mirrordepth_edge.data.nyu import NyuLabelled
+from mirrordepth_edge.data.sample import DepthDataset, Mapped
 from mirrordepth_edge.errors import OptionError
 
 Part = Literal["train", "test"]
 MATLAB_SUFFIX = ".mat"
-
-
-class DepthDataset(Protocol):
-    """Pictures with measured depth, read one at a time."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Sample]: ...
 
 
 def choose_dataset(
@@ -47,13 +39,8 @@ def choose_dataset(
         OptionError: options that do not go together.
     """
     if list_file is not None:
-        return ListedDataset(
-            list_file=list_file,
-            root=root,
-            depth_root=depth_root or root,
-            units_per_metre=units_per_metre,
-            kb_crop=kb_crop,
-        )
+        listed = listed_dataset(list_file, root, depth_root or root, units_per_metre)
+        return Mapped(of=listed, function=kb_cropped) if kb_crop else listed
     if depth_root is not None or kb_crop:
         raise OptionError(
             "--depth-root and --kb-crop go with a list of files.",
@@ -62,4 +49,4 @@ def choose_dataset(
         )
     if root.suffix == MATLAB_SUFFIX:
         return NyuLabelled(file=root, part=part)
-    return FolderDataset(root=root, units_per_metre=units_per_metre)
+    return folder_dataset(root, units_per_metre)

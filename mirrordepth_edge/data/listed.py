@@ -1,16 +1,16 @@
 """Data sets named by a list of files: the form in which BTS and its successors share NYU and KITTI.
 
 A line is `PICTURE DEPTH FOCAL_PX`, with paths relative to the data; `None` as depth is a picture
-without ground truth (45 of KITTI's 697 Eigen test pictures), which is passed over.
+without ground truth (45 of KITTI's 697 Eigen test pictures), which is passed over. NYU Depth v2:
+16-bit PNG in millimetres, 24,231 training and 654 test pairs. KITTI: annotated depth, 256 a metre,
+23,158 training and 697 test lines of which 652 have depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from mirrordepth_edge.data.folder import Sample, read_depth_png, read_picture
+from mirrordepth_edge.data.sample import FilePairs, Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.preprocess import Frame
@@ -19,61 +19,33 @@ NO_DEPTH = "None"
 KB_CROP_HW = (352, 1216)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListedDataset:
-    """Pairs that a list names.
+def listed_dataset(list_file: Path, root: Path, depth_root: Path, units_per_metre: float) -> FilePairs:
+    """Picture and depth of every line that has both.
 
-    NYU Depth v2: 16-bit PNG in millimetres, 24,231 training and 654 test pairs. KITTI: annotated
-    depth, 256 a metre, 23,158 training and 697 test lines of which 652 have depth.
+    Args:
+        root, depth_root: folders that the paths of pictures and depth start from.
+
+    Raises:
+        InputError: a line is no pair, or none has depth.
     """
-
-    list_file: Path
-    root: Path
-    """Folder of the pictures."""
-    depth_root: Path
-    """Folder of the depth."""
-    units_per_metre: float
-    kb_crop: bool = False
-    """Cut picture and depth to 352x1216 at the bottom middle, as KITTI's depth benchmark does."""
-
-    def names(self) -> list[tuple[Path, Path]]:
-        """Picture and depth file of every line that has both.
-
-        Raises:
-            InputError: a line is no pair, or none has depth.
-        """
-        existing_file(self.list_file, "list of files")
-        pairs = []
-        for number, line in enumerate(self.list_file.read_text(encoding="utf-8").splitlines(), 1):
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) < 2:
-                raise InputError(
-                    f"Line {number} of {self.list_file} is no pair of files: {line!r}.",
-                    "A line is PICTURE DEPTH FOCAL_PX.",
-                    "Use the lists that come with BTS, AdaBins or ZoeDepth.",
-                )
-            if fields[1] != NO_DEPTH:
-                # BTS writes NYU's paths with a leading slash; they are relative all the same.
-                pairs.append((self.root / fields[0].lstrip("/"), self.depth_root / fields[1].lstrip("/")))
-        if not pairs:
-            raise InputError(f"{self.list_file} names no pictures with depth.", "It is empty.", "Check the list.")
-        return pairs
-
-    def __len__(self) -> int:
-        return len(self.names())
-
-    def __iter__(self) -> Iterator[Sample]:
-        for picture, depth in self.names():
-            sample = Sample(picture.stem, read_picture(picture), read_depth_png(depth, self.units_per_metre))
-            if sample.frame.shape[:2] != sample.depth_m.shape:
-                raise InputError(
-                    f"{picture} and {depth} differ in size.",
-                    f"The picture is {sample.frame.shape[:2]}, its depth {sample.depth_m.shape} (rows, columns).",
-                    "Pair each picture with depth registered to it.",
-                )
-            yield kb_cropped(sample) if self.kb_crop else sample
+    existing_file(list_file, "list of files")
+    pairs = []
+    for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) < 2:
+            raise InputError(
+                f"Line {number} of {list_file} is no pair of files: {line!r}.",
+                "A line is PICTURE DEPTH FOCAL_PX.",
+                "Use the lists that come with BTS, AdaBins or ZoeDepth.",
+            )
+        if fields[1] != NO_DEPTH:
+            # BTS writes NYU's paths with a leading slash; they are relative all the same.
+            pairs.append((root / fields[0].lstrip("/"), depth_root / fields[1].lstrip("/")))
+    if not pairs:
+        raise InputError(f"{list_file} names no pictures with depth.", "It is empty.", "Check the list.")
+    return FilePairs(pairs=tuple(pairs), units_per_metre=units_per_metre)
 
 
 def kb_cropped(sample: Sample) -> Sample:

@@ -7,14 +7,15 @@ from one: 795 training and 654 test pictures. Other forms are lists (`data.liste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from mirrordepth_edge.data.folder import Sample
+from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.files import existing_file
 
@@ -22,7 +23,7 @@ SPLIT_KEYS = {"train": "trainNdxs", "test": "testNdxs"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class NyuLabelled:
+class NyuLabelled(DepthDataset):
     """One part of the official split of the labelled set.
 
     Args:
@@ -58,28 +59,41 @@ class NyuLabelled:
                 "Download splits.mat from the data set's page and put it beside the .mat file.",
             ) from error
 
-    def __len__(self) -> int:
-        return len(self.indices())
+    @cached_property
+    def _indices(self) -> list[int]:
+        return self.indices()
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return f"{self._indices[index]:04d}"
+
+    def files(self) -> list[Path]:
+        return [self.file]
+
+    def __getitem__(self, index: int) -> Sample:
         existing_file(self.file, "NYU Depth v2 file")
         try:
             import h5py
         except ImportError as error:
             raise missing_package("h5py", "Reading NYU's .mat file", "train") from error
-        indices = self.indices()
-        name = "depths" if self.infilled else "rawDepths"
+        position = self._indices[index]
         try:
+            # Opened for each sample: a handle would not survive the way to another process.
             with h5py.File(self.file, "r") as data:
-                pictures, depths = data["images"], data[name]
-                for index in indices:
-                    yield Sample(f"{index:04d}", _upright(pictures[index]), _upright(depths[index]))
+                picture = _upright(data["images"][position])
+                depth_m = _upright(data["depths" if self.infilled else "rawDepths"][position])
         except (OSError, KeyError) as error:
             raise InputError(
                 f"{self.file} is no labelled NYU Depth v2 file.",
                 f"HDF5 says: {error}.",
                 "Download nyu_depth_v2_labeled.mat again (2.8 GB).",
             ) from error
+        return Sample(self.name(index), picture, depth_m)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{super().fingerprint()} {self.part} {self.infilled}".encode()).hexdigest()
 
 
 def _upright(stored: Any) -> Any:

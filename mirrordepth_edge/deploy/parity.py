@@ -11,7 +11,7 @@ import numpy as np
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, bare_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
-from mirrordepth_edge.data.folder import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.manifest import Manifest, Parity
 from mirrordepth_edge.postprocess import DepthMap

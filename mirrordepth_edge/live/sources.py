@@ -15,7 +15,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mirrordepth_edge.data.folder import PICTURE_SUFFIXES
+from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.preprocess import Frame

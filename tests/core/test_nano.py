@@ -17,7 +17,7 @@ import torch
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.core.checkpoint import load_checkpoint, save_checkpoint
 from mirrordepth_edge.core.nano import create_nano, imagenet_weights_file, load_imagenet_weights
-from mirrordepth_edge.data.folder import read_picture
+from mirrordepth_edge.data.sample import read_picture
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.preprocess import normalise, resize_frame
 

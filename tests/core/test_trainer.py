@@ -25,7 +25,7 @@ from mirrordepth_edge.core.trainer import (
     normalise_pixels,
     train,
 )
-from mirrordepth_edge.data.folder import Sample
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation import Protocol
 from mirrordepth_edge.preprocess import Frame, normalise, resize_frame

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.choose import choose_dataset
-from mirrordepth_edge.data.listed import ListedDataset
+from mirrordepth_edge.data.listed import listed_dataset
+from mirrordepth_edge.data.sample import FilePairs
 from mirrordepth_edge.errors import InputError, OptionError
 
 
@@ -24,13 +25,13 @@ def write_pair(root: Path, picture: str, depth: str, shape: tuple[int, int], uni
 
 
 @pytest.fixture
-def nyu(tmp_path: Path) -> ListedDataset:
+def nyu(tmp_path: Path) -> FilePairs:
     write_pair(tmp_path, "kitchen/rgb_1.png", "kitchen/sync_depth_1.png", (48, 64), 1000)
     (tmp_path / "list.txt").write_text("/kitchen/rgb_1.png /kitchen/sync_depth_1.png 518.8579\n\n")
-    return ListedDataset(list_file=tmp_path / "list.txt", root=tmp_path, depth_root=tmp_path, units_per_metre=1000)
+    return listed_dataset(tmp_path / "list.txt", tmp_path, tmp_path, 1000)
 
 
-def test_nyu_as_bts_lists_it(nyu: ListedDataset) -> None:
+def test_nyu_as_bts_lists_it(nyu: FilePairs) -> None:
     (sample,) = list(nyu)
     assert len(nyu) == 1
     assert sample.name == "rgb_1"
@@ -54,8 +55,8 @@ def test_kitti_with_the_kb_crop_and_a_picture_without_depth(tmp_path: Path) -> N
     assert sample.depth_m[0, 0] == pytest.approx((top + left) / 100, abs=1 / 512)
 
 
-def test_a_picture_too_small_for_the_crop(nyu: ListedDataset) -> None:
-    cropped = choose_dataset(nyu.root, "test", list_file=nyu.list_file, kb_crop=True)
+def test_a_picture_too_small_for_the_crop(nyu: FilePairs, tmp_path: Path) -> None:
+    cropped = choose_dataset(tmp_path, "test", list_file=tmp_path / "list.txt", kb_crop=True)
     with pytest.raises(InputError, match="too small"):
         list(cropped)
 
@@ -70,11 +71,11 @@ def test_lists_that_are_none(text: str, message: str, tmp_path: Path) -> None:
         len(choose_dataset(tmp_path, "test", list_file=tmp_path / "list.txt"))
 
 
-def test_files_that_are_missing_or_differ_in_size(nyu: ListedDataset) -> None:
-    write_pair(nyu.root, "other.png", "kitchen/sync_depth_1.png", (24, 32), 1000)
+def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path) -> None:
+    write_pair(tmp_path, "other.png", "kitchen/sync_depth_1.png", (24, 32), 1000)
     with pytest.raises(InputError, match="differ in size"):
         list(nyu)
-    (nyu.root / "kitchen" / "sync_depth_1.png").unlink()
+    (tmp_path / "kitchen" / "sync_depth_1.png").unlink()
     with pytest.raises(InputError, match="no depth picture"):
         list(nyu)
 
