@@ -13,6 +13,8 @@ from typing import ClassVar, Literal
 SizeHW = tuple[int, int]
 Precision = Literal["fp32", "fp16"]
 InputKind = Literal["uint8", "float"]
+DataKind = Literal["auto", "folder", "nyu", "kitti"]
+Crop = Literal["none", "eigen", "garg"]
 
 # CLIP's own image statistics (openai/CLIP preprocessing) and ImageNet's; RGB order, range 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -132,6 +134,23 @@ PRESETS: dict[str, ModelConfig] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Strict):
+    """Where pictures with measured depth are, and how they are read."""
+
+    root: Path
+    """Folder with rgb and depth; NYU's `.mat`; a folder that holds NYU or KITTI; where a list's paths start."""
+    kind: DataKind = "auto"
+    list_file: Path | None = None
+    """Names the pairs; found beside the data where None."""
+    depth_root: Path | None = None
+    """Where a list's depth is, if not under `root`."""
+    units_per_metre: float | None = None
+    """Depth PNG value of one metre; the kind's own where None (1000, KITTI 256)."""
+    kb_crop: bool | None = None
+    """Cut pictures to 352x1216 as KITTI's depth benchmark does; KITTI only, where None."""
 
 
 @dataclass(frozen=True, kw_only=True)

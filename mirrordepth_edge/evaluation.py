@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import Strict
+from mirrordepth_edge.config import Crop, Strict
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.metrics import (
     Depth,
@@ -39,7 +39,7 @@ class Protocol(Strict):
 
     limits_m: tuple[float, float]
     """Nearest and farthest true depth that counts, exclusive, in metres; predictions are clamped to it."""
-    crop: Literal["none", "eigen", "garg"] = "none"
+    crop: Crop = "none"
     flip: bool = False
     """Average the prediction with that of the mirrored picture."""
     align: Align = "none"

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, announce, session_options
+from mirrordepth_edge.commands.parameters import (
+    NANO,
+    ClipWeights,
+    Data,
+    DepthRoot,
+    Device,
+    KbCrop,
+    ListFile,
+    Root,
+    UnitsPerMetre,
+    announce,
+    data_config,
+    session_options,
+)
 
 if TYPE_CHECKING:
     from mirrordepth_edge.evaluation import Evaluation, Protocol
@@ -26,19 +39,14 @@ METRICS = {
 
 
 def evaluate(
-    root: Annotated[
-        Path, typer.Option(help="Folder with rgb and depth, NYU's .mat file, or where a list's paths start.")
-    ],
+    root: Root,
     models: Annotated[list[str] | None, typer.Argument(help="Files to compare, or nano, nano.fp16.  [nano]")] = None,
-    list_file: Annotated[
-        Path | None, typer.Option("--list", help="List of pairs, as BTS has for NYU and KITTI.")
-    ] = None,
-    depth_root: Annotated[Path | None, typer.Option(help="Where a list's depth is.  [--root]")] = None,
-    kb_crop: Annotated[bool, typer.Option("--kb-crop", help="Cut KITTI's pictures to 1216x352 first.")] = False,
-    units_per_metre: Annotated[
-        float, typer.Option(min=1e-6, help="Depth PNG value of one metre: 1000 for NYU, 256 for KITTI.")
-    ] = 1000.0,
-    crop: Annotated[str, typer.Option(help="none, eigen (NYU) or garg (KITTI).")] = "none",
+    data: Data = "auto",
+    list_file: ListFile = None,
+    depth_root: DepthRoot = None,
+    kb_crop: KbCrop = None,
+    units_per_metre: UnitsPerMetre = None,
+    crop: Annotated[str | None, typer.Option(help="none, eigen or garg.  [NYU: eigen, KITTI: garg, else none]")] = None,
     cap: Annotated[float | None, typer.Option(min=0.01, help="Farthest depth that counts, in metres.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
     align: Annotated[str, typer.Option(help="none (metric), median or lsq; always printed.")] = "none",
@@ -54,27 +62,22 @@ def evaluate(
     import json
 
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.choose import choose_dataset
+    from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, kind_of
     from mirrordepth_edge.evaluation import evaluate as run_evaluation
     from mirrordepth_edge.files import ensure_folder, written_whole
     from mirrordepth_edge.runtime import load
 
     if json_file is not None:
         ensure_folder(json_file.parent)
-    dataset = choose_dataset(
-        root,
-        "test",
-        units_per_metre=units_per_metre,
-        list_file=list_file,
-        depth_root=depth_root,
-        kb_crop=kb_crop,
-    )
+    source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
+    dataset = choose_dataset(source, "test")
+    convention = CONVENTIONS[kind_of(source)]
     results: dict[str, Evaluation] = {}
     protocol: Protocol | None = None
     for model in models or [NANO]:
         with load(model, session_options(device, clip_weights)) as predictor, progress_bar() as bar:
             announce(predictor, model)
-            protocol = protocol or _protocol(crop, cap, flip, align, predictor.model.depth_limits_m)
+            protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, predictor.model.depth_limits_m)
             pictures = bar.track(dataset, total=len(dataset), description=model)
             results[model] = run_evaluation(predictor, pictures, protocol)
     console.print(f"{root}: {len(dataset)} pictures; {protocol}")

@@ -11,7 +11,7 @@ import typer
 from mirrordepth_edge.errors import OptionError
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.config import SessionOptions
+    from mirrordepth_edge.config import DataConfig, SessionOptions
     from mirrordepth_edge.runtime import DepthPredictor
 
 NANO = "nano"
@@ -22,6 +22,43 @@ Far = Annotated[float | None, typer.Option(help="Where the colours end, in metre
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by name is never replaced.")]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
+
+# Pictures with measured depth: the same words for every verb that reads them.
+Root = Annotated[Path, typer.Option(help="Folder with rgb and depth, NYU's .mat file, or a folder of NYU or KITTI.")]
+Data = Annotated[str, typer.Option(help="What --root is: auto, folder, nyu or kitti.")]
+ListFile = Annotated[Path | None, typer.Option("--list", help="List of pairs, as BTS has them; paths from --root.")]
+DepthRoot = Annotated[Path | None, typer.Option(help="Where a list's depth is.  [--root]")]
+KbCrop = Annotated[bool | None, typer.Option("--kb-crop/--no-kb-crop", help="Cut to 1216x352.  [KITTI only]")]
+UnitsPerMetre = Annotated[
+    float | None, typer.Option(min=1e-6, help="Depth PNG value of one metre.  [1000; KITTI: 256]")
+]
+
+
+def data_config(
+    root: Path,
+    kind: str = "auto",
+    list_file: Path | None = None,
+    depth_root: Path | None = None,
+    kb_crop: bool | None = None,
+    units_per_metre: float | None = None,
+) -> DataConfig:
+    """The data set that a command line describes.
+
+    Raises:
+        OptionError: the kind is none of those known.
+    """
+    from mirrordepth_edge.config import DataConfig
+
+    if kind not in ("auto", "folder", "nyu", "kitti"):
+        raise OptionError(f"--data {kind!r} is unknown.", "It is auto, folder, nyu or kitti.", "--data auto")
+    return DataConfig(
+        root=root,
+        kind=kind,  # type: ignore[arg-type]
+        list_file=list_file,
+        depth_root=depth_root,
+        kb_crop=kb_crop,
+        units_per_metre=units_per_metre,
+    )
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mirrordepth_edge.commands.parameters import ClipWeights
+from mirrordepth_edge.commands.parameters import ClipWeights, Root, UnitsPerMetre, data_config
 
 
 def train(
-    root: Annotated[Path, typer.Option(help="Folder with rgb/NAME.jpg|png and depth/NAME.png, or NYU's .mat file.")],
+    root: Root,
     preset: Annotated[str, typer.Option(help="Model: nano, vitb16, mobileclip2-s0, rn50.")] = "nano",
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("model.safetensors"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures.  [the preset's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.  [the preset's]")] = None,
-    units_per_metre: Annotated[float, typer.Option(min=1e-6, help="Depth PNG value of one metre.")] = 1000.0,
+    units_per_metre: UnitsPerMetre = None,
     validation: Annotated[Path | None, typer.Option(help="Folder to evaluate on at the end, as --root.")] = None,
     eigen_crop: Annotated[bool, typer.Option("--eigen-crop", help="Evaluate inside NYU's Eigen crop.")] = False,
     clip_weights: ClipWeights = None,
@@ -54,8 +54,10 @@ def train(
     ensure_folder(output.parent)
     config = replace(TRAINING.get(preset, TrainConfig()), seed=seed)
     config = replace(config, epochs=epochs or config.epochs, batch_size=batch_size or config.batch_size)
-    dataset = choose_dataset(root, "train", units_per_metre=units_per_metre)
-    held_out = None if validation is None else choose_dataset(validation, "test", units_per_metre=units_per_metre)
+    dataset = choose_dataset(data_config(root, units_per_metre=units_per_metre), "train")
+    held_out = (
+        None if validation is None else choose_dataset(data_config(validation, units_per_metre=units_per_metre), "test")
+    )
     # Everything is read before anything is trained: a bad file must not cost a night's work.
     with progress_bar() as bar:
         samples = list(bar.track(dataset, total=len(dataset), description="reading pictures"))

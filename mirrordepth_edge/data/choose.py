@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
+from mirrordepth_edge.config import Crop, DataConfig, DataKind
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.listed import kb_cropped, listed_dataset
 from mirrordepth_edge.data.nyu import NyuLabelled
@@ -15,38 +16,52 @@ Part = Literal["train", "test"]
 MATLAB_SUFFIX = ".mat"
 
 
-def choose_dataset(
-    root: Path,
-    part: Part,
-    *,
-    units_per_metre: float = 1000.0,
-    list_file: Path | None = None,
-    depth_root: Path | None = None,
-    kb_crop: bool = False,
-) -> DepthDataset:
-    """The data set behind `root`.
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """How the field reads and evaluates a data set."""
+
+    units_per_metre: float = 1000.0
+    crop: Crop = "none"
+    depth_limits_m: tuple[float, float] = (1e-3, 10.0)
+    kb_crop: bool = False
+
+
+CONVENTIONS: dict[DataKind, Convention] = {
+    "folder": Convention(),
+    "nyu": Convention(crop="eigen"),
+    "kitti": Convention(units_per_metre=256.0, crop="garg", depth_limits_m=(1e-3, 80.0), kb_crop=True),
+}
+
+
+def kind_of(config: DataConfig) -> DataKind:
+    """The kind of data set: as asked, else by what `root` is."""
+    if config.kind != "auto":
+        return config.kind
+    return "nyu" if config.root.suffix == MATLAB_SUFFIX else "folder"
+
+
+def choose_dataset(config: DataConfig, part: Part) -> DepthDataset:
+    """The data set that `config` describes.
 
     Args:
-        root: NYU's labelled `.mat` file; the folder that a list's paths start from; or a folder with
-            `rgb` and `depth`.
-        part: which part of NYU's official split.
-        units_per_metre: of depth PNGs.
-        list_file: names the pairs.
-        depth_root: where a list's depth is, if not under `root`.
-        kb_crop: cut KITTI's pictures to 352x1216.
+        part: of an official split; a folder has none and is taken whole.
 
     Raises:
         OptionError: options that do not go together.
+        InputError: the files are not there.
     """
-    if list_file is not None:
-        listed = listed_dataset(list_file, root, depth_root or root, units_per_metre)
+    convention = CONVENTIONS[kind_of(config)]
+    units = config.units_per_metre or convention.units_per_metre
+    kb_crop = convention.kb_crop if config.kb_crop is None else config.kb_crop
+    if config.list_file is not None:
+        listed = listed_dataset(config.list_file, config.root, config.depth_root or config.root, units)
         return Mapped(of=listed, function=kb_cropped) if kb_crop else listed
-    if depth_root is not None or kb_crop:
+    if config.depth_root is not None or config.kb_crop:
         raise OptionError(
             "--depth-root and --kb-crop go with a list of files.",
             "They describe how KITTI's lists are read.",
             "Name the list: --list eigen_test_files_with_gt.txt",
         )
-    if root.suffix == MATLAB_SUFFIX:
-        return NyuLabelled(file=root, part=part)
-    return folder_dataset(root, units_per_metre)
+    if config.root.suffix == MATLAB_SUFFIX:
+        return NyuLabelled(file=config.root, part=part)
+    return folder_dataset(config.root, units)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.listed import listed_dataset
 from mirrordepth_edge.data.sample import FilePairs
@@ -44,7 +45,8 @@ def test_kitti_with_the_kb_crop_and_a_picture_without_depth(tmp_path: Path) -> N
     write_pair(tmp_path, "raw/drive/5.png", "truth/drive/5.png", (375, 1242), 256)
     (tmp_path / "eigen.txt").write_text("drive/4.png None 721.5377\ndrive/5.png drive/5.png 721.5377\n")
     data = choose_dataset(
-        raw, "test", units_per_metre=256, list_file=tmp_path / "eigen.txt", depth_root=truth, kb_crop=True
+        DataConfig(root=raw, units_per_metre=256, list_file=tmp_path / "eigen.txt", depth_root=truth, kb_crop=True),
+        "test",
     )
     (sample,) = list(data)
     assert len(data) == 1
@@ -56,7 +58,7 @@ def test_kitti_with_the_kb_crop_and_a_picture_without_depth(tmp_path: Path) -> N
 
 
 def test_a_picture_too_small_for_the_crop(nyu: FilePairs, tmp_path: Path) -> None:
-    cropped = choose_dataset(tmp_path, "test", list_file=tmp_path / "list.txt", kb_crop=True)
+    cropped = choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt", kb_crop=True), "test")
     with pytest.raises(InputError, match="too small"):
         list(cropped)
 
@@ -68,7 +70,7 @@ def test_a_picture_too_small_for_the_crop(nyu: FilePairs, tmp_path: Path) -> Non
 def test_lists_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(text or "\n")
     with pytest.raises(InputError, match=message):
-        len(choose_dataset(tmp_path, "test", list_file=tmp_path / "list.txt"))
+        len(choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt"), "test"))
 
 
 def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path) -> None:
@@ -82,4 +84,4 @@ def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path
 
 def test_options_of_lists_without_a_list(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="list of files"):
-        choose_dataset(tmp_path, "test", kb_crop=True)
+        choose_dataset(DataConfig(root=tmp_path, kb_crop=True), "test")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.nyu import NyuLabelled
 from mirrordepth_edge.errors import InputError
@@ -40,7 +41,7 @@ def test_the_official_split_counts_from_one(labelled: Path) -> None:
 
 
 def test_pictures_are_upright_and_depth_is_raw(labelled: Path) -> None:
-    first = next(iter(choose_dataset(labelled, "train")))
+    first = next(iter(choose_dataset(DataConfig(root=labelled), "train")))
     assert first.frame.shape == (HEIGHT, WIDTH, 3)
     assert first.frame.dtype == np.uint8
     assert first.frame[4, 7].tolist() == [7, 4, 2]
