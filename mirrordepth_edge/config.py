@@ -159,16 +159,25 @@ class TrainConfig(Strict):
 
     epochs: int = 25
     batch_size: int = 16
+    """Pictures of one optimiser step, over all processes and all accumulated parts."""
+    accumulate: int = 1
+    """Parts that a step is computed in, one after the other, where memory is short."""
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     weight_decay: float = 0.01
     warmup_steps: int = 100
     gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    """Of the running mean of the weights, which is what is evaluated and kept; 0 keeps the weights themselves."""
     silog_lambda: float = 0.85
     """Share of the mean log error that SILog forgives; 1 forgives a global scale entirely."""
     log_l1_weight: float = 0.0
     """Weight of mean |ln p - ln y|, which pins the metric scale that SILog leaves loose."""
+    edge_weight: float = 0.0
+    """Weight of the mean difference of ln p - ln y between neighbours at four scales, which sharpens edges."""
     flip_probability: float = 0.5
+    rotate_deg: float = 2.5
+    """Largest random turn of the picture, either way, in degrees (BTS: 2.5 indoors, 1 on roads)."""
     zoom_min: float = 1.0
     """Smallest crop as a share of the picture; depth is scaled by the same share, because a crop
     seen at full size is a longer lens, and a fixed-focal model must read it as nearer."""
@@ -176,6 +185,9 @@ class TrainConfig(Strict):
     """Largest relative change of gamma, brightness and each colour channel (as BTS)."""
     bf16: bool = False
     """Run the frozen image tower in bfloat16 (autocast); mirror and decoder stay FP32."""
+    feature_copies: int = 0
+    """Augmented copies whose tower features are computed once and kept; epochs take them in turn. 0: new views
+    each epoch, nothing kept."""
     seed: int = 0
 
 

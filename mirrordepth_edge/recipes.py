@@ -5,12 +5,15 @@ They live in the repository's top-level `export/` and travel in the wheel as `_r
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mirrordepth_edge.config import TargetConfig
+from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.strict import read_strict
 
 if sys.version_info >= (3, 11):
@@ -58,6 +61,36 @@ def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
     except ValueError as error:
         raise InputError(f"{path} is no valid TOML.", str(error), cure) from error
     return read_strict(cls, data, str(path), cure)
+
+
+def load_training(path: Path | None, preset: str | None) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training settings: a preset's own, changed by a recipe.
+
+    Args:
+        path: `.toml` with `preset` and the tables `[model]` and `[train]`, each as far as it differs
+            from the preset; or the `config.json` of an earlier run.
+        preset: overrules the recipe's; `nano` where neither names one.
+
+    Raises:
+        OptionError: there is no such preset.
+        InputError: the file cannot be read, or has keys or values that do not belong.
+    """
+    recipe: dict[str, Any] = {}
+    cure = "Its tables [model] and [train] take the fields of ModelConfig and TrainConfig."
+    if path is not None:
+        text = existing_file(path, "recipe").read_text(encoding="utf-8")
+        try:
+            recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path} is no valid {path.suffix[1:].upper() or 'TOML'}.", str(error), cure) from error
+    name = preset or recipe.get("preset") or recipe.get("model", {}).get("preset") or "nano"
+    if name not in PRESETS:
+        raise OptionError(
+            f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", "--preset nano"
+        )
+    model = {**asdict(PRESETS[name]), **recipe.get("model", {})}
+    train = {**asdict(TRAINING.get(name, TrainConfig())), **recipe.get("train", {})}
+    return read_strict(ModelConfig, model, str(path), cure), read_strict(TrainConfig, train, str(path), cure)
 
 
 def load_target(name_or_path: str) -> TargetConfig:

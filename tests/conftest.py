@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PRESETS, ModelConfig
+from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.preprocess import Frame
 
 if TYPE_CHECKING:
@@ -106,3 +107,49 @@ def frames() -> list[Frame]:
         smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         pictures.append(smooth.clip(0, 255).astype(np.uint8))
     return pictures
+
+
+class InMemory(DepthDataset):
+    """Samples that are at hand."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def name(self, index: int) -> str:
+        return self.samples[index].name
+
+    def files(self) -> list[Path]:
+        return []
+
+
+@pytest.fixture(scope="session")
+def samples(frames: list[Frame]) -> InMemory:
+    """Four pictures whose depth can be read off their brightness, with a border of no depth."""
+    made = []
+    for index, frame in enumerate([*frames, frames[0][::-1]]):
+        depth_m = 1 + 4 * frame.mean(axis=2, dtype=np.float32) / 255
+        depth_m[:5] = 0
+        made.append(Sample(str(index), np.ascontiguousarray(frame), depth_m))
+    return InMemory(made)
+
+
+@pytest.fixture
+def rgbd_folder(tmp_path: Path) -> Path:
+    """Twelve pictures of 60x80 pixels with 16-bit depth in millimetres, on disk; some pixels have no depth."""
+    rng = np.random.default_rng(3)
+    for part in ("rgb", "depth"):
+        (tmp_path / "rgbd" / part).mkdir(parents=True)
+    for index in range(12):
+        coarse = rng.uniform(0, 255, (4, 5, 3)).astype(np.float32)
+        frame = cv2.resize(coarse, (80, 60), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+        depth_mm = (1000 + 12 * frame.mean(axis=2)).astype(np.uint16)
+        depth_mm[:, :4] = 0
+        cv2.imwrite(str(tmp_path / "rgbd" / "rgb" / f"{index:02d}.png"), frame)
+        cv2.imwrite(str(tmp_path / "rgbd" / "depth" / f"{index:02d}.png"), depth_mm)
+    return tmp_path / "rgbd"

@@ -105,3 +105,21 @@ def session_options(device: str, clip_weights: Path | None = None, threads: int 
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device {device!r} is no device.", "It is auto, cpu or cuda.", "--device auto")
     return SessionOptions(device=device, clip_weights=clip_weights, threads=threads)  # type: ignore[arg-type]
+
+
+def torch_device(device: str) -> str:
+    """The device PyTorch shall use for `--device`; it is asked for by name, or the GPU where there is one.
+
+    Raises:
+        MissingError: PyTorch is not installed, or the GPU asked for is not there.
+    """
+    from mirrordepth_edge.errors import MissingError, missing_package
+
+    session_options(device)  # a name that is known
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("PyTorch", "Training", "train") from error
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingError("PyTorch cannot use a GPU here.", "torch.cuda.is_available() is False.", "--device cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
 from mirrordepth_edge import evaluation
-from mirrordepth_edge.config import SizeHW, TrainConfig
+from mirrordepth_edge.config import TrainConfig
 from mirrordepth_edge.core.clip import Taps
-from mirrordepth_edge.core.losses import log_error, silog
-from mirrordepth_edge.core.network import DepthNetwork, normalise_pixels
-from mirrordepth_edge.data.augment import augment
+from mirrordepth_edge.core.features import CachedViews, tower_features
+from mirrordepth_edge.core.losses import depth_loss, error_sums, log_error, over_all_processes
+from mirrordepth_edge.core.network import DepthNetwork
+from mirrordepth_edge.core.processes import rank, world_size
+from mirrordepth_edge.core.views import Batch, EpochOrder, FreshViews, Problem, collate, one_thread_each
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation import Protocol
-from mirrordepth_edge.metrics import Depth, DepthMetrics
+from mirrordepth_edge.evaluation import Evaluation, Protocol
+from mirrordepth_edge.files import written_whole
+from mirrordepth_edge.metrics import Depth
 from mirrordepth_edge.postprocess import resize_depth_to
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 
@@ -31,28 +39,33 @@ class Progress:
 
     epoch: int
     step: int
+    """Of all epochs together, from 1."""
     steps: int
     loss: float
     learning_rate: float
 
 
-class AugmentedSamples(Dataset):
-    """Samples in memory, augmented anew each epoch; the same seed gives the same views."""
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a training may use; nothing here is meant to change its numbers."""
 
-    def __init__(self, samples: Sequence[Sample], size_hw: SizeHW, config: TrainConfig) -> None:
-        self.samples = samples
-        self.size_hw = size_hw
-        self.config = config
-        self.epoch = 0
+    device: str = "cpu"
+    workers: int = 0
+    """Processes that read and augment beside the training one."""
+    compile: bool = False
+    """Let `torch.compile` fuse tower and decoder: worth its minutes on a GPU."""
 
-    def __len__(self) -> int:
-        return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.config.seed, self.epoch, index))
-        sample = self.samples[index]
-        frame, depth_m = augment(sample.frame, sample.depth_m, self.size_hw, self.config, rng)
-        return torch.from_numpy(frame), torch.from_numpy(depth_m)
+class Learner(nn.Module):
+    """All that learns, with the frozen text tower between its two parts: tower features to depth."""
+
+    def __init__(self, network: DepthNetwork) -> None:
+        super().__init__()
+        self.mirror, self.text, self.decoder = network.mirror, network.text, network.decoder
+        self.size_hw = network.config.size_hw
+
+    def forward(self, features: list[Tensor], prefix: int) -> Tensor:
+        return self.decoder(Taps(features, prefix), self.text(self.mirror()), self.size_hw)
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
@@ -64,91 +77,215 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
     return config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (1 + turn)
 
 
-def loss_of(network: DepthNetwork, images: Tensor, truth_m: Tensor, config: TrainConfig) -> Tensor:
-    """SILog plus, if asked for, a plain log-L1 that pins the scale.
+class Trainer:
+    """Fits a network's mirror and decoder to views, in place.
 
-    Raises:
-        InputError: no pixel of the batch has a depth inside the model's limits.
-    """
-    near, far = network.config.depth_limits_m
-    valid = (truth_m > near) & (truth_m < far)
-    if not valid.any():
-        raise InputError(
-            "A batch of pictures has no usable depth.",
-            f"No pixel lies between {near:g} and {far:g} m.",
-            "Check the depth scale (--units-per-metre) and take pictures without depth away.",
-        )
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
-        taps = network.tower(images)
-    taps = Taps([feature.float() for feature in taps.features], taps.prefix)
-    depth_m = network.decode(taps, network.config.size_hw)
-    g = log_error(depth_m.clamp(min=near), truth_m, valid)
-    return silog(g, config.silog_lambda) + config.log_l1_weight * g.abs().mean()
-
-
-def train(
-    network: DepthNetwork,
-    samples: Sequence[Sample],
-    config: TrainConfig,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-    workers: int = 0,
-) -> None:
-    """Fit mirror and decoder to `samples`, in place.
+    The towers stay as they are: in eval mode, without gradients, unknown to the optimiser. Started
+    by `torchrun`, each process takes its share of every batch and only the gradients of mirror and
+    decoder travel.
 
     Args:
-        samples: pictures and depth, all in memory.
-        on_step: called after every optimiser step.
-        workers: processes that augment beside the training one.
+        network: what learns; it is moved to the device.
+        views: what it learns from.
+        config: how.
+        resources: what it may use for it.
+        bad_batch: where the batch goes that made the loss not finite.
 
     Raises:
-        InputError: no samples, or the loss is no longer finite.
+        InputError: there is nothing to train on.
     """
-    if not samples:
-        raise InputError("There is nothing to train on.", "The data set is empty.", "Check --root.")
-    torch.manual_seed(config.seed)
-    data = AugmentedSamples(samples, network.config.size_hw, config)
-    loader = DataLoader(
-        data,
-        batch_size=min(config.batch_size, len(samples)),
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    parameters = list(network.trainable().values())
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps, step = len(loader) * config.epochs, 0
-    network.train()
-    for epoch in range(config.epochs):
-        data.epoch = epoch
-        for frames, truth_m in loader:
-            rate = learning_rate_at(step, steps, config)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            loss = loss_of(network, normalise_pixels(frames, network.config.preprocess), truth_m, config)
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"Training diverged in epoch {epoch + 1}: the loss is {loss.item()}.",
-                    "The learning rate is too high or the depth has values out of all proportion.",
-                    "Lower the learning rate, or check the depth scale (--units-per-metre).",
-                )
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
-            optimiser.step()
-            step += 1
-            on_step(Progress(epoch=epoch, step=step, steps=steps, loss=loss.item(), learning_rate=rate))
-    network.eval()
+
+    def __init__(
+        self,
+        network: DepthNetwork,
+        views: FreshViews | CachedViews,
+        config: TrainConfig,
+        resources: Resources = Resources(),
+        bad_batch: Path | None = None,
+    ) -> None:
+        if not len(views):
+            raise InputError("There is nothing to train on.", "The data set is empty.", "Check --root.")
+        self.network = network.to(resources.device)
+        self.views, self.config, self.bad_batch = views, config, bad_batch
+        self.device = torch.device(resources.device)
+        self.parameters = list(network.trainable().values())
+        self.optimiser = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.average = AveragedModel(self._learning_parts(), avg_fn=self._averaged) if config.ema_decay else None
+        learner: nn.Module = Learner(network)
+        self._parallel = DistributedDataParallel(learner, broadcast_buffers=False) if world_size() > 1 else None
+        self._learner: Callable[..., Tensor] = self._parallel or learner
+        if resources.compile:
+            self._learner = torch.compile(self._learner)
+            network.tower.compile()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # the decoder in TF32; CLIP's tower in bfloat16
+        self._order = EpochOrder(len(views), config, rank(), world_size())
+        self._loader = DataLoader(
+            views,
+            batch_sampler=self._order,
+            num_workers=resources.workers,
+            collate_fn=collate,
+            worker_init_fn=one_thread_each,
+            persistent_workers=resources.workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self._order.steps * self.config.epochs
+
+    def run_epoch(
+        self,
+        epoch: int,
+        on_step: Callable[[Progress], None] = lambda progress: None,
+        on_problem: Callable[[Problem], None] = lambda problem: None,
+    ) -> float:
+        """Train for one epoch, counted from 0; epochs are taken in order.
+
+        Args:
+            on_step: called after every optimiser step.
+            on_problem: called for every sample that was skipped.
+
+        Returns:
+            Mean loss.
+
+        Raises:
+            InputError: a sample cannot be read, a batch has no depth, or the loss is not finite.
+        """
+        self._order.epoch = epoch
+        self.network.train()
+        batches, losses = iter(self._loader), []
+        for step in range(epoch * self._order.steps, (epoch + 1) * self._order.steps):
+            learning_rate = learning_rate_at(step, self.steps, self.config)
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate
+            self.optimiser.zero_grad()
+            parts = []
+            for last in [False] * (self.config.accumulate - 1) + [True]:
+                batch = next(batches)
+                for problem in batch.problems:
+                    on_problem(problem)
+                with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
+                    parts.append(self._backward(batch, epoch))
+            nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update_parameters(self._learning_parts())
+            losses.append(sum(parts) / len(parts))
+            on_step(
+                Progress(epoch=epoch, step=step + 1, steps=self.steps, loss=losses[-1], learning_rate=learning_rate)
+            )
+        self.network.eval()
+        return sum(losses) / len(losses)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch, over all processes' shares of it.
+
+        Raises:
+            InputError: no pixel has a depth inside the model's limits.
+        """
+        if isinstance(self.views, CachedViews):
+            features = [tap.to(self.device, non_blocking=True).float() for tap in batch.inputs]
+            taps = Taps(features, self.views.info.prefix)
+        else:
+            taps = tower_features(self.network, batch.inputs[0], self.config)
+        truth_m = batch.truth_m.to(self.device, non_blocking=True).float()
+        near, far = self.network.config.depth_limits_m
+        valid = (truth_m > near) & (truth_m < far)
+        depth_m = self._learner(taps.features, taps.prefix).clamp(min=near)
+        error = log_error(depth_m, truth_m, valid)
+        sums = over_all_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
+        if not sums[0]:
+            raise InputError(
+                "A batch of pictures has no usable depth.",
+                f"No pixel lies between {near:g} and {far:g} m.",
+                "Check the depth scale (--units-per-metre) and take pictures without depth away.",
+            )
+        return depth_loss(sums, self.config)
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on as if there had been no break."""
+        return {
+            "weights": {name: p.detach() for name, p in self.network.trainable().items()},
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        with torch.no_grad():
+            for name, parameter in self.network.trainable().items():
+                parameter.copy_(state["weights"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network with the running mean of its weights inside the block; as it was outside."""
+        if self.average is None:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            for parameter, mean in zip(self.parameters, self.average.module.parameters(), strict=True):
+                parameter.copy_(mean)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, own in zip(self.parameters, kept, strict=True):
+                    parameter.copy_(own)
+
+    def _learning_parts(self) -> nn.Module:
+        return nn.ModuleList([self.network.mirror, self.network.decoder])
+
+    def _averaged(self, mean: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        # Early weights are soon forgotten: the mean reaches back over a tenth of the steps at most.
+        decay = min(self.config.ema_decay, (1 + int(count)) / (10 + int(count)))
+        return mean.lerp(current, 1 - decay)
+
+    def _backward(self, batch: Batch, epoch: int) -> float:
+        """Add the gradient of a part of a batch; its loss."""
+        if not batch.inputs:
+            problem = batch.problems[-1]
+            raise InputError(problem.what, problem.why, f"{problem.cure} Or leave such samples out: --skip-bad.")
+        loss = self.loss(batch)
+        if not torch.isfinite(loss):
+            self._stop(batch, epoch, loss.item())
+        (loss * world_size() / self.config.accumulate).backward()
+        return loss.item()
+
+    def _stop(self, batch: Batch, epoch: int, loss: float) -> None:
+        kept = ""
+        if self.bad_batch is not None:
+            tensors = {f"input.{place}": tensor.contiguous() for place, tensor in enumerate(batch.inputs)}
+            tensors |= {"truth_m": batch.truth_m.contiguous(), "samples": torch.tensor(batch.samples)}
+            with written_whole(self.bad_batch) as temporary:
+                save_file(tensors, temporary)
+            kept = f" The batch that did it is in {self.bad_batch}."
+        raise InputError(
+            f"Training diverged in epoch {epoch + 1}: the loss is {loss}.",
+            f"The learning rate is too high or the depth has values out of all proportion.{kept}",
+            "Lower the learning rate, or look at the data: mde data check ROOT",
+        )
 
 
-@torch.no_grad()
-def evaluate(network: DepthNetwork, samples: Sequence[Sample], protocol: Protocol) -> DepthMetrics:
-    """Depth errors of `network` on `samples`, predictions resized to the picture's size."""
+def predictor(network: DepthNetwork) -> Callable[[Frame], Depth]:
+    """A function from frames, uint8 RGB `[H, W, 3]`, to metres at the frame's size, float32 `[H, W]`."""
     network.eval()
+    device = next(network.parameters()).device
     preprocess = Preprocessor(network.config.preprocess, io="float")
 
+    @torch.no_grad()
     def predict(frame: Frame) -> Depth:
-        depth_m = network(torch.from_numpy(preprocess(frame)))[0].numpy()
+        depth_m = network(torch.from_numpy(preprocess(frame)).to(device))[0].cpu().numpy()
         return resize_depth_to(depth_m, (frame.shape[0], frame.shape[1]))
 
-    return evaluation.evaluate(predict, samples, protocol).mean
+    return predict
+
+
+def evaluate(network: DepthNetwork, dataset: Iterable[Sample], protocol: Protocol) -> Evaluation:
+    """Depth errors of `network`, predictions resized to the picture's size."""
+    return evaluation.evaluate(predictor(network), dataset, protocol)

@@ -133,6 +133,9 @@ class FilePairs(DepthDataset):
     def files(self) -> list[Path]:
         return [path for pair in self.pairs for path in pair]
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{super().fingerprint()} {self.units_per_metre}".encode()).hexdigest()
+
     @cached_property
     def _common(self) -> Path:
         folders = {picture.parent for picture, _ in self.pairs}

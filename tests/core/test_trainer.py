@@ -1,9 +1,12 @@
-"""Losses, schedule and training itself."""
+"""Schedule, training itself, and what survives it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,95 +15,37 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("open_clip", reason="open_clip is not installed")
 
 import torch
+from safetensors.torch import load_file
 
 from mirrordepth_edge.config import ModelConfig, TrainConfig
-from mirrordepth_edge.core.losses import log_error, silog
-from mirrordepth_edge.core.network import DepthNetwork, create_network
-from mirrordepth_edge.core.trainer import (
-    AugmentedSamples,
-    Progress,
-    evaluate,
-    learning_rate_at,
-    loss_of,
-    normalise_pixels,
-    train,
-)
-from mirrordepth_edge.data.sample import Sample
+from mirrordepth_edge.core.network import DepthNetwork, create_network, normalise_pixels
+from mirrordepth_edge.core.trainer import Progress, Trainer, evaluate, learning_rate_at
+from mirrordepth_edge.core.views import FreshViews, collate
+from mirrordepth_edge.data.sample import DepthDataset, Selected
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation import Protocol
 from mirrordepth_edge.preprocess import Frame, normalise, resize_frame
 
 METRIC = Protocol(limits_m=(1e-3, 10.0))
-QUICK = TrainConfig(epochs=2, batch_size=2, warmup_steps=0, seed=1)
+QUICK = TrainConfig(epochs=2, batch_size=2, warmup_steps=0, seed=1, ema_decay=0)
+STILL = replace(QUICK, batch_size=4, jitter=0, flip_probability=0, rotate_deg=0)
+"""Every batch holds every picture as it is."""
 
 
-@pytest.fixture(scope="module")
-def samples(frames: list[Frame]) -> list[Sample]:
-    """Four pictures whose depth can be read off their brightness, with a border of no depth."""
-    made = []
-    for index, frame in enumerate([*frames, frames[0][::-1]]):
-        depth_m = 1 + 4 * frame.mean(axis=2, dtype=np.float32) / 255
-        depth_m[:5] = 0
-        made.append(Sample(str(index), np.ascontiguousarray(frame), depth_m))
-    return made
+def trainer_for(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig, **options: Any) -> Trainer:
+    return Trainer(network, FreshViews(dataset, network.config.size_hw, config), config, **options)
 
 
-# --- losses
-
-
-@pytest.mark.parametrize(
-    ("errors", "lam", "expected"),
-    [
-        ([0.2] * 4, 0.85, 10 * 0.2 * math.sqrt(0.15)),  # a global scale, mostly forgiven
-        ([0.2] * 4, 0.0, 2.0),  # nothing forgiven: 10 times the RMS
-        ([0.2] * 4, 1.0, 0.0),  # all forgiven
-        ([0.3, -0.3], 0.85, 3.0),  # no global scale
-        ([0.0, 0.0], 0.85, 0.0),
-    ],
-)
-def test_silog_closed_forms(errors: list[float], lam: float, expected: float) -> None:
-    assert silog(torch.tensor(errors), lam).item() == pytest.approx(expected, abs=2e-4)
-
-
-def test_loss_equals_its_float64_recomputation(tiny_network: DepthNetwork) -> None:
-    rng = np.random.default_rng(0)
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    truth = rng.uniform(-1, 12, (2, 64, 96)).astype(np.float32)
-    config = TrainConfig(silog_lambda=0.5, log_l1_weight=0.3)
-    with torch.no_grad():
-        delivered = loss_of(tiny_network, images, torch.from_numpy(truth), config).item()
-        prediction = tiny_network(images).double().numpy()
-    valid = (truth > 1e-3) & (truth < 10)
-    g = np.log(prediction[valid] / truth[valid].astype(np.float64))
-    expected = 10 * np.sqrt((g**2).mean() - 0.5 * g.mean() ** 2) + 0.3 * np.abs(g).mean()
-    assert delivered == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("nothing", [0.0, -1.0, math.nan, math.inf])
-def test_pixels_without_depth_have_no_part(nothing: float) -> None:
-    prediction = torch.tensor([2.0, 0.0, 5.0], requires_grad=True)
-    truth = torch.tensor([4.0, nothing, 4.0])
-    silog(log_error(prediction, truth, (truth > 0) & (truth < 10))).backward()
-    assert torch.isfinite(prediction.grad).all()
-    assert (prediction.grad != 0).tolist() == [True, False, True]
-
-
-def test_gradients_are_finite_with_depth_missing(tiny_vit_config: ModelConfig) -> None:
-    network = create_network(tiny_vit_config)
-    truth = torch.full((1, 64, 96), 2.0)
-    truth[:, :32], truth[:, 32:40], truth[:, 40:48] = 0, math.nan, math.inf
-    loss_of(network, torch.randn(1, 3, 64, 96), truth, TrainConfig(log_l1_weight=0.1)).backward()
-    assert all(torch.isfinite(p.grad).all() for p in network.trainable().values())
-
-
-def test_predictions_beyond_the_far_limit_still_learn(tiny_vit_config: ModelConfig) -> None:
-    network = create_network(tiny_vit_config)
-    torch.nn.init.constant_(network.decoder.head[4].bias, 40.0)  # metres; the limit is 10
-    config = TrainConfig(silog_lambda=0.0)
-    loss = loss_of(network, torch.zeros(1, 3, 64, 96), torch.full((1, 64, 96), 4.0), config)
-    loss.backward()
-    assert loss.item() == pytest.approx(10 * math.log(40 / 4), rel=0.05)
-    assert network.decoder.head[4].bias.grad.item() > 0.01
+def train(
+    network: DepthNetwork,
+    dataset: DepthDataset,
+    config: TrainConfig,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Trainer:
+    trainer = trainer_for(network, dataset, config)
+    for epoch in range(config.epochs):
+        trainer.run_epoch(epoch, on_step)
+    return trainer
 
 
 # --- schedule
@@ -135,30 +80,29 @@ def test_training_batches_are_normalised_as_inference_is(frames: list[Frame], ti
         np.testing.assert_allclose(image.numpy(), normalise(frame, tiny_vit_config.preprocess)[0], atol=1e-6)
 
 
-def test_training_reduces_the_loss_and_reports_every_step(tiny_vit_config: ModelConfig, samples: list[Sample]) -> None:
+def test_training_reduces_the_loss_and_reports_every_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     network = create_network(tiny_vit_config)
-    config = replace(QUICK, epochs=30, batch_size=4, jitter=0, flip_probability=0, learning_rate=3e-3)
+    config = replace(STILL, epochs=30, learning_rate=3e-3)
     steps: list[Progress] = []
-    before = evaluate(network, samples, METRIC)
+    before = evaluate(network, samples, METRIC).mean
     train(network, samples, config, on_step=steps.append)
     assert [progress.step for progress in steps] == list(range(1, 31))
     assert {progress.steps for progress in steps} == {30}
     assert [progress.learning_rate for progress in steps] == [learning_rate_at(s, 30, config) for s in range(30)]
     assert steps[-1].loss < 0.6 * steps[0].loss
-    assert evaluate(network, samples, METRIC).abs_rel < 0.6 * before.abs_rel
+    assert evaluate(network, samples, METRIC).mean.abs_rel < 0.6 * before.abs_rel
     assert not network.training
 
 
-def test_each_step_has_its_own_gradient_clipped(tiny_vit_config: ModelConfig, samples: list[Sample]) -> None:
+def test_each_step_has_its_own_gradient_clipped(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     def gradient_norms(clip: float) -> list[float]:
         network, norms = create_network(tiny_vit_config), []
 
         def note(progress: Progress) -> None:
             norms.append(math.hypot(*(p.grad.norm().item() for p in network.trainable().values())))
 
-        # Nothing moves and every batch holds every picture: the gradient must stay what it is.
-        still = replace(QUICK, epochs=3, batch_size=4, jitter=0, flip_probability=0)
-        still = replace(still, learning_rate=0, final_learning_rate=0, gradient_clip=clip)
+        # Nothing moves either: the gradient must stay what it is.
+        still = replace(STILL, epochs=3, learning_rate=0, final_learning_rate=0, gradient_clip=clip)
         train(network, samples, still, on_step=note)
         return norms
 
@@ -168,7 +112,7 @@ def test_each_step_has_its_own_gradient_clipped(tiny_vit_config: ModelConfig, sa
 
 
 def test_training_moves_mirror_and_decoder_and_no_bit_of_the_towers(
-    tiny_map_config: ModelConfig, samples: list[Sample]
+    tiny_map_config: ModelConfig, samples: DepthDataset
 ) -> None:
     network = create_network(tiny_map_config)
     frozen = {name: tensor.clone() for name, tensor in network.clip.state_dict().items()}
@@ -178,7 +122,7 @@ def test_training_moves_mirror_and_decoder_and_no_bit_of_the_towers(
     assert not any(torch.equal(parameter, trained[name]) for name, parameter in network.trainable().items())
 
 
-def test_the_same_seed_gives_the_same_bits(tiny_vit_config: ModelConfig, samples: list[Sample]) -> None:
+def test_the_same_seed_gives_the_same_bits(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     def weights_after(config: TrainConfig) -> torch.Tensor:
         network = create_network(tiny_vit_config)
         train(network, samples, config)
@@ -190,38 +134,104 @@ def test_the_same_seed_gives_the_same_bits(tiny_vit_config: ModelConfig, samples
     assert not torch.equal(weights_after(replace(QUICK, seed=2)), first)
 
 
-def test_views_differ_by_epoch_and_index_and_repeat_by_seed(samples: list[Sample]) -> None:
-    data = AugmentedSamples([samples[0]] * 2, (64, 96), QUICK)
-    first, other_index = data[0][0], data[1][0]
-    data.epoch = 1
-    other_epoch = data[0][0]
-    again = AugmentedSamples([samples[0]] * 2, (64, 96), QUICK)[0][0]
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other_index)
-    assert not torch.equal(first, other_epoch)
-
-
-def test_divergence_is_told(tiny_vit_config: ModelConfig, samples: list[Sample]) -> None:
+def test_divergence_is_told_and_its_batch_kept(
+    tiny_vit_config: ModelConfig, samples: DepthDataset, tmp_path: Path
+) -> None:
+    config = replace(QUICK, batch_size=4, learning_rate=math.inf)
+    bad = tmp_path / "bad.safetensors"
+    trainer = trainer_for(create_network(tiny_vit_config), samples, config, bad_batch=bad)
+    trainer.run_epoch(0)
     with pytest.raises(InputError, match="diverged in epoch 2") as caught:
-        train(create_network(tiny_vit_config), samples, replace(QUICK, batch_size=4, learning_rate=math.inf))
+        trainer.run_epoch(1)
     assert "learning rate" in caught.value.cure
+    assert str(bad) in caught.value.why
+    kept = load_file(bad)
+    assert sorted(kept["samples"].tolist()) == [0, 1, 2, 3]
+    views = FreshViews(samples, tiny_vit_config.size_hw, config)
+    again = collate([views[1, index] for index in kept["samples"].tolist()])
+    assert torch.equal(kept["input.0"], again.inputs[0])
+    assert torch.equal(kept["truth_m"], again.truth_m)
 
 
-def test_nothing_to_train_on(tiny_vit_config: ModelConfig) -> None:
+def test_nothing_to_train_on(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     with pytest.raises(InputError, match="nothing to train on"):
-        train(create_network(tiny_vit_config), [], QUICK)
+        trainer_for(create_network(tiny_vit_config), Selected(of=samples, indices=()), QUICK)
 
 
-def test_a_picture_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig, samples: list[Sample]) -> None:
-    blank = samples[0]._replace(depth_m=np.zeros_like(samples[0].depth_m))
-    told = ""
-    try:
-        train(create_network(tiny_vit_config), [blank, *samples], replace(QUICK, batch_size=1))
-    except InputError as error:  # to refuse it is as good as to pass over it
-        told = error.what
-    assert "diverged" not in told
+def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+    class Blank(Selected):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)._replace(depth_m=np.zeros((61, 203), np.float32))
+
+    with pytest.raises(InputError, match="no usable depth"):
+        train(create_network(tiny_vit_config), Blank(of=samples, indices=(2,)), QUICK)
 
 
-def test_evaluate_is_the_mean_over_pictures(tiny_network: DepthNetwork, samples: list[Sample]) -> None:
-    alone = [evaluate(tiny_network, [sample], METRIC).abs_rel for sample in samples]
-    assert evaluate(tiny_network, samples, METRIC).abs_rel == pytest.approx(np.mean(alone))
+def test_parts_of_a_step_add_up_to_the_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+    """Of a loss that is a mean over pixels, where every part has as many of them."""
+    same = Selected(of=samples, indices=(0, 0, 0, 0))
+    config = replace(STILL, epochs=3, learning_rate=1e-2)
+
+    def losses(accumulate: int) -> list[float]:
+        told: list[float] = []
+        network = create_network(tiny_vit_config)
+        train(network, same, replace(config, accumulate=accumulate), lambda progress: told.append(progress.loss))
+        return told
+
+    assert losses(4) == pytest.approx(losses(1), rel=1e-4)
+
+
+def test_the_running_mean_is_what_its_weights_were(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+    network, passed = create_network(tiny_vit_config), []
+
+    def note(progress: Progress) -> None:
+        passed.append(network.mirror.embeddings.detach().double().clone())
+
+    config = replace(STILL, epochs=6, ema_decay=0.3)
+    trainer = train(network, samples, config, note)
+    mean = passed[0]
+    for count, weights in enumerate(passed[1:], 1):
+        decay = min(0.3, (1 + count) / (10 + count))
+        mean = decay * mean + (1 - decay) * weights
+    own = network.mirror.embeddings.detach().clone()
+    with trainer.averaged_weights():
+        torch.testing.assert_close(network.mirror.embeddings.detach().double(), mean, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(network.mirror.embeddings, own)
+    assert torch.equal(network.mirror.embeddings, own)
+
+
+def test_going_on_from_a_state_is_as_if_nothing_had_happened(
+    tiny_vit_config: ModelConfig, samples: DepthDataset, tmp_path: Path
+) -> None:
+    config = replace(QUICK, epochs=4, ema_decay=0.9)
+
+    def weights(trainer: Trainer) -> torch.Tensor:
+        with trainer.averaged_weights():
+            return torch.cat([p.detach().flatten().clone() for p in trainer.parameters])
+
+    whole = train(create_network(tiny_vit_config), samples, config)
+    first = trainer_for(create_network(tiny_vit_config), samples, config)
+    for epoch in (0, 1):
+        first.run_epoch(epoch)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second = trainer_for(create_network(tiny_vit_config, seed=9), samples, config)
+    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    for epoch in (2, 3):
+        second.run_epoch(epoch)
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_the_optimiser_knows_nothing_frozen(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+    trainer = train(create_network(tiny_vit_config), samples, QUICK)
+    (group,) = trainer.optimiser.param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in trainer.network.trainable().values()}
+    frozen = {*trainer.network.clip.parameters()} - {*trainer.network.trainable().values()}
+    assert frozen
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+    trainer.network.train()
+    assert not any(module.training for module in trainer.network.clip.modules())
+
+
+def test_evaluate_is_the_mean_over_pictures(tiny_network: DepthNetwork, samples: DepthDataset) -> None:
+    alone = [evaluate(tiny_network, [sample], METRIC).mean.abs_rel for sample in samples]
+    assert evaluate(tiny_network, samples, METRIC).mean.abs_rel == pytest.approx(np.mean(alone))

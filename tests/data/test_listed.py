@@ -29,7 +29,7 @@ def write_pair(root: Path, picture: str, depth: str, shape: tuple[int, int], uni
 def nyu(tmp_path: Path) -> FilePairs:
     write_pair(tmp_path, "kitchen/rgb_1.png", "kitchen/sync_depth_1.png", (48, 64), 1000)
     (tmp_path / "list.txt").write_text("/kitchen/rgb_1.png /kitchen/sync_depth_1.png 518.8579\n\n")
-    return listed_dataset(tmp_path / "list.txt", tmp_path, tmp_path, 1000)
+    return listed_dataset(tmp_path / "list.txt", [tmp_path], [tmp_path], 1000)
 
 
 def test_nyu_as_bts_lists_it(nyu: FilePairs) -> None:
@@ -82,6 +82,49 @@ def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path
         list(nyu)
 
 
-def test_options_of_lists_without_a_list(tmp_path: Path) -> None:
+def test_a_list_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    with pytest.raises(InputError, match=r"list\.txt is no list of files"):
+        choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt"), "test")
+
+
+def test_a_list_saved_by_a_windows_editor(nyu: FilePairs, tmp_path: Path) -> None:
+    text = (tmp_path / "list.txt").read_text()
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert listed_dataset(tmp_path / "list.txt", [tmp_path], [tmp_path], 1000).pairs == nyu.pairs
+
+
+@pytest.mark.parametrize(
+    ("absent", "what", "cure"),
+    [("sync_depth_1.png", "1 of 2 depth files", "--depth-root"), ("rgb_1.png", "1 of 2 pictures", "--root")],
+)
+def test_files_that_a_list_names_and_that_are_not_there(absent: str, what: str, cure: str, tmp_path: Path) -> None:
+    lines = []
+    for scene in ("kitchen", "office"):
+        write_pair(tmp_path, f"{scene}/rgb_1.png", f"{scene}/sync_depth_1.png", (4, 4), 1000)
+        lines.append(f"/{scene}/rgb_1.png /{scene}/sync_depth_1.png 518.8579\n")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    (tmp_path / "office" / absent).unlink()
+    with pytest.raises(InputError, match=what) as caught:
+        choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt"), "test")
+    assert f"office/{absent}" in caught.value.what
+    assert str(tmp_path) in caught.value.why
+    assert cure in caught.value.cure
+
+
+def test_the_first_folder_that_has_a_file_counts(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a/x/1.png", "a/d/1.png", (4, 4), 1000)
+    write_pair(tmp_path, "b/x/1.png", "b/d/1.png", (4, 4), 1000)
+    write_pair(tmp_path, "b/x/2.png", "a/d/2.png", (4, 4), 1000)
+    write_pair(tmp_path, "a/x/3.png", "b/d/3.png", (4, 4), 1000)
+    (tmp_path / "list.txt").write_text("".join(f"x/{i}.png d/{i}.png\n" for i in (1, 2, 3)))
+    a, b = tmp_path / "a", tmp_path / "b"
+    pairs = listed_dataset(tmp_path / "list.txt", [a, b], [a, b], 1000).pairs
+    # After 2 was found in b, 3 is looked for there first; it is only in a.
+    assert pairs == ((a / "x/1.png", a / "d/1.png"), (b / "x/2.png", a / "d/2.png"), (a / "x/3.png", b / "d/3.png"))
+
+
+def test_a_depth_root_without_a_list(tmp_path: Path) -> None:
+    write_pair(tmp_path, "rgb/1.png", "depth/1.png", (4, 4), 1000)
     with pytest.raises(OptionError, match="list of files"):
-        choose_dataset(DataConfig(root=tmp_path, kb_crop=True), "test")
+        choose_dataset(DataConfig(root=tmp_path, depth_root=tmp_path / "depth"), "test")

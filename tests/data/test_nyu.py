@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import choose_dataset
-from mirrordepth_edge.data.nyu import NyuLabelled
+from mirrordepth_edge.data.nyu import NyuLabelled, without_border
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 
 h5py = pytest.importorskip("h5py", reason="NYU's .mat file is HDF5")
@@ -65,3 +67,45 @@ def test_a_file_that_is_no_hdf5(labelled: Path) -> None:
     labelled.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
     with pytest.raises(InputError, match="no labelled NYU"):
         list(NyuLabelled(file=labelled, part="test"))
+
+
+def test_a_split_that_counts_beyond_the_file(labelled: Path, tmp_path: Path) -> None:
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1449]])})
+    with pytest.raises(InputError, match="no labelled NYU"):
+        list(NyuLabelled(file=labelled, part="test"))
+
+
+def test_the_fingerprint_knows_part_depth_and_split(labelled: Path, tmp_path: Path) -> None:
+    def fingerprints() -> set[str]:
+        kinds = [("train", False), ("test", False), ("test", True)]
+        return {NyuLabelled(file=labelled, part=part, infilled=how).fingerprint() for part, how in kinds}  # type: ignore[arg-type]
+
+    before = fingerprints()
+    assert len(before) == 3
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.arange(1, 4)[:, None], "testNdxs": np.array([[4], [5], [1]])})
+    assert not before & fingerprints()
+
+
+def test_it_travels_to_another_process(labelled: Path) -> None:
+    data = NyuLabelled(file=labelled, part="train")
+    data[0]
+    again = pickle.loads(pickle.dumps(data))
+    np.testing.assert_array_equal(again[1].frame, data[1].frame)
+
+
+def test_depth_near_the_border_is_no_value() -> None:
+    frame = np.zeros((480, 640, 3), np.uint8)
+    measured = np.ones((480, 640), np.float32)
+    sample = without_border(Sample("1", frame, measured))
+    rows, columns = np.nonzero(sample.depth_m)
+    # BTS: PIL's crop (left 43, upper 45, right 608, lower 472), whose right and lower are outside.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (45, 471, 43, 607)
+    assert np.count_nonzero(sample.depth_m) == (472 - 45) * (608 - 43)
+    assert sample.depth_m.dtype == np.float32
+    assert sample.frame is frame, "the picture is whole"
+    assert measured.all(), "and what was read is as it was"
+
+
+def test_pictures_of_another_size_have_no_border() -> None:
+    sample = Sample("1", np.zeros((240, 320, 3), np.uint8), np.ones((240, 320), np.float32))
+    assert without_border(sample) is sample
