@@ -13,9 +13,11 @@ import typer
 from mirrordepth_edge import __version__
 from mirrordepth_edge.commands.bench import bench
 from mirrordepth_edge.commands.build import build
+from mirrordepth_edge.commands.data import data_app
 from mirrordepth_edge.commands.demo import demo
 from mirrordepth_edge.commands.doctor import doctor
 from mirrordepth_edge.commands.evaluate import evaluate
+from mirrordepth_edge.commands.explain import explain
 from mirrordepth_edge.commands.export import export
 from mirrordepth_edge.commands.inspect import inspect
 from mirrordepth_edge.commands.live import live
@@ -56,8 +58,9 @@ def options(
     """Options before the verb."""
 
 
-for verb in (demo, export, build, bench, run, live, evaluate, inspect, doctor, train):
+for verb in (demo, export, build, bench, run, live, evaluate, explain, inspect, doctor, train):
     app.command()(verb)
+app.add_typer(data_app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,7 +60,7 @@ def scale_bar(height_px: int, limits_m: tuple[float, float]) -> Frame:
     Returns:
         uint8 RGB `[height_px, W, 3]`.
     """
-    return _bar(height_px, limits_m, lambda depth_m: colourise(depth_m, limits_m), lambda value: f"{value:g} m")
+    return bar(height_px, limits_m, lambda depth_m: colourise(depth_m, limits_m), lambda value: f"{value:g} m")
 
 
 def error_bar(height_px: int, limit: float = 0.5) -> Frame:
@@ -69,7 +69,7 @@ def error_bar(height_px: int, limit: float = 0.5) -> Frame:
     Returns:
         uint8 RGB `[height_px, W, 3]`.
     """
-    return _bar(height_px, (0.0, limit), lambda error: error_colours(error, limit), lambda value: f"{100 * value:g} %")
+    return bar(height_px, (0.0, limit), lambda error: error_colours(error, limit), lambda value: f"{100 * value:g} %")
 
 
 def error_colours(relative_error: npt.NDArray[np.float32], limit: float = 0.5) -> Frame:
@@ -100,11 +100,11 @@ def titled(picture: Frame, title: str) -> Frame:
     height, width = picture.shape[:2]
     strip_px = round(TITLE_STRIP_PX * _growth(height))
     scale = TITLE_SCALE * _growth(height)
-    scale *= min(1.0, 0.96 * width / max(_text_size(title, scale)[0], 1))
-    text_width, text_height = _text_size(title, scale)
+    scale *= min(1.0, 0.96 * width / max(text_size(title, scale)[0], 1))
+    text_width, text_height = text_size(title, scale)
     canvas = np.full((strip_px + height, width, 3), PAPER, np.uint8)
     canvas[strip_px:] = picture
-    _put(canvas, title, ((width - text_width) // 2, (strip_px + text_height) // 2), scale)
+    put_text(canvas, title, ((width - text_width) // 2, (strip_px + text_height) // 2), scale)
     return canvas
 
 
@@ -185,18 +185,25 @@ def saved_video(path: Path, rate_hz: float) -> Iterator[Callable[[Frame], None]]
             video.release()
 
 
-def _bar(
+def bar(
     height_px: int,
     limits: tuple[float, float],
     colours: Callable[[npt.NDArray[np.float32]], Frame],
     label: Callable[[float], str],
 ) -> Frame:
+    """A scale of any quantity, its low end at the bottom.
+
+    Args:
+        limits: values at the bottom and at the top.
+        colours: from values, float32 `[H, 1]`, to uint8 RGB `[H, 1, 3]`.
+        label: a value in words.
+    """
     low, high = limits
     growth = _growth(height_px)
     scale, bar_px, tick_px = FONT_SCALE * growth, round(BAR_WIDTH_PX * growth), round(TICK_PX * growth)
-    ticks = _ticks(low, high, max(1, int(height_px / (TICK_SPACING_PX * growth))))
+    ticks = round_ticks(low, high, max(1, int(height_px / (TICK_SPACING_PX * growth))))
     labels = [label(value) for value in ticks]
-    sizes = [_text_size(text, scale) for text in labels]
+    sizes = [text_size(text, scale) for text in labels]
     label_left = bar_px + 2 * tick_px
     width = label_left + max((size[0] for size in sizes), default=0) + tick_px
     canvas = np.full((height_px, width, 3), PAPER, np.uint8)
@@ -206,11 +213,11 @@ def _bar(
         canvas[row, bar_px : bar_px + tick_px] = INK
         # Labels at the ends move inwards, so that they stay whole.
         baseline = min(max(row + text_height // 2, text_height + 1), height_px - 2)
-        _put(canvas, text, (label_left, baseline), scale)
+        put_text(canvas, text, (label_left, baseline), scale)
     return canvas
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def round_ticks(low: float, high: float, most: int) -> list[float]:
     """At most `most + 1` round values (1, 2 or 5 times a power of ten apart) from low to high."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -223,7 +230,7 @@ def _growth(height_px: int) -> float:
     return max(1.0, height_px / 480)
 
 
-def _text_size(text: str, scale: float) -> tuple[int, int]:
+def text_size(text: str, scale: float) -> tuple[int, int]:
     """Width and height in pixels, without what hangs below the baseline."""
     (width, height), _ = cv2.getTextSize(text, FONT, scale, _thickness(scale))
     return width, height
@@ -233,5 +240,6 @@ def _thickness(scale: float) -> int:
     return max(1, round(1.5 * scale))
 
 
-def _put(canvas: Frame, text: str, left_baseline: tuple[int, int], scale: float) -> None:
+def put_text(canvas: Frame, text: str, left_baseline: tuple[int, int], scale: float) -> None:
+    """Write ASCII on a picture, in place, from the left end of its baseline (x, y)."""
     cv2.putText(canvas, text, left_baseline, FONT, scale, INK, _thickness(scale), cv2.LINE_AA)

@@ -55,9 +55,9 @@ def test_ticks_stand_where_their_values_are(limits_m: tuple[float, float], value
 
 def test_labels_are_metres_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    put = draw._put
+    put = draw.put_text
     monkeypatch.setattr(
-        draw, "_put", lambda canvas, text, at, scale: (texts.append(text), put(canvas, text, at, scale))
+        draw, "put_text", lambda canvas, text, at, scale: (texts.append(text), put(canvas, text, at, scale))
     )
     bar = draw.scale_bar(240, (0.0, 10.0))
     assert texts == ["0 m", "2 m", "4 m", "6 m", "8 m", "10 m"]

@@ -30,7 +30,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__main__.py"
 )
-VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train", "evaluate")
+VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train", "evaluate", "explain", "data")
 
 HIDE = """
 import sys
@@ -75,6 +75,7 @@ def test_every_verb_prints_its_help_without_the_optional_packages(verb: str) -> 
         (["bench"], "onnxruntime"),
         (["demo"], "mirrordepth-edge[demo]"),
         (["train", "--root", "."], "mirrordepth-edge[train]"),
+        (["explain", "nano", "--root", "."], "mirrordepth-edge[export]"),
     ],
 )
 def test_a_missing_package_is_said_with_its_cure(arguments: list[str], cure: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -225,6 +226,11 @@ class ImageTower(nn.Module):
         return [(tap.shape[1], (tap.shape[2], tap.shape[3])) for tap in taps.features]
 
 
+def _text_tower(clip: ClipModel) -> Any:
+    """open_clip keeps the text tower's parts either on CLIP itself or under `.text`."""
+    return clip.text if hasattr(clip, "text") else clip
+
+
 class TextPath(nn.Module):
     """The frozen text tower, entered at embedding level."""
 
@@ -236,8 +242,7 @@ class TextPath(nn.Module):
 
     def __init__(self, clip: ClipModel) -> None:
         super().__init__()
-        # open_clip keeps the text tower's parts either on CLIP itself or under `.text`.
-        text = clip.text if hasattr(clip, "text") else clip
+        text = _text_tower(clip)
         if getattr(text, "cls_emb", None) is not None or not hasattr(text, "token_embedding"):
             raise OptionError(
                 "This CLIP's text tower cannot take a mirror.",
@@ -285,3 +290,68 @@ class TextPath(nn.Module):
         if self.text_projection is None:
             return x
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+
+
+def knows_words(config: ModelConfig) -> bool:
+    """False where the text tower was never trained on text: its features of words are noise."""
+    return config.pretrained != EMBEDDED and not config.pretrained.startswith(RANDOM_PREFIX)
+
+
+class Vocabulary:
+    """CLIP's own way from text to features: its tokenizer, its word embeddings and `encode_text`."""
+
+    def __init__(self, clip: ClipModel, tokenizer: Any) -> None:
+        self._clip = clip
+        self._tokenizer = tokenizer
+
+    @property
+    def embeddings(self) -> Tensor:
+        """One row for each entry of the vocabulary, shape `[entries, width]`."""
+        return _text_tower(self._clip).token_embedding.weight
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Text features by open_clip's `encode_text`, shape `[texts, feature]`, not normalised.
+
+        Raises:
+            OptionError: a text is too long for the text tower, which would read only its beginning.
+        """
+        room = self._tokenizer.context_length - 2  # start and end of text
+        for text in texts:
+            if (length := len(self._tokenizer.encode(text))) > room:
+                raise OptionError(
+                    f"The text {text[:40]!r}… is too long.",
+                    f"It has {length} tokens; CLIP's text tower has room for {room}.",
+                    "Shorten it.",
+                )
+        return self._clip.encode_text(self._tokenizer(list(texts)).to(self.embeddings.device))
+
+    def spelling(self, entry: int) -> str:
+        """An entry as text; one that only begins a word ends in a hyphen."""
+        text = self._tokenizer.decode([entry])
+        ends_word = text.endswith(" ") or entry in self._tokenizer.all_special_ids
+        text = text.removesuffix(" ") if text.isprintable() else ascii(text)[1:-1]
+        return text if ends_word else f"{text}-"
+
+
+def open_vocabulary(clip: ClipModel, name: str) -> Vocabulary | None:
+    """The vocabulary of a CLIP, by its open_clip name.
+
+    Returns:
+        None where there are no words to it: `nano`'s 64 entries stand for none, and towers with
+        another tokenizer than CLIP's own are not read here.
+    """
+    tokenizer = _tokenizer(name)
+    if tokenizer is None or tokenizer.vocab_size != _text_tower(clip).token_embedding.num_embeddings:
+        return None
+    return Vocabulary(clip, tokenizer)
+
+
+@cache  # it reads 49,408 entries each time
+def _tokenizer(name: str) -> Any:
+    """CLIP's own tokenizer; None for a model that has another."""
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    assert config is not None, "create_clip knew it"
+    return None if "hf_tokenizer_name" in config["text_cfg"] else open_clip.get_tokenizer(name)
