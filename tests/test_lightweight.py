@@ -15,6 +15,7 @@ ABSENT = (
     "open_clip",
     "timm",
     "onnxscript",
+    "pybullet",
     "onnxruntime",
     "tensorrt",
     "tensorrt_rtx",

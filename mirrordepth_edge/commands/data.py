@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mirrordepth_edge.commands.data_render import render
 from mirrordepth_edge.commands.parameters import Data, DepthRoot, KbCrop, ListFile, UnitsPerMetre, data_config
 
-data_app = typer.Typer(no_args_is_help=True, help="Check pictures with depth before training on them.")
+data_app = typer.Typer(no_args_is_help=True, help="Check pictures with depth before training on them, or render some.")
+data_app.command()(render)
 
 
 @data_app.command()
