@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 SizeHW = tuple[int, int]
+NormalisedFocal = tuple[float, float]
+"""fx/W and fy/H: focal lengths over the size of the picture, both in pixels."""
 Precision = Literal["fp32", "fp16"]
 InputKind = Literal["uint8", "float"]
 DataKind = Literal["auto", "folder", "nyu", "kitti"]
@@ -21,6 +23,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # EfficientNet-Lite was trained on (pixel - 127) / 128, which timm states as one half each.
 HALF = (0.5, 0.5, 0.5)
+# A lens that sees one degree; more than that is a focal length in pixels.
+LONGEST_FOCAL = 57.3
 
 
 class Strict:
@@ -74,6 +78,12 @@ class ModelConfig(Strict):
     into one another; with kernels equal to the stride, as published, each cell stands alone."""
     depth_limits_m: tuple[float, float] = (1e-3, 10.0)
     """Depths the model was trained for, in metres; also the range it is evaluated in."""
+    focal: NormalisedFocal | None = None
+    """fx/W and fy/H of the camera it was trained with; None where that is unknown or there were several."""
+
+    def __post_init__(self) -> None:
+        if self.focal is not None and not all(0 < each < LONGEST_FOCAL for each in self.focal):
+            raise ValueError("focal is fx over the picture's width and fy over its height, such as 0.81 and 1.08")
 
     @property
     def preprocess(self) -> PreprocessConfig:

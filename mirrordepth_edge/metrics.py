@@ -6,6 +6,7 @@ Each metric is per image over valid pixels; a data set's figure is the mean over
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from mirrordepth_edge.errors import InputError
 
 Depth = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+FloatArray = TypeVar("FloatArray", bound=npt.NDArray[np.floating[Any]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def depth_metrics(
             "No pixel has a measured depth.", f"None lies between {near} and {far} m.", "Check the depth scale."
         )
     g = truth_m[mask].astype(np.float64)
-    p = np.nan_to_num(prediction_m[mask].astype(np.float64), nan=near, posinf=far, neginf=near).clip(near, far)
+    p = clamped(prediction_m[mask].astype(np.float64), limits_m)
     e = np.log(p) - np.log(g)
     ratio = np.maximum(g / p, p / g)
     return DepthMetrics(
@@ -120,6 +122,13 @@ def depth_metrics(
         delta2=float(np.mean(ratio < 1.25**2)),
         delta3=float(np.mean(ratio < 1.25**3)),
     )
+
+
+def clamped(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
+    """A prediction inside the limits, as it is compared: infinite is far, NaN is near."""
+    near, far = limits_m
+    inside: FloatArray = np.nan_to_num(prediction_m, nan=near, posinf=far, neginf=near).clip(near, far)
+    return inside
 
 
 def mean_metrics(per_image: list[DepthMetrics]) -> DepthMetrics:

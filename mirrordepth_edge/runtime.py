@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.registry import open_session
-from mirrordepth_edge.config import ModelConfig, SessionOptions
+from mirrordepth_edge.camera import Camera, Lens, scale_for
+from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.preprocess import Frame, Preprocessor
@@ -26,16 +31,31 @@ class DepthPredictor:
         session: an opened artefact.
         model: what it is.
         trained: False for random weights, whose depth means nothing.
+        camera: what the frames come from, where that is not the camera that the model was trained with;
+            metres are scaled to it (`camera.scale_for`).
+
+    Raises:
+        OptionError: a camera is given, and the model does not say with which one it was trained.
     """
 
-    def __init__(self, session: Session, model: ModelConfig, *, trained: bool = True) -> None:
+    def __init__(
+        self, session: Session, model: ModelConfig, *, trained: bool = True, camera: Camera | Lens | None = None
+    ) -> None:
         self.session = session
         self.model = model
         self.trained = trained
+        self.camera = camera
+        self.on_camera: Callable[[Camera, float], object] | None = None
+        """Called at the first frame of each size with its camera and with what metres are multiplied by."""
         (image,), (depth,) = session.inputs, session.outputs
         self._input, self._output = image.name, depth.name
         self._preprocess = Preprocessor(model.preprocess, "uint8" if image.dtype == "uint8" else "float")
         self._postprocess = Postprocessor()
+        if camera is not None:
+            _require_focal(model)
+            # Not in place: the array belongs to the session, which need not write all of it anew.
+            self._scaled_m = np.empty(depth.shape, np.float32)
+            self._scales: dict[SizeHW, float] = {}
 
     def __call__(self, frame: Frame) -> DepthMap:
         """Depth of one frame.
@@ -48,9 +68,28 @@ class DepthPredictor:
 
         Raises:
             InputError: the frame is not uint8 RGB.
+            OptionError: the frame is not of the camera's shape.
         """
         depth_m = self.session.infer({self._input: self._preprocess(frame)})[self._output]
-        return self._postprocess(depth_m, (frame.shape[0], frame.shape[1]))
+        size_hw = frame.shape[0], frame.shape[1]
+        if self.camera is not None:
+            depth_m = np.multiply(depth_m, self.scale(size_hw), out=self._scaled_m)
+        return self._postprocess(depth_m, size_hw)
+
+    def scale(self, size_hw: SizeHW) -> float:
+        """What metres are multiplied by in frames of this size; 1 where no camera is given.
+
+        Raises:
+            OptionError: the camera has no frames of this shape.
+        """
+        if self.camera is None:
+            return 1.0
+        if size_hw not in self._scales:
+            camera = self.camera.at(size_hw)
+            self._scales[size_hw] = scale_for(_require_focal(self.model), camera)
+            if self.on_camera is not None:
+                self.on_camera(camera, self._scales[size_hw])
+        return self._scales[size_hw]
 
     def close(self) -> None:
         """Free the session."""
@@ -65,24 +104,43 @@ class DepthPredictor:
         self.close()
 
 
-def load(model: str | Path = "nano", options: SessionOptions | None = None) -> DepthPredictor:
+def load(
+    model: str | Path = "nano", options: SessionOptions | None = None, camera: Camera | Lens | None = None
+) -> DepthPredictor:
     """Open a model for prediction.
 
     Args:
         model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file.
         options: device, threads and CLIP weights.
+        camera: what the frames come from; the training camera where None. `camera.Camera` and `camera.Lens`
+            describe one, `camera.read_camera` takes it from a calibration.
 
     Raises:
         InputError: the file cannot be used.
         MissingError: hardware or a package is missing.
+        OptionError: a camera is given, and the model does not say with which one it was trained.
     """
     path = model_path(model)
     session, manifest = open_session(path, options)
-    if manifest is None:
-        return DepthPredictor(session, read_checkpoint_info(path).model)
-    return DepthPredictor(session, manifest.model, trained=manifest.trained)
+    try:
+        if manifest is None:
+            return DepthPredictor(session, read_checkpoint_info(path).model, camera=camera)
+        return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera)
+    except BaseException:
+        session.close()
+        raise
 
 
 def model_path(model: str | Path) -> Path:
     """The file behind a model's name: `nano` and `nano.fp16` are ONNX files that ship with the package."""
     return SHIPPED.get(str(model), Path(model))
+
+
+def _require_focal(model: ModelConfig) -> NormalisedFocal:
+    if model.focal is None:
+        raise OptionError(
+            f"The model ({model.preset}) does not say with which camera it was trained.",
+            "Metres follow from the ratio of the two focal lengths, and its file has no focal.",
+            "Leave the camera out, or train with focal = [fx / width, fy / height] under [model] in a recipe.",
+        )
+    return model.focal

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.consistency import CameraPath, Intrinsics, ReprojectionConsistency, TemporalConsistency
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation import Protocol, evaluate
+from mirrordepth_edge.evaluation import DEPTH_BINS, Align, Protocol, align, evaluate, evaluated_depth
 from mirrordepth_edge.metrics import Depth, garg_crop
 from mirrordepth_edge.preprocess import Frame
 
@@ -43,8 +42,8 @@ def test_a_wrong_scale_is_metric_error_and_no_error_once_aligned(factor: float) 
 
     far = replace(PROTOCOL, limits_m=(1e-3, 20.0))
     assert evaluate(scaled, [sample(0)], far).mean.abs_rel == pytest.approx(abs(factor - 1), rel=1e-5)
-    for align in ("median", "lsq"):
-        aligned = evaluate(scaled, [sample(0)], replace(far, align=align)).mean  # type: ignore[arg-type]
+    for how in ("median", "lsq"):
+        aligned = evaluate(scaled, [sample(0)], replace(far, align=how)).mean  # type: ignore[arg-type]
         assert aligned.abs_rel == pytest.approx(0, abs=1e-5)
 
 
@@ -107,36 +106,216 @@ def test_a_protocol_says_what_it_does(protocol: Protocol, words: str) -> None:
     assert words in str(protocol)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for index in range(2):
-        one = sample(index)
-        for kind, picture in (("rgb", one.frame[..., ::-1]), ("depth", (one.depth_m * 1000).astype(np.uint16))):
-            (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(tmp_path / "set" / kind / f"{index}.png"), picture)
-    return tmp_path / "set"
+# By true depth
 
 
-def test_command_compares_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = folder.parent / "errors.json"
-    arguments = ["evaluate", "--root", str(folder), "--device", "cpu", "--json", str(output), "nano", "nano.fp16"]
-    assert run_app(arguments) == 0
-    text = capsys.readouterr().out
-    assert "2 pictures; no crop, 0.001 to 10 m" in text
-    data = json.loads(output.read_text())
-    assert list(data) == ["nano", "nano.fp16"]
-    assert len(data["nano"]["pictures"]) == 2
-    assert data["nano"]["mean"]["abs_rel"] == pytest.approx(data["nano.fp16"]["mean"]["abs_rel"], rel=2e-2)
+def test_errors_by_true_depth_add_up_to_the_errors() -> None:
+    """The same figures by another way: weighted by pixels, ranges give AbsRel over all pixels."""
+    rng = np.random.default_rng(0)
+    pictures = [sample(seed) for seed in range(3)]
+    pictures[1].depth_m[5:] = 0
+    noise = {one.name: rng.lognormal(0, 0.4, one.depth_m.shape).astype(np.float32) for one in pictures}
+    by_frame = {one.frame.tobytes(): noise[one.name] for one in pictures}
+
+    def noisy(frame: Frame) -> Depth:
+        depth_m = right(frame) * by_frame[frame.tobytes()]
+        depth_m[0, :4] = np.nan, np.inf, -np.inf, 0  # clamped, in every range as in every metric
+        return depth_m
+
+    result = evaluate(noisy, pictures, PROTOCOL)
+    assert len(result.ranges) == DEPTH_BINS
+    for picture, one in zip(result.pictures, pictures, strict=True):
+        assert sum(each.pixels for each in picture.ranges) == picture.valid_pixels == (one.depth_m > 0).sum()
+        total = sum(each.abs_rel_sum for each in picture.ranges)
+        assert total / picture.valid_pixels == pytest.approx(picture.metrics.abs_rel, rel=1e-6)
+
+    def clamped(depth_m: Depth) -> Depth:
+        return np.nan_to_num(depth_m, nan=1e-3, posinf=10, neginf=1e-3).clip(1e-3, 10)
+
+    truth = np.concatenate([one.depth_m[one.depth_m > 0] for one in pictures]).astype(np.float64)
+    found = np.concatenate([clamped(noisy(one.frame))[one.depth_m > 0] for one in pictures])
+    for each in result.ranges:
+        inside = (truth >= each.near_m) & (truth < each.far_m)
+        relative = (found[inside] - truth[inside]) / truth[inside]
+        assert each.pixels == inside.sum()
+        assert each.abs_rel == pytest.approx(np.abs(relative).mean(), rel=1e-6)
+        assert each.bias == pytest.approx(relative.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--crop", "half"), ("--align", "mean")])
-def test_command_refuses_unknown_protocols(
-    option: str, value: str, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run_app(["evaluate", "--root", str(folder), option, value]) == 2
-    assert f"{option} {value!r} is unknown" in capfd.readouterr().err
+def test_ranges_share_their_borders_and_reach_to_the_far_limit() -> None:
+    depth_m = np.array([[0.5, 1.0, 1.99, 2.0, 9.99, 0.0]], np.float32)
+    one = Sample("borders", np.zeros((1, 6, 3), np.uint8), depth_m)
+    ranges = evaluate(lambda _: depth_m * np.float32(1.5), [one], replace(PROTOCOL, limits_m=(1e-3, 20.0))).ranges
+    assert [(each.near_m, each.far_m) for each in ranges] == [(2.0 * k, 2.0 * k + 2) for k in range(10)]
+    assert [each.pixels for each in ranges] == [3, 1, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert ranges[0].bias == pytest.approx(0.5)
+    assert (ranges[2].abs_rel, ranges[2].bias) == (None, None)
 
 
-def test_the_eigen_crop_refuses_other_sizes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_app(["evaluate", "--root", str(folder), "--crop", "eigen"]) == 1
-    assert "480x640" in capfd.readouterr().err
+# Alignment
+
+
+@pytest.mark.parametrize("how", ["median", "lsq"])
+def test_alignment_leaves_out_what_is_not_finite(how: Align) -> None:
+    truth_m = np.linspace(1, 9, 40, dtype=np.float32).reshape(5, 8)
+    depth_m = truth_m * np.float32(0.5)
+    depth_m[0, :3] = np.nan, np.inf, -np.inf
+    fitted = align(depth_m, truth_m, np.ones_like(truth_m, np.bool_), how)
+    np.testing.assert_allclose(fitted[1:], truth_m[1:], rtol=0.1)
+    assert np.isnan(fitted[0, 0])
+    nothing = np.full_like(truth_m, np.nan)
+    np.testing.assert_array_equal(align(nothing, truth_m, truth_m > 0, how), nothing)
+
+
+def test_least_squares_agree_with_numpys() -> None:
+    rng = np.random.default_rng(0)
+    truth_m = rng.uniform(1, 9, (20, 30)).astype(np.float32)
+    depth_m = (0.3 * truth_m + rng.normal(2, 0.2, truth_m.shape)).astype(np.float32)
+    valid = rng.random(truth_m.shape) < 0.5
+    scale, shift = np.polyfit(depth_m[valid].astype(np.float64), truth_m[valid].astype(np.float64), 1)
+    np.testing.assert_allclose(align(depth_m, truth_m, valid, "lsq"), scale * depth_m + shift, rtol=1e-5)
+    flat = align(np.full_like(truth_m, 3), truth_m, valid, "lsq")
+    np.testing.assert_allclose(flat, truth_m[valid].mean(dtype=np.float64), rtol=1e-5)
+
+
+def test_depth_as_it_is_compared() -> None:
+    """With the crop that counts, aligned and clamped: what pictures of an evaluation show."""
+    truth_m = np.full((480, 640), 4, np.float32)
+    truth_m[:, 300:] = 8
+    truth_m[100:110] = 0
+    one = Sample("halves", np.zeros((480, 640, 3), np.uint8), truth_m)
+    protocol = Protocol(limits_m=(1e-3, 6.0), crop="eigen", align="median")
+    depth_m, counted = evaluated_depth(lambda _: truth_m / 2 + np.float32(1), one, protocol)
+    inside = np.zeros_like(counted)
+    inside[45:471, 41:601] = True
+    np.testing.assert_array_equal(counted, inside & (truth_m == 4))
+    assert np.unique(depth_m).tolist() == pytest.approx([4 / 3, 4, 20 / 3 if 20 / 3 < 6 else 6])
+
+
+# Consistency
+
+
+def video(count: int = 3, size_hw: tuple[int, int] = (60, 80)) -> list[Sample]:
+    """A still camera: frames and depth are the same each time, with a step edge in the middle."""
+    rng = np.random.default_rng(0)
+    frame = cv2.GaussianBlur(rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8), (0, 0), 1.5)
+    depth_m = np.full(size_hw, 2, np.float32)
+    depth_m[:, size_hw[1] // 2 :] = 4
+    return [Sample(str(k), frame, depth_m.copy()) for k in range(count)]
+
+
+class Flicker:
+    """The true depth, every second frame by a factor too far."""
+
+    def __init__(self, depth_m: Depth, factor: float) -> None:
+        self.depth_m, self.factor, self.calls = depth_m, np.float32(factor), 0
+
+    def __call__(self, frame: Frame) -> Depth:
+        self.calls += 1
+        return self.depth_m * (self.factor if self.calls % 2 == 0 else np.float32(1))
+
+
+def test_consistency_is_measured_only_where_asked() -> None:
+    frames = video()
+    result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, PROTOCOL)
+    assert (result.temporal, result.temporal_truth, result.spatial, result.edges) == (None, None, None, False)
+
+
+@pytest.mark.parametrize("how", ["none", "median"])
+def test_flicker_is_measured_before_alignment(how: Align) -> None:
+    """Alignment to each picture's truth would hide it."""
+    frames = video()
+    protocol = replace(PROTOCOL, align=how)
+    result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, protocol, temporal=True)
+    assert isinstance(result.temporal, TemporalConsistency)
+    assert isinstance(result.temporal_truth, TemporalConsistency)
+    assert result.temporal.opw_m == pytest.approx(0.1 * 3, rel=1e-4)
+    assert result.temporal.rtc == 1
+    assert (result.temporal_truth.opw_m, result.temporal_truth.pairs) == (0, 2)
+
+
+@pytest.mark.parametrize(("every", "dense"), [(2, True), (1, False)])
+def test_sparse_truth_is_no_reference_in_time(every: int, dense: bool) -> None:
+    frames = video()
+    for one in frames:
+        one.depth_m[:, ::2] = 0
+        one.depth_m[::3, ::every] = 0  # with every second column, nothing that was not gone already
+    result = evaluate(lambda frame: np.full(frame.shape[:2], 2, np.float32), frames, PROTOCOL, temporal=True)
+    assert result.temporal is not None
+    assert (result.temporal_truth is not None) == dense
+
+
+def test_depth_beyond_the_limits_is_no_reference_in_time() -> None:
+    frames = video()
+    near = replace(PROTOCOL, limits_m=(1e-3, 3.0))
+    result = evaluate(Flicker(frames[0].depth_m, 1), frames, near, temporal=True)
+    assert result.temporal_truth is not None
+    assert result.temporal_truth.share_used == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_camera_path_takes_the_place_of_flow() -> None:
+    """The camera walks a metre towards a wall whose true depth follows; the predictor does not notice."""
+    frames = [Sample(str(k), np.zeros((48, 64, 3), np.uint8), np.full((48, 64), 5 - k, np.float32)) for k in range(2)]
+    poses = tuple(np.eye(4) for _ in range(2))
+    poses[1][2, 3] = 1
+    path = CameraPath(poses=poses, intrinsics=Intrinsics(fx=60, fy=60, cx=32, cy=24))
+    result = evaluate(
+        lambda frame: np.full(frame.shape[:2], 4, np.float32), frames, PROTOCOL, temporal=True, camera_path=path
+    )
+    assert isinstance(result.temporal, ReprojectionConsistency)
+    assert isinstance(result.temporal_truth, ReprojectionConsistency)
+    assert result.temporal.error_m == pytest.approx(1)
+    assert result.temporal_truth.error_m == pytest.approx(0, abs=1e-6)
+    short = replace(path, poses=poses[:1])
+    with pytest.raises(InputError, match="no pose for 1"):
+        evaluate(right, frames, PROTOCOL, temporal=True, camera_path=short)
+
+
+def test_one_picture_has_no_consistency_in_time() -> None:
+    frames = video(1)
+    with pytest.raises(InputError, match="in time cannot be told"):
+        evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)
+
+
+def test_edges_are_averaged_over_pictures_that_have_some() -> None:
+    frames = video(3)
+    frames[2].depth_m[:] = 3  # flat: no edge to find
+    shifted = np.roll(frames[0].depth_m, 4, axis=1)
+    shifted[:, :4] = 2
+    result = evaluate(lambda _: shifted, frames, PROTOCOL, spatial=True)
+    assert result.spatial is not None
+    assert (result.spatial.accuracy_px, result.spatial.completeness_px) == (4, 4)
+    assert (result.spatial.found, result.spatial.pictures) == (1, 2)
+    assert result.pictures[2].boundary is None
+
+
+def test_edges_count_to_the_border_of_the_crop_and_not_beyond() -> None:
+    """The Eigen crop ends before row 471; what it cuts away is no hole, near which nothing would be judged."""
+    truth_m = np.full((480, 640), 2, np.float32)
+    truth_m[467:] = 4
+    prediction = truth_m.copy()
+    prediction[:40] = 9  # above the crop
+    truth_m[200:210, 300:310] = 0  # a hole, which the prediction knows nothing of
+    one = Sample("crop", np.zeros((480, 640, 3), np.uint8), truth_m)
+    result = evaluate(lambda _: prediction, [one], replace(PROTOCOL, crop="eigen"), spatial=True)
+    assert result.spatial is not None
+    assert (result.spatial.accuracy_px, result.spatial.completeness_px) == (0, 0)
+    assert result.spatial.found == 1
+
+
+def test_json_has_everything_and_its_version() -> None:
+    frames = video()
+    result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, PROTOCOL, spatial=True, temporal=True)
+    data = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert data["schema_version"] == 2
+    assert data["protocol"]["limits_m"] == [1e-3, 10.0]
+    assert [picture["name"] for picture in data["pictures"]] == ["0", "1", "2"]
+    assert data["pictures"][1]["metrics"]["abs_rel"] == pytest.approx(0.1)
+    assert data["pictures"][1]["boundary"]["accuracy_px"] == 0
+    assert data["mean"]["abs_rel"] == pytest.approx(0.1 / 3)
+    assert data["temporal"]["opw_m"] == pytest.approx(0.3, rel=1e-4)
+    assert data["temporal_truth"]["opw_m"] == 0
+    assert data["spatial"]["pictures"] == 3
+    assert sum(each["pixels"] for each in data["ranges"]) == 3 * 60 * 80
+    plain = evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL).to_json()
+    assert (plain["spatial"], plain["temporal"]) == (None, None)

@@ -13,10 +13,21 @@ PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
 LAYERS = (
     {"errors"},
     {"config", "strict", "files", "manifest", "recipes", "quiet"},
-    {"preprocess", "postprocess", "metrics", "device", "draw", "data", "evaluation"},
+    {
+        "camera",
+        "preprocess",
+        "postprocess",
+        "metrics",
+        "device",
+        "draw",
+        "data",
+        "consistency",
+        "evaluation",
+        "baselines",
+    },
     {"core", "backends"},
     {"deploy", "runtime"},
-    {"bench", "live"},
+    {"bench", "live", "report"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -31,8 +42,10 @@ VENDORS = {
     "onnxruntime": {"backends/onnxruntime.py", "deploy/parity.py"},
     "open_clip": {"core/clip.py"},
     "skimage": {"commands/demo.py"},
-    "h5py": {"data/nyu.py"},
+    "h5py": {"data/hdf5.py"},
     "scipy": {"data/nyu.py"},
+    "pybullet": {"data/rendered.py"},
+    "jinja2": {"report/html.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,10 +9,13 @@ import typer
 
 from mirrordepth_edge.commands.parameters import (
     NANO,
+    Calibration,
     ClipWeights,
     Data,
     DepthRoot,
     Device,
+    FocalPx,
+    FovDeg,
     KbCrop,
     ListFile,
     Root,
@@ -25,18 +28,6 @@ from mirrordepth_edge.commands.parameters import (
 if TYPE_CHECKING:
     from mirrordepth_edge.evaluation import Evaluation, Protocol
 
-METRICS = {
-    "abs_rel": "AbsRel",
-    "sq_rel": "SqRel (m)",
-    "rmse": "RMSE (m)",
-    "rmse_log": "RMSElog",
-    "log10": "log10",
-    "silog": "SILog",
-    "delta1": "delta < 1.25",
-    "delta2": "delta < 1.25^2",
-    "delta3": "delta < 1.25^3",
-}
-
 
 def evaluate(
     root: Root,
@@ -47,46 +38,93 @@ def evaluate(
     kb_crop: KbCrop = None,
     units_per_metre: UnitsPerMetre = None,
     crop: Annotated[str | None, typer.Option(help="none, eigen or garg.  [NYU: eigen, KITTI: garg, else none]")] = None,
-    cap: Annotated[float | None, typer.Option(min=0.01, help="Farthest depth that counts, in metres.")] = None,
+    cap: Annotated[
+        float | None, typer.Option(min=0.01, help="Farthest depth that counts, in metres.  [NYU: 10, KITTI: 80]")
+    ] = None,
+    focal_px: FocalPx = None,
+    fov_deg: FovDeg = None,
+    calibration: Calibration = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
     align: Annotated[str, typer.Option(help="none (metric), median or lsq; always printed.")] = "none",
+    spatial: Annotated[bool, typer.Option("--spatial", help="Measure how well depth edges are placed.")] = False,
+    temporal: Annotated[
+        bool, typer.Option("--temporal", help="Measure flicker; the pictures are frames of one video, in order.")
+    ] = False,
+    baselines: Annotated[
+        bool | None, typer.Option("--baselines/--no-baselines", help="Published figures below.  [NYU, KITTI: yes]")
+    ] = None,
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every picture's errors.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Write a page with charts and pictures (.html).")
+    ] = None,
     clip_weights: ClipWeights = None,
 ) -> None:
     """Measure depth errors on pictures with depth.
 
     Several models are evaluated on the same pictures by the same protocol, side by side: the
     difference between a checkpoint and its ONNX files is what export cost.
+
+    With --temporal, a poses.txt (NAME tx ty tz qx qy qz qw, camera to world) and an intrinsics.txt
+    (fx fy cx cy) in --root take the place of optical flow.
     """
     import json
 
-    from mirrordepth_edge.commands.terminal import console, progress_bar
+    from mirrordepth_edge.baselines import wanted
+    from mirrordepth_edge.camera import camera_of
+    from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
+    from mirrordepth_edge.consistency import read_camera_path
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, kind_of
     from mirrordepth_edge.evaluation import evaluate as run_evaluation
     from mirrordepth_edge.files import ensure_folder, written_whole
-    from mirrordepth_edge.runtime import load
+    from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
+    from mirrordepth_edge.report.examples import ExampleSheet
+    from mirrordepth_edge.report.html import check_name, save_page
+    from mirrordepth_edge.report.tables import baselines_table, results_table
+    from mirrordepth_edge.runtime import load, model_path
 
-    if json_file is not None:
-        ensure_folder(json_file.parent)
+    if report_file is not None:
+        check_name(report_file, "--report")
+    for file in filter(None, (json_file, report_file)):
+        ensure_folder(file.parent)
     source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
-    dataset = choose_dataset(source, "test")
-    convention = CONVENTIONS[kind_of(source)]
+    dataset, kind = choose_dataset(source, "test"), kind_of(source)
+    camera = camera_of(focal_px, fov_deg, calibration)
+    scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
+    convention, with_baselines = CONVENTIONS[kind], wanted(kind, baselines)
+    camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None
     results: dict[str, Evaluation] = {}
+    artefacts: dict[str, Artefact] = {}
+    sheet = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in models or [NANO]:
-        with load(model, session_options(device, clip_weights)) as predictor, progress_bar() as bar:
+        with load(model, session_options(device, clip_weights), camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
-            protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, predictor.model.depth_limits_m)
+            limits_m = predictor.model.depth_limits_m if kind == "folder" else convention.depth_limits_m
+            protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, limits_m)
             pictures = bar.track(dataset, total=len(dataset), description=model)
-            results[model] = run_evaluation(predictor, pictures, protocol)
-    console.print(f"{root}: {len(dataset)} pictures; {protocol}")
-    _print_table(results)
+            results[model] = run_evaluation(
+                predictor, pictures, protocol, spatial=spatial, temporal=temporal, camera_path=camera_path
+            )
+            artefacts[model] = Artefact.of(predictor, model_path(model))
+            if report_file is not None:
+                sheet.add(model, predictor, results[model])
+    assert protocol is not None
+    console.print(f"{root}: {len(dataset)} pictures; {protocol}{scaled}")
+    print_table(results_table(results))
+    if with_baselines:
+        console.print()
+        print_table(baselines_table(kind, protocol))
+    report = EvaluationReport.here(
+        f"{root}{scaled}", kind, protocol, results, artefacts, sheet.examples, with_baselines
+    )
     if json_file is not None:
         with written_whole(json_file) as temporary:
-            plain = {model: result.to_json() for model, result in results.items()}
-            temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {json_file}")
+    if report_file is not None:
+        save_page(report_file, evaluation_page(report))
+        console.print(f"wrote {report_file}")
 
 
 def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tuple[float, float]) -> Protocol:
@@ -99,22 +137,3 @@ def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tu
         raise OptionError(f"--align {align!r} is unknown.", "It is none, median or lsq.", "--align none")
     limits_m = (limits_m[0], cap or limits_m[1])
     return Protocol(limits_m=limits_m, crop=crop, flip=flip, align=align)  # type: ignore[arg-type]
-
-
-def _print_table(results: dict[str, Evaluation]) -> None:
-    from dataclasses import asdict
-
-    from rich.table import Table
-    from rich.text import Text
-
-    from mirrordepth_edge.commands.terminal import console
-
-    # Metrics down, models across: a terminal of 80 columns holds several.
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for model in results:
-        table.add_column(Text(Path(model).name), justify="right", overflow="fold")
-    means = [asdict(result.mean) for result in results.values()]
-    for name, label in METRICS.items():
-        table.add_row(label, *(f"{mean[name]:.4f}" for mean in means))
-    console.print(table)

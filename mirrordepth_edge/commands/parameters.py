@@ -23,6 +23,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by n
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
+# Another camera than the model was trained with, told in one of three ways (`camera.camera_of`).
+FocalPx = Annotated[float | None, typer.Option(metavar="F", help="The camera's focal length, in pixels of its frames.")]
+FovDeg = Annotated[float | None, typer.Option(metavar="D", help="Or its horizontal field of view, in degrees.")]
+Calibration = Annotated[Path | None, typer.Option(metavar="FILE", help="Or its calibration: OpenCV's, ROS's YAML.")]
+
 # Pictures with measured depth: the same words for every verb that reads them.
 Root = Annotated[Path, typer.Option(help="Folder with rgb and depth, NYU's .mat file, or a folder of NYU or KITTI.")]
 Data = Annotated[str, typer.Option(help="What --root is: auto, folder, nyu or kitti.")]
@@ -79,6 +84,7 @@ def announce(predictor: DepthPredictor, name: str) -> None:
 
     session = predictor.session
     errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
+    predictor.on_camera = lambda camera, scale: errors.print(f"camera: {camera}; metres times {scale:.3g}")
     warn(predictor)
 
 

@@ -66,7 +66,7 @@ def train(
 
     from mirrordepth_edge.commands.parameters import parse_size, torch_device
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.data.choose import CONVENTIONS, kind_of
+    from mirrordepth_edge.data.choose import CONVENTIONS, kind_of, training_focal
     from mirrordepth_edge.evaluation import Protocol
     from mirrordepth_edge.files import ensure_folder, require_suffix, written_whole
     from mirrordepth_edge.recipes import load_training
@@ -84,11 +84,13 @@ def train(
     convention = CONVENTIONS[kind_of(source)]
     if recipe is None:
         model = replace(model, depth_limits_m=convention.depth_limits_m)
+    model = replace(model, focal=model.focal or training_focal(source))
     if size is not None:
         model = replace(model, size_hw=parse_size(size))
     where = torch_device(device)
 
     from mirrordepth_edge.core.fit import Means, fit
+    from mirrordepth_edge.core.processes import is_first
     from mirrordepth_edge.core.runs import RunConfig, RunFolder
     from mirrordepth_edge.core.trainer import Resources
 
@@ -111,6 +113,8 @@ def train(
     folder = RunFolder(path=run_dir or output.with_suffix(".run"))
     with _watched(config.epochs, run.protocol) as watch:
         best = fit(run, folder, means, watch, resume=resume)
+    if not is_first():
+        return
     with written_whole(output) as temporary:
         temporary.write_bytes(best.read_bytes())
     console.print(f"wrote {output}; everything else is in {folder.path} (tensorboard --logdir {folder.path})")

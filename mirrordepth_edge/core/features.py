@@ -56,6 +56,8 @@ class CacheInfo(Strict):
     data: str
     """Fingerprint of the data set."""
     samples: int
+    skip_bad: bool
+    """Whether readable pictures may stand in for unreadable ones."""
     copies: int
     tap_shapes: tuple[tuple[int, ...], ...]
     prefix: int
@@ -130,7 +132,7 @@ def cached_views(
         InputError: the folder holds another cache, the disk is too small, a sample cannot be read,
             or a feature does not fit into float16.
     """
-    info = cache_info(network, dataset, config)
+    info = cache_info(network, dataset, config, skip_bad=skip_bad)
     if rank() == 0:
         _claim(folder, info)
     wait_for_all()
@@ -157,7 +159,7 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.npy"
 
 
-def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig) -> CacheInfo:
+def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig, *, skip_bad: bool) -> CacheInfo:
     """Description of the cache that these settings need."""
     model = network.config
     with torch.no_grad():
@@ -174,6 +176,7 @@ def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig
         augmentation={name: getattr(config, name) for name in AUGMENTATION},
         data=dataset.fingerprint(),
         samples=len(dataset),
+        skip_bad=skip_bad,
         copies=config.feature_copies,
         tap_shapes=shapes,
         prefix=taps.prefix,

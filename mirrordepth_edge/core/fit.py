@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.data.split import hold_out
 from mirrordepth_edge.draw import side_by_side
+from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import written_whole
 from mirrordepth_edge.postprocess import colourise
 
@@ -203,7 +205,10 @@ class _Board:
         # What a killed epoch left behind is dropped.
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=self._step + 1)
         spread = sorted({len(shown) * place // PICTURES for place in range(PICTURES)})
-        self._shown = [shown[index] for index in spread]
+        self._shown = []
+        for index in spread:
+            with suppress(InputError):  # pictures are nice to have; whoever needs this one says so
+                self._shown.append(shown[index])
 
     def step(self, progress: Progress) -> None:
         self._step = progress.step

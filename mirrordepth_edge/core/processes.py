@@ -24,6 +24,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all, before they have joined and after they have left as well."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     if dist.is_initialized():

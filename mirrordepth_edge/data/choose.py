@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mirrordepth_edge.config import Crop, DataConfig, DataKind
+from mirrordepth_edge.camera import Camera, read_camera
+from mirrordepth_edge.config import Crop, DataConfig, DataKind, NormalisedFocal
 from mirrordepth_edge.data.folder import DEPTH_FOLDERS, PICTURE_FOLDERS, existing_folder, folder_dataset, only_folder
-from mirrordepth_edge.data.listed import kb_cropped, listed_dataset, read_list
+from mirrordepth_edge.data.listed import KB_CROP_HW, kb_cropped, listed_dataset, read_list
 from mirrordepth_edge.data.nyu import LABELLED, NyuLabelled, without_border
 from mirrordepth_edge.data.packed import holds_packed, packed_dataset
 from mirrordepth_edge.data.sample import DepthDataset, Mapped
@@ -29,12 +30,24 @@ class Convention:
     crop: Crop = "none"
     depth_limits_m: tuple[float, float] = (1e-3, 10.0)
     kb_crop: bool = False
+    camera: Camera | None = None
+    """What its pictures were taken with, before any crop; None where that is not the same for all."""
 
+
+# The Kinect of NYU Depth v2: fx_rgb and fy_rgb in camera_params.m of the data set's toolbox.
+NYU_CAMERA = Camera(fx_px=518.857901, fy_px=519.469611, width_px=640, height_px=480)
+# KITTI's colour cameras, rectified: P_rect_02 in calib_cam_to_cam.txt of 2011_09_26. The other days' differ
+# by up to 2 % in pixels, less in shares of the picture's width.
+KITTI_CAMERA = Camera(fx_px=721.5377, fy_px=721.5377, width_px=1242, height_px=375)
+CAMERA_FILE = "camera.json"
+"""Says, in the root of a folder, through which camera all of its pictures are seen (`camera.read_camera`)."""
 
 CONVENTIONS: dict[DataKind, Convention] = {
     "folder": Convention(),
-    "nyu": Convention(crop="eigen"),
-    "kitti": Convention(units_per_metre=256.0, crop="garg", depth_limits_m=(1e-3, 80.0), kb_crop=True),
+    "nyu": Convention(crop="eigen", camera=NYU_CAMERA),
+    "kitti": Convention(
+        units_per_metre=256.0, crop="garg", depth_limits_m=(1e-3, 80.0), kb_crop=True, camera=KITTI_CAMERA
+    ),
 }
 
 
@@ -112,8 +125,26 @@ def choose_dataset(config: DataConfig, part: Part) -> DepthDataset:
     dataset = _read(config, kind, part)
     if kind == "nyu" and part == "train":
         dataset = Mapped(of=dataset, function=without_border)
-    kb_crop = CONVENTIONS[kind].kb_crop if config.kb_crop is None else config.kb_crop
-    return Mapped(of=dataset, function=kb_cropped) if kb_crop else dataset
+    return Mapped(of=dataset, function=kb_cropped) if _wants_kb_crop(config, kind) else dataset
+
+
+def training_focal(config: DataConfig) -> NormalisedFocal | None:
+    """fx/W and fy/H of the camera behind a data set's pictures, as `choose_dataset` cuts them.
+
+    The kind's own; for a folder that of its `camera.json`. None where there is no one camera.
+
+    Raises:
+        InputError: the folder's `camera.json` holds no camera.
+    """
+    kind, path = kind_of(config), config.root / CAMERA_FILE
+    camera = read_camera(path) if kind == "folder" and path.is_file() else CONVENTIONS[kind].camera
+    if camera is not None and _wants_kb_crop(config, kind):
+        camera = camera.cropped(KB_CROP_HW)
+    return None if camera is None else camera.focal
+
+
+def _wants_kb_crop(config: DataConfig, kind: DataKind) -> bool:
+    return CONVENTIONS[kind].kb_crop if config.kb_crop is None else config.kb_crop
 
 
 def _read(config: DataConfig, kind: DataKind, part: Part) -> DepthDataset:

@@ -198,7 +198,9 @@ def test_ctrl_c_in_the_middle_of_an_export(tmp_path: Path) -> None:
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=120)
-    assert process.returncode == 130, message
+    # Where Ctrl-C met Python code that C was running, Python ends by the signal; to a shell both are 130.
+    assert process.returncode in (130, -signal.SIGINT), message
+    assert "interrupted" in message
     assert "Traceback" not in message
     assert list((tmp_path / "out").iterdir()) == []
     assert not [path for path in tmp_path.iterdir() if path.name != "out"]

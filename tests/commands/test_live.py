@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from mirrordepth_edge import draw, runtime
 from mirrordepth_edge.backends.base import CheckedSession
+from mirrordepth_edge.camera import Camera, Lens
 from mirrordepth_edge.commands.live import live
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
@@ -60,10 +62,10 @@ class Loader:
         self.fail_at: int | None = None
         self.error: BaseException = KeyboardInterrupt()
 
-    def __call__(self, model: str, options: SessionOptions) -> DepthPredictor:
+    def __call__(self, model: str, options: SessionOptions, camera: Camera | Lens | None = None) -> DepthPredictor:
         self.calls.append((model, options))
         self.session = FlatSession(self.fail_at, self.error)
-        return DepthPredictor(self.session, PRESETS["nano"])
+        return DepthPredictor(self.session, replace(PRESETS["nano"], focal=(0.5, 2 / 3)), camera=camera)
 
 
 @pytest.fixture
@@ -153,6 +155,18 @@ def test_the_window_shows_photo_depth_and_scale(loader: Loader, screen: Screen) 
     assert screen.destroyed
 
 
+def test_another_camera_is_said_once_and_scales_what_is_shown(
+    loader: Loader, screen: Screen, capfd: pytest.CaptureFixture[str]
+) -> None:
+    live(source="synthetic", focal_px=640.0, near=1.0, far=9.0, frames=3)  # 640x480, twice as long a lens
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
+    assert told == ["camera: fx 640.0 px of 640 (53° wide); metres times 2"]
+    wall = colourise(np.full((480, 640), 2 * DEPTH_M, np.float32), (1.0, 9.0))
+    assert len(screen.shown) == 3
+    for sheet in screen.shown:
+        assert np.array_equal(sheet[:, 652:1292, ::-1], wall)
+
+
 @pytest.mark.parametrize("key", [ord("q"), 27])
 def test_a_key_quits(key: int, loader: Loader, screen: Screen) -> None:
     screen.key = key
@@ -204,6 +218,8 @@ def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
         live(source="synthetic", no_window=True, near=6.0, far=2.0)
     with pytest.raises(OptionError, match="--device"):
         live(source="synthetic", no_window=True, device="tpu")
+    with pytest.raises(OptionError, match="exclude one another"):
+        live(source="synthetic", no_window=True, fov_deg=70.0, calibration=tmp_path / "camera.yaml")
     (tmp_path / "taken").touch()
     with pytest.raises(InputError, match="Cannot write"):
         live(source="synthetic", no_window=True, json_file=tmp_path / "taken" / "live.json")

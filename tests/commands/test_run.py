@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from mirrordepth_edge import runtime
 from mirrordepth_edge.backends.base import CheckedSession
+from mirrordepth_edge.camera import Camera, Lens
 from mirrordepth_edge.commands.run import run
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
@@ -40,9 +42,10 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Se
     """Every opening of a model; tests run in an empty folder."""
     calls: list[tuple[str, SessionOptions]] = []
 
-    def load(model: str, options: SessionOptions) -> DepthPredictor:
+    def load(model: str, options: SessionOptions, camera: Camera | Lens | None = None) -> DepthPredictor:
         calls.append((model, options))
-        return DepthPredictor(BrightnessSession(), PRESETS["nano"])
+        focal = None if model == "silent.onnx" else (1.0, 1.0)
+        return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera)
 
     monkeypatch.setattr(runtime, "load", load)
     monkeypatch.chdir(tmp_path)
@@ -139,6 +142,43 @@ def test_pictures_of_several_sizes_and_model_and_device(loads: list[tuple[str, S
     assert np.load("out/small.depth.npy").shape == FRAME_HW
     assert np.load("out/large.depth.npy").shape == (300, 500)
     assert loads == [("big.onnx", SessionOptions(device="cpu"))]
+
+
+def test_another_camera(capfd: pytest.CaptureFixture[str]) -> None:
+    """Frames of 64x48 at focal lengths of 128 and 120 pixels: 2 and 2.5 times those of the training camera."""
+    Path("camera.yaml").write_text(
+        "image_width: 640\nimage_height: 480\ncamera_matrix:\n  data: [1280, 0, 0, 0, 1200, 0, 0, 0, 1]\n"
+    )
+    pictures = [picture(Path("hall.png")), picture(Path("hall2.png"), 50)]
+    run(pictures, output=Path("out"), formats="npy", calibration=Path("camera.yaml"))
+    times = (2 * 2.5) ** 0.5
+    np.testing.assert_allclose(np.load("out/hall.depth.npy")[:, [0, -1]], [[2 * times, 3 * times]] * 48, rtol=1e-6)
+    np.testing.assert_allclose(np.load("out/hall2.depth.npy")[:, [0, -1]], [[times, 2 * times]] * 48, rtol=1e-6)
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
+    assert told == ["camera: fx 128.0 px of 64 (28° wide); metres times 2.24"]
+    run(pictures, output=Path("out"), formats="npy", focal_px=32.0)  # 0.5 of the width, 0.667 of the height
+    np.testing.assert_allclose(np.load("out/hall.depth.npy")[0, 0], 2 * (0.5 / 0.75) ** 0.5 * 0.5**0.5, rtol=1e-6)
+    assert "camera: fx 32.0 px of 64 (90° wide); metres times 0.577" in capfd.readouterr().err
+    by_focal = np.load("out/hall.depth.npy")
+    run(pictures, output=Path("out"), formats="npy", fov_deg=90.0)
+    np.testing.assert_allclose(np.load("out/hall.depth.npy"), by_focal, rtol=1e-6)
+
+
+def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> None:
+    hall = [picture(Path("hall.png"))]
+    for options, word in (
+        ({"focal_px": 600.0, "fov_deg": 70.0}, "exclude"),
+        ({"fov_deg": 190.0}, "--fov-deg|190"),
+        ({"focal_px": -1.0}, "-1 px"),
+    ):
+        with pytest.raises(OptionError, match=word):
+            run(hall, output=Path("out"), **options)
+    with pytest.raises(InputError, match=r"absent\.yaml"):
+        run(hall, output=Path("out"), calibration=Path("absent.yaml"))
+    assert not loads
+    with pytest.raises(OptionError, match="with which camera it was trained"):
+        run(hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

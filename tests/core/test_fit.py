@@ -70,7 +70,8 @@ def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after:
     write_json(root / "run.json", asdict(config))
     (root / "script.py").write_text(SCRIPT)
     command = [sys.executable, *launcher, str(root / "script.py"), str(root), str(die_after)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # As many threads as here: sums of floats depend on how they are split up.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=120).returncode
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.config import DataConfig
-from mirrordepth_edge.data.choose import Part, choose_dataset, kind_of
+from mirrordepth_edge.data.choose import Part, choose_dataset, kind_of, training_focal
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError, OptionError
 
@@ -267,6 +268,29 @@ def test_the_kb_crop_is_kittis_unless_one_says_otherwise(tmp_path: Path) -> None
     assert chosen(folder, kind="kitti")[0].depth_m.shape == (352, 1216)
     nyu = FORMS["bts"](tmp_path / "nyu")
     assert "too small for the KB crop" in refused(nyu, kb_crop=True).what
+
+
+def test_the_camera_is_the_data_sets(tmp_path: Path) -> None:
+    """Kinect: the toolbox's constants; KITTI: P_rect_02, and of a crop, which keeps focal lengths in pixels."""
+    nyu = DataConfig(root=FORMS["bts"](tmp_path / "nyu"))
+    assert training_focal(nyu) == pytest.approx((518.857901 / 640, 519.469611 / 480))
+    kitti = write_kitti(tmp_path / "kitti", tmp_path / "kitti")
+    assert training_focal(DataConfig(root=kitti)) == pytest.approx((721.5377 / 1216, 721.5377 / 352))
+    whole = training_focal(DataConfig(root=kitti, kb_crop=False))
+    assert whole == pytest.approx((721.5377 / 1242, 721.5377 / 375))
+
+
+def test_the_camera_of_a_folder_is_the_one_it_tells(tmp_path: Path) -> None:
+    root = write_folder(tmp_path)
+    assert training_focal(DataConfig(root=root)) is None
+    (root / "camera.json").write_text(json.dumps({"width": 1280, "height": 720, "fx": 640, "fy": 648.0}))
+    assert training_focal(DataConfig(root=root)) == pytest.approx((0.5, 0.9))
+    cropped = training_focal(DataConfig(root=root, kb_crop=True))
+    assert cropped == pytest.approx((640 / 1216, 648 / 352))
+    assert training_focal(DataConfig(root=root, kind="nyu")) == pytest.approx((0.8107, 1.0822), abs=1e-4)
+    (root / "camera.json").write_text(json.dumps({"name": "ceiling"}))
+    with pytest.raises(InputError, match=r"camera\.json holds no camera"):
+        training_focal(DataConfig(root=root))
 
 
 def test_units_are_the_kinds_own_unless_given(tmp_path: Path) -> None:

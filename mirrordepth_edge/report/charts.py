@@ -1,0 +1,209 @@
+"""Charts as drawings that a template turns into SVG: the numbers are placed here, the colours there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrordepth_edge.draw import round_ticks
+
+# Small enough that its letters stay legible on a phone, where a chart is as wide as the screen.
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 68, 12, 12, 46
+COLOURS = 6
+"""Series that a page can tell apart by colour; more begin anew."""
+
+SCALE_STEPS = 24
+
+Values = Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A value on an axis and where it is, in the drawing's units."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One shape: a path and how it looks (`line`, `area`, `dots`, `bars` or `rule`)."""
+
+    path: str
+    look: str
+    series: int | None = None
+    """Which colour; None is grey."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A drawing of `WIDTH` by `HEIGHT` units, with axes."""
+
+    summary: str
+    """For those who do not see it."""
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Mark, ...]
+    legend: tuple[str, ...] = ()
+    """Names of series in the order of their colours; none for a single one."""
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A bar of colours with values below it."""
+
+    label: str
+    colours: tuple[str, ...]
+    """As CSS has them, from 0 on."""
+    ticks: tuple[Tick, ...]
+    """Where as a share of the bar's length, in percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axes:
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 2)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 2)
+
+    def ticks(self) -> tuple[tuple[Tick, ...], tuple[Tick, ...]]:
+        x = tuple(Tick(at=self.x(value), label=f"{value:g}") for value in round_ticks(*self.x_range, 6))
+        y = tuple(Tick(at=self.y(value), label=f"{value:g}") for value in round_ticks(*self.y_range, 5))
+        return x, y
+
+    def line(self, points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
+
+    def dots(self, points: Sequence[tuple[float, float]]) -> str:
+        # Lines of no length: their round ends are the dots.
+        return "".join(f"M{self.x(x)},{self.y(y)}h0" for x, y in points)
+
+
+def histogram(series: Mapping[str, Values], x_label: str, y_label: str, bins: int = 24) -> Chart:
+    """How often values of several series (0 or more) fall into the same bins.
+
+    The last bin holds what is beyond the 99th percentile, so that one outlier does not flatten the rest.
+    """
+    everything = np.concatenate([np.asarray(values, np.float64) for values in series.values()])
+    high = above(float(np.percentile(everything, 99)))
+    edges = np.linspace(0, high, bins + 1)
+    counts = {name: np.histogram(np.minimum(values, high), edges)[0] for name, values in series.items()}
+    axes = _Axes(x_range=(0, high), y_range=(0, above(max(float(each.max()) for each in counts.values()))))
+    marks = []
+    for index, each in enumerate(counts.values()):
+        steps = [(float(edges[0]), 0.0)]
+        for k, count in enumerate(each.tolist()):
+            steps += [(float(edges[k]), count), (float(edges[k + 1]), count)]
+        marks.append(Mark(path=axes.line([*steps, (float(edges[-1]), 0.0)]), look="area", series=index % COLOURS))
+    last = f" (the last bin holds all beyond {high:g})" if everything.max() > high else ""
+    return _chart(axes, marks, series, x_label + last, y_label, f"Histogram of {x_label}")
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float | None]]],
+    x_range: tuple[float, float],
+    x_label: str,
+    y_label: str,
+    bars: Sequence[tuple[float, float, float]] = (),
+) -> Chart:
+    """A line with dots for each series; a value of None is left out.
+
+    Args:
+        bars: (from, to, height) of grey bars behind the lines, scaled so that the tallest is half the chart.
+    """
+    points = {name: [(x, y) for x, y in values if y is not None] for name, values in series.items()}
+    heights = [y for each in points.values() for _, y in each]
+    low, high = min([0.0, *heights]), max([0.0, *heights])
+    axes = _Axes(x_range=x_range, y_range=(-above(-low) if low < 0 else 0.0, above(high) if high > 0 else 0.0))
+    if axes.y_range[0] == axes.y_range[1]:
+        axes = _Axes(x_range=x_range, y_range=(0, 1))
+    marks, floor = [], HEIGHT - BOTTOM
+    tallest = max((height for _, _, height in bars), default=0)
+    if tallest > 0:
+        half = (HEIGHT - TOP - BOTTOM) / 2
+        path = "".join(
+            f"M{axes.x(start) + 1:g},{floor}V{floor - half * height / tallest:.2f}H{axes.x(end) - 1:g}V{floor}Z"
+            for start, end, height in bars
+        )
+        marks.append(Mark(path=path, look="bars"))
+    if low < 0:
+        marks.append(Mark(path=axes.line([(x_range[0], 0), (x_range[1], 0)]), look="rule"))
+    for index, each in enumerate(points.values()):
+        if each:
+            marks.append(Mark(path=axes.line(each), look="line", series=index % COLOURS))
+            marks.append(Mark(path=axes.dots(each), look="dots", series=index % COLOURS))
+    return _chart(axes, marks, series, x_label, y_label, f"{y_label} against {x_label}")
+
+
+def differences(xs: Values, series: Mapping[str, Values], x_label: str, y_label: str) -> Chart:
+    """A dot for each pair of a value and a difference, with the line where there is none.
+
+    Args:
+        series: differences of each series, as many as `xs`; colours begin with the second, since the
+            first series of a page is what they differ from.
+    """
+    largest = max((abs(value) for values in series.values() for value in values), default=0.0)
+    half = above(largest) if largest > 0 else 1.0
+    axes = _Axes(x_range=(0, above(max(xs))), y_range=(-half, half))
+    marks = [Mark(path=axes.line([(0, 0), (axes.x_range[1], 0)]), look="rule")]
+    for index, values in enumerate(series.values(), 1):
+        dots = axes.dots(list(zip(xs, values, strict=True)))
+        marks.append(Mark(path=dots, look="dots", series=index % COLOURS))
+    return _chart(axes, marks, ["", *series], x_label, y_label, f"{y_label} against {x_label}")
+
+
+def scale(
+    colour: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]], high: float, label: str, factor: float = 1
+) -> Scale:
+    """The colours of values from 0 to `high`.
+
+    Args:
+        colour: values `[1, N]` to uint8 RGB `[1, N, 3]`.
+        factor: of the values that are written, such as 100 for percent.
+    """
+    # From just above 0, which stands for no depth where depth is coloured.
+    colours = colour(np.linspace(1e-6 * high, high, SCALE_STEPS, dtype=np.float32)[None])[0]
+    ticks = (Tick(at=100 * value / high, label=f"{factor * value:g}") for value in round_ticks(0, high, 6))
+    return Scale(
+        label=label, colours=tuple(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours.tolist()), ticks=tuple(ticks)
+    )
+
+
+def _chart(axes: _Axes, marks: list[Mark], names: Iterable[str], x_label: str, y_label: str, summary: str) -> Chart:
+    (x_ticks, y_ticks), legend = axes.ticks(), tuple(names)
+    return Chart(
+        summary=summary,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        marks=tuple(marks),
+        legend=legend if len(legend) > 1 else (),
+    )
+
+
+def above(value: float) -> float:
+    """The next round value above: 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8 or 10 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return float(next(step * power for step in steps if step * power >= value * (1 - 1e-9)))

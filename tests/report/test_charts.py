@@ -1,0 +1,117 @@
+"""Charts against the numbers they are of: paths are read back into values."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.report import charts
+from mirrordepth_edge.report.charts import Chart, Mark, above
+
+
+def value_at(ticks: tuple[charts.Tick, ...], position: float) -> float:
+    """The axis' value at a position, by its own ticks."""
+    (a, b) = ticks[0], ticks[-1]
+    return float(a.label) + (position - a.at) / (b.at - a.at) * (float(b.label) - float(a.label))
+
+
+def points(chart: Chart, mark: Mark) -> list[tuple[float, float]]:
+    """A path's points as values of the axes."""
+    found = re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", mark.path)
+    return [(value_at(chart.x_ticks, float(x)), value_at(chart.y_ticks, float(y))) for x, y in found]
+
+
+def marks(chart: Chart, look: str) -> list[Mark]:
+    return [mark for mark in chart.marks if mark.look == look]
+
+
+def in_frame(chart: Chart) -> bool:
+    for mark in chart.marks:
+        for x, y in re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", mark.path):
+            if not (chart.left - 1 <= float(x) <= chart.right + 1 and chart.top - 1 <= float(y) <= chart.bottom + 1):
+                return False
+    return True
+
+
+def test_a_histogram_holds_every_value() -> None:
+    values = np.random.default_rng(0).uniform(0.05, 0.95, 500).tolist()
+    chart = charts.histogram({"one": values}, "AbsRel", "pictures", bins=10)
+    (area,) = marks(chart, "area")
+    steps = points(chart, area)
+    counts, edges = np.histogram(values, bins=np.linspace(0, 1, 11))
+    tops = [(x, y) for x, y in steps[1:-1]]
+    np.testing.assert_allclose([x for x, _ in tops[::2]], edges[:-1], atol=0.01)
+    np.testing.assert_allclose([y for _, y in tops[::2]], counts, atol=0.5)
+    assert in_frame(chart)
+    assert chart.legend == ()
+
+
+def test_outliers_are_counted_in_the_last_bin_and_said() -> None:
+    chart = charts.histogram({"one": [0.01] * 10 + [0.09] * 189 + [9.0]}, "AbsRel", "pictures", bins=9)
+    assert "beyond 0.1" in chart.x_label
+    (area,) = marks(chart, "area")
+    counts = [y for _, y in points(chart, area)[1:-1:2]]
+    assert sum(counts) == pytest.approx(200, abs=0.2)
+    assert counts[-1] == pytest.approx(190, abs=0.2)
+    assert in_frame(chart)
+    assert "beyond" not in charts.histogram({"one": [0.1, 0.2]}, "AbsRel", "pictures").x_label
+
+
+def test_curves_pass_through_their_values_and_leave_gaps_out() -> None:
+    line = [(0.5, 0.2), (1.5, None), (2.5, -0.1)]
+    chart = charts.curves({"one": line, "two": [(0.5, None)]}, (0, 3), "depth", "bias")
+    (drawn,) = marks(chart, "line")
+    np.testing.assert_allclose(points(chart, drawn), [(0.5, 0.2), (2.5, -0.1)], atol=2e-3)
+    (rule,) = marks(chart, "rule")
+    np.testing.assert_allclose([y for _, y in points(chart, rule)], 0, atol=1e-3)
+    assert chart.legend == ("one", "two")
+    assert in_frame(chart)
+
+
+def test_bars_are_as_tall_as_they_should_be() -> None:
+    chart = charts.curves({"one": [(0.5, 1.0)]}, (0, 3), "depth", "AbsRel", [(0, 1, 0.6), (1, 2, 0.3), (2, 3, 0.0)])
+    (bars,) = marks(chart, "bars")
+    tops = [float(top) for top in re.findall(r"V([\d.]+)H", bars.path)]
+    half = (chart.bottom - chart.top) / 2
+    assert [chart.bottom - top for top in tops] == pytest.approx([half, half / 2, 0], abs=0.01)
+
+
+@pytest.mark.parametrize("line", [[(0.5, 0.0), (1.5, 0.0)], [(0.5, None)], []])
+def test_nothing_to_draw_is_drawn_all_the_same(line: list[tuple[float, float | None]]) -> None:
+    assert in_frame(charts.curves({"one": line}, (0, 3), "depth", "bias"))
+
+
+def test_differences_are_a_dot_each_in_the_colours_of_the_other_charts() -> None:
+    chart = charts.differences([0.1, 0.2], {"b": [0.01, -0.02], "c": [0.0, 0.0]}, "AbsRel", "difference")
+    b, c = marks(chart, "dots")
+    np.testing.assert_allclose(points(chart, b), [(0.1, 0.01), (0.2, -0.02)], atol=1e-3)
+    assert (b.series, c.series) == (1, 2), "0 is what they differ from"
+    assert chart.legend == ("", "b", "c")
+    assert in_frame(charts.differences([0.1], {"same": [0.0]}, "AbsRel", "difference"))
+
+
+def test_a_scale_has_the_colours_of_its_values() -> None:
+    def grey(values: np.ndarray) -> np.ndarray:
+        return np.repeat((values * 25).astype(np.uint8)[..., None], 3, axis=-1)
+
+    bar = charts.scale(grey, 10.0, "depth, m")
+    assert (bar.colours[0], bar.colours[-1]) == ("#000000", "#fafafa")
+    assert [(tick.at, tick.label) for tick in bar.ticks] == [
+        (0, "0"),
+        (20, "2"),
+        (40, "4"),
+        (60, "6"),
+        (80, "8"),
+        (100, "10"),
+    ]
+    percent = charts.scale(grey, 0.5, "error, %", 100)
+    assert (percent.ticks[-1].at, percent.ticks[-1].label) == (100, "50")
+
+
+@pytest.mark.parametrize(
+    ("value", "round_value"), [(0, 1), (-3, 1), (1, 1), (0.83, 1), (1.01, 1.2), (7, 8), (81, 100), (0.0021, 0.0025)]
+)
+def test_axes_end_at_round_values(value: float, round_value: float) -> None:
+    assert above(value) == pytest.approx(round_value)

@@ -1,0 +1,109 @@
+"""Tables of an evaluation: every figure under its own model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.baselines import baselines_of
+from mirrordepth_edge.consistency import BoundaryErrors, ReprojectionConsistency, TemporalConsistency
+from mirrordepth_edge.data.sample import Sample
+from mirrordepth_edge.evaluation import Evaluation, Protocol, evaluate
+from mirrordepth_edge.report.tables import (
+    METRICS,
+    TRUE_DEPTH,
+    baselines_table,
+    consistency_table,
+    results_table,
+    short_names,
+)
+
+PROTOCOL = Protocol(limits_m=(1e-3, 10.0), crop="eigen")
+
+
+def result(factor: float) -> Evaluation:
+    depth_m = np.linspace(1, 4, 12, dtype=np.float32).reshape(3, 4)
+    one = Sample("one", np.zeros((3, 4, 3), np.uint8), depth_m)
+    return evaluate(lambda _: depth_m * np.float32(factor), [one], Protocol(limits_m=(1e-3, 10.0)))
+
+
+FLOW = TemporalConsistency(opw_m=0.25, rtc=0.75, pairs=7, share_used=0.5)
+
+
+def test_metrics_are_under_their_models() -> None:
+    table = results_table({"a.onnx": result(1.1), "b.onnx": result(1.5)})
+    assert table.header == ("metric", "a.onnx", "b.onnx")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == list(METRICS.values())
+    assert rows["AbsRel"] == ("0.1000", "0.5000")
+    assert rows["delta < 1.25"] == ("1.0000", "0.0000")
+    assert table.notes == ()
+
+
+def test_consistency_in_time_with_that_of_the_true_depth() -> None:
+    flat = replace(FLOW, opw_m=0.0, rtc=1.0)
+    table = results_table({"a": replace(result(1), temporal=FLOW, temporal_truth=flat), "b": result(1)})
+    assert table.header == ("metric", "a", "b", TRUE_DEPTH)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["OPW (m)"] == ("0.2500", "", "0.0000")
+    assert rows["rTC"] == ("0.7500", "", "1.0000")
+    assert rows["AbsRel"] == ("0.0000", "0.0000", "")
+    assert {len(row) for row in table.rows} == {4}
+    assert table.notes == ("in time: 7 pairs of frames, 50% of pixels followed by optical flow; not aligned",)
+
+
+def test_a_sparse_truth_is_said_to_be_none() -> None:
+    table = consistency_table({"a": replace(result(1), temporal=FLOW)})
+    assert table.header == ("", "a")
+    assert "too many holes" in table.notes[-1]
+
+
+def test_by_poses_it_is_another_figure() -> None:
+    by_pose = ReprojectionConsistency(error_m=0.5, rtc=0.9, pairs=2, share_used=1.0)
+    table = consistency_table({"a": replace(result(1), temporal=by_pose, temporal_truth=by_pose)})
+    assert table.rows == (("reprojection (m)", "0.5000", "0.5000"), ("rTC", "0.9000", "0.9000"))
+    assert "seen twice by the poses" in table.notes[0]
+
+
+def test_edges() -> None:
+    plain = result(1)
+    errors = BoundaryErrors(accuracy_px=2.5, completeness_px=7, predicted=30, true=40)
+    found = replace(plain, edges=True, pictures=(replace(plain.pictures[0], boundary=errors),))
+    table = consistency_table({"a": found})
+    assert [row[1] for row in table.rows] == ["2.50", "7.00", "0.75"]
+    assert "on the 1 pictures" in table.notes[0]
+    nothing = consistency_table({"a": replace(plain, edges=True)})
+    assert nothing.rows == ()
+    assert "no true depth has any" in nothing.notes[0]
+    assert consistency_table({"a": plain}).notes == ()
+
+
+def test_baselines_have_their_source_and_what_is_to_be_said() -> None:
+    table = baselines_table("nyu", PROTOCOL)
+    assert table.header == ("published", "AbsRel", "RMSE (m)", "delta < 1.25", "source")
+    assert [row[-1] for row in table.rows] == [each.source for each in baselines_of("nyu")]
+    rows = {row[0]: row for row in table.rows}
+    assert rows["SPACE-CLIP"][1:4] == ("0.104", "0.385", "0.896")
+    assert rows["CLIP2Depth *"][1:4] == ("0.100", "", "")
+    assert [note.split(":")[0] for note in table.notes] == ["CLIP2Depth", "METER-XXS"]
+
+
+@pytest.mark.parametrize("change", [{"align": "median"}, {"crop": "none"}, {"limits_m": (1e-3, 5.0)}])
+def test_what_does_not_compare_is_said_first(change: dict[str, object]) -> None:
+    notes = baselines_table("nyu", replace(PROTOCOL, **change)).notes  # type: ignore[arg-type]
+    assert notes[0].startswith("DO NOT COMPARE")
+
+
+def test_names_are_short_while_they_differ() -> None:
+    assert list(short_names({"runs/a.onnx": 0, "runs/b.onnx": 0}).values()) == ["a.onnx", "b.onnx"]
+    assert list(short_names({"x/a.onnx": 0, "y/a.onnx": 0}).values()) == ["x/a.onnx", "y/a.onnx"]
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    widths = [max(map(len, column)) for column in zip(*baselines_table("nyu", PROTOCOL).rows, strict=True)]
+    headed = [
+        max(width, len(name)) for width, name in zip(widths, baselines_table("nyu", PROTOCOL).header, strict=True)
+    ]
+    assert sum(headed) + 2 * (len(headed) - 1) <= 80
