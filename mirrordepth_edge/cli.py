@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -66,7 +67,13 @@ app.add_typer(data_app, name="data")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mde` and exit: 0 ok, 1 expected failure, 2 usage, 3 a gate failed, 4 hardware or a
     package is missing, 70 a bug, 130 Ctrl-C."""
-    sys.exit(run_app(arguments))
+    code = run_app(arguments)
+    if code and "TORCHELASTIC_RUN_ID" in os.environ:
+        # One of several training processes: an orderly end would wait for the others, who wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_app(arguments: Sequence[str] | None = None) -> int:

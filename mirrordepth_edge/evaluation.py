@@ -218,6 +218,21 @@ def evaluate(
     )
 
 
+def check_samples(samples: Iterable[Sample], protocol: Protocol) -> None:
+    """Raise what `evaluate` would raise, before hours of training end in it.
+
+    Raises:
+        InputError: a sample cannot be read or has no depth that counts, or a crop does not fit.
+    """
+    for sample in samples:
+        if not _counted(sample, protocol).any():
+            raise InputError(
+                f"{sample.name} has no depth that counts.",
+                f"The protocol is: {protocol}.",
+                "Take it away, or check the depth scale (--units-per-metre).",
+            )
+
+
 def evaluated_depth(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> tuple[Depth, Mask]:
     """Depth of one picture as `evaluate` compares it, and the pixels that count.
 

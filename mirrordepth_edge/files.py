@@ -51,7 +51,7 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"Cannot write {path}.",
         f"{error.strerror or error}",
-        "Choose another place with -o, or free space and check the folder's permissions.",
+        "Free space, check the folder's permissions, or name another place.",
     )
 
 

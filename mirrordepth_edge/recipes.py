@@ -63,13 +63,16 @@ def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
     return read_strict(cls, data, str(path), cure)
 
 
-def load_training(path: Path | None, preset: str | None) -> tuple[ModelConfig, TrainConfig]:
+def load_training(
+    path: Path | None, preset: str | None, depth_limits_m: tuple[float, float]
+) -> tuple[ModelConfig, TrainConfig]:
     """Model and training settings: a preset's own, changed by a recipe.
 
     Args:
         path: `.toml` with `preset` and the tables `[model]` and `[train]`, each as far as it differs
             from the preset; or the `config.json` of an earlier run.
         preset: overrules the recipe's; `nano` where neither names one.
+        depth_limits_m: of the data to train on; the recipe overrules them.
 
     Raises:
         OptionError: there is no such preset.
@@ -88,7 +91,7 @@ def load_training(path: Path | None, preset: str | None) -> tuple[ModelConfig, T
         raise OptionError(
             f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", "--preset nano"
         )
-    model = {**asdict(PRESETS[name]), **recipe.get("model", {})}
+    model = {**asdict(PRESETS[name]), "depth_limits_m": depth_limits_m, **recipe.get("model", {})}
     train = {**asdict(TRAINING.get(name, TrainConfig())), **recipe.get("train", {})}
     return read_strict(ModelConfig, model, str(path), cure), read_strict(TrainConfig, train, str(path), cure)
 

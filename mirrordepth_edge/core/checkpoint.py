@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mirrordepth_edge.core.clip import EMBEDDED, create_clip, tensors_sha256
@@ -43,7 +43,8 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
         assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"
         tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))})
+        # In memory first: a full disk is then Python's own error, which `written_whole` knows.
+        temporary.write_bytes(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))}))
 
 
 def _half(tensor: Tensor) -> Tensor:

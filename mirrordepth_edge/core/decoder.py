@@ -108,6 +108,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, tap_shapes: list[tuple[int, SizeHW | None]], feature_width: int) -> None:
         super().__init__()
         self.stride = config.stride
+        self.dropout = 0.0
         grid_hw = (config.size_hw[0] // config.stride, config.size_hw[1] // config.stride)
         self.reduces = nn.ModuleList(
             TokenReduce(channels, config.width)
@@ -124,6 +125,14 @@ class Decoder(nn.Module):
         )
         self.head = Head(config.width, config.head_strides, config.head_overlap)
 
+    def set_dropout(self, share: float) -> None:
+        """Go without a share of each tap's channels, and of what the blocks pass on, while training."""
+        self.dropout = share
+        for block in self.blocks:
+            for part in block.modules():
+                if isinstance(part, nn.Dropout):
+                    part.p = share
+
     def forward(self, taps: Taps, text_feature: Tensor, size_hw: SizeHW) -> Tensor:
         """
         Args:
@@ -134,11 +143,20 @@ class Decoder(nn.Module):
         Returns:
             Depth in metres, float32, shape `[B, H, W]`.
         """
-        deepest, *shallower = (reduce(tap) for reduce, tap in zip(self.reduces, taps.features, strict=True))
+        deepest, *shallower = (
+            reduce(self._without_some_channels(tap)) for reduce, tap in zip(self.reduces, taps.features, strict=True)
+        )
         x = self.blocks[0](self.film(deepest, text_feature))
         for block, reduced in zip(self.blocks[1:], shallower, strict=True):
             x = block(x + reduced)
         return self.to_depth(x, taps.prefix, size_hw)
+
+    def _without_some_channels(self, tap: Tensor) -> Tensor:
+        if not self.training or not self.dropout:
+            return tap
+        if tap.dim() == 4:
+            return F.dropout2d(tap, self.dropout)
+        return F.dropout1d(tap.transpose(1, 2), self.dropout).transpose(1, 2)
 
     def to_depth(self, tokens: Tensor, prefix: int, size_hw: SizeHW) -> Tensor:
         """Drop the prefix tokens, lay the rest on the grid and run the head."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from mirrordepth_edge.strict import read_strict
 
 CACHE_VERSION = 1
 SHARD_BYTES = 128 * 2**20
+FLOAT16_MAX = 65504.0
 CHUNK = 16
 """Pictures that go through the tower together."""
 AUGMENTATION = ("seed", "flip_probability", "zoom_min", "rotate_deg", "jitter", "bf16")
@@ -91,17 +91,11 @@ class CachedViews(Dataset):
     def __len__(self) -> int:
         return self.info.samples
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "info": self.info}  # each process maps the shards itself
-
-    @cached_property
-    def _shards(self) -> list[npt.NDArray[np.float16]]:
-        return [np.load(shard_path(self.folder, shard), mmap_mode="r") for shard in range(self.info.shards)]
-
     def __getitem__(self, draw: Draw) -> View:
         epoch, index = draw
         shard, place = divmod(epoch % self.info.copies * self.info.samples + index, self.info.rows_per_shard)
-        row = torch.from_numpy(np.array(self._shards[shard][place]))
+        # Opened each time: a map keeps its file open, and there are more shards than a process may open.
+        row = torch.from_numpy(np.array(np.load(shard_path(self.folder, shard), mmap_mode="r")[place]))
         shapes = self.info.row_shapes
         *taps, truth_m = (part.view(shape) for part, shape in zip(row.split([*map(prod, shapes)]), shapes, strict=True))
         return View(index, taps, truth_m)
@@ -140,7 +134,7 @@ def cached_views(
     _check_space(folder, info, len(missing))
     views = FreshViews(dataset, info.size_hw, config, skip_bad=skip_bad)
     done = info.rows - sum(len(_rows_of(info, shard)) for shard in missing)
-    for shard in missing[rank() :: world_size()]:
+    for shard in (shard for shard in missing if shard % world_size() == rank()):
         rows = np.empty((len(_rows_of(info, shard)), info.row_length), np.float16)
         place = 0
         for chunk in _features(network, views, config, [*_rows_of(info, shard)], workers, on_problem):
@@ -189,8 +183,7 @@ def _claim(folder: Path, info: CacheInfo) -> None:
     ensure_folder(folder)
     description = folder / "cache.json"
     if not description.is_file():
-        with written_whole(description) as temporary:
-            temporary.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+        _describe(folder, info)
         return
     cure = f"Name another folder with --cache-features, or delete {folder} to compute it anew."
     try:
@@ -198,6 +191,9 @@ def _claim(folder: Path, info: CacheInfo) -> None:
     except ValueError as error:
         raise InputError(f"{description} is no valid JSON.", str(error), cure) from error
     if found == info:
+        return
+    if replace(found, skip_bad=True) == info:  # all that is there could be read: the same rows
+        _describe(folder, info)
         return
     there, here = asdict(found), asdict(info)
     name = next(name for name in here if there[name] != here[name])
@@ -207,6 +203,11 @@ def _claim(folder: Path, info: CacheInfo) -> None:
         f"{name} is {there[name]} there and {here[name]} here.",
         cure,
     )
+
+
+def _describe(folder: Path, info: CacheInfo) -> None:
+    with written_whole(folder / "cache.json") as temporary:
+        temporary.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, info: CacheInfo, missing: int) -> None:
@@ -246,14 +247,15 @@ def _features(
         for problem in batch.problems:
             on_problem(problem)
         if not batch.inputs:
-            raise InputError(*batch.problems[-1][1:])
+            raise batch.unreadable()
         taps = tower_features(network, batch.inputs[0], config)
-        parts = [*taps.features, batch.truth_m.to(taps.features[0].device)]
+        truth_m = batch.truth_m.where(batch.truth_m.abs() <= FLOAT16_MAX, 0.0)  # NaN compares false: no depth
+        parts = [*taps.features, truth_m.to(taps.features[0].device)]
         chunk = torch.cat([part.flatten(1).half() for part in parts], dim=1)
         if not torch.isfinite(chunk).all():
             raise InputError(
                 "A feature of the image tower does not fit into 16 bits.",
-                "It is beyond 65504, or not a number.",
+                f"It is beyond {FLOAT16_MAX:.0f}, or not a number.",
                 "Train without --cache-features.",
             )
         yield chunk.cpu().numpy()

@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mirrordepth_edge.config import ModelConfig
 from mirrordepth_edge.core.checkpoint import save_checkpoint
 from mirrordepth_edge.core.features import CachedViews, cached_views
 from mirrordepth_edge.core.nano import create_nano
 from mirrordepth_edge.core.network import DepthNetwork, create_network
-from mirrordepth_edge.core.processes import joined, rank, wait_for_all
+from mirrordepth_edge.core.processes import joined, of_all, rank, wait_for_all
 from mirrordepth_edge.core.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.core.trainer import Progress, Resources, Trainer, evaluate, predictor
 from mirrordepth_edge.core.views import FreshViews, Problem
@@ -24,8 +23,8 @@ from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.data.split import hold_out
 from mirrordepth_edge.draw import side_by_side
-from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import written_whole
+from mirrordepth_edge.errors import InputError, OptionError, missing_package
+from mirrordepth_edge.evaluation import check_samples
 from mirrordepth_edge.postprocess import colourise
 
 PICTURES = 4
@@ -68,6 +67,9 @@ def datasets(config: RunConfig) -> tuple[DepthDataset, DepthDataset | None]:
 def trainable_network(config: ModelConfig, clip_weights: Path | None, seed: int) -> DepthNetwork:
     """The model with CLIP's weights, mirror and decoder untrained."""
     if config.preset == "nano":
+        if clip_weights is not None:
+            why = "Its towers come with a package of their own."
+            raise OptionError("--clip-weights does not apply to nano.", why, "Leave it out.")
         return create_nano(config, seed)
     return create_network(config, clip_weights, seed)
 
@@ -92,24 +94,46 @@ def fit(
     Raises:
         InputError: data, weights or an earlier run cannot be used, or the loss is not finite.
         OptionError: settings that do not go together.
+        MissingError: a package is not installed.
     """
-    with joined():
+    if find_spec("tensorboard") is None:
+        raise missing_package("TensorBoard", "Training", "train")
+    with joined(means.resources.device):
         watch = watch if rank() == 0 else Watch()
         dataset, held_out = datasets(config)
-        about: dict[str, Any] = {"pictures": len(dataset), "fingerprint": dataset.fingerprint()}
+        network = trainable_network(config.model, means.clip_weights, config.train.seed)
+        about = {"pictures": len(dataset), "fingerprint": dataset.fingerprint(), "clip_sha256": network.clip_sha256}
         if held_out is not None:
             about |= {"held_out": len(held_out), "held_out_fingerprint": held_out.fingerprint()}
         state = folder.resume(config, about) if resume else None
-        if not resume and rank() == 0:
-            folder.start(config, about)
-        network = trainable_network(config.model, means.clip_weights, config.train.seed)
-        views = _views(network.to(means.resources.device), dataset, config, means, watch)
+        if rank() == 0:
+            if state is None:
+                folder.start(config, about)
+            check_samples(held_out or (), config.protocol)  # now, not after an epoch
+        skipped = _Skipped(watch.problem)
+        views = _views(network.to(means.resources.device), dataset, config, means, watch, skipped)
         trainer = Trainer(network, views, config.train, means.resources, folder.bad_batch)
-        return _epochs(trainer, config, folder, dataset, held_out, means, watch, state)
+        done = 0
+        if state is not None:
+            done = int(state["epochs"])
+            trainer.restore(state["trainer"])
+        if rank() == 0:
+            shown = dataset if held_out is None else held_out
+            with _Board(folder, trainer, shown, done) as board:
+                keeper = _Keeper(trainer, config, folder, held_out, about, board, folder.results()[:done])
+                _epochs(trainer, done, keeper, means.validate_every, watch, skipped)
+        else:
+            _epochs(trainer, done, None, means.validate_every, watch, skipped)
+    return folder.checkpoint(config.train.epochs) if held_out is None else folder.best
 
 
 def _views(
-    network: DepthNetwork, dataset: DepthDataset, config: RunConfig, means: Means, watch: Watch
+    network: DepthNetwork,
+    dataset: DepthDataset,
+    config: RunConfig,
+    means: Means,
+    watch: Watch,
+    skipped: _Skipped,
 ) -> FreshViews | CachedViews:
     if means.cache is None:
         return FreshViews(dataset, config.model.size_hw, config.train, skip_bad=means.skip_bad)
@@ -121,81 +145,101 @@ def _views(
         workers=means.resources.workers,
         skip_bad=means.skip_bad,
         on_rows=watch.cached,
-        on_problem=watch.problem,
+        on_problem=skipped,
     )
 
 
 def _epochs(
-    trainer: Trainer,
-    config: RunConfig,
-    folder: RunFolder,
-    dataset: DepthDataset,
-    held_out: DepthDataset | None,
-    means: Means,
-    watch: Watch,
-    state: dict[str, Any] | None,
-) -> Path:
-    done = 0
-    if state is not None:
-        done = int(state["epochs"])
-        trainer.restore(state["trainer"])
-    results = folder.results()[:done]
-    training = {"pictures": len(dataset), "fingerprint": dataset.fingerprint(), "settings": asdict(config.train)}
-    shown = held_out if held_out is not None else dataset
-    board = _Board(folder, trainer, shown, done) if rank() == 0 else None
-    problems: set[int] = set()
+    trainer: Trainer, done: int, keeper: _Keeper | None, validate_every: int, watch: Watch, skipped: _Skipped
+) -> None:
+    """Train; in the first process, with a keeper, also measure and write."""
     last: Progress | None = None
-
-    def note(problem: Problem) -> None:
-        if problem.sample not in problems:
-            problems.add(problem.sample)
-            watch.problem(problem)
 
     def step(progress: Progress) -> None:
         nonlocal last
         last = progress
-        if board is not None:
-            board.step(progress)
+        if keeper is not None:
+            keeper.board.step(progress)
         watch.step(progress)
 
-    for epoch in range(done, config.train.epochs):
+    epochs = trainer.config.epochs
+    for epoch in range(done + 1, epochs + 1):
         began = time.perf_counter()
-        loss = trainer.run_epoch(epoch, step, note)
-        seconds = time.perf_counter() - began
-        due = (epoch + 1) % means.validate_every == 0 or epoch + 1 == config.train.epochs
-        if board is not None and last is not None:
-            with trainer.averaged_weights():
-                metrics = None
-                if held_out is not None and due:
-                    metrics = evaluate(trainer.network, held_out, config.protocol).mean
-                    measured = {"pictures": len(held_out), "protocol": asdict(config.protocol), **asdict(metrics)}
-                    training["validation"] = measured
-                result = EpochResult(
-                    epoch=epoch + 1,
-                    loss=loss,
-                    learning_rate=last.learning_rate,
-                    seconds=seconds,
-                    skipped=len(problems),
-                    metrics=metrics,
-                )
-                results.append(result)
-                places = [folder.checkpoint(epoch + 1)] + ([folder.best] if result is best_of(results) else [])
-                for place in places:
-                    save_checkpoint(trainer.network, place, training={**training, "epoch": epoch + 1})
-                board.epoch(result)
-            folder.write_history(results)
-            # Last, so that it never speaks of files that are not there.
-            with written_whole(folder.state) as temporary:
-                torch.save({"epochs": epoch + 1, "trainer": trainer.state()}, temporary)
-            watch.epoch(result)
+        loss = trainer.run_epoch(epoch - 1, step, skipped)
+        seconds, count = time.perf_counter() - began, skipped.count()
+        if keeper is not None and last is not None:
+            due = epoch % validate_every == 0 or epoch == epochs
+            result = EpochResult(
+                epoch=epoch, loss=loss, learning_rate=last.learning_rate, seconds=seconds, skipped=count, metrics=None
+            )
+            watch.epoch(keeper.keep(result, validate=due))
         wait_for_all()
-    if board is not None:
-        board.close()
-    return folder.best if held_out is not None else folder.checkpoint(config.train.epochs)
+
+
+class _Skipped:
+    """Samples that were skipped: each told once, and counted over all processes."""
+
+    def __init__(self, tell: Callable[[Problem], None]) -> None:
+        self._tell = tell
+        self._samples: set[int] = set()
+
+    def __call__(self, problem: Problem) -> None:
+        if problem.sample not in self._samples:
+            self._samples.add(problem.sample)
+            self._tell(problem)
+
+    def count(self) -> int:
+        """To be called in every process."""
+        return len(of_all(self._samples))
+
+
+class _Keeper:
+    """Measures and writes what an epoch gave."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        folder: RunFolder,
+        held_out: DepthDataset | None,
+        about: dict[str, Any],
+        board: _Board,
+        results: list[EpochResult],
+    ) -> None:
+        self.board = board
+        self._trainer, self._config, self._folder, self._held_out = trainer, config, folder, held_out
+        self._training = {**about, "settings": asdict(config.train)}
+        self._results = results
+
+    def keep(self, result: EpochResult, *, validate: bool) -> EpochResult:
+        """Checkpoint, history and state of an epoch; the result with its metrics."""
+        with self._trainer.averaged_weights():
+            training = {**self._training, "epoch": result.epoch}
+            if self._held_out is not None and validate:
+                protocol = self._config.protocol
+                metrics = evaluate(self._trainer.network, self._held_out, protocol).mean
+                result = replace(result, metrics=metrics)
+                measured = {"pictures": len(self._held_out), "protocol": asdict(protocol), **asdict(metrics)}
+                training["validation"] = measured
+            self._results.append(result)
+            is_best = result is best_of(self._results)
+            for path in (self._folder.checkpoint(result.epoch), *([self._folder.best] if is_best else [])):
+                save_checkpoint(self._trainer.network, path, training=training)
+            self.board.epoch(result)
+        self._folder.write_history(self._results)
+        # Last, so that it never speaks of files that are not there.
+        self._folder.write_state({"epochs": result.epoch, "trainer": self._trainer.state()})
+        return result
 
 
 class _Board:
     """TensorBoard's files of a run."""
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
 
     def __init__(self, folder: RunFolder, trainer: Trainer, shown: DepthDataset, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -224,6 +268,3 @@ class _Board:
             row = side_by_side([sample.frame, *depths])
             self._writer.add_image(sample.name, row, self._step, dataformats="HWC")
         self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()

@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mirrordepth_edge.errors import OptionError
+
 # The first process evaluates while the others wait.
 PATIENCE = timedelta(hours=6)
 
@@ -35,19 +37,36 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-@contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` started, each with its own GPU where there are GPUs.
+def of_all(found: set[int]) -> set[int]:
+    """What any process found."""
+    if not dist.is_initialized():
+        return found
+    every: list[set[int]] = [set() for _ in range(world_size())]
+    dist.all_gather_object(every, found)
+    return set().union(*every)
 
-    Does nothing in a process started in any other way.
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the processes that `torchrun` started, each with a GPU of its own where `device` is `cuda`.
+
+    Does nothing in a process started in any other way. After an error a process does not leave: that
+    would wait for the others, who wait for it. It exits, and `torchrun` ends them.
+
+    Raises:
+        OptionError: there are more processes than GPUs.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    own_gpu = None
+    if device == "cuda":
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            why = f"Each trains on its own, and this machine has {count}."
+            raise OptionError("There are more processes than GPUs.", why, f"torchrun --nproc-per-node {count}")
+        torch.cuda.set_device(local)
+        own_gpu = torch.device("cuda", local)
+    dist.init_process_group("gloo" if own_gpu is None else "nccl", timeout=PATIENCE, device_id=own_gpu)
+    yield
+    dist.destroy_process_group()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,13 @@ class RunFolder:
         write_json(self.path / "environment.json", about)
         write_json(self.path / "data.json", data)
 
-    def resume(self, config: RunConfig, data: dict[str, Any]) -> dict[str, Any]:
-        """State to go on from.
+    def resume(self, config: RunConfig, data: dict[str, Any]) -> dict[str, Any] | None:
+        """State to go on from; None where the run ended before its first epoch did.
 
         Raises:
             InputError: there is none, or the run had other settings or other data.
         """
-        existing_file(self.state, "training to resume")
+        existing_file(self.path / "config.json", "training to resume")
         for name, here in (("config.json", asdict(config)), ("data.json", data)):
             there = json.loads(existing_file(self.path / name, "description of the run").read_text(encoding="utf-8"))
             different = differences(there, json.loads(json.dumps(here, default=str)))
@@ -124,10 +125,19 @@ class RunFolder:
                 raise InputError(
                     f"The training in {self.path} was started with other settings.",
                     "; ".join(different[:5]) + ".",
-                    f"Repeat them (--recipe {self.path / 'config.json'}), or start anew with another --run-dir.",
+                    f"Give the same options again ({self.path / 'config.json'} has them), or take another --run-dir.",
                 )
+        if not self.state.is_file():
+            return None
         state: dict[str, Any] = torch.load(self.state, weights_only=True, map_location="cpu")
         return state
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write what `resume` reads."""
+        buffer = BytesIO()  # a full disk is then Python's own error, which `written_whole` knows
+        torch.save(state, buffer)
+        with written_whole(self.state) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
     def write_history(self, results: list[EpochResult]) -> None:
         """Write an epoch a line."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -68,6 +68,17 @@ class Learner(nn.Module):
         return self.decoder(Taps(features, prefix), self.text(self.mirror()), self.size_hw)
 
 
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """FP32 products in TF32 on GPUs inside the block: for training only, evaluation stays FP32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then a half cosine from `learning_rate` down to `final_learning_rate`."""
     warmup = min(config.warmup_steps, steps // 10)
@@ -108,17 +119,18 @@ class Trainer:
         self.network = network.to(resources.device)
         self.views, self.config, self.bad_batch = views, config, bad_batch
         self.device = torch.device(resources.device)
+        network.decoder.set_dropout(config.dropout)
         self.parameters = list(network.trainable().values())
         self.optimiser = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
-        self.average = AveragedModel(self._learning_parts(), avg_fn=self._averaged) if config.ema_decay else None
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            self.average = AveragedModel(self._learning_parts(), multi_avg_fn=self._average_in)
         learner: nn.Module = Learner(network)
         self._parallel = DistributedDataParallel(learner, broadcast_buffers=False) if world_size() > 1 else None
         self._learner: Callable[..., Tensor] = self._parallel or learner
         if resources.compile:
             self._learner = torch.compile(self._learner)
             network.tower.compile()
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # the decoder in TF32; CLIP's tower in bfloat16
         self._order = EpochOrder(len(views), config, rank(), world_size())
         self._loader = DataLoader(
             views,
@@ -155,6 +167,15 @@ class Trainer:
         """
         self._order.epoch = epoch
         self.network.train()
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with _tensor_cores(), torch.random.fork_rng(devices):
+            # What is dropped depends on the epoch alone, whether or not the run was taken up again.
+            torch.manual_seed(self.config.seed + epoch * world_size() + rank())
+            mean = self._steps(epoch, on_step, on_problem)
+        self.network.eval()
+        return mean
+
+    def _steps(self, epoch: int, on_step: Callable[[Progress], None], on_problem: Callable[[Problem], None]) -> float:
         batches, losses = iter(self._loader), []
         for step in range(epoch * self._order.steps, (epoch + 1) * self._order.steps):
             learning_rate = learning_rate_at(step, self.steps, self.config)
@@ -168,7 +189,8 @@ class Trainer:
                     on_problem(problem)
                 with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
                     parts.append(self._backward(batch, epoch))
-            nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+            if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)):
+                self._stop(batch, epoch, "the gradient is not finite")
             self.optimiser.step()
             if self.average is not None:
                 self.average.update_parameters(self._learning_parts())
@@ -176,7 +198,6 @@ class Trainer:
             on_step(
                 Progress(epoch=epoch, step=step + 1, steps=self.steps, loss=losses[-1], learning_rate=learning_rate)
             )
-        self.network.eval()
         return sum(losses) / len(losses)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -199,8 +220,8 @@ class Trainer:
         if not sums[0]:
             raise InputError(
                 "A batch of pictures has no usable depth.",
-                f"No pixel lies between {near:g} and {far:g} m.",
-                "Check the depth scale (--units-per-metre) and take pictures without depth away.",
+                f"No pixel of samples {', '.join(map(str, batch.samples))} lies between {near:g} and {far:g} m.",
+                "Check the depth scale (--units-per-metre) and take pictures without depth away: mde data check ROOT",
             )
         return depth_loss(sums, self.config)
 
@@ -241,32 +262,32 @@ class Trainer:
     def _learning_parts(self) -> nn.Module:
         return nn.ModuleList([self.network.mirror, self.network.decoder])
 
-    def _averaged(self, mean: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    def _average_in(self, means: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         # Early weights are soon forgotten: the mean reaches back over a tenth of the steps at most.
-        decay = min(self.config.ema_decay, (1 + int(count)) / (10 + int(count)))
-        return mean.lerp(current, 1 - decay)
+        steps = int(count)
+        decay = min(self.config.ema_decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
     def _backward(self, batch: Batch, epoch: int) -> float:
         """Add the gradient of a part of a batch; its loss."""
         if not batch.inputs:
-            problem = batch.problems[-1]
-            raise InputError(problem.what, problem.why, f"{problem.cure} Or leave such samples out: --skip-bad.")
+            raise batch.unreadable()
         loss = self.loss(batch)
         if not torch.isfinite(loss):
-            self._stop(batch, epoch, loss.item())
+            self._stop(batch, epoch, f"the loss is {loss.item()}")
         (loss * world_size() / self.config.accumulate).backward()
         return loss.item()
 
-    def _stop(self, batch: Batch, epoch: int, loss: float) -> None:
+    def _stop(self, batch: Batch, epoch: int, how: str) -> None:
         kept = ""
         if self.bad_batch is not None:
             tensors = {f"input.{place}": tensor.contiguous() for place, tensor in enumerate(batch.inputs)}
             tensors |= {"truth_m": batch.truth_m.contiguous(), "samples": torch.tensor(batch.samples)}
             with written_whole(self.bad_batch) as temporary:
-                save_file(tensors, temporary)
+                temporary.write_bytes(save(tensors))
             kept = f" The batch that did it is in {self.bad_batch}."
         raise InputError(
-            f"Training diverged in epoch {epoch + 1}: the loss is {loss}.",
+            f"Training diverged in epoch {epoch + 1}: {how}.",
             f"The learning rate is too high or the depth has values out of all proportion.{kept}",
             "Lower the learning rate, or look at the data: mde data check ROOT",
         )

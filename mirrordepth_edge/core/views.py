@@ -52,6 +52,11 @@ class Batch(NamedTuple):
     truth_m: Tensor
     problems: list[Problem]
 
+    def unreadable(self) -> InputError:
+        """Why there is nothing in it."""
+        problem = self.problems[-1]
+        return InputError(problem.what, problem.why, f"{problem.cure} Or leave such samples out: --skip-bad.")
+
 
 class FreshViews(Dataset):
     """Samples read and augmented anew each time.
@@ -122,10 +127,11 @@ class EpochOrder:
         self.epoch = 0
         shares = world * config.accumulate
         if self.batch_size % shares:
+            fewer = f"Use at most {self.batch_size} shares: fewer processes, or a smaller accumulate."
             raise OptionError(
                 f"A batch of {self.batch_size} pictures cannot be shared out.",
                 f"{world} processes with {config.accumulate} parts each make {shares} equal shares.",
-                f"--batch-size {max(1, round(self.batch_size / shares)) * shares}",
+                f"--batch-size {self.batch_size // shares * shares}" if self.batch_size > shares else fewer,
             )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.preprocess import Frame
 
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -31,6 +32,20 @@ class Sample(NamedTuple):
     """float32 `[H, W]`, metres; 0 where nothing was measured."""
 
 
+def _decoded(path: Path, flags: int) -> Any:
+    """What OpenCV makes of a file; None where it cannot.
+
+    Through memory rather than cv2.imread, whose decoder warnings and non-ASCII paths differ by platform.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith(JPEG_START) and JPEG_END not in content:
+            return None  # OpenCV 4 gives as much of a broken-off JPEG as there is
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except (OSError, cv2.error):
+        return None
+
+
 def read_picture(path: Path) -> Frame:
     """Read a picture as uint8 RGB `[H, W, 3]`, turned upright by its EXIF tag.
 
@@ -38,15 +53,15 @@ def read_picture(path: Path) -> Frame:
         InputError: the file is missing, empty or no picture.
     """
     existing_file(path, "picture")
-    # Through memory rather than cv2.imread, whose decoder warnings and non-ASCII paths differ by platform.
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    picture = _decoded(path, cv2.IMREAD_COLOR)
     if picture is None:
         raise InputError(
             f"{path} is no readable picture.",
             "OpenCV could not decode it: it is damaged or of another kind.",
             f"Pass a picture ({', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)}) or a video.",
         )
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    frame: Frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return frame
 
 
 def read_depth_png(path: Path, units_per_metre: float) -> npt.NDArray[np.float32]:
@@ -56,7 +71,7 @@ def read_depth_png(path: Path, units_per_metre: float) -> npt.NDArray[np.float32
         InputError: the file is missing, no picture, or not 16-bit with one channel.
     """
     existing_file(path, "depth picture")
-    raw = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    raw = _decoded(path, cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
         found = "no picture" if raw is None else f"{raw.dtype} with shape {raw.shape}"
         raise InputError(
@@ -64,7 +79,8 @@ def read_depth_png(path: Path, units_per_metre: float) -> npt.NDArray[np.float32
             f"Depth is one channel of 16 bits; this is {found}.",
             "Save depth as 16-bit grey PNG, for example in millimetres (--units-per-metre 1000).",
         )
-    return raw.astype(np.float32) / np.float32(units_per_metre)
+    depth_m: npt.NDArray[np.float32] = raw.astype(np.float32) / np.float32(units_per_metre)
+    return depth_m
 
 
 class DepthDataset(ABC):
@@ -98,9 +114,11 @@ class DepthDataset(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the files: changes with the data, not with where it is."""
         digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(f"{self.name(index)}\n".encode())
         for path in self.files():
             size = path.stat().st_size if path.is_file() else -1
-            digest.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+            digest.update(f"{path.name} {size}\n".encode())
         return digest.hexdigest()
 
 

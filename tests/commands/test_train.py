@@ -86,6 +86,9 @@ def test_a_small_training_from_end_to_end(rgbd_folder: Path, tmp_path: Path, cap
         ("[model]\nwidth = 32\ndepth_limits = [0, 1]\n", "depth_limits"),
         ("preset = 'giant'\n", "giant"),
         ("[train\n", "TOML"),
+        ("[train]\naccumulate = 0\n", "at least 1"),
+        ("[train]\ngradient_clip = 0.0\n", "gradient_clip > 0"),
+        ("[train]\ndropout = 1.0\n", "dropout < 1"),
     ],
 )
 def test_recipes_that_do_not_fit(
@@ -107,9 +110,29 @@ def test_a_recipe_changes_the_preset_and_options_change_the_recipe(
     assert (run.train.epochs, run.train.batch_size, run.train.learning_rate) == (7, 5, 1e-3)
 
 
-def test_kitti_is_trained_to_80_m(asked: list[RunConfig], tmp_path: Path) -> None:
+def test_kitti_is_trained_to_80_m_whatever_the_recipe(asked: list[RunConfig], tmp_path: Path) -> None:
     (tmp_path / "kitti").mkdir()
-    train(root=tmp_path / "kitti", data="kitti", output=tmp_path / "model.safetensors")
-    (run,) = asked
-    assert run.model.depth_limits_m == (1e-3, 80.0)
-    assert run.protocol.crop == "garg"
+    (tmp_path / "recipe.toml").write_text("[train]\naccumulate = 4\n")
+    for recipe in (None, tmp_path / "recipe.toml"):
+        train(root=tmp_path / "kitti", data="kitti", recipe=recipe, output=tmp_path / "model.safetensors")
+    assert [run.model.depth_limits_m for run in asked] == [(1e-3, 80.0)] * 2
+    assert asked[0].protocol.crop == "garg"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--validation", "rgbd", "--hold-out", "0.2"], "exclude one another"),
+        (["--copies", "3"], "--cache-features"),
+        (["--clip-weights", "clip.pt"], "does not apply"),
+        (["--seed", "-1"], "seed"),
+        (["--preset", "giant"], "giant"),
+        (["-o", "model.onnx"], "safetensors"),
+    ],
+)
+def test_options_that_would_have_no_effect(
+    options: list[str], words: str, rgbd_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="training needs PyTorch")
+    assert mde("train", "--root", rgbd_folder, "-o", tmp_path / "model.safetensors", *options) == 2
+    assert words in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
@@ -20,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mirrordepth_edge.config import ModelConfig
-from mirrordepth_edge.core import checkpoint
 from mirrordepth_edge.core.checkpoint import load_checkpoint, save_checkpoint
 from mirrordepth_edge.core.clip import clip_sha256, create_clip
 from mirrordepth_edge.core.network import DepthNetwork, create_network
@@ -190,11 +190,22 @@ def test_missing_embedded_towers(embedded: tuple[DepthNetwork, Path], tmp_path: 
 def test_nothing_is_left_of_an_interrupted_save(
     tiny_network: DepthNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(tensors: Any, path: Path, **options: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupted(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tiny_network, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tiny_network: DepthNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left"):
         save_checkpoint(tiny_network, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -23,7 +24,7 @@ from mirrordepth_edge.core.network import DepthNetwork, create_network
 from mirrordepth_edge.core.trainer import Trainer
 from mirrordepth_edge.core.views import FreshViews
 from mirrordepth_edge.data.folder import folder_dataset
-from mirrordepth_edge.data.sample import DepthDataset
+from mirrordepth_edge.data.sample import DepthDataset, Selected
 from mirrordepth_edge.errors import InputError
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, seed=2, feature_copies=2, warmup_steps=0)
@@ -188,6 +189,52 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_finished(
     assert not list(tmp_path.glob(".*"))
     monkeypatch.setattr(features.np, "save", save)
     assert isinstance(cached_views(tiny_network, dataset, CONFIG, tmp_path), CachedViews)
+
+
+def test_a_cache_that_read_everything_takes_skipping_up(
+    tiny_network: DepthNetwork,
+    dataset: DepthDataset,
+    rgbd_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the cure for a picture that cannot be read does not cost what was computed before it."""
+    monkeypatch.setattr(features, "SHARD_BYTES", 60_000)
+    late = rgbd_folder / "rgb" / "11.png"
+    late.write_bytes(late.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"11\.png") as caught:
+        cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache")
+    assert "--skip-bad" in caught.value.cure
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.npy")}
+    assert kept
+    cache = cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache", skip_bad=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    with pytest.raises(InputError, match="another skip_bad"):  # and now it may hold stand-ins
+        cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache")
+    assert torch.equal(cache[0, 11].inputs[0], cache[0, 0].inputs[0])  # the next readable one stands in
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_reading_keeps_no_shard_open(tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path) -> None:
+    cache = cached_views(tiny_network, dataset, CONFIG, tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    views = [cache[epoch, index] for epoch in range(2) for index in range(12)]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert len(views) == cache.info.rows
+
+
+def test_depth_beyond_float16_is_no_depth(tiny_network: DepthNetwork, samples: DepthDataset, tmp_path: Path) -> None:
+    class Odd(Selected):
+        def __getitem__(self, index: int) -> Any:
+            sample = super().__getitem__(index)
+            depth_m = sample.depth_m.copy()
+            depth_m[:20], depth_m[20:40] = np.nan, 70_000.0
+            return sample._replace(depth_m=depth_m)
+
+    cache = cached_views(tiny_network, Odd(of=samples, indices=(0, 1)), CONFIG, tmp_path)
+    truth_m = cache[0, 0].truth_m
+    assert torch.isfinite(truth_m).all()
+    assert truth_m.max() < 10
 
 
 def test_an_unreadable_picture_is_told_or_counted(

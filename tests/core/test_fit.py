@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -181,6 +183,53 @@ def test_a_run_resumes_with_its_own_data_only(config: RunConfig, tmp_path: Path)
     assert "pictures was 12, now 11" in caught.value.why
 
 
+def test_a_run_resumes_with_its_own_clip_only(config: RunConfig, tiny_vit_config: ModelConfig, tmp_path: Path) -> None:
+    import open_clip
+
+    short = replace(config.train, epochs=1)
+    model = replace(tiny_vit_config, pretrained="somewhere", size_hw=(64, 64))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        clip = open_clip.create_model(model.clip_model, pretrained_image=False, pretrained_text=False)
+        torch.save(clip.state_dict(), tmp_path / f"clip{seed}.pt")
+    folder, of_clip = RunFolder(path=tmp_path / "run"), replace(config, model=model, train=short)
+    fit(of_clip, folder, Means(clip_weights=tmp_path / "clip0.pt"))
+    with pytest.raises(InputError, match="other settings") as caught:
+        fit(of_clip, folder, Means(clip_weights=tmp_path / "clip1.pt"), resume=True)
+    assert "clip_sha256" in caught.value.why
+
+
+def test_a_run_that_ended_before_its_first_epoch_did_begins_again(config: RunConfig, tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(progress: Any) -> None:
+        raise StopError
+
+    folder = RunFolder(path=tmp_path / "run")
+    with pytest.raises(StopError):
+        fit(config, folder, watch=Watch(step=stop))
+    fit(config, folder, resume=True)
+    assert len(folder.results()) == 3
+
+
+def test_a_held_out_picture_that_is_none_is_told_before_the_first_epoch(config: RunConfig, tmp_path: Path) -> None:
+    victim, steps = config.data.root / "depth" / "05.png", []
+    cv2.imwrite(str(victim), np.zeros((60, 80), np.uint16))
+    folder = RunFolder(path=tmp_path / "run")
+    with pytest.raises(InputError, match="05 has no depth that counts"):
+        fit(config, folder, watch=Watch(step=steps.append))
+    assert not steps
+
+
+def test_an_epoch_without_validation_has_no_other_epochs_figures(config: RunConfig, tmp_path: Path) -> None:
+    folder = RunFolder(path=tmp_path / "run")
+    fit(config, folder, Means(validate_every=2))
+    told = [read_checkpoint_info(folder.checkpoint(epoch)).training or {} for epoch in (1, 2, 3)]
+    assert ["validation" in each for each in told] == [False, True, True]
+    assert [result.metrics is not None for result in folder.results()] == [False, True, True]
+
+
 def test_there_must_be_something_to_resume(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training to resume"):
         fit(config, RunFolder(path=tmp_path / "run"), resume=True)
@@ -253,3 +302,27 @@ def test_skipped_samples_are_counted_and_told_once(config: RunConfig, tmp_path: 
     )
     assert told == [2]
     assert [result.skipped for result in folder.results()] == [1, 1, 1]
+
+
+def test_skipped_samples_are_counted_while_caching(config: RunConfig, tmp_path: Path) -> None:
+    (config.data.root / "depth" / "02.png").write_bytes(b"no picture")
+    folder, told = RunFolder(path=tmp_path / "run"), []
+    cached = replace(config, validation=None, train=replace(config.train, feature_copies=2, epochs=1))
+    means = Means(skip_bad=True, cache=tmp_path / "cache")
+    fit(cached, folder, means, Watch(problem=lambda problem: told.append(problem.sample)))
+    assert told == [2]
+    assert [result.skipped for result in folder.results()] == [1]
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_that_fails_ends_both(config: RunConfig, tmp_path: Path) -> None:
+    for place in range(12):  # whichever draws the first of them
+        if place % 2:
+            (config.data.root / "rgb" / f"{place:02d}.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "mirrordepth_edge", "train", "--root", str(config.data.root), "--size", "64x64"]
+    command += ["--batch-size", "4", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "is no readable picture" in done.stderr
+    assert not (tmp_path / "model.safetensors").exists()

@@ -203,7 +203,7 @@ def test_the_running_mean_is_what_its_weights_were(tiny_vit_config: ModelConfig,
 def test_going_on_from_a_state_is_as_if_nothing_had_happened(
     tiny_vit_config: ModelConfig, samples: DepthDataset, tmp_path: Path
 ) -> None:
-    config = replace(QUICK, epochs=4, ema_decay=0.9)
+    config = replace(QUICK, epochs=4, ema_decay=0.9, dropout=0.2)
 
     def weights(trainer: Trainer) -> torch.Tensor:
         with trainer.averaged_weights():
@@ -219,6 +219,25 @@ def test_going_on_from_a_state_is_as_if_nothing_had_happened(
     for epoch in (2, 3):
         second.run_epoch(epoch)
     assert torch.equal(weights(second), weights(whole))
+
+
+@pytest.mark.parametrize("kind", ["vit", "map"])
+def test_dropout_is_of_whole_channels_and_of_training_only(
+    kind: str, tiny_vit_config: ModelConfig, tiny_map_config: ModelConfig
+) -> None:
+    network = create_network({"vit": tiny_vit_config, "map": tiny_map_config}[kind]).eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        taps = network.tower(images)
+        before = network.decode(taps, (64, 96))
+        network.decoder.set_dropout(0.5)
+        assert torch.equal(network.decode(taps, (64, 96)), before)
+        network.train()
+        assert not torch.equal(network.decode(taps, (64, 96)), network.decode(taps, (64, 96)))
+        ones = torch.ones(1, 40, 6, 4) if kind == "map" else torch.ones(1, 24, 40)
+        dropped = network.decoder._without_some_channels(ones)
+    channels = dropped.flatten(2)[0] if kind == "map" else dropped[0].T
+    assert {tuple(channel.unique().tolist()) for channel in channels} == {(0.0,), (2.0,)}
 
 
 def test_the_optimiser_knows_nothing_frozen(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:

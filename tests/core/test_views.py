@@ -61,7 +61,11 @@ def test_processes_share_each_batch_of_the_one(accumulate: int) -> None:
 def test_a_batch_that_cannot_be_shared_evenly() -> None:
     with pytest.raises(OptionError, match="batch of 8") as caught:
         EpochOrder(100, TrainConfig(batch_size=8), 0, 3)
-    assert caught.value.cure == "--batch-size 9"
+    assert caught.value.cure == "--batch-size 6"
+    EpochOrder(100, TrainConfig(batch_size=6), 0, 3)  # the cure is one
+    with pytest.raises(OptionError, match="batch of 1 ") as caught:
+        EpochOrder(1, TrainConfig(batch_size=8), 0, 2)
+    assert "fewer processes" in caught.value.cure
 
 
 def test_few_pictures_make_one_batch() -> None:
