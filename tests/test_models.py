@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mirrordepth_edge.config import PRESETS, SessionOptions
+from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.sample import read_picture
 from mirrordepth_edge.deploy.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.files import sha256_of
@@ -25,7 +27,8 @@ def test_small_enough_to_ship() -> None:
 
 def test_one_chain_of_hashes() -> None:
     checkpoint = read_checkpoint_info(NANO_CHECKPOINT)
-    assert checkpoint.model == PRESETS["nano"]
+    assert replace(checkpoint.model, focal=None) == PRESETS["nano"]
+    assert checkpoint.model.focal == pytest.approx(NYU_CAMERA.focal)
     for precision, path in NANO_ONNX.items():
         manifest = read_manifest(path)  # verifies the file's own hash
         assert manifest.precision == precision

@@ -47,8 +47,8 @@ def export(
         raise OptionError("--fp32 and --fp16 exclude each other.", "A file has one precision.", "Give one of them.")
     if io not in ("uint8", "float"):
         raise OptionError(f"--io {io!r} is unknown.", "It is uint8 or float.", "--io uint8")
-    if untrained is not None and checkpoint != NANO:
-        raise OptionError("--untrained takes no checkpoint.", "Its weights are random.", "Leave one of the two out.")
+    if untrained is not None and (checkpoint != NANO or clip_weights is not None):
+        raise OptionError("--untrained takes no weights.", "Its own are random.", "Leave one of the two out.")
     recipes = load_targets(target) if target else ()
     default = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
     precision = "fp16" if fp16 else "fp32" if fp32 else default
