@@ -216,6 +216,10 @@ TRAINING: dict[str, TrainConfig] = {
     "nano": TrainConfig(
         epochs=18, ema_decay=0.0, log_l1_weight=2.0, rotate_deg=0.0, zoom_min=0.75, jitter=0.15, bf16=True
     ),
+    # Trained on GPUs, all of which have bfloat16 since Ampere.
+    "vitb16": TrainConfig(bf16=True),
+    "mobileclip2-s0": TrainConfig(bf16=True),
+    "rn50": TrainConfig(bf16=True),
 }
 """How presets are trained where that differs from `TrainConfig()`."""
 
