@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mirrordepth_edge.errors import InputError, OptionError
 
@@ -46,6 +48,12 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole; paths become text."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=os.fspath) + "\n", encoding="utf-8")
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The one wording for a file that could not be written."""
     return InputError(
@@ -67,8 +75,15 @@ def ensure_folder(path: Path) -> Path:
     return path
 
 
-def require_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
-    """Refuse an output name that nothing here would open again.
+def require_suffix(
+    path: Path, suffixes: tuple[str, ...], what: str, option: str = "-o", reader: str = "every verb"
+) -> None:
+    """Refuse an output name that nothing would open again.
+
+    Args:
+        what: what the file is to the user, such as "a checkpoint".
+        option: by which it was named.
+        reader: who knows files by the ends of their names.
 
     Raises:
         OptionError: the name has another ending.
@@ -76,8 +91,8 @@ def require_suffix(path: Path, suffixes: tuple[str, ...], what: str) -> None:
     if path.suffix not in suffixes:
         raise OptionError(
             f"{path} is no name for {what}.",
-            f"Its name must end in {' or '.join(suffixes)}, by which every verb knows it.",
-            f"-o {path.with_suffix(suffixes[0])}",
+            f"Its name must end in {' or '.join(suffixes)}, by which {reader} knows it.",
+            f"{option} {path.with_suffix(suffixes[0])}",
         )
 
 

@@ -28,13 +28,12 @@ def bench(
 
     From a camera frame in host memory to metres in host memory, on real frames, after a warm-up.
     """
-    import json
 
     from mirrordepth_edge.bench.measure import bench as measure
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.config import BenchConfig
     from mirrordepth_edge.deploy.parity import reference_frames
-    from mirrordepth_edge.files import ensure_folder, sha256_of, written_whole
+    from mirrordepth_edge.files import ensure_folder, sha256_of, write_json
     from mirrordepth_edge.runtime import load, model_path
 
     config = BenchConfig(
@@ -49,8 +48,7 @@ def bench(
             result = measure(predictor, reference_frames(), config, artefact=path.name, artefact_sha256=sha256_of(path))
     _report(result)
     if json_file is not None:
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, result.to_json())
         console.print(f"wrote {json_file}")
 
 

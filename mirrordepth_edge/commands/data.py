@@ -32,7 +32,6 @@ def check(
     Files, sizes, the scale of depth, how much there is, and whether it lies on the pictures. Exit code
     1 where training on it would go wrong.
     """
-    import json
     from dataclasses import asdict
 
     from mirrordepth_edge.commands.terminal import console, progress_bar
@@ -41,12 +40,12 @@ def check(
     from mirrordepth_edge.data.mistakes import find_mistakes, refuse_mistakes
     from mirrordepth_edge.draw import save_png
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.files import ensure_folder, written_whole
+    from mirrordepth_edge.files import ensure_folder, require_suffix, write_json
 
     if part not in ("train", "test"):
         raise OptionError(f"--part {part!r} is unknown.", "An official split has train and test.", "--part train")
-    if sheet is not None and sheet.suffix != ".png":
-        raise OptionError(f"{sheet} is no name for a sheet.", "It is a PNG.", f"--sheet {sheet.with_suffix('.png')}")
+    if sheet is not None:
+        require_suffix(sheet, (".png",), "a sheet", "--sheet", "every viewer")
     for file in filter(None, (sheet, json_file)):
         ensure_folder(file.parent)
     source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
@@ -67,7 +66,6 @@ def check(
         console.print(f"wrote {sheet}")
     if json_file is not None:
         everything = asdict(report) | {"findings": [asdict(finding) for finding in findings]}
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, everything)
         console.print(f"wrote {json_file}")
     refuse_mistakes(str(root), findings)

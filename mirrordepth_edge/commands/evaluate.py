@@ -21,6 +21,7 @@ from mirrordepth_edge.commands.parameters import (
     Root,
     UnitsPerMetre,
     announce,
+    check_crop,
     data_config,
     session_options,
 )
@@ -68,15 +69,14 @@ def evaluate(
     With --temporal, a poses.txt (NAME tx ty tz qx qy qz qw, camera to world) and an intrinsics.txt
     (fx fy cx cy) in --root take the place of optical flow.
     """
-    import json
 
     from mirrordepth_edge.baselines import wanted
     from mirrordepth_edge.camera import camera_of
     from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
     from mirrordepth_edge.consistency import read_camera_path
-    from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, kind_of
+    from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.evaluation import evaluate as run_evaluation
-    from mirrordepth_edge.files import ensure_folder, written_whole
+    from mirrordepth_edge.files import ensure_folder, write_json
     from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
     from mirrordepth_edge.report.examples import ExampleSheet
     from mirrordepth_edge.report.html import check_name, save_page
@@ -100,7 +100,7 @@ def evaluate(
     for model in models or [NANO]:
         with load(model, session_options(device, clip_weights), camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
-            limits_m = predictor.model.depth_limits_m if kind == "folder" else convention.depth_limits_m
+            limits_m = depth_limits_on(kind, predictor.model.depth_limits_m)
             protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, limits_m)
             pictures = bar.track(dataset, total=len(dataset), description=model)
             results[model] = run_evaluation(
@@ -119,8 +119,7 @@ def evaluate(
         f"{root}{scaled}", kind, protocol, results, artefacts, sheet.examples, with_baselines
     )
     if json_file is not None:
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, report.to_json())
         console.print(f"wrote {json_file}")
     if report_file is not None:
         save_page(report_file, evaluation_page(report))
@@ -131,8 +130,7 @@ def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tu
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.evaluation import Protocol
 
-    if crop not in ("none", "eigen", "garg"):
-        raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
+    check_crop(crop)
     if align not in ("none", "median", "lsq"):
         raise OptionError(f"--align {align!r} is unknown.", "It is none, median or lsq.", "--align none")
     limits_m = (limits_m[0], cap or limits_m[1])

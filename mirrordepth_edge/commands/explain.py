@@ -16,6 +16,7 @@ from mirrordepth_edge.commands.parameters import (
     KbCrop,
     ListFile,
     UnitsPerMetre,
+    check_crop,
     data_config,
     torch_device,
 )
@@ -49,25 +50,23 @@ def explain(
     With --root: depth errors with the mirror, and with random ones, a human prompt, zeros and its
     own rows shuffled in its place. Where CLIP was trained on text: how near the mirror is to words.
     """
-    import json
 
     from mirrordepth_edge.backends.base import Missing
     from mirrordepth_edge.backends.pytorch import probe
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, kind_of
+    from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.data.sample import Selected
     from mirrordepth_edge.draw import save_png
     from mirrordepth_edge.errors import MissingError, OptionError
-    from mirrordepth_edge.evaluation import CROPS, Protocol
-    from mirrordepth_edge.files import ensure_folder, require_suffix, written_whole
+    from mirrordepth_edge.evaluation import Protocol
+    from mirrordepth_edge.files import ensure_folder, require_suffix, write_json
     from mirrordepth_edge.runtime import NANO_CHECKPOINT, SHIPPED
 
     path = NANO_CHECKPOINT if checkpoint == NANO else SHIPPED.get(checkpoint, Path(checkpoint))
     if path.suffix in (".onnx", ".plan", ".engine"):
         why = "Export worked it out once and for all: no text side is left in the file."
         raise OptionError(f"The mirror is a constant in {path}.", why, "Name the checkpoint that it was made from.")
-    if crop not in (None, "none", *CROPS):
-        raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
+    check_crop(crop)
     if root is None and any(each is not None for each in (prompt, crop, limit)):
         raise OptionError("--prompt, --crop and --limit go with pictures.", "No --root names any.", "--root DATA")
     require_suffix(output, (".png",), "a picture")
@@ -93,7 +92,7 @@ def explain(
         if limit is not None and limit < len(dataset):
             dataset = Selected(of=dataset, indices=tuple(i * len(dataset) // limit for i in range(limit)))
         kind = kind_of(source)
-        limits_m = network.config.depth_limits_m if kind == "folder" else CONVENTIONS[kind].depth_limits_m
+        limits_m = depth_limits_on(kind, network.config.depth_limits_m)
         protocol = Protocol(limits_m=limits_m, crop=crop or CONVENTIONS[kind].crop)  # type: ignore[arg-type]
         with progress_bar() as bar:
             pictures = bar.track(dataset, total=len(dataset), description=path.name)
@@ -107,8 +106,7 @@ def explain(
         save_png(output, draw_reading(reading))
         console.print(f"wrote {output}")
     if json_file is not None:
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps(core.to_json(info, ablation, reading), indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, core.to_json(info, ablation, reading))
         console.print(f"wrote {json_file}")
 
 

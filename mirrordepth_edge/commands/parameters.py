@@ -66,6 +66,16 @@ def data_config(
     )
 
 
+def check_crop(crop: str | None) -> None:
+    """Refuse a crop that is none of those known.
+
+    Raises:
+        OptionError: so it is.
+    """
+    if crop not in (None, "none", "eigen", "garg"):
+        raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
+
+
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """`224x288` as (height, width).
 

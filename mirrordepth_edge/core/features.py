@@ -29,7 +29,7 @@ from mirrordepth_edge.core.processes import rank, wait_for_all, world_size
 from mirrordepth_edge.core.views import Draw, FreshViews, Problem, View, collate, one_thread_each
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import ensure_folder, written_whole
+from mirrordepth_edge.files import ensure_folder, write_json, written_whole
 from mirrordepth_edge.strict import read_strict
 
 CACHE_VERSION = 1
@@ -183,7 +183,7 @@ def _claim(folder: Path, info: CacheInfo) -> None:
     ensure_folder(folder)
     description = folder / "cache.json"
     if not description.is_file():
-        _describe(folder, info)
+        write_json(description, asdict(info))
         return
     cure = f"Name another folder with --cache-features, or delete {folder} to compute it anew."
     try:
@@ -193,7 +193,7 @@ def _claim(folder: Path, info: CacheInfo) -> None:
     if found == info:
         return
     if replace(found, skip_bad=True) == info:  # all that is there could be read: the same rows
-        _describe(folder, info)
+        write_json(description, asdict(info))
         return
     there, here = asdict(found), asdict(info)
     name = next(name for name in here if there[name] != here[name])
@@ -203,11 +203,6 @@ def _claim(folder: Path, info: CacheInfo) -> None:
         f"{name} is {there[name]} there and {here[name]} here.",
         cure,
     )
-
-
-def _describe(folder: Path, info: CacheInfo) -> None:
-    with written_whole(folder / "cache.json") as temporary:
-        temporary.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, info: CacheInfo, missing: int) -> None:

@@ -23,7 +23,7 @@ from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.data.split import hold_out
 from mirrordepth_edge.draw import side_by_side
-from mirrordepth_edge.errors import InputError, OptionError, missing_package
+from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.evaluation import check_samples
 from mirrordepth_edge.postprocess import colourise
 
@@ -67,10 +67,7 @@ def datasets(config: RunConfig) -> tuple[DepthDataset, DepthDataset | None]:
 def trainable_network(config: ModelConfig, clip_weights: Path | None, seed: int) -> DepthNetwork:
     """The model with CLIP's weights, mirror and decoder untrained."""
     if config.preset == "nano":
-        if clip_weights is not None:
-            why = "Its towers come with a package of their own."
-            raise OptionError("--clip-weights does not apply to nano.", why, "Leave it out.")
-        return create_nano(config, seed)
+        return create_nano(config, seed, clip_weights)
     return create_network(config, clip_weights, seed)
 
 

@@ -53,10 +53,14 @@ def load_imagenet_weights(trunk: nn.Module, file: Path) -> None:
     trunk.load_state_dict(dict(pairs))
 
 
-def create_nano(config: ModelConfig | None = None, seed: int = 0) -> DepthNetwork:
-    """A `nano` with frozen ImageNet towers and an untrained mirror and decoder."""
+def create_nano(config: ModelConfig | None = None, seed: int = 0, clip_weights: Path | None = None) -> DepthNetwork:
+    """A `nano` with frozen ImageNet towers and an untrained mirror and decoder.
+
+    Raises:
+        OptionError: CLIP weights are given; the towers come with a package of their own.
+    """
     config = config or PRESETS["nano"]
-    clip = create_clip(replace(config, pretrained=f"{RANDOM_PREFIX}{TEXT_TOWER_SEED}"))
+    clip = create_clip(replace(config, pretrained=f"{RANDOM_PREFIX}{TEXT_TOWER_SEED}"), clip_weights)
     load_imagenet_weights(clip.visual.trunk, imagenet_weights_file())
     # The file stores the towers in FP16; what is trained on must be what is stored.
     clip.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in clip.state_dict().items()})

@@ -26,7 +26,7 @@ from mirrordepth_edge.core.processes import rank
 from mirrordepth_edge.device import installed_versions, machine
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation import Protocol
-from mirrordepth_edge.files import ensure_folder, existing_file, written_whole
+from mirrordepth_edge.files import ensure_folder, existing_file, write_json, written_whole
 from mirrordepth_edge.metrics import DepthMetrics
 from mirrordepth_edge.strict import read_strict
 
@@ -156,12 +156,6 @@ def best_of(results: list[EpochResult]) -> EpochResult | None:
     """The epoch of least AbsRel; None where nothing was validated."""
     validated = [result for result in results if result.metrics is not None]
     return min(validated, key=lambda result: result.metrics.abs_rel, default=None)  # type: ignore[union-attr]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole; paths become text."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

@@ -83,6 +83,11 @@ LAYOUTS: dict[DataKind, Layout] = {
 }
 
 
+def depth_limits_on(kind: DataKind, own_m: tuple[float, float]) -> tuple[float, float]:
+    """Depth that counts on a kind of data set, in metres: the field's, or a model's own on a folder."""
+    return own_m if kind == "folder" else CONVENTIONS[kind].depth_limits_m
+
+
 def kind_of(config: DataConfig) -> DataKind:
     """The kind of data set: as asked, else by the name of the list, else by what `root` holds.
 

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import SizeHW
+from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.furniture import Points
 from mirrordepth_edge.data.light import Patch, lit
 from mirrordepth_edge.data.rooms import Pose, Room, random_room
@@ -32,7 +33,7 @@ from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 from mirrordepth_edge.files import written_whole
 from mirrordepth_edge.preprocess import Frame
 
-NYU_FOV_DEG = math.degrees(2 * math.atan(320 / 518.857901))
+NYU_FOV_DEG = NYU_CAMERA.fov_deg
 """Horizontal field of view of NYU Depth v2's Kinect: 640 pixels at the focal length of its calibration."""
 NEAR_M, FAR_M = 0.1, 50.0
 UNITS_PER_METRE = 1000

@@ -16,8 +16,7 @@ import numpy as np
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.device import Machine
-from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.files import written_whole
+from mirrordepth_edge.files import require_suffix, written_whole
 from mirrordepth_edge.preprocess import Frame
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,12 +51,7 @@ def check_name(path: Path, option: str) -> None:
     Raises:
         OptionError: it does not end in `.html`.
     """
-    if path.suffix not in SUFFIXES:
-        raise OptionError(
-            f"{path} is no name for a report.",
-            f"Its name must end in {SUFFIXES[0]}, by which a browser knows it.",
-            f"{option} {path.with_suffix(SUFFIXES[0])}",
-        )
+    require_suffix(path, SUFFIXES, "a report", option, "a browser")
 
 
 def save_page(path: Path, page: str) -> None:

@@ -67,7 +67,7 @@ def config(rgbd_folder: Path, tiny_map_config: ModelConfig) -> RunConfig:
 
 
 def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after: int = 0) -> int:
-    from mirrordepth_edge.core.runs import write_json
+    from mirrordepth_edge.files import write_json
 
     write_json(root / "run.json", asdict(config))
     (root / "script.py").write_text(SCRIPT)
