@@ -70,7 +70,7 @@ class Learner(nn.Module):
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
-    """FP32 products in TF32 on GPUs inside the block: for training only, evaluation stays FP32."""
+    """FP32 products in TF32 inside the block: for training on GPUs only, evaluation stays FP32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -168,7 +168,7 @@ class Trainer:
         self._order.epoch = epoch
         self.network.train()
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
-        with _tensor_cores(), torch.random.fork_rng(devices):
+        with _tensor_cores() if devices else nullcontext(), torch.random.fork_rng(devices):
             # What is dropped depends on the epoch alone, whether or not the run was taken up again.
             torch.manual_seed(self.config.seed + epoch * world_size() + rank())
             mean = self._steps(epoch, on_step, on_problem)
