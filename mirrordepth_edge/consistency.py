@@ -1,12 +1,10 @@
-"""Consistency of depth in time (from one frame of a video to the next) and in space (at its edges).
+"""Consistency of depth in time, from one frame of a video to the next.
 
-In time, without camera poses: OPW and rTC along optical flow, as video depth is judged: OPW is the
+Without camera poses: OPW and rTC along optical flow, as video depth is judged: OPW is the
 optical-flow-based warping metric of FMNet (Wang et al., "Less is More", ACM Multimedia 2022, arXiv
 2208.00380) and NVDS (arXiv 2307.08695); rTC counts pixels as delta1 does. Where those weigh pixels by
 how well the warped picture fits, pixels here are used whole if flow forth and back agree, and not at
 all otherwise. With camera poses: depth reprojected from each frame into the one before.
-
-In space: the depth boundary errors of iBims-1 (Koch et al., ECCV Workshops 2018, arXiv 1805.01328).
 
 NumPy and OpenCV only; no network, so that figures from two machines compare.
 """
@@ -36,15 +34,6 @@ SMALLEST_FRAME_PX = 16
 # (Sundaram et al., ECCV 2010).
 FLOW_TOLERANCE_SHARE = 0.01
 FLOW_TOLERANCE_PX2 = 0.5
-
-# iBims-1's evaluation script: depth scaled to 0..1, Canny with a Gaussian of sqrt(2) pixels and these
-# thresholds on the magnitude of the plain Sobel gradient (whose weights sum to 8 per unit slope).
-EDGE_SIGMA_PX = math.sqrt(2)
-EDGE_LOW, EDGE_HIGH = 0.15, 0.3
-BOUNDARY_LIMIT_PX = 10.0
-"""Distances between edges are cut here; a predicted edge farther from any true one is none of them."""
-HOLE_MARGIN_PX = 5
-"""Edges nearer than this to a pixel without true depth are not judged: the filter reaches into the hole."""
 
 POSES_FILE, INTRINSICS_FILE = "poses.txt", "intrinsics.txt"
 
@@ -95,20 +84,6 @@ class CameraPath:
 
     poses: tuple[Pose, ...]
     intrinsics: Intrinsics
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoundaryErrors:
-    """How far a depth map's edges are from the true ones, in pixels; 10 at most."""
-
-    accuracy_px: float
-    """Mean distance from predicted edges to the nearest true one, over predicted edges within 10 pixels of one."""
-    completeness_px: float
-    """Mean distance, cut at 10 pixels, from predicted edges to true ones and from true edges to predicted ones."""
-    predicted: int
-    """Pixels on predicted edges; few where depth is too soft to have any."""
-    true: int
-    """Pixels on true edges, at least one."""
 
 
 def temporal_consistency(frames: Iterable[Frame], depths_m: Iterable[Depth]) -> TemporalConsistency:
@@ -272,72 +247,6 @@ def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
     return CameraPath(poses=poses, intrinsics=Intrinsics(fx=fx, fy=fy, cx=cx, cy=cy))
 
 
-def boundary_errors(prediction_m: Depth, truth_m: Depth, valid: Mask) -> BoundaryErrors | None:
-    """Depth boundary errors of one picture, as iBims-1 defines them.
-
-    iBims-1 has true edges drawn by hand; here they are found in the true depth as the predicted ones
-    are in the prediction. Holes in the truth are filled for that from the nearest pixel, and nothing
-    within `HOLE_MARGIN_PX` of one is judged: where a sensor leaves holes at every edge, little is left.
-
-    Args:
-        prediction_m: float32 `[H, W]`, metres, finite.
-        truth_m: the same shape.
-        valid: pixels with true depth.
-
-    Returns:
-        None where the true depth has no edge. Both errors are 10 where no predicted edge is near one.
-    """
-    if not valid.any():
-        return None
-    judged = np.ones(valid.shape, np.bool_)
-    if not valid.all():
-        judged = _distance(~valid) > HOLE_MARGIN_PX
-        truth_m = _filled(truth_m, valid)
-    true_edges = depth_edges(truth_m, valid) & judged
-    if not true_edges.any():
-        return None
-    edges = depth_edges(prediction_m, valid) & judged
-    to_true = _distance(true_edges)
-    near = edges & (to_true < BOUNDARY_LIMIT_PX)
-    accuracy_px = completeness_px = BOUNDARY_LIMIT_PX
-    if near.any():
-        both_ways = np.concatenate([to_true[edges], _distance(edges)[true_edges]])
-        accuracy_px = float(to_true[near].mean(dtype=np.float64))
-        completeness_px = float(both_ways.clip(max=BOUNDARY_LIMIT_PX).mean(dtype=np.float64))
-    return BoundaryErrors(
-        accuracy_px=accuracy_px,
-        completeness_px=completeness_px,
-        predicted=int(edges.sum()),
-        true=int(true_edges.sum()),
-    )
-
-
-def depth_edges(depth_m: Depth, valid: Mask | None = None) -> Mask:
-    """Edges of a depth map: Canny on depth scaled to 0..1 by its own range, as iBims-1's script does.
-
-    Args:
-        depth_m: float32 `[H, W]`, finite.
-        valid: pixels whose depth sets the range; all where None.
-
-    Returns:
-        bool `[H, W]`, one pixel wide; nowhere in a flat map.
-    """
-    low, high = float(depth_m[valid].min()), float(depth_m[valid].max())
-    if not high > low:
-        return np.zeros(depth_m.shape, np.bool_)
-    scaled = ((depth_m - low) / (high - low)).clip(0, 1)
-    side = 2 * math.ceil(4 * EDGE_SIGMA_PX) + 1
-    smooth = cv2.GaussianBlur(scaled, (side, side), EDGE_SIGMA_PX, borderType=cv2.BORDER_REPLICATE)
-    # OpenCV's Canny takes gradients as 16-bit integers; a step of 0..1 has 4 at most.
-    units = 4000
-    dx, dy = (
-        np.rint(units * np.asarray(cv2.Sobel(smooth, cv2.CV_32F, *order, borderType=cv2.BORDER_REPLICATE)))
-        for order in ((1, 0), (0, 1))
-    )
-    edges = cv2.Canny(dx.astype(np.int16), dy.astype(np.int16), EDGE_LOW * units, EDGE_HIGH * units, L2gradient=True)
-    return np.asarray(edges) > 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
     """One pair of frames."""
@@ -438,22 +347,6 @@ def _inside(positions: npt.NDArray[np.float32]) -> Mask:
     x, y = positions[..., 0], positions[..., 1]
     inside: Mask = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return inside
-
-
-def _distance(to: Mask) -> npt.NDArray[np.float32]:
-    """Exact distance from every pixel to the nearest one of `to`, which has some, in pixels."""
-    return np.asarray(cv2.distanceTransform((~to).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
-
-
-def _filled(depth_m: Depth, valid: Mask) -> Depth:
-    """Holes filled with the depth of the (nearly) nearest pixel that has one."""
-    _, labels = cv2.distanceTransformWithLabels(
-        (~valid).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    of_label = np.zeros(int(np.max(labels)) + 1, np.float32)
-    of_label[labels[valid]] = depth_m[valid]
-    filled: Depth = of_label[labels]
-    return filled
 
 
 def _check_sizes(shape_hw: tuple[int, ...], depths_m: tuple[Depth, ...], before_hw: tuple[int, ...] | None) -> None:

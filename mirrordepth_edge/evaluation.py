@@ -15,16 +15,15 @@ import numpy as np
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import Crop, Strict
 from mirrordepth_edge.consistency import (
-    BoundaryErrors,
     CameraPath,
     FlowMeter,
     ReprojectionConsistency,
     ReprojectionMeter,
     TemporalConsistency,
-    boundary_errors,
     nothing_followed,
 )
 from mirrordepth_edge.data.sample import Sample
+from mirrordepth_edge.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.metrics import (
     Depth,
@@ -43,6 +42,8 @@ EVALUATION_VERSION = 2
 CROPS: dict[str, Callable[[tuple[int, int]], Mask]] = {"eigen": eigen_crop, "garg": garg_crop}
 DEPTH_BINS = 10
 """Into how many ranges of the same width, from 0 to the far limit, errors are sorted by true depth."""
+WIDE_PX = 16
+"""How far apart pixels are whose depth is compared for the wide boundary F1: a cell of the shipped model's decoder."""
 DENSE_SHARE = 0.5
 """True depth serves as a reference in time where it can be judged on this share of the prediction's pixels."""
 
@@ -104,8 +105,22 @@ class PictureResult:
     metrics: DepthMetrics
     ranges: tuple[DepthRange, ...]
     """By true depth, near to far."""
+    boundary_f1: BoundaryF1 | None = None
+    """Of neighbouring pixels, where the true depth has contours."""
+    boundary_f1_wide: BoundaryF1 | None = None
+    """Of pixels `WIDE_PX` apart, on the same terms: what is left to tell where depth is soft."""
     boundary: BoundaryErrors | None = None
     """Where asked for and where the true depth has edges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanBoundaryF1:
+    """Boundary F1, means over the pictures whose true depth has contours."""
+
+    f1: float
+    precision: float
+    recall: float
+    pictures: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +166,15 @@ class Evaluation:
         )
 
     @property
+    def boundary_f1(self) -> MeanBoundaryF1 | None:
+        """None where no true depth has a contour."""
+        return _mean_f1([picture.boundary_f1 for picture in self.pictures])
+
+    @property
+    def boundary_f1_wide(self) -> MeanBoundaryF1 | None:
+        return _mean_f1([picture.boundary_f1_wide for picture in self.pictures])
+
+    @property
     def spatial(self) -> SpatialConsistency | None:
         found = [picture.boundary for picture in self.pictures if picture.boundary is not None]
         if not found:
@@ -168,13 +192,14 @@ class Evaluation:
         for picture in plain["pictures"]:
             del picture["ranges"]  # below, for all pictures together
         ranges = [asdict(each) | {"abs_rel": each.abs_rel, "bias": each.bias} for each in self.ranges]
+        edges = {name: getattr(self, name) for name in ("boundary_f1", "boundary_f1_wide", "spatial")}
         return {
             "schema_version": EVALUATION_VERSION,
             "mirrordepth_edge": __version__,
             **plain,
             "mean": asdict(self.mean),
             "ranges": ranges,
-            "spatial": None if self.spatial is None else asdict(self.spatial),
+            **{name: None if each is None else asdict(each) for name, each in edges.items()},
         }
 
 
@@ -315,16 +340,28 @@ def _compare(depth_m: Depth, sample: Sample, protocol: Protocol, *, spatial: boo
     crop, valid = _crop(sample, protocol), _counted(sample, protocol)
     metrics = depth_metrics(depth_m, sample.depth_m, limits_m=protocol.limits_m, crop=crop)
     clamped_m = clamped(depth_m, protocol.limits_m)
-    boundary = None
-    if spatial:
-        window = (slice(None), slice(None)) if crop is None else _window(crop)
-        boundary = boundary_errors(clamped_m[window], sample.depth_m[window], valid[window])
+    window = (slice(None), slice(None)) if crop is None else _window(crop)
+    of_edges = clamped_m[window], sample.depth_m[window], valid[window]
     return PictureResult(
         name=sample.name,
         valid_pixels=int(valid.sum()),
         metrics=metrics,
         ranges=_ranges(clamped_m[valid], sample.depth_m[valid], protocol.limits_m[1]),
-        boundary=boundary,
+        boundary_f1=boundary_f1(*of_edges),
+        boundary_f1_wide=boundary_f1(*of_edges, apart_px=WIDE_PX),
+        boundary=boundary_errors(*of_edges) if spatial else None,
+    )
+
+
+def _mean_f1(per_picture: list[BoundaryF1 | None]) -> MeanBoundaryF1 | None:
+    found = [each for each in per_picture if each is not None]
+    if not found:
+        return None
+    return MeanBoundaryF1(
+        f1=float(np.mean([each.f1 for each in found])),
+        precision=float(np.mean([each.precision for each in found])),
+        recall=float(np.mean([each.recall for each in found])),
+        pictures=len(found),
     )
 
 

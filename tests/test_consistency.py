@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates, sobel
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from mirrordepth_edge.consistency import (
-    BOUNDARY_LIMIT_PX,
-    HOLE_MARGIN_PX,
-    BoundaryErrors,
     FlowMeter,
     Intrinsics,
     ReprojectionMeter,
-    boundary_errors,
-    depth_edges,
     read_camera_path,
     reprojection_consistency,
     temporal_consistency,
@@ -289,132 +283,3 @@ def test_without_poses_there_is_no_path(tmp_path: Path) -> None:
 def test_poses_that_cannot_be_used_are_refused(tmp_path: Path, poses: str, intrinsics: str | None, why: str) -> None:
     with pytest.raises(InputError, match=why):
         read_camera_path(write_path(tmp_path, poses, intrinsics), ["1"])
-
-
-# In space
-
-
-def step_edge(column: int, size_hw: tuple[int, int] = (60, 90), near_m: float = 2, far_m: float = 4) -> Depth:
-    depth_m = np.full(size_hw, near_m, np.float32)
-    depth_m[:, column:] = far_m
-    return depth_m
-
-
-def pixels_off(found: BoundaryErrors | None) -> tuple[float, float]:
-    assert found is not None
-    return found.accuracy_px, found.completeness_px
-
-
-def everywhere(depth_m: Depth) -> npt.NDArray[np.bool_]:
-    return np.ones(depth_m.shape, np.bool_)
-
-
-def test_a_step_is_one_line_at_its_place() -> None:
-    edges = depth_edges(step_edge(40))
-    inner = edges[2:-2]  # Canny leaves the outermost rows alone
-    assert (inner.sum(axis=1) == 1).all()
-    assert set(np.nonzero(inner)[1]) <= {39, 40}
-    assert not depth_edges(np.full((30, 30), 3, np.float32)).any()
-
-
-def test_a_shallow_ramp_is_no_edge_and_the_range_does_not_matter() -> None:
-    ramp = np.tile(np.linspace(1, 9, 90, dtype=np.float32), (60, 1))
-    assert not depth_edges(ramp).any()
-    np.testing.assert_array_equal(depth_edges(step_edge(40)), depth_edges(step_edge(40, near_m=1, far_m=1.001)))
-
-
-def test_gradients_are_those_that_the_thresholds_are_for() -> None:
-    """SciPy's Gaussian and plain Sobel, as the published script filters: a step is an edge from 0.3 on."""
-    for height in (0.12, 0.16):
-        depth_m = step_edge(40, near_m=0, far_m=height)
-        depth_m[:8, :8] = 1  # sets the range
-        strongest = sobel(gaussian_filter(depth_m.astype(np.float64), np.sqrt(2)), axis=1)[30].max()
-        assert depth_edges(depth_m)[30, 35:45].any() == (strongest > 0.3)
-
-
-@pytest.mark.parametrize(("height", "linked"), [(0.1, True), (0.05, False)])
-def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one(height: float, linked: bool) -> None:
-    depth_m = step_edge(40, (200, 90), near_m=0, far_m=1)
-    depth_m[:, 40:] = np.interp(np.arange(200), (0, 180), (1, height))[:, None]
-    strongest = sobel(gaussian_filter(depth_m.astype(np.float64), np.sqrt(2)), axis=1)[190].max()
-    assert (0.15 < strongest < 0.3) == linked
-    assert depth_edges(depth_m)[190, 35:45].any() == linked
-
-
-@pytest.mark.parametrize("shift", [-4, 0, 1, 7, 9])
-def test_an_edge_shifted_by_k_pixels_is_k_pixels_off(shift: int) -> None:
-    truth = step_edge(40)
-    found = boundary_errors(step_edge(40 + shift, near_m=1, far_m=9), truth, everywhere(truth))
-    assert found is not None
-    assert pixels_off(found) == (abs(shift), abs(shift))
-    assert found.predicted == found.true
-
-
-@pytest.mark.parametrize("prediction", [step_edge(50), step_edge(70), np.full((60, 90), 3, np.float32)])
-def test_no_edge_within_ten_pixels_is_ten_pixels_off(prediction: Depth) -> None:
-    truth = step_edge(40)
-    found = boundary_errors(prediction, truth, everywhere(truth))
-    assert found is not None
-    assert pixels_off(found) == (BOUNDARY_LIMIT_PX, BOUNDARY_LIMIT_PX)
-    assert (found.predicted == 0) == (np.ptp(prediction) == 0)
-
-
-def test_an_invented_edge_costs_completeness_only() -> None:
-    truth, prediction = step_edge(30), step_edge(30)
-    prediction[:, 60:] = 6  # a second step, 30 pixels away from any true one
-    found = boundary_errors(prediction, truth, everywhere(truth))
-    assert found is not None
-    assert found.accuracy_px == 0
-    assert found.completeness_px == pytest.approx(10 / 3), "a third of all edge pixels is 10 off"
-
-
-def test_true_depth_without_edges_tells_nothing() -> None:
-    flat = np.full((60, 90), 3, np.float32)
-    assert boundary_errors(step_edge(40), flat, everywhere(flat)) is None
-    assert boundary_errors(step_edge(40), flat, ~everywhere(flat)) is None
-
-
-@pytest.mark.parametrize("hole_m", [0, 60, np.nan, np.inf])
-def test_edges_near_holes_are_not_judged(hole_m: float) -> None:
-    truth = step_edge(40)
-    valid = everywhere(truth)
-    valid[:, 20:24] = False
-    broken = np.where(valid, truth, np.float32(hole_m))
-    # The hole makes no edge of its own, and the true edge is far enough from it.
-    assert pixels_off(boundary_errors(truth, broken, valid)) == (0, 0)
-    # An edge predicted in it or near it costs nothing.
-    prediction = truth.copy()
-    prediction[:, :25] = 1
-    assert pixels_off(boundary_errors(prediction, broken, valid)) == (0, 0)
-    # With the hole beside the true edge nothing is left to compare.
-    valid[:, 24 : 40 - HOLE_MARGIN_PX + 2] = False
-    assert boundary_errors(truth, np.where(valid, truth, np.float32(hole_m)), valid) is None
-
-
-def test_agrees_with_scipys_distances() -> None:
-    """The published formulas on random scenes, distances by SciPy."""
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        truth, prediction = (np.full((80, 100), 5, np.float32) for _ in range(2))
-        for scene in (truth, prediction):
-            for _ in range(4):
-                top, left = rng.integers(0, 60), rng.integers(0, 80)
-                scene[top : top + 20, left : left + 20] = rng.uniform(1, 4)
-        ours = boundary_errors(prediction, truth, everywhere(truth))
-        assert ours is not None
-
-        true, found = depth_edges(truth), depth_edges(prediction)
-        to_true, to_found = distance_transform_edt(~true), distance_transform_edt(~found)
-        assert ours.accuracy_px == pytest.approx(to_true[found & (to_true < 10)].mean(), abs=1e-5)
-        total = np.minimum(to_true, 10)[found].sum() + np.minimum(to_found, 10)[true].sum()
-        assert ours.completeness_px == pytest.approx(total / (found.sum() + true.sum()), abs=1e-5)
-
-
-def test_errors_grow_with_blur() -> None:
-    """A soft edge is found late or not at all: what a coarse decoder does to a depth map."""
-    truth = np.full((80, 100), 5, np.float32)
-    truth[20:60, 30:70] = 2
-    errors = [boundary_errors(gaussian_filter(truth, sigma), truth, everywhere(truth)) for sigma in (0.0, 3.0, 12.0)]
-    completeness = [error.completeness_px for error in errors if error is not None]
-    assert completeness[0] == 0
-    assert all(sharp < soft for sharp, soft in pairwise(completeness))

@@ -12,7 +12,15 @@ import pytest
 from mirrordepth_edge.consistency import CameraPath, Intrinsics, ReprojectionConsistency, TemporalConsistency
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation import DEPTH_BINS, Align, Protocol, align, evaluate, evaluated_depth
+from mirrordepth_edge.evaluation import (
+    DEPTH_BINS,
+    Align,
+    MeanBoundaryF1,
+    Protocol,
+    align,
+    evaluate,
+    evaluated_depth,
+)
 from mirrordepth_edge.metrics import Depth, garg_crop
 from mirrordepth_edge.preprocess import Frame
 
@@ -277,6 +285,52 @@ def test_one_picture_has_no_consistency_in_time() -> None:
         evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)
 
 
+def test_boundary_f1_is_averaged_over_pictures_whose_truth_has_contours() -> None:
+    """Of neighbours nothing agrees with a step that is 4 pixels off; of pixels 16 apart, 12 of 16."""
+    frames = video(4)
+    frames[2].depth_m[:] = 3  # flat
+    shifted = np.roll(frames[0].depth_m, 4, axis=1)
+    shifted[:, :4] = 2
+    off = evaluate(lambda _: shifted, frames[:3], PROTOCOL)
+    assert off.boundary_f1 == MeanBoundaryF1(f1=0, precision=0, recall=0, pictures=2)
+    assert off.boundary_f1_wide is not None
+    assert (off.boundary_f1_wide.f1, off.boundary_f1_wide.pictures) == (pytest.approx(0.75), 2)
+    assert off.pictures[2].boundary_f1 is None
+    # One picture of three perfect: each counts once.
+    frames[3].depth_m[:] = shifted
+    mixed = evaluate(lambda _: shifted, frames, PROTOCOL).boundary_f1
+    assert mixed is not None
+    assert (mixed.f1, mixed.pictures) == (pytest.approx(1 / 3), 3)
+    assert evaluate(lambda _: shifted, frames[2:3], PROTOCOL).boundary_f1 is None
+
+
+def test_boundary_f1_is_of_pixels_that_count() -> None:
+    """A pair half outside the crop, beyond the limits or in a hole does not; predictions are clamped."""
+    truth_m = np.full((480, 640), 2, np.float32)
+    truth_m[:, 320:] = 4
+    prediction = truth_m.copy()
+    truth_m[200:210, 316:324] = 0
+    truth_m[300:310] = 12
+    prediction[:45] *= 2  # a step between the last row outside the crop and the first inside
+    prediction[:, 601:] = 9
+    prediction[205, 318], prediction[305, 100] = 1, 1
+    one = Sample("crop", np.zeros((480, 640, 3), np.uint8), truth_m)
+    protocol = replace(PROTOCOL, crop="eigen")
+    (picture,) = evaluate(lambda _: prediction, [one], protocol).pictures
+    assert picture.boundary_f1 is not None
+    assert picture.boundary_f1.f1 == pytest.approx(1)
+    assert picture.boundary_f1.true == (471 - 45) - 10 - 10
+    uncropped = evaluate(lambda _: prediction, [one], PROTOCOL).boundary_f1
+    assert uncropped is not None
+    assert uncropped.precision < 0.7
+    # 11.5 m beside 10.5 m is no contour once both are clamped to 10 m.
+    prediction[100:200, 400], prediction[100:200, 401:] = 10.5, 11.5
+    truth_m[100:200, 400:] = 9.9
+    (clamped,) = evaluate(lambda _: prediction, [one], protocol).pictures
+    assert clamped.boundary_f1 is not None
+    assert clamped.boundary_f1.predicted == clamped.boundary_f1.true
+
+
 def test_edges_are_averaged_over_pictures_that_have_some() -> None:
     frames = video(3)
     frames[2].depth_m[:] = 3  # flat: no edge to find
@@ -316,6 +370,10 @@ def test_json_has_everything_and_its_version() -> None:
     assert data["temporal"]["opw_m"] == pytest.approx(0.3, rel=1e-4)
     assert data["temporal_truth"]["opw_m"] == 0
     assert data["spatial"]["pictures"] == 3
+    assert data["boundary_f1"] == {"f1": 1, "precision": 1, "recall": 1, "pictures": 3}
+    assert data["boundary_f1_wide"]["pictures"] == 3
+    assert data["pictures"][1]["boundary_f1"]["true"] == 60
     assert sum(each["pixels"] for each in data["ranges"]) == 3 * 60 * 80
     plain = evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL).to_json()
     assert (plain["spatial"], plain["temporal"]) == (None, None)
+    assert plain["boundary_f1"] == data["boundary_f1"], "asked for or not"

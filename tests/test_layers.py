@@ -22,6 +22,7 @@ LAYERS = (
         "draw",
         "data",
         "consistency",
+        "edges",
         "evaluation",
         "baselines",
     },

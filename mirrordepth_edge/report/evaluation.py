@@ -15,18 +15,22 @@ from mirrordepth_edge.config import DataKind
 from mirrordepth_edge.consistency import SAME_DEPTH_RATIO, ReprojectionConsistency
 from mirrordepth_edge.device import Machine, installed_versions, machine
 from mirrordepth_edge.draw import error_colours
-from mirrordepth_edge.evaluation import EVALUATION_VERSION, Evaluation, Protocol
+from mirrordepth_edge.edges import CONTOUR_RATIOS
+from mirrordepth_edge.evaluation import EVALUATION_VERSION, WIDE_PX, Evaluation, Protocol
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.postprocess import colourise
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.examples import Example
 from mirrordepth_edge.report.html import described, picture_uri, render_page
 from mirrordepth_edge.report.tables import (
+    BOUNDARY_F1,
     METRICS,
     PUBLISHED,
     TRUE_DEPTH,
     baseline_notes,
+    boundary_notes,
     consistency_table,
+    figures,
     marked_name,
     short_names,
 )
@@ -138,14 +142,18 @@ def evaluation_page(report: EvaluationReport) -> str:
         protocol_words=protocol_words(report.protocol),
         metrics=METRICS,
         published=PUBLISHED,
-        rows=[(names[model], asdict(result.mean)) for model, result in report.results.items()],
+        rows=[(names[model], figures(result)) for model, result in report.results.items()],
         untrained=[names[model] for model, artefact in report.artefacts.items() if not artefact.trained],
         baselines=[(marked_name(each), each) for each in baselines_of(report.kind)] if report.baselines else [],
         baseline_notes=baseline_notes(report.kind, report.protocol) if report.baselines else (),
         consistency=consistency_table(report.results),
         consistency_words=_consistency_words(report.results),
         charts=_charts(report.results, names),
-        comparisons=_comparisons(report.results, names),
+        sentences=[
+            *_comparisons(report.results, names),
+            *_boundary_sentences(report.results, names),
+            *boundary_notes(report.results),
+        ],
         comparison_chart=_comparison_chart(report.results, names),
         examples=[_shown(example, names, far_m) for example in report.examples],
         depth_scale=charts.scale(lambda depth_m: colourise(depth_m, (0.0, far_m)), far_m, "depth, m (and beyond)"),
@@ -159,6 +167,7 @@ def evaluation_page(report: EvaluationReport) -> str:
 def protocol_words(protocol: Protocol) -> list[str]:
     """How depth was compared, in sentences."""
     near, far = protocol.limits_m
+    lowest, highest = CONTOUR_RATIOS[[0, -1]]
     crop = {
         "none": "",
         "eigen": ", inside the crop of Eigen et al. (rows 45 to 470 and columns 41 to 600 of 480x640)",
@@ -180,6 +189,10 @@ def protocol_words(protocol: Protocol) -> list[str]:
         flip,
         align,
         "Each metric is computed on each picture; figures are means over pictures, so that each picture counts once.",
+        "Boundary F1 (Depth Pro, arXiv 2410.02073), 0 to 1: how well the prediction has the true depth's steps between "
+        f"neighbouring pixels. A step is a ratio above {lowest:.2f} to {highest:.2f}; F1 is averaged over "
+        f"{len(CONTOUR_RATIOS)} such ratios, and scale does not matter. Between pixels {WIDE_PX} px apart soft edges "
+        "count too, and steep surfaces: compare that figure with other models' here, not with published ones.",
     ]
 
 
@@ -264,6 +277,16 @@ def _comparisons(results: dict[str, Evaluation], names: dict[str, str]) -> list[
             f"{count} pictures."
         )
     return sentences
+
+
+def _boundary_sentences(results: dict[str, Evaluation], names: dict[str, str]) -> list[str]:
+    """What is in each boundary F1."""
+    means = {(model, metric): getattr(result, metric) for model, result in results.items() for metric in BOUNDARY_F1}
+    return [
+        f"{names[model]}, {BOUNDARY_F1[metric]}: precision {mean.precision:.4f}, recall {mean.recall:.4f}."
+        for (model, metric), mean in means.items()
+        if mean is not None
+    ]
 
 
 def _errors(result: Evaluation) -> list[float]:

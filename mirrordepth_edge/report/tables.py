@@ -9,8 +9,12 @@ from pathlib import Path
 from mirrordepth_edge.baselines import Baseline, baselines_of, differences
 from mirrordepth_edge.config import DataKind
 from mirrordepth_edge.consistency import ReprojectionConsistency
-from mirrordepth_edge.evaluation import Evaluation, Protocol, SpatialConsistency, Temporal
+from mirrordepth_edge.evaluation import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
 
+BOUNDARY_F1 = {
+    "boundary_f1": "boundary F1",
+    "boundary_f1_wide": f"boundary F1, {WIDE_PX} px",
+}
 METRICS = {
     "abs_rel": "AbsRel",
     "sq_rel": "SqRel (m)",
@@ -21,6 +25,7 @@ METRICS = {
     "delta1": "delta < 1.25",
     "delta2": "delta < 1.25^2",
     "delta3": "delta < 1.25^3",
+    **BOUNDARY_F1,
 }
 PUBLISHED = ("abs_rel", "rmse", "delta1")
 """Metrics that baselines have; all of `METRICS` for one's own models."""
@@ -49,14 +54,34 @@ def short_names(models: Mapping[str, object]) -> dict[str, str]:
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
     """Metrics down, models across: a terminal of 80 columns holds several."""
-    means = [asdict(result.mean) for result in results.values()]
-    rows = [(label, *(f"{mean[metric]:.4f}" for mean in means)) for metric, label in METRICS.items()]
+    columns = [figures(result) for result in results.values()]
+    rows = [(label, *(column[metric] for column in columns)) for metric, label in METRICS.items()]
     consistency = consistency_table(results)
     width = len(consistency.header)
     return Table(
         header=("metric", *consistency.header[1:]),
         rows=(*((*row, *[""] * (width - len(row))) for row in rows), *consistency.rows),
-        notes=consistency.notes,
+        notes=(*boundary_notes(results), *consistency.notes),
+    )
+
+
+def figures(result: Evaluation) -> dict[str, str]:
+    """`METRICS` of a data set as they are shown; empty where there was nothing to compare."""
+    f1 = {metric: getattr(result, metric) for metric in BOUNDARY_F1}
+    means = asdict(result.mean) | {metric: None if mean is None else mean.f1 for metric, mean in f1.items()}
+    return {metric: _figure(means[metric], 4) for metric in METRICS}
+
+
+def boundary_notes(results: Mapping[str, Evaluation]) -> tuple[str, ...]:
+    """On how many pictures a boundary F1 is known, where not on all; the true depth is the same for all models."""
+    first = next(iter(results.values()))
+    known = {metric: getattr(first, metric) for metric in BOUNDARY_F1}
+    counts = {metric: 0 if mean is None else mean.pictures for metric, mean in known.items()}
+    total = len(first.pictures)
+    return tuple(
+        f"{BOUNDARY_F1[metric]}: on the {count} of {total} pictures whose true depth has such steps"
+        for metric, count in counts.items()
+        if count < total
     )
 
 

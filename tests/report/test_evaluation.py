@@ -112,6 +112,9 @@ def test_it_has_every_part(page: str, page_of: type) -> None:
         "Consistency",
         "OPW",
         "edge accuracy",
+        "boundary F1, 16 px",
+        "a, boundary F1: precision 1.0000, recall 1.0000.",
+        "a ratio above 1.05 to 1.25",
         "Best, median and worst pictures",
         "ab" * 32,
         "fake 1.0 on cpu, fp32",
@@ -177,6 +180,16 @@ def test_a_page_without_consistency_and_examples(page_of: type) -> None:
     read = page_of(evaluation_page(replace(report(models=("a",)), results=results, examples=())))
     assert "Consistency" not in read.text
     assert read.all("img") == []
+
+
+def test_a_truth_without_contours_leaves_boundary_f1_open(page_of: type) -> None:
+    made = report(models=("a",))
+    pictures = tuple(replace(each, boundary_f1=None) for each in made.results["a"].pictures)
+    read = page_of(evaluation_page(replace(made, results={"a": replace(made.results["a"], pictures=pictures)})))
+    assert "boundary F1: on the 0 of 7 pictures" in read.text
+    assert "a, boundary F1: precision" not in read.text
+    assert "a, boundary F1, 16 px: precision" in read.text
+    assert "None" not in read.text
 
 
 def test_protocols_in_words() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.baselines import baselines_of
-from mirrordepth_edge.consistency import BoundaryErrors, ReprojectionConsistency, TemporalConsistency
+from mirrordepth_edge.consistency import ReprojectionConsistency, TemporalConsistency
 from mirrordepth_edge.data.sample import Sample
+from mirrordepth_edge.edges import BoundaryErrors
 from mirrordepth_edge.evaluation import Evaluation, Protocol, evaluate
 from mirrordepth_edge.report.tables import (
     METRICS,
@@ -24,8 +25,8 @@ PROTOCOL = Protocol(limits_m=(1e-3, 10.0), crop="eigen")
 
 
 def result(factor: float) -> Evaluation:
-    depth_m = np.linspace(1, 4, 12, dtype=np.float32).reshape(3, 4)
-    one = Sample("one", np.zeros((3, 4, 3), np.uint8), depth_m)
+    depth_m = np.tile(np.linspace(1, 4, 20, dtype=np.float32), (3, 1))
+    one = Sample("one", np.zeros((3, 20, 3), np.uint8), depth_m)
     return evaluate(lambda _: depth_m * np.float32(factor), [one], Protocol(limits_m=(1e-3, 10.0)))
 
 
@@ -40,6 +41,20 @@ def test_metrics_are_under_their_models() -> None:
     assert rows["AbsRel"] == ("0.1000", "0.5000")
     assert rows["delta < 1.25"] == ("1.0000", "0.0000")
     assert table.notes == ()
+
+
+def test_boundary_f1_is_shown_where_there_is_something_to_compare() -> None:
+    """Off by a factor it is perfect; on a single picture it is known, or not, on that one."""
+    rows = {row[0]: row[1:] for row in results_table({"a": result(1.1), "b": result(1)}).rows}
+    assert rows["boundary F1"] == rows["boundary F1, 16 px"] == ("1.0000", "1.0000")
+    known = result(1)
+    flat = replace(known.pictures[0], boundary_f1=None)
+    table = results_table({"a": replace(known, pictures=(flat,)), "b": replace(known, pictures=(flat,))})
+    assert {row[0]: row[1:] for row in table.rows}["boundary F1"] == ("", "")
+    assert table.notes == ("boundary F1: on the 0 of 1 pictures whose true depth has such steps",)
+    both = results_table({"a": replace(known, pictures=(flat, known.pictures[0]))})
+    assert {row[0]: row[1] for row in both.rows}["boundary F1"] == "1.0000"
+    assert "on the 1 of 2 pictures" in both.notes[0]
 
 
 def test_consistency_in_time_with_that_of_the_true_depth() -> None:
