@@ -61,21 +61,22 @@ class ModelConfig(Strict):
     size_hw: SizeHW
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    stride: int
-    """Pixels per cell of the decoder's grid (a ViT's patch size)."""
     size_multiple: int
     """Height and width must be multiples of this many pixels."""
     mirror_length: int = 64
     """Rows of the mirror, at most the text tower's context length."""
     width: int = 64
-    """Channels inside the decoder."""
+    """Channels inside the decoder, and where a pyramid is coarsest."""
     heads: int = 4
     feedforward: int = 2048
+    stride: int = 16
+    """For ViTs: pixels per cell of the decoder's grid, which is the patch size."""
     head_strides: tuple[int, int] = (4, 4)
-    """Upsampling of the two transposed convolutions; their product is `stride`."""
-    head_overlap: bool = False
-    """Transposed convolutions with kernels of twice their stride, whose neighbouring cells blend
-    into one another; with kernels equal to the stride, as published, each cell stands alone."""
+    """For ViTs: upsampling of the two transposed convolutions; their product is `stride`."""
+    blocks: int = 2
+    """For convolutional towers: transformer blocks over the deepest map."""
+    pyramid: tuple[int, ...] = ()
+    """For convolutional towers: channels of the decoder at each shallower tap, deep to shallow."""
     depth_limits_m: tuple[float, float] = (1e-3, 10.0)
     """Depths the model was trained for, in metres; also the range it is evaluated in."""
     focal: NormalisedFocal | None = None
@@ -102,7 +103,6 @@ PRESETS: dict[str, ModelConfig] = {
             size_hw=(352, 352),
             mean=CLIP_MEAN,
             std=CLIP_STD,
-            stride=16,
             size_multiple=16,
         ),
         # Ships inside the package. EfficientNet-Lite0 taps at strides 8, 16 and 32.
@@ -114,11 +114,10 @@ PRESETS: dict[str, ModelConfig] = {
             size_hw=(224, 288),
             mean=HALF,
             std=HALF,
-            stride=16,
             size_multiple=32,
-            width=96,
-            feedforward=384,
-            head_overlap=True,
+            width=128,
+            feedforward=512,
+            pyramid=(96, 64),
         ),
         ModelConfig(
             preset="mobileclip2-s0",
@@ -128,8 +127,10 @@ PRESETS: dict[str, ModelConfig] = {
             size_hw=(256, 256),
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
-            stride=16,
             size_multiple=32,
+            width=128,
+            feedforward=512,
+            pyramid=(96, 64),
         ),
         ModelConfig(
             preset="rn50",
@@ -139,8 +140,10 @@ PRESETS: dict[str, ModelConfig] = {
             size_hw=(224, 224),
             mean=CLIP_MEAN,
             std=CLIP_STD,
-            stride=16,
             size_multiple=32,
+            width=128,
+            feedforward=512,
+            pyramid=(96, 64),
         ),
     )
 }
@@ -214,7 +217,16 @@ class TrainConfig(Strict):
 TRAINING: dict[str, TrainConfig] = {
     # Few pictures: wider views, and a plain log error to pin the scale.
     "nano": TrainConfig(
-        epochs=18, ema_decay=0.0, log_l1_weight=2.0, rotate_deg=0.0, zoom_min=0.75, jitter=0.15, bf16=True
+        epochs=10,
+        learning_rate=7e-4,
+        ema_decay=0.99,
+        dropout=0.1,
+        log_l1_weight=2.0,
+        edge_weight=0.5,
+        rotate_deg=0.0,
+        zoom_min=0.75,
+        jitter=0.15,
+        bf16=True,
     ),
     # Trained on GPUs, all of which have bfloat16 since Ampere.
     "vitb16": TrainConfig(bf16=True),

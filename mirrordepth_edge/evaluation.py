@@ -43,7 +43,7 @@ CROPS: dict[str, Callable[[tuple[int, int]], Mask]] = {"eigen": eigen_crop, "gar
 DEPTH_BINS = 10
 """Into how many ranges of the same width, from 0 to the far limit, errors are sorted by true depth."""
 WIDE_PX = 16
-"""How far apart pixels are whose depth is compared for the wide boundary F1: a cell of the shipped model's decoder."""
+"""How far apart pixels are whose depth is compared for the wide boundary F1: about what one answer of `nano` covers."""
 DENSE_SHARE = 0.5
 """True depth serves as a reference in time where it can be judged on this share of the prediction's pixels."""
 

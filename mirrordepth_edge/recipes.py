@@ -70,7 +70,7 @@ def load_training(
 
     Args:
         path: `.toml` with `preset` and the tables `[model]` and `[train]`, each as far as it differs
-            from the preset; or the `config.json` of an earlier run.
+            from the preset; or the `config.json` of an earlier run; or a preset's name, for its own settings.
         preset: overrules the recipe's; `nano` where neither names one.
         depth_limits_m: of the data to train on; the recipe overrules them.
 
@@ -80,7 +80,9 @@ def load_training(
     """
     recipe: dict[str, Any] = {}
     cure = "Its tables [model] and [train] take the fields of ModelConfig and TrainConfig."
-    if path is not None:
+    if path is not None and str(path) in PRESETS and not path.exists():
+        recipe = {"preset": str(path), "train": asdict(TRAINING.get(str(path), TrainConfig()))}
+    elif path is not None:
         text = existing_file(path, "recipe").read_text(encoding="utf-8")
         try:
             recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mirrordepth_edge.commands.parameters import (
+    NANO,
     ClipWeights,
     Data,
     DepthRoot,
@@ -29,9 +30,12 @@ def train(
     kb_crop: KbCrop = None,
     units_per_metre: UnitsPerMetre = None,
     preset: Annotated[str | None, typer.Option(help="Model: nano, vitb16, mobileclip2-s0, rn50.  [nano]")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML with [model] and [train], or a run's config.json.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML, a run's config.json, or a preset's name.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("model.safetensors"),
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.  [the output's, as NAME.run]")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint, or nano, to go on from.  [fresh weights]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the pictures.  [the preset's]")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.  [the preset's]")] = None,
@@ -62,6 +66,7 @@ def train(
     from mirrordepth_edge.evaluation import Protocol
     from mirrordepth_edge.files import ensure_folder, require_suffix, written_whole
     from mirrordepth_edge.recipes import load_training
+    from mirrordepth_edge.runtime import NANO_CHECKPOINT
 
     require_suffix(output, (".safetensors",), "a checkpoint")
     check_options(validation, hold_out, cache_features, copies)
@@ -92,6 +97,7 @@ def train(
         data=source,
         validation=None if validation is None else replace(source, root=validation, list_file=None, depth_root=None),
         hold_out=hold_out,
+        start_from=NANO_CHECKPOINT if str(start_from) == NANO else start_from,
         protocol=Protocol(limits_m=model.depth_limits_m, crop=convention.crop),
     )
     means = Means(

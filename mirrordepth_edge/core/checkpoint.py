@@ -24,6 +24,8 @@ from mirrordepth_edge.files import existing_file, written_whole
 from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info
 
 CLIP_PREFIX = "clip."
+FREE = {"preset", "pretrained", "size_multiple", "depth_limits_m", "focal"}
+"""Settings that training may change between a checkpoint and what goes on from it."""
 
 
 def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, Any] | None = None) -> None:
@@ -65,21 +67,8 @@ def load_checkpoint(
             was trained with.
         OptionError: `size_hw` is no multiple of the patch.
     """
-    existing_file(path, "checkpoint")
-    info = read_checkpoint_info(path)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:  # the header was whole, the rest is not
-        raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
-
+    info, tensors = _read(path)
     embedded = {name.removeprefix(CLIP_PREFIX): t for name, t in tensors.items() if name.startswith(CLIP_PREFIX)}
-    trained = {name: t for name, t in tensors.items() if not name.startswith(CLIP_PREFIX)}
-    if tensors_sha256(trained) != info.weights_sha256:
-        raise InputError(
-            f"The checkpoint {path} was altered after it was written.",
-            f"Its mirror and decoder do not hash to {info.weights_sha256[:12]}… as its header says.",
-            "Copy the original file again; do not use this one.",
-        )
     config = info.model
     if size_hw is not None:
         check_size(config, size_hw)
@@ -89,8 +78,56 @@ def load_checkpoint(
         clip.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in embedded.items()})
     network = DepthNetwork(config if size_hw is None else replace(config, size_hw=size_hw), clip)
     _verify_clip(network, info, path, clip_weights)
-    _load_trained(network, trained, path)
+    _load_trained(network, tensors, path)
     return network.eval(), info
+
+
+def start_from(network: DepthNetwork, path: Path) -> CheckpointInfo:
+    """Give `network` the mirror and decoder of a checkpoint, to train on from there.
+
+    Raises:
+        InputError: the file is missing, truncated or altered, or of another model or other CLIP weights.
+    """
+    info, tensors = _read(path)
+    cure = f"Train the model that it holds: --preset {info.model.preset}, or --recipe with its settings."
+    there, here = asdict(info.model), asdict(network.config)
+    differing = [name for name in here if name not in FREE and there[name] != here[name]]
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{path} holds another model than the one to train.",
+            f"Its {name} is {there[name]}, here it is {here[name]}.",
+            cure,
+        )
+    if network.clip_sha256 != info.clip_sha256:
+        raise InputError(
+            f"{path} was trained with other CLIP weights.",
+            f"Their sha256 is {info.clip_sha256[:12]}…, here it is {network.clip_sha256[:12]}…",
+            cure,
+        )
+    _load_trained(network, tensors, path)
+    return info
+
+
+def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Header and tensors of a checkpoint whose trained part is what was written."""
+    existing_file(path, "checkpoint")
+    info = read_checkpoint_info(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:  # the header was whole, the rest is not
+        raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
+    if tensors_sha256(_trained(tensors)) != info.weights_sha256:
+        raise InputError(
+            f"The checkpoint {path} was altered after it was written.",
+            f"Its mirror and decoder do not hash to {info.weights_sha256[:12]}… as its header says.",
+            "Copy the original file again; do not use this one.",
+        )
+    return info, tensors
+
+
+def _trained(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in tensors.items() if not name.startswith(CLIP_PREFIX)}
 
 
 def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_weights: Path | None) -> None:
@@ -110,8 +147,8 @@ def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_w
     )
 
 
-def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path) -> None:
-    parameters = network.trainable()
+def _load_trained(network: DepthNetwork, tensors: dict[str, Tensor], path: Path) -> None:
+    parameters, trained = network.trainable(), _trained(tensors)
     _check_fit(parameters, trained, path)
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -1,12 +1,20 @@
 """The compact decoder: tower taps and one text feature in, metric depth out.
 
-Deepest tap first: reduce, FiLM by the text feature (once, here), block; then each shallower tap is
-reduced, added and followed by a block; at last the class token is dropped and two transposed
-convolutions bring the grid to pixels. The form follows CLIPSeg's decoder (arXiv 2112.10003) as
-"CLIP Can Understand Depth" (arXiv 2402.03251) conditions it.
+Two forms, one idea. The deepest tap is reduced, modulated by the text feature (FiLM, once, here) and
+seen as a whole by transformer blocks; shallower taps are added on the way to pixels.
+
+`TokenDecoder` is the paper's, for ViTs, whose taps have one grid: CLIPSeg's decoder (arXiv 2112.10003)
+as "CLIP Can Understand Depth" (arXiv 2402.03251) conditions it.
+
+`PyramidDecoder` is for convolutional towers, whose taps are maps, each twice as fine as the one
+before: features grow finer step by step, as in RefineNet (arXiv 1611.06612) and DPT (arXiv 2103.13413).
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,32 +22,10 @@ from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, SizeHW
 from mirrordepth_edge.core.clip import Taps
+from mirrordepth_edge.errors import OptionError
 
-
-class TokenReduce(nn.Linear):
-    """A token tap to decoder width: `[B, N, C]` to `[B, N, width]`."""
-
-
-class MapReduce(nn.Module):
-    """A map tap to decoder width on the common grid: `[B, C, h, w]` to `[B, grid_h*grid_w, width]`.
-
-    A map finer than the grid is read by a convolution whose kernel equals its stride, so that each
-    cell sees all of its own pixels; a coarser one is resized bilinearly after a 1x1 convolution.
-    """
-
-    def __init__(self, channels: int, width: int, map_hw: SizeHW, grid_hw: SizeHW) -> None:
-        super().__init__()
-        ratio = max(map_hw[0] // grid_hw[0], 1)
-        self.finer = ratio > 1
-        self.scale = 1.0 if self.finer else grid_hw[0] / map_hw[0]
-        self.conv = nn.Conv2d(channels, width, kernel_size=ratio, stride=ratio)
-
-    def forward(self, tap: Tensor) -> Tensor:
-        x = self.conv(tap)
-        if self.scale != 1.0:
-            # A fixed factor, not a size taken from a tensor: the exported graph stays static.
-            x = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return x.flatten(2).transpose(1, 2)
+FIRST_GUESS_M = 2.5
+"""What an untrained pyramid answers about everywhere: the middle of a room."""
 
 
 class FiLM(nn.Module):
@@ -55,75 +41,35 @@ class FiLM(nn.Module):
         return self.gamma(text_feature), self.beta(text_feature)
 
     def forward(self, x: Tensor, text_feature: Tensor) -> Tensor:
+        """`x` is tokens `[B, N, width]` or a map `[B, width, h, w]`."""
         gamma, beta = self.constants(text_feature)
+        if x.dim() == 4:
+            gamma, beta = gamma[:, None, None], beta[:, None, None]
         return gamma * x + beta
 
 
-class Head(nn.Sequential):
-    """Grid features `[B, width, h, w]` to depth in metres `[B, 1, h*stride, w*stride]`, > 0."""
-
-    def __init__(self, width: int, strides: tuple[int, int], overlap: bool) -> None:
-        upsample = overlapping_upsample if overlap else plain_upsample
-        super().__init__(
-            nn.Conv2d(width, width, kernel_size=3, padding=1),
-            nn.ReLU(),
-            upsample(width, width // 2, strides[0]),
-            nn.ReLU(),
-            upsample(width // 2, 1, strides[1]),
-            nn.Softplus(),
-        )
-
-
-def plain_upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that paints each cell alone."""
-    return nn.ConvTranspose2d(channels, out_channels, kernel_size=stride, stride=stride)
-
-
-def overlapping_upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that starts as bilinear interpolation of randomly mixed channels.
-
-    Its kernel is twice its stride, so that neighbouring cells blend; what it learns on top of the
-    smooth start shows no checkerboard (Odena et al., distill.pub/2016/deconv-checkerboard).
-    """
-    layer = nn.ConvTranspose2d(channels, out_channels, kernel_size=2 * stride, stride=stride, padding=stride // 2)
-    ramp = 1 - (torch.arange(2 * stride) + 0.5 - stride).abs() / stride
-    mix = torch.empty(channels, out_channels)
-    nn.init.kaiming_normal_(mix.T, nonlinearity="relu")
-    assert layer.bias is not None, "transposed convolutions have one unless told otherwise"
-    with torch.no_grad():
-        layer.weight.copy_(mix[:, :, None, None] * ramp[:, None] * ramp[None, :])
-        layer.bias.zero_()
-    return layer
-
-
 class Decoder(nn.Module):
-    """Taps and a text feature to depth.
+    """What both forms share.
 
     Args:
         config: the model.
-        tap_shapes: channels and map size of each tap, deepest first (`ImageTower.probe`).
         feature_width: length of the text feature.
+        blocks: transformer blocks.
     """
 
-    def __init__(self, config: ModelConfig, tap_shapes: list[tuple[int, SizeHW | None]], feature_width: int) -> None:
+    reduces: nn.ModuleList
+    """One linear layer for each tap, deepest first."""
+
+    def __init__(self, config: ModelConfig, feature_width: int, blocks: int) -> None:
         super().__init__()
-        self.stride = config.stride
         self.dropout = 0.0
-        grid_hw = (config.size_hw[0] // config.stride, config.size_hw[1] // config.stride)
-        self.reduces = nn.ModuleList(
-            TokenReduce(channels, config.width)
-            if map_hw is None
-            else MapReduce(channels, config.width, map_hw, grid_hw)
-            for channels, map_hw in tap_shapes
-        )
         self.film = FiLM(feature_width, config.width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 config.width, config.heads, dim_feedforward=config.feedforward, dropout=0.0, batch_first=True
             )
-            for _ in tap_shapes
+            for _ in range(blocks)
         )
-        self.head = Head(config.width, config.head_strides, config.head_overlap)
 
     def set_dropout(self, share: float) -> None:
         """Go without a share of each tap's channels, and of what the blocks pass on, while training."""
@@ -143,13 +89,14 @@ class Decoder(nn.Module):
         Returns:
             Depth in metres, float32, shape `[B, H, W]`.
         """
-        deepest, *shallower = (
+        reduced = [
             reduce(self._without_some_channels(tap)) for reduce, tap in zip(self.reduces, taps.features, strict=True)
-        )
-        x = self.blocks[0](self.film(deepest, text_feature))
-        for block, reduced in zip(self.blocks[1:], shallower, strict=True):
-            x = block(x + reduced)
-        return self.to_depth(x, taps.prefix, size_hw)
+        ]
+        return self.decode([self.film(reduced[0], text_feature), *reduced[1:]], taps.prefix, size_hw)
+
+    def decode(self, reduced: Sequence[Tensor], prefix: int, size_hw: SizeHW) -> Tensor:
+        """Depth from reduced taps, deepest first and modulated: all that comes after FiLM."""
+        raise NotImplementedError
 
     def _without_some_channels(self, tap: Tensor) -> Tensor:
         if not self.training or not self.dropout:
@@ -158,9 +105,118 @@ class Decoder(nn.Module):
             return F.dropout2d(tap, self.dropout)
         return F.dropout1d(tap.transpose(1, 2), self.dropout).transpose(1, 2)
 
+
+class TokenDecoder(Decoder):
+    """The paper's: a block after each tap; then the class token is dropped and two transposed convolutions
+    bring the grid to pixels.
+
+    Args:
+        config: the model.
+        channels: of each tap, deepest first.
+        feature_width: length of the text feature.
+    """
+
+    def __init__(self, config: ModelConfig, channels: Sequence[int], feature_width: int) -> None:
+        super().__init__(config, feature_width, blocks=len(channels))
+        self.stride = config.stride
+        self.reduces = nn.ModuleList(nn.Linear(each, config.width) for each in channels)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.width, config.width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            upsample(config.width, config.width // 2, config.head_strides[0]),
+            nn.ReLU(),
+            upsample(config.width // 2, 1, config.head_strides[1]),
+            nn.Softplus(),
+        )
+
+    def decode(self, reduced: Sequence[Tensor], prefix: int, size_hw: SizeHW) -> Tensor:
+        x = self.blocks[0](reduced[0])
+        for block, shallower in zip(self.blocks[1:], reduced[1:], strict=True):
+            x = block(x + shallower)
+        return self.to_depth(x, prefix, size_hw)
+
     def to_depth(self, tokens: Tensor, prefix: int, size_hw: SizeHW) -> Tensor:
         """Drop the prefix tokens, lay the rest on the grid and run the head."""
         grid_h, grid_w = size_hw[0] // self.stride, size_hw[1] // self.stride
         x = tokens[:, prefix:].transpose(1, 2)
         x = x.reshape(-1, x.shape[1], grid_h, grid_w)
         return self.head(x).squeeze(1)
+
+
+def upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that paints each cell alone."""
+    return nn.ConvTranspose2d(channels, out_channels, kernel_size=stride, stride=stride)
+
+
+class PyramidDecoder(Decoder):
+    """For maps: blocks see the deepest one as a whole; then, tap after tap, up to the next finer map, add, refine.
+
+    Between maps it interpolates bilinearly: transposed convolutions would leave a checkerboard
+    (Odena et al., distill.pub/2016/deconv-checkerboard).
+
+    Args:
+        config: the model.
+        maps: channels and size of each tap, deepest first.
+        feature_width: length of the text feature.
+
+    Raises:
+        OptionError: `config.pyramid` does not name the channels after each shallower tap.
+    """
+
+    def __init__(self, config: ModelConfig, maps: Sequence[tuple[int, SizeHW]], feature_width: int) -> None:
+        super().__init__(config, feature_width, blocks=config.blocks)
+        if len(config.pyramid) != len(maps) - 1:
+            raise OptionError(
+                f"{config.preset} has {len(maps)} taps and a decoder for {len(config.pyramid) + 1}.",
+                "`pyramid` has the decoder's channels at each tap but the deepest.",
+                "Give both the same length.",
+            )
+        widths = (config.width, *config.pyramid)
+        heights = [size_hw[0] for _, size_hw in maps]
+        self.reduces = nn.ModuleList(
+            nn.Conv2d(each, width, kernel_size=1) for (each, _), width in zip(maps, widths, strict=True)
+        )
+        self.steps = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(coarse, fine, kernel_size=1), enlarge(high // low))
+            for coarse, fine, low, high in zip(widths, widths[1:], heights, heights[1:], strict=False)
+        )
+        self.refines = nn.ModuleList(Refine(width) for width in config.pyramid)
+        log_depth = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
+        with torch.no_grad():
+            log_depth.weight.mul_(0.1)
+            nn.init.constant_(cast(Tensor, log_depth.bias), math.log(FIRST_GUESS_M))
+        self.head = nn.Sequential(log_depth, Exp(), enlarge(config.size_hw[0] // heights[-1]))
+
+    def decode(self, reduced: Sequence[Tensor], prefix: int, size_hw: SizeHW) -> Tensor:
+        x = reduced[0]
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)
+        x = tokens.transpose(1, 2).reshape(x.shape)
+        for step, refine, finer in zip(self.steps, self.refines, reduced[1:], strict=True):
+            x = refine(step(x) + finer)
+        return self.head(x).squeeze(1)
+
+
+class Refine(nn.Module):
+    """RefineNet's residual unit: two 3x3 convolutions, each after a ReLU, and a way past them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.second = nn.Conv2d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.first(torch.relu(x))))
+
+
+class Exp(nn.Module):
+    """From the logarithm of metres to metres: what is learnt is relative, near and far alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+
+def enlarge(factor: int) -> nn.Upsample:
+    """Bilinear by a fixed factor, not to a size taken from a tensor: the exported graph stays static."""
+    return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge.config import ModelConfig
-from mirrordepth_edge.core.checkpoint import save_checkpoint
+from mirrordepth_edge.core.checkpoint import save_checkpoint, start_from
 from mirrordepth_edge.core.features import CachedViews, cached_views
 from mirrordepth_edge.core.nano import create_nano
 from mirrordepth_edge.core.network import DepthNetwork, create_network
@@ -100,6 +100,8 @@ def fit(
         dataset, held_out = datasets(config)
         network = trainable_network(config.model, means.clip_weights, config.train.seed)
         about = {"pictures": len(dataset), "fingerprint": dataset.fingerprint(), "clip_sha256": network.clip_sha256}
+        if config.start_from is not None:
+            about["started_from"] = start_from(network, config.start_from).weights_sha256
         if held_out is not None:
             about |= {"held_out": len(held_out), "held_out_fingerprint": held_out.fingerprint()}
         state = folder.resume(config, about) if resume else None

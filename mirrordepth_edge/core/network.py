@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, PreprocessConfig, SizeHW
 from mirrordepth_edge.core.clip import ClipModel, ImageTower, Taps, TextPath, clip_sha256, create_clip, resize_input
-from mirrordepth_edge.core.decoder import Decoder
+from mirrordepth_edge.core.decoder import Decoder, PyramidDecoder, TokenDecoder
 from mirrordepth_edge.core.mirror import Mirror
 from mirrordepth_edge.errors import OptionError
 
@@ -41,7 +41,14 @@ class DepthNetwork(nn.Module):
                 f"Use mirror_length <= {self.text.context_length}.",
             )
         self.mirror = Mirror(config.mirror_length, self.text.embedding_width)
-        self.decoder = Decoder(config, self.tower.probe(config.size_hw), self.text.feature_width)
+        self.decoder = self._decoder()
+
+    def _decoder(self) -> Decoder:
+        taps, feature_width = self.tower.probe(self.config.size_hw), self.text.feature_width
+        maps = [(channels, size_hw) for channels, size_hw in taps if size_hw is not None]
+        if maps:
+            return PyramidDecoder(self.config, maps, feature_width)
+        return TokenDecoder(self.config, [channels for channels, _ in taps], feature_width)
 
     def train(self, mode: bool = True) -> DepthNetwork:
         super().train(mode)

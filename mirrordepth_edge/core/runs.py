@@ -43,6 +43,8 @@ class RunConfig(Strict):
     validation: DataConfig | None = None
     hold_out: float = 0.0
     """Share of the training scenes kept for validation."""
+    start_from: Path | None = None
+    """Checkpoint whose mirror and decoder are trained on; fresh ones where None."""
     protocol: Protocol
     """How the held-out pictures are evaluated."""
 
@@ -161,7 +163,7 @@ def best_of(results: list[EpochResult]) -> EpochResult | None:
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
     """Where two JSON values differ, in words; where data lies on the disk does not count."""
     if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted({*there, *here} - {"root", "list_file", "depth_root"})
+        keys = sorted({*there, *here} - {"root", "list_file", "depth_root", "start_from"})
         return [
             text for key in keys for text in differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
         ]

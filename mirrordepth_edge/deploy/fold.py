@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mirrordepth_edge.config import InputKind, PreprocessConfig
 from mirrordepth_edge.core.clip import Taps
-from mirrordepth_edge.core.decoder import FiLM, MapReduce
+from mirrordepth_edge.core.decoder import FiLM
 from mirrordepth_edge.core.network import DepthNetwork
 
 PIXEL_MAX = 255.0
@@ -113,20 +113,16 @@ class FoldedTower(nn.Module):
 def fold_film(reduce: Any, film: FiLM, text_feature: Tensor) -> Any:
     """`gamma * (W x + b) + beta` as one layer: weight `gamma * W`, bias `gamma * b + beta`.
 
-    Exact for a resized map too: bilinear weights sum to one, so a per-channel scale and shift may
-    be applied before the resize.
-
     Args:
-        reduce: the deepest tap's `TokenReduce` or `MapReduce`; it is not changed.
+        reduce: the deepest tap's linear layer or 1x1 convolution; it is not changed.
         film: the modulation.
         text_feature: shape `[feature]`.
     """
     folded = copy.deepcopy(reduce)
-    layer: Any = folded.conv if isinstance(folded, MapReduce) else folded
     with torch.no_grad():
         gamma, beta = film.constants(text_feature)
-        layer.weight.mul_(gamma.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-        layer.bias.mul_(gamma).add_(beta)
+        folded.weight.mul_(gamma.reshape(-1, *[1] * (folded.weight.ndim - 1)))
+        folded.bias.mul_(gamma).add_(beta)
     return folded
 
 
@@ -190,8 +186,5 @@ class FoldedNetwork(nn.Module):
         if self.scales_pixels:
             image = image * self.pixel_scale + self.pixel_shift
         taps = self.tower(image)
-        deepest, *shallower = (reduce(tap) for reduce, tap in zip(self.decoder.reduces, taps.features, strict=True))
-        x = self.decoder.blocks[0](deepest)
-        for block, reduced in zip(self.decoder.blocks[1:], shallower, strict=True):
-            x = block(x + reduced)
-        return self.decoder.to_depth(x, taps.prefix, self.size_hw)
+        reduced = [reduce(tap) for reduce, tap in zip(self.decoder.reduces, taps.features, strict=True)]
+        return self.decoder.decode(reduced, taps.prefix, self.size_hw)

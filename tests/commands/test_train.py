@@ -10,6 +10,7 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.train import train
+from mirrordepth_edge.config import TRAINING
 
 if TYPE_CHECKING:
     from mirrordepth_edge.core.runs import RunConfig
@@ -110,6 +111,11 @@ def test_a_recipe_changes_the_preset_and_options_change_the_recipe(
     assert (run.train.epochs, run.train.batch_size, run.train.learning_rate) == (7, 5, 1e-3)
 
 
+def test_a_presets_name_is_a_recipe(asked: list[RunConfig], rgbd_folder: Path, tmp_path: Path) -> None:
+    train(root=rgbd_folder, output=tmp_path / "model.safetensors", preset="vitb16", recipe=Path("nano"))
+    assert (asked[0].model.preset, asked[0].train) == ("vitb16", TRAINING["nano"])
+
+
 def test_kitti_is_trained_to_80_m_whatever_the_recipe(asked: list[RunConfig], tmp_path: Path) -> None:
     (tmp_path / "kitti").mkdir()
     (tmp_path / "recipe.toml").write_text("[train]\naccumulate = 4\n")
@@ -136,3 +142,11 @@ def test_options_that_would_have_no_effect(
     pytest.importorskip("torch", reason="training needs PyTorch")
     assert mde("train", "--root", rgbd_folder, "-o", tmp_path / "model.safetensors", *options) == 2
     assert words in capfd.readouterr().err
+
+
+def test_training_may_begin_with_the_shipped_model(asked: list[RunConfig], rgbd_folder: Path, tmp_path: Path) -> None:
+    from mirrordepth_edge.runtime import NANO_CHECKPOINT
+
+    for start in (Path("nano"), tmp_path / "mine.safetensors", None):
+        train(root=rgbd_folder, output=tmp_path / "model.safetensors", start_from=start)
+    assert [run.start_from for run in asked] == [NANO_CHECKPOINT, tmp_path / "mine.safetensors", None]

@@ -126,6 +126,27 @@ def test_without_held_out_pictures_the_last_epoch_is_kept(config: RunConfig, tmp
     assert best_of(folder.results()) is None
 
 
+def test_training_goes_on_from_a_checkpoint(config: RunConfig, tmp_path: Path) -> None:
+    first = fit(config, RunFolder(path=tmp_path / "first"))
+    frozen = replace(config.train, epochs=1, learning_rate=1e-30, final_learning_rate=0.0, weight_decay=0.0)
+    second = RunFolder(path=tmp_path / "second")
+    fit(replace(config, train=frozen, start_from=first), second)
+    start, unmoved = (load_checkpoint(path)[0].trainable() for path in (first, second.checkpoint(1)))
+    assert all(torch.equal(start[name], unmoved[name]) for name in start)
+    described = json.loads((second.path / "data.json").read_text())
+    assert described["started_from"] == read_checkpoint_info(first).weights_sha256
+
+
+def test_a_checkpoint_of_another_model_is_no_start(config: RunConfig, tmp_path: Path) -> None:
+    first = fit(replace(config, validation=None), RunFolder(path=tmp_path / "first"))
+    wider = replace(config.model, width=64)
+    with pytest.raises(InputError, match="width is 128, here it is 64"):
+        fit(replace(config, model=wider, start_from=first), RunFolder(path=tmp_path / "second"))
+    other_towers = replace(config.model, pretrained="random-1")
+    with pytest.raises(InputError, match="other CLIP weights"):
+        fit(replace(config, model=other_towers, start_from=first), RunFolder(path=tmp_path / "third"))
+
+
 def test_held_out_scenes_are_not_trained_on(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
     fit(replace(config, validation=None, hold_out=0.25, train=replace(config.train, epochs=1)), folder)

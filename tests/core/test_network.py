@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import PRESETS, ModelConfig, SizeHW
+from mirrordepth_edge.core.clip import Taps
+from mirrordepth_edge.core.decoder import PyramidDecoder, TokenDecoder
 from mirrordepth_edge.core.network import DepthNetwork, check_size, create_network
 from mirrordepth_edge.errors import OptionError
 
@@ -45,35 +47,46 @@ def test_parameter_counts_of_the_paper(vitb16: DepthNetwork) -> None:
 
 
 class Float64Decoder:
-    """The decoder written a second time, in NumPy and float64, from its description alone."""
+    """Both decoders written a second time, in NumPy and float64, from their description alone."""
 
     def __init__(self, network: DepthNetwork) -> None:
         self.config = network.config
         self.w = {name: p.detach().double().numpy() for name, p in network.decoder.named_parameters()}
 
     def __call__(self, taps: list[Array], prefix: int, text_feature: Array) -> Array:
-        x = self.linear("film.gamma", text_feature) * self.reduce(0, taps[0])
-        x = self.block(0, x + self.linear("film.beta", text_feature))
+        gamma, beta = (self.linear(f"film.{name}", text_feature) for name in ("gamma", "beta"))
+        if taps[0].ndim == 4:
+            return self.pyramid(taps, gamma, beta)
+        x = self.block(0, gamma * self.linear("reduces.0", taps[0]) + beta)
         for index in (1, 2):
-            x = self.block(index, x + self.reduce(index, taps[index]))
+            x = self.block(index, x + self.linear(f"reduces.{index}", taps[index]))
         height, width = (side // self.config.stride for side in self.config.size_hw)
         grid = x[:, prefix:].reshape(len(x), height, width, -1).transpose(0, 3, 1, 2)
         return self.head(grid)
 
+    def pyramid(self, taps: list[Array], gamma: Array, beta: Array) -> Array:
+        maps = [self.convolve(f"reduces.{index}", tap) for index, tap in enumerate(taps)]
+        x = gamma[:, None, None] * maps[0] + beta[:, None, None]
+        batch, channels, height, width = x.shape
+        tokens = x.reshape(batch, channels, height * width).transpose(0, 2, 1)
+        for index in range(self.config.blocks):
+            tokens = self.block(index, tokens)
+        x = tokens.transpose(0, 2, 1).reshape(x.shape)
+        for index, finer in enumerate(maps[1:]):
+            x = resized(self.convolve(f"steps.{index}.0", x), finer.shape[2:]) + finer
+            hidden = self.convolve(f"refines.{index}.first", np.maximum(x, 0))
+            x = x + self.convolve(f"refines.{index}.second", np.maximum(hidden, 0))
+        return resized(np.exp(self.convolve("head.0", x)), self.config.size_hw)[:, 0]
+
+    def convolve(self, name: str, x: Array) -> Array:
+        kernel = self.w[f"{name}.weight"]
+        edge = kernel.shape[-1] // 2
+        padded = np.pad(x, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(2, 3))
+        return np.einsum("bchwij,ocij->bohw", windows, kernel) + self.w[f"{name}.bias"][:, None, None]
+
     def linear(self, name: str, x: Array) -> Array:
         return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
-
-    def reduce(self, index: int, tap: Array) -> Array:
-        if tap.ndim == 3:
-            return self.linear(f"reduces.{index}", tap)
-        kernel, bias = self.w[f"reduces.{index}.conv.weight"], self.w[f"reduces.{index}.conv.bias"]
-        k = kernel.shape[-1]
-        b, c, h, w = tap.shape
-        cells = tap.reshape(b, c, h // k, k, w // k, k)
-        reduced = np.einsum("bchiwj,ocij->bohw", cells, kernel) + bias[:, None, None]
-        grid = [side // self.config.stride for side in self.config.size_hw]
-        rows, columns = bilinear(reduced.shape[2], grid[0]), bilinear(reduced.shape[3], grid[1])
-        return np.einsum("yh,bohw,xw->byxo", rows, reduced, columns).reshape(b, grid[0] * grid[1], -1)
 
     def block(self, index: int, x: Array) -> Array:
         name = f"blocks.{index}"
@@ -96,26 +109,20 @@ class Float64Decoder:
         return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def head(self, x: Array) -> Array:
-        padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
-        x = np.einsum("bchwij,ocij->bohw", windows, self.w["head.0.weight"])
-        x = np.maximum(x + self.w["head.0.bias"][:, None, None], 0)
+        x = np.maximum(self.convolve("head.0", x), 0)
         x = np.maximum(self.upsample("head.2", x, self.config.head_strides[0]), 0)
         return np.logaddexp(self.upsample("head.4", x, self.config.head_strides[1]), 0)[:, 0]
 
     def upsample(self, name: str, x: Array, stride: int) -> Array:
-        """A transposed convolution adds one tile for each cell, `stride` pixels apart, and cuts the margin off."""
-        kernel = self.w[f"{name}.weight"]
+        """Each cell becomes a tile of its own: its features times the kernel."""
         b, _, h, w = x.shape
-        k = kernel.shape[-1]
-        canvas = np.zeros((b, kernel.shape[1], (h - 1) * stride + k, (w - 1) * stride + k))
-        for row in range(h):
-            for column in range(w):
-                tile = np.einsum("bc,coij->boij", x[:, :, row, column], kernel)
-                canvas[:, :, row * stride : row * stride + k, column * stride : column * stride + k] += tile
-        margin = (k - stride) // 2
-        inner = canvas[:, :, margin : margin + h * stride, margin : margin + w * stride]
-        return inner + self.w[f"{name}.bias"][:, None, None]
+        tiles = np.einsum("bchw,coij->bohiwj", x, self.w[f"{name}.weight"])
+        return tiles.reshape(b, -1, h * stride, w * stride) + self.w[f"{name}.bias"][:, None, None]
+
+
+def resized(x: Array, size_hw: tuple[int, ...]) -> Array:
+    rows, columns = (bilinear(source, target) for source, target in zip(x.shape[2:], size_hw, strict=True))
+    return np.einsum("yh,bohw,xw->boyx", rows, x, columns)
 
 
 def bilinear(source: int, target: int) -> Array:
@@ -130,8 +137,9 @@ def test_decoder_equals_its_float64_recomputation(
 ) -> None:
     network = create_network({"vit": tiny_vit_config, "map": tiny_map_config}[tower]).eval()
     with torch.no_grad():
-        for parameter in network.decoder.head.parameters():
-            parameter.mul_(3)  # so that depth varies over the picture
+        for name, parameter in network.decoder.named_parameters():
+            if name.startswith("head."):
+                parameter.mul_(3)  # so that depth varies over the picture
         images = random_images(2)
         depth = network(images).numpy()
         taps = network.tower(images)
@@ -186,25 +194,50 @@ def test_pictures_of_a_batch_do_not_influence_each_other(network: DepthNetwork) 
     assert (after[1] - together[1]).abs().max() > 1e-4
 
 
-def test_a_cell_shows_in_the_depth_around_its_own_place(network: DepthNetwork) -> None:
+def test_a_cell_shows_in_the_depth_around_its_own_place(tiny_network: DepthNetwork) -> None:
     """The grid is laid out in rows, top first: a cell moves the depth around it, and nothing farther away."""
-    height, width = network.config.size_hw
-    stride = network.config.stride
-    rows, columns = height // stride, width // stride
-    reach = 2 if network.config.head_overlap else 1  # the 3x3 convolution's, and half an overlapping kernel's
-    prefix = int(network.tower.has_tokens)
-    tokens = torch.randn(1, prefix + rows * columns, network.config.width, generator=torch.Generator().manual_seed(0))
+    decoder, config = tiny_network.decoder, tiny_network.config
+    assert isinstance(decoder, TokenDecoder)
+    height, width = config.size_hw
+    rows, columns = height // config.stride, width // config.stride
+    tokens = torch.randn(1, 1 + rows * columns, config.width, generator=torch.Generator().manual_seed(0))
     for row, column in ((0, 0), (0, columns - 1), (rows - 1, 0)):
         changed = tokens.clone()
-        changed[:, prefix + row * columns + column] += 1
+        changed[:, 1 + row * columns + column] += 1
         with torch.no_grad():
-            before = network.decoder.to_depth(tokens, prefix, (height, width))
-            change = (network.decoder.to_depth(changed, prefix, (height, width)) - before).abs()[0]
-        moved = change.reshape(rows, stride, columns, stride).amax(dim=(1, 3)) > 0
-        far = (torch.arange(rows)[:, None] - row).abs().maximum((torch.arange(columns) - column).abs()) > reach
+            before = decoder.to_depth(tokens, 1, (height, width))
+            change = (decoder.to_depth(changed, 1, (height, width)) - before).abs()[0]
+        moved = change.reshape(rows, config.stride, columns, config.stride).amax(dim=(1, 3)) > 0
+        far = (torch.arange(rows)[:, None] - row).abs().maximum((torch.arange(columns) - column).abs()) > 1
         assert moved[row, column]
         assert far.any()
         assert not (moved & far).any()
+
+
+def test_an_untrained_pyramid_answers_the_middle_of_a_room(tiny_map_network: DepthNetwork) -> None:
+    with torch.no_grad():
+        depth = tiny_map_network(random_images(2))
+    assert depth.min() > 0.5
+    assert depth.max() < 10
+
+
+def test_a_pyramid_shows_no_checkerboard(tiny_map_config: ModelConfig) -> None:
+    """From flat features comes flat depth away from the border, whatever the weights; strided tiles would show."""
+    config = replace(tiny_map_config, size_hw=(256, 256), pyramid=(24, 16))
+    decoder = PyramidDecoder(config, [(8, (8, 8)), (8, (16, 16)), (8, (32, 32))], feature_width=4)
+    flat = [torch.full((1, 8, side, side), 0.7) for side in (8, 16, 32)]
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+        depth = decoder(Taps(flat, 0), torch.ones(4), config.size_hw)[0]
+    inner = depth[96:-96, 96:-96]
+    assert depth.std() > 1e-3 * depth.mean(), "its border is not flat"
+    assert inner.max() - inner.min() < 1e-5 * inner.mean()
+
+
+def test_a_pyramid_needs_its_channels(tiny_map_config: ModelConfig) -> None:
+    with pytest.raises(OptionError, match="3 taps and a decoder for 2"):
+        create_network(replace(tiny_map_config, pyramid=(96,)))
 
 
 def test_initial_weights_follow_the_seed(tiny_vit_config: ModelConfig) -> None:
@@ -242,17 +275,3 @@ def test_mirror_may_be_as_long_as_the_context_and_no_longer(tiny_vit_config: Mod
     with pytest.raises(OptionError, match="78 rows") as caught:
         create_network(replace(tiny_vit_config, mirror_length=78))
     assert "77" in caught.value.cure
-
-
-def test_overlapping_upsample_starts_as_bilinear_interpolation() -> None:
-    from mirrordepth_edge.core.decoder import overlapping_upsample
-
-    layer = overlapping_upsample(1, 1, 4)
-    x = torch.randn(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        gain = layer.weight.sum() / 16
-        up = layer(x) / gain
-    expected = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
-    assert up.shape == expected.shape
-    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the border has no neighbour to blend with
-    torch.testing.assert_close(up[inner], expected[inner], rtol=1e-5, atol=1e-5)
