@@ -1,0 +1,163 @@
+"""METER-XXS (Papa et al., IEEE TCSVT 2023) beside our models, and as a teacher of them.
+
+    git clone https://github.com/lorenzopapa5/METER       (MIT; figures here are of commit 0f9a49ad)
+    python benchmarks/peers/meter.py METER evaluate nyu/test
+    python benchmarks/peers/meter.py METER label labelled PHOTOGRAPHS...
+
+`evaluate` measures it on NYU Depth v2 by the protocol of `mde evaluate`. `label` writes views of photographs
+with METER's depth as a folder that `mde train` reads: knowledge of some 50,000 NYU frames, for pictures that
+have no depth. It answers as if all were taken with NYU's Kinect, and `camera.json` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+
+from mirrordepth_edge.config import DataConfig
+from mirrordepth_edge.data.choose import CAMERA_FILE, CONVENTIONS, NYU_CAMERA, choose_dataset
+from mirrordepth_edge.data.sample import read_picture
+from mirrordepth_edge.evaluation import Protocol, evaluate
+from mirrordepth_edge.files import ensure_folder, write_json
+from mirrordepth_edge.postprocess import resize_depth_to
+
+Frame = npt.NDArray[np.uint8]
+Depth = npt.NDArray[np.float32]
+
+INPUT_WH = (256, 192)
+# ImageNet's; METER's repository does not state its input scaling. Of those tried on NYU's training pictures,
+# this one gives the true scale (median ratio 1.00 with a spread of 3 %), plain 0..1 gives 0.70.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+CENTIMETRES = 100.0
+
+VIEW_WH = (320, 240)
+SMALLEST_VIEW = 0.5
+PLAIN = 4.0
+"""Grey levels by which the pixels of a letterbox's lines may differ."""
+BATCH = 16
+
+
+def load(clone: Path) -> torch.nn.Module:
+    """METER-XXS with its NYU weights, on the CPU.
+
+    Its source names a GPU, needs a module that is not in the repository, and has two unbalanced lines.
+    """
+    source = (clone / "architecture.py").read_text(encoding="utf-8")
+    source = source.replace("cuda:0", "cpu").replace("RGB_img_res[2])), dims", "RGB_img_res[2]), dims")
+    sys.modules["globals"] = SimpleNamespace(RGB_img_res=(3, *INPUT_WH[::-1]))  # type: ignore[assignment]
+    names: dict[str, Any] = {"__name__": "architecture"}
+    exec(compile(source, "architecture.py", "exec"), names)
+    model: torch.nn.Module = names["build_METER_model"]("cpu", "xxs")
+    model.load_state_dict(torch.load(clone / "models" / "build_model_best_nyu_xxs", map_location="cpu"))
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, frames: Sequence[Frame], *, flip: bool) -> Depth:
+    """Metres, float32 `[N, 48, 64]`; the mean with the mirrored picture's where `flip`."""
+    pixels = np.stack([cv2.resize(frame, INPUT_WH, interpolation=cv2.INTER_AREA) for frame in frames])
+    images = torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
+    depth = model(images)
+    if flip:
+        depth = (depth + model(images.flip(3)).flip(3)) / 2
+    return (depth[:, 0] / CENTIMETRES).numpy()  # type: ignore[no-any-return]
+
+
+def without_margins(picture: Frame) -> Frame:
+    """The picture without the plain lines that letterboxing leaves at its sides."""
+    for _ in range(4):  # each side in turn
+        edge = next((row for row, line in enumerate(picture) if line.std(axis=0).max() >= PLAIN), 0)
+        picture = np.rot90(picture[edge:])
+    return np.ascontiguousarray(picture)
+
+
+def views(picture: Frame, count: int, rng: np.random.Generator) -> Iterator[Frame]:
+    """The whole picture, then random windows of it, all at `VIEW_WH`."""
+    for view in range(count):
+        share = rng.uniform(SMALLEST_VIEW, 1.0) if view else 1.0
+        height, width = round(picture.shape[0] * share), round(picture.shape[1] * share)
+        top = rng.integers(0, picture.shape[0] - height + 1)
+        left = rng.integers(0, picture.shape[1] - width + 1)
+        window = np.ascontiguousarray(picture[top : top + height, left : left + width])
+        shrinks = width > VIEW_WH[0]
+        yield cv2.resize(window, VIEW_WH, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[misc]
+
+
+def label(model: torch.nn.Module, photographs: Sequence[Path], out: Path, count: int) -> None:
+    """Write `count` views of each photograph with their depth."""
+    for folder in ("rgb", "depth"):
+        ensure_folder(out / folder)
+    write_json(out / CAMERA_FILE, dict(zip(("fx", "fy", "width", "height"), camera(), strict=True)))
+    waiting: list[tuple[str, Frame]] = []
+
+    def flush() -> None:
+        for (name, frame), depth_m in zip(waiting, predict(model, [f for _, f in waiting], flip=True), strict=True):
+            millimetres = resize_depth_to(depth_m, frame.shape[:2]).clip(0.001, 65.535) * 1000
+            cv2.imwrite(str(out / "depth" / f"{name}.png"), millimetres.round().astype(np.uint16))
+            cv2.imwrite(str(out / "rgb" / f"{name}.jpg"), frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        waiting.clear()
+
+    for index, path in enumerate(track(photographs, "labelling")):
+        picture = without_margins(read_picture(path))
+        rng = np.random.default_rng(index)
+        waiting += [(f"{index:06d}_{view}", frame) for view, frame in enumerate(views(picture, count, rng))]
+        if len(waiting) >= BATCH:
+            flush()
+    if waiting:
+        flush()
+
+
+def camera() -> tuple[float, float, int, int]:
+    return NYU_CAMERA.fx_px, NYU_CAMERA.fy_px, NYU_CAMERA.width_px, NYU_CAMERA.height_px
+
+
+def timed(model: torch.nn.Module, spent: list[float]) -> Callable[[Frame], Depth]:
+    def one(frame: Frame) -> Depth:
+        began = perf_counter()
+        depth_m = resize_depth_to(predict(model, [frame], flip=False)[0], frame.shape[:2])
+        spent.append(perf_counter() - began)
+        return depth_m
+
+    return one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", type=Path)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("evaluate")
+    one.add_argument("root", type=Path)
+    other = commands.add_parser("label")
+    other.add_argument("out", type=Path)
+    other.add_argument("photographs", type=Path, nargs="+", help="files, or folders with .jpg and .png in them")
+    other.add_argument("--views", type=int, default=2)
+    arguments = parser.parse_args()
+    model = load(arguments.clone)
+    if arguments.command == "label":
+        found = [file for each in arguments.photographs for file in (each.rglob("*") if each.is_dir() else [each])]
+        pictures = sorted(file for file in found if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        label(model, pictures, arguments.out, arguments.views)
+        return
+    spent: list[float] = []
+    nyu = choose_dataset(DataConfig(root=arguments.root, kind="nyu"), "test")
+    protocol = Protocol(limits_m=CONVENTIONS["nyu"].depth_limits_m, crop=CONVENTIONS["nyu"].crop)
+    result = evaluate(timed(model, spent), nyu, protocol)
+    print(json.dumps({"mean": vars(result.mean), "boundary_f1_wide": vars(result.boundary_f1_wide)}, indent=1))
+    print(f"{np.median(spent) * 1000:.1f} ms a picture, median, PyTorch eager, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
