@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from mirrordepth_edge.bench.measure import time_calls
 from mirrordepth_edge.deploy.parity import reference_frames
+from mirrordepth_edge.errors import MdeError
 from mirrordepth_edge.preprocess import resize_frame
 from mirrordepth_edge.runtime import load, model_path
 
@@ -45,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MdeError as error:
+        sys.exit(str(error))
