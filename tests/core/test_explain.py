@@ -213,7 +213,8 @@ def test_a_decoder_that_does_not_listen(own_network: DepthNetwork, samples: list
 def test_a_decoder_that_listens(own_network: DepthNetwork, samples: list[Sample]) -> None:
     """The change is that of the same network with another mirror in its checkpoint."""
     with torch.no_grad():
-        own_network.decoder.head[4].weight.mul_(30)  # an untrained one sees the same everywhere
+        own_network.decoder.head[2].weight.mul_(5)  # an untrained one sees the same everywhere
+        own_network.decoder.head[4].weight.mul_(30)
     ablation = ablate(with_text_weights(own_network, 30.0), samples, PROTOCOL)
     with torch.no_grad():
         own_network.mirror.embeddings.zero_()

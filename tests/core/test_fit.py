@@ -189,7 +189,7 @@ def test_a_run_resumes_with_its_own_settings_only(name: str, config: RunConfig, 
     }
     with pytest.raises(InputError, match="other settings") as caught:
         fit(other[name], folder, resume=True)
-    assert {"train": "train.epochs was 1, now 2", "model": "model.width was 96, now 64"}[name] in caught.value.why
+    assert {"train": "train.epochs was 1, now 2", "model": "model.width was 128, now 64"}[name] in caught.value.why
     assert folder.state.read_bytes() == before
 
 
@@ -287,7 +287,8 @@ def test_two_processes_learn_as_one(accumulate: int, config: RunConfig, tmp_path
     assert in_another_process(tmp_path, shared, *launcher) == 0
     together = json.loads((tmp_path / "losses.json").read_text())
     # Parts of a step have losses of their own, whose mean is near the whole's, not equal to it.
-    assert together == pytest.approx(alone, rel=1e-4 if accumulate == 1 else 0.1)
+    assert together == pytest.approx(alone, rel=1e-4 if accumulate == 1 else 0.3)
+    assert np.mean(together) == pytest.approx(np.mean(alone), rel=0.1)
     if accumulate == 1:
         a, b = (load_checkpoint(path)[0] for path in (kept, RunFolder(path=tmp_path / "run").checkpoint(3)))
         for (name, one), two in zip(a.trainable().items(), b.trainable().values(), strict=True):
