@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.commands.bench import bench
+from mirrordepth_edge.commands.bench import bench_app
 from mirrordepth_edge.commands.build import build
 from mirrordepth_edge.commands.data import data_app
 from mirrordepth_edge.commands.demo import demo
@@ -59,9 +59,10 @@ def options(
     """Options before the verb."""
 
 
-for verb in (demo, export, build, bench, run, live, evaluate, explain, inspect, doctor, train):
+for verb in (demo, export, build, run, live, evaluate, explain, inspect, doctor, train):
     app.command()(verb)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

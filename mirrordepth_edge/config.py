@@ -271,7 +271,8 @@ class BenchConfig:
     """How a latency measurement is taken."""
 
     iterations: int = 200
-    warmup: int = 20
+    warmup: int | None = None
+    """Frames before timing starts; until times have settled where None."""
     frame_hw: SizeHW = (480, 640)
     """Size of the camera frame that enters the path, in pixels."""
     network_only: bool = False

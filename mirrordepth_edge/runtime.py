@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from mirrordepth_edge.backends.base import Session
+from mirrordepth_edge.backends.base import Arrays, Session
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.camera import Camera, Lens, scale_for
 from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
@@ -70,8 +70,15 @@ class DepthPredictor:
             InputError: the frame is not uint8 RGB.
             OptionError: the frame is not of the camera's shape.
         """
-        depth_m = self.session.infer({self._input: self._preprocess(frame)})[self._output]
-        size_hw = frame.shape[0], frame.shape[1]
+        return self.finish(self.session.infer(self.prepare(frame)), (frame.shape[0], frame.shape[1]))
+
+    def prepare(self, frame: Frame) -> Arrays:
+        """What the session is fed for a frame; reused."""
+        return {self._input: self._preprocess(frame)}
+
+    def finish(self, outputs: Arrays, size_hw: SizeHW) -> DepthMap:
+        """Metres at `size_hw` from what the session answered; reused."""
+        depth_m = outputs[self._output]
         if self.camera is not None:
             depth_m = np.multiply(depth_m, self.scale(size_hw), out=self._scaled_m)
         return self._postprocess(depth_m, size_hw)

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
-from mirrordepth_edge.bench.measure import bench, time_calls
+from mirrordepth_edge.bench.measure import (
+    MOST_WARMUP,
+    Candidate,
+    bench,
+    harness_cost_us,
+    time_in_turn,
+    warm_up,
+)
 from mirrordepth_edge.config import PRESETS, BenchConfig
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.manifest import TensorSpec
@@ -41,16 +48,69 @@ class ConstantSession(CheckedSession):
 
 def result_of(depth_m: float, frames: list[Frame], config: BenchConfig) -> tuple[Any, ConstantSession]:
     session = ConstantSession(depth_m)
-    predictor = DepthPredictor(session, MODEL)
-    return bench(predictor, frames, config, artefact="constant", artefact_sha256="0" * 64), session
+    candidate = Candidate(predictor=DepthPredictor(session, MODEL), name="constant", sha256="0" * 64)
+    (result,) = bench([candidate], frames, config)
+    return result, session
 
 
-def test_times_every_call_and_leaves_the_warm_up_out() -> None:
+def test_every_frame_passes_every_stage_of_every_path_before_the_next() -> None:
+    calls: list[tuple[str, Any]] = []
+
+    def stage(name: str, seconds: float) -> Any:
+        def run(value: Any) -> Any:
+            calls.append((name, value))
+            sleep(seconds)
+            return f"{name}{value}"
+
+        return run
+
+    slow, quick = time_in_turn([[stage("a", 0.002), stage("b", 0.004)], [stage("c", 0.001)]], frames=3)
+    assert calls[:6] == [("a", 0), ("b", "a0"), ("c", 0), ("a", 1), ("b", "a1"), ("c", 1)]
+    assert (slow.shape, quick.shape) == ((3, 2), (3, 1))
+    assert (slow >= [2.0, 4.0]).all()
+    assert (quick >= 1.0).all()
+
+
+def test_a_warm_up_of_so_many_frames() -> None:
     calls: list[int] = []
-    samples = time_calls(lambda index: (calls.append(index), sleep(0.002)), iterations=5, warmup=3)
-    assert calls == [0, 1, 2, 0, 1, 2, 3, 4]
-    assert samples.shape == (5,)
-    assert (samples >= 2.0).all()
+    assert warm_up([calls.append], 7) == 7
+    assert calls == [*range(7)]
+
+
+def test_a_warm_up_ends_when_times_have_settled() -> None:
+    """Thirty slow frames are left behind; what never settles is given up."""
+    seen = 0
+
+    def settling(_: int) -> None:
+        nonlocal seen
+        seen += 1
+        sleep(0.006 if seen <= 30 else 0.001)
+
+    assert 40 <= warm_up([settling], None) < MOST_WARMUP
+    seen = 0
+
+    def ever_slower(_: int) -> None:
+        nonlocal seen
+        seen += 1
+        sleep(1e-5 * seen)
+
+    assert warm_up([ever_slower], None) == MOST_WARMUP
+
+
+def test_the_loop_itself_costs_next_to_nothing() -> None:
+    assert 0 < harness_cost_us(stages=3, frames=2000) < 1000
+
+
+def test_artefacts_in_turn_are_each_timed_on_every_frame(frames: list[Frame]) -> None:
+    sessions = [ConstantSession(depth_m) for depth_m in (1.0, 2.0)]
+    candidates = [
+        Candidate(predictor=DepthPredictor(session, MODEL), name=f"{place}", sha256="0" * 64)
+        for place, session in enumerate(sessions)
+    ]
+    results = bench(candidates, frames, BenchConfig(iterations=5, warmup=1, frame_hw=(60, 80)))
+    assert [result.artefact for result in results] == ["0", "1"]
+    assert [result.latency.samples for result in results] == [5, 5]
+    assert sessions[0].means == sessions[1].means
 
 
 @pytest.mark.parametrize("network_only", [False, True])
@@ -61,10 +121,15 @@ def test_frames_rotate_and_the_result_says_what_was_timed(network_only: bool, fr
     assert len(set(session.means[-3:])) == 3
     assert ("network input" in result.boundary) is network_only
     assert ("80x60" in result.boundary) is not network_only
+    stages = ["network"] if network_only else ["preprocess", "network", "postprocess"]
+    assert list(result.stages) == stages
+    np.testing.assert_allclose(result.latency.mean_ms, sum(own.mean_ms for own in result.stages.values()))
     plain = json.loads(json.dumps(result.to_json()))
-    assert len(plain["samples_ms"]) == plain["latency"]["samples"] == 7
+    assert [len(plain["samples_ms"][name]) for name in stages] == [7] * len(stages)
+    assert plain["latency"]["samples"] == 7
     assert plain["config"]["frame_hw"] == [60, 80]
     assert plain["machine"]["cores"] >= 1
+    assert "own_ms" in plain["context"]
 
 
 @pytest.mark.parametrize("depth_m", [np.nan, np.inf, 0.0, -1.0])

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from mirrordepth_edge.runtime import NANO_ONNX
-
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 if not SCRIPTS.is_dir():
     pytest.skip("the scripts are in the repository only", allow_module_level=True)
-
-
-def in_turn(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "in_turn.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_artefacts_in_turn() -> None:
-    pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
-    done = in_turn(NANO_ONNX["fp32"], NANO_ONNX["fp32"], "--frames", 3)
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^nano\.onnx +onnxruntime +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", done.stdout, re.MULTILINE)
-    assert len(rows) == 2
-    for p50, p90, least, _ in (map(float, row) for row in rows):
-        assert 0 < least <= p50 <= p90
-    assert float(rows[0][3]) == 1.0
-
-
-def test_a_missing_artefact_is_told_kindly(tmp_path: Path) -> None:
-    done = in_turn(tmp_path / "none.onnx")
-    assert done.returncode == 1
-    assert "next:" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

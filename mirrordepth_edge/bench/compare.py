@@ -1,0 +1,346 @@
+"""Stored results beside one another: ratios with their uncertainty, limits that a build must hold, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrordepth_edge.bench.measure import RESULT_VERSION
+from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
+from mirrordepth_edge.config import SizeHW
+from mirrordepth_edge.device import Machine
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.strict import read_strict
+
+MEASURE_AGAIN = "Measure again with this version: mde bench MODEL --json FILE.json"
+
+LATENCIES = ("min", "mean", "p50", "p90", "p95", "p99", "max")
+MS_PER_UNIT = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+GATE_CURE = '--fail-if "p99>33ms", --fail-if "throughput<30" or --fail-if "p50>1.05*base.json"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredConfig:
+    """What of a measurement's configuration decides whether another compares with it."""
+
+    iterations: int
+    frame_hw: SizeHW
+    """Size of the camera frame, in pixels."""
+    network_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What a result says beside its samples; what else the file holds is left unread."""
+
+    artefact: str
+    artefact_sha256: str
+    backend: str
+    backend_version: str
+    device: str
+    """`cpu`, or the GPU's name."""
+    precision: str
+    boundary: str
+    config: StoredConfig
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult(_Description):
+    """A measurement that `BenchResult.to_json` described."""
+
+    source: str
+    """The file's name, for messages."""
+    latency: LatencyStats
+    """Derived again from the samples."""
+    samples_ms: npt.NDArray[np.float64]
+    """Whole frames, the sum of their stages, in milliseconds; shape `[frames]`."""
+
+    @property
+    def computer(self) -> str:
+        """The board or the CPU, with its cores: a measurement on fewer of them is another one."""
+        return f"{self.machine.jetson or self.machine.cpu}, {self.machine.cores} cores"
+
+    @property
+    def timed(self) -> str:
+        """The boundary without the frame's size, which `frame` tells."""
+        return self.boundary.replace(f"{self.frame} ", "")
+
+    @property
+    def frame(self) -> str:
+        """The camera frame's size, such as `640x480`."""
+        height, width = self.config.frame_hw
+        return f"{width}x{height}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    samples_ms: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much longer the second result's frames take than the first's."""
+
+    first: StoredResult
+    second: StoredResult
+    ratio: Ratio
+    """Median of the second over median of the first, with its 95 % bootstrap interval."""
+    differences: tuple[str, ...]
+    """What beside the artefact differs, so that the ratio is not the artefacts' alone."""
+
+    @property
+    def verdict(self) -> str:
+        """The ratio in words, such as `1.31 times as long (95 % interval 1.27 to 1.35)`."""
+        ratio, low, high = self.ratio.ratio, self.ratio.low, self.ratio.high
+        if not math.isfinite(high):
+            return f"{ratio:.2f} times as long, but too few frames to tell"
+        # Decimals that tell the interval's ends apart.
+        decimals = math.ceil(-math.log10(min(max(high - low, 1e-4), 1e-2)))
+        words = f"{ratio:.{decimals}f} times as long (95 % interval {low:.{decimals}f} to {high:.{decimals}f})"
+        return words if self.ratio.significant else f"no significant difference: {words}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A condition that is a failure where it is true."""
+
+    condition: str
+    """As the user wrote it."""
+    metric: str
+    """One of `LATENCIES`, or `throughput`."""
+    operator: str
+    limit: float
+    """Milliseconds, or frames a second for `throughput`."""
+    base: StoredResult | None = None
+    """The result that the limit was taken from."""
+
+    def check(self, latency: LatencyStats) -> str | None:
+        """None where the gate holds, else a sentence that says by how much it does not."""
+        value = metric_of(latency, self.metric)
+        failed = {
+            ">": value > self.limit,
+            ">=": value >= self.limit,
+            "<": value < self.limit,
+            "<=": value <= self.limit,
+        }[self.operator]
+        if not failed:
+            return None
+        unit = "frames/s" if self.metric == "throughput" else "ms"
+        excess = abs(value - self.limit)
+        side = "over" if self.operator.startswith(">") else "under"
+        by = f"{excess:.3g} {unit} ({excess / self.limit:.2%}) {side}" if excess else "exactly at"
+        origin = f", which comes from {self.base.source}" if self.base else ""
+        return (
+            f"{self.metric} is {value:.6g} {unit}, {by} the limit of {self.limit:.6g} {unit}{origin}: {self.condition}"
+        )
+
+
+def read_result(path: Path) -> StoredResult:
+    """Read what `mde bench --json` wrote.
+
+    Raises:
+        InputError: there is no such file, it is no JSON, or `stored_result` refuses it.
+    """
+    try:
+        data = json.loads(existing_file(path, "result").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no readable JSON.", str(error), MEASURE_AGAIN) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(f"Cannot read {path}.", why, "Check the file's permissions.") from error
+    return stored_result(data, str(path))
+
+
+def stored_result(data: Any, source: str) -> StoredResult:
+    """The result that `data`, plain values as of `BenchResult.to_json`, describes.
+
+    Args:
+        source: what to call it in messages.
+
+    Raises:
+        InputError: another version wrote it, a field is missing or of the wrong type, or a sample
+            is not a positive number.
+    """
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    # Other JSON of ours has schema versions too; only a benchmark has samples.
+    if version is None or "samples_ms" not in data:
+        raise InputError(
+            f"{source} is no benchmark result.", "It has no schema_version or no samples_ms.", MEASURE_AGAIN
+        )
+    if version != RESULT_VERSION:
+        raise InputError(
+            f"{source} was written by another version of mde bench.",
+            f"Its schema_version is {version!r}; this version reads {RESULT_VERSION}.",
+            MEASURE_AGAIN,
+        )
+    description = read_strict(_Description, data, source, MEASURE_AGAIN)
+    samples_ms = _whole_frames(read_strict(_Samples, data, source, MEASURE_AGAIN).samples_ms, source)
+    return StoredResult(**vars(description), source=source, latency=summarise(samples_ms), samples_ms=samples_ms)
+
+
+def _whole_frames(stages: dict[str, list[float]], source: str) -> npt.NDArray[np.float64]:
+    lengths = {name: len(samples) for name, samples in stages.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        counts = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
+        why = f"samples_ms needs as many samples of every stage, and at least one; it has: {counts}."
+        raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
+    for name, samples in stages.items():
+        for index, sample in enumerate(samples):
+            if not (math.isfinite(sample) and sample > 0):
+                why = f"samples_ms.{name}.{index} is {sample}; a time is a positive number of milliseconds."
+                raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
+    frames: npt.NDArray[np.float64] = np.array(list(stages.values()), np.float64).sum(axis=0)
+    return frames
+
+
+def compare(first: StoredResult, second: StoredResult, *, anyway: bool = False) -> Comparison:
+    """The ratio of two results' median latencies, second over first.
+
+    The results were taken one after the other, so the interval holds the scatter of the frames, not
+    what changed on the machine between the two.
+
+    Args:
+        anyway: compare although more than the artefact differs.
+
+    Raises:
+        OptionError: device, machine, boundary or frame size differ, and not `anyway`.
+    """
+    different = differences(first, second)
+    if different and not anyway:
+        raise OptionError(
+            f"{first.source} and {second.source} were not measured alike.",
+            f"They differ in {'; '.join(different)}.",
+            "Measure both alike, or compare them all the same with --anyway.",
+        )
+    ratio = ratio_interval(second.samples_ms, first.samples_ms, paired=False)
+    return Comparison(first=first, second=second, ratio=ratio, differences=different)
+
+
+def differences(first: StoredResult, second: StoredResult) -> tuple[str, ...]:
+    """What differs beside artefact, backend and precision, both sides named; empty where alike."""
+    sides = {
+        "device": (first.device, second.device),
+        "machine": (first.computer, second.computer),
+        "boundary": (first.timed, second.timed),
+    }
+    # The network alone sees frames at its own size, whatever the camera's.
+    if not (first.config.network_only and second.config.network_only):
+        sides["frame size"] = (first.frame, second.frame)
+    return tuple(
+        f"{what}: {one} ({first.source}) and {other} ({second.source})"
+        for what, (one, other) in sides.items()
+        if one != other
+    )
+
+
+def metric_of(latency: LatencyStats, metric: str) -> float:
+    """A figure by its name in a gate: milliseconds, or frames a second for `throughput`."""
+    field = "throughput_hz" if metric == "throughput" else f"{metric}_ms"
+    return float(getattr(latency, field))
+
+
+def parse_gate(text: str) -> Gate:
+    """Read a condition that is a failure: `METRIC OPERATOR LIMIT`.
+
+    METRIC is one of `LATENCIES` or `throughput` (frames a second), OPERATOR one of > >= < <=, and
+    LIMIT a number with its unit (us, ms, s; throughput: none or /s), or `FILE.json` or
+    `FACTOR*FILE.json` for the same metric of a stored result, which is read here.
+
+    Raises:
+        OptionError: `text` is none of this.
+        InputError: the stored result cannot be read.
+    """
+    parts = re.fullmatch(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([^\s<>=].*?)\s*", text, re.DOTALL)
+    if parts is None:
+        raise _no_gate(text, "It is not a metric, one of > >= < <=, and a limit.")
+    metric, operator, right = parts.groups()
+    if metric != "throughput" and metric not in LATENCIES:
+        raise _no_gate(text, f"{metric!r} is no metric; there are {', '.join(LATENCIES)} and throughput.")
+    if right.endswith(".json"):
+        factor, star, name = right.partition("*")
+        times = _number(text, factor) if star else 1.0
+        base = read_result(Path(name.strip() if star else right))
+        limit = times * metric_of(base.latency, metric)
+        return Gate(condition=text, metric=metric, operator=operator, limit=limit, base=base)
+    return Gate(condition=text, metric=metric, operator=operator, limit=_limit(text, metric, right))
+
+
+def _limit(text: str, metric: str, right: str) -> float:
+    unit = right.lstrip("0123456789. ")
+    number = right.removesuffix(unit)
+    if metric == "throughput":
+        if unit not in ("", "/s"):
+            raise _no_gate(text, f"{right!r} is no number of frames a second, without a unit or with /s.")
+        return _number(text, number)
+    if unit not in MS_PER_UNIT:
+        raise _no_gate(text, f"{right!r} is no number with a unit of {', '.join(MS_PER_UNIT)}.")
+    return _number(text, number) * MS_PER_UNIT[unit]
+
+
+def _number(text: str, number: str) -> float:
+    # Not what else float() reads: inf, nan, underscores, signs.
+    if re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*", number, re.ASCII) is None or float(number) == 0:
+        raise _no_gate(text, f"{number!r} is no positive number.")
+    return float(number)
+
+
+def _no_gate(text: str, why: str) -> OptionError:
+    return OptionError(f"{text!r} is no condition to fail on.", why, GATE_CURE)
+
+
+def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
+    """A GitHub table of results; for comparisons, of their results (each once) and then their ratios.
+
+    Raises nothing; ends in a newline. Text is escaped, so that names keep to their cells.
+    """
+    comparisons = [row for row in rows if isinstance(row, Comparison)]
+    results: list[StoredResult] = []
+    for row in rows:
+        for result in (row.first, row.second) if isinstance(row, Comparison) else (row,):
+            if not any(result is known for known in results):
+                results.append(result)
+    place = {id(result): number for number, result in enumerate(results, 1)}
+    text = _table(
+        ["#", "artefact", "backend", "device", "precision", "p50 ms", "p90 ms", "p99 ms", "frames/s"],
+        [_cells(number, result) for number, result in enumerate(results, 1)],
+        figures=4,
+    )
+    if comparisons:
+        text += "\n" + _table(
+            ["rows", "p50"],
+            [[f"{place[id(each.second)]} against {place[id(each.first)]}", each.verdict] for each in comparisons],
+        )
+    # Comparing anyway must not look like comparing alike.
+    unlike = dict.fromkeys(difference for each in comparisons for difference in each.differences)
+    return text + ("\nNot measured alike:\n\n" + "".join(f"- {_cell(one)}\n" for one in unlike) if unlike else "")
+
+
+def _cells(number: int, result: StoredResult) -> list[str]:
+    latency = result.latency
+    times = (f"{value:.2f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
+    device = result.computer if result.device == "cpu" else result.device
+    backend = f"{result.backend} {result.backend_version}"
+    precision = result.precision.upper()
+    return [str(number), result.artefact, backend, device, precision, *times, f"{latency.throughput_hz:.1f}"]
+
+
+def _table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:
+    """GitHub's pipe table, its last `figures` columns to the right."""
+    rule = ["---"] * (len(head) - figures) + ["---:"] * figures
+    lines = [head, rule, *([_cell(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is, in one cell."""
+    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", " ".join(text.split()))
