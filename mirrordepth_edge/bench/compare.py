@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.bench.measure import RESULT_VERSION
+from mirrordepth_edge.bench.measure import RESULT_VERSION, Subject
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
 from mirrordepth_edge.config import SizeHW
-from mirrordepth_edge.device import Machine
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.strict import read_strict
@@ -39,19 +38,10 @@ class StoredConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Description:
+class _Description(Subject):
     """What a result says beside its samples; what else the file holds is left unread."""
 
-    artefact: str
-    artefact_sha256: str
-    backend: str
-    backend_version: str
-    device: str
-    """`cpu`, or the GPU's name."""
-    precision: str
-    boundary: str
     config: StoredConfig
-    machine: Machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,18 +35,25 @@ Stage = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchResult:
-    """A measurement with what is needed to repeat it."""
+class Subject:
+    """What was measured, and where."""
 
     artefact: str
     artefact_sha256: str
     backend: str
     backend_version: str
     device: str
+    """`cpu`, or the GPU's name."""
     precision: str
     boundary: str
-    config: BenchConfig
     machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult(Subject):
+    """A measurement with what is needed to repeat it."""
+
+    config: BenchConfig
     warmup: int
     """Frames that went before the timed ones."""
     latency: LatencyStats

@@ -56,7 +56,7 @@ def bench(
     config = BenchConfig(
         iterations=iterations, warmup=warmup, frame_hw=parse_size(frame, "--frame"), network_only=network_only
     )
-    streams = check_mode(mode, vs, json_file, fail_if)
+    streams = check_mode(mode, vs or network_only or json_file or fail_if)
     gates = [parse_gate(text) for text in fail_if or ()]
     if json_file is not None:
         ensure_folder(json_file.parent)
@@ -88,19 +88,22 @@ def bench(
         )
 
 
-def check_mode(mode: str, vs: list[str] | None, json_file: Path | None, fail_if: list[str] | None) -> bool:
+def check_mode(mode: str, other: object) -> bool:
     """Whether to stream.
 
+    Args:
+        other: truthy where options are given that have no effect on a stream.
+
     Raises:
-        OptionError: no such mode, or an option that would have no effect in it.
+        OptionError: there are, or there is no such mode.
     """
     from mirrordepth_edge.errors import OptionError
 
     if mode not in ("latency", "stream"):
         raise OptionError(f"--mode {mode!r} is unknown.", "It is latency or stream.", "--mode stream")
-    if mode == "stream" and (vs or json_file or fail_if):
-        why = "A stream has one artefact and is told on the terminal."
-        raise OptionError("--vs, --json and --fail-if go with --mode latency.", why, "Leave them out.")
+    if mode == "stream" and other:
+        why = "A stream is one artefact's whole path, told on the terminal."
+        raise OptionError("--vs, --network-only, --json and --fail-if go with --mode latency.", why, "Leave them out.")
     return mode == "stream"
 
 
