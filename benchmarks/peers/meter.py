@@ -29,21 +29,22 @@ from rich.progress import track
 from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import CAMERA_FILE, CONVENTIONS, NYU_CAMERA, choose_dataset
 from mirrordepth_edge.data.sample import read_picture
+from mirrordepth_edge.draw import save_png
 from mirrordepth_edge.evaluation import Protocol, evaluate
 from mirrordepth_edge.files import ensure_folder, write_json
-from mirrordepth_edge.postprocess import resize_depth_to
+from mirrordepth_edge.postprocess import resize_depth_to, to_millimetres
+from mirrordepth_edge.preprocess import Frame, resize_frame
 
-Frame = npt.NDArray[np.uint8]
 Depth = npt.NDArray[np.float32]
 
-INPUT_WH = (256, 192)
+INPUT_HW = (192, 256)
 # ImageNet's; METER's repository does not state its input scaling. Of those tried on NYU's training pictures,
 # this one gives the true scale (median ratio 1.00 with a spread of 3 %), plain 0..1 gives 0.70.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 CENTIMETRES = 100.0
 
-VIEW_WH = (320, 240)
+VIEW_HW = (240, 320)
 SMALLEST_VIEW = 0.5
 PLAIN = 4.0
 """Grey levels by which the pixels of a letterbox's lines may differ."""
@@ -57,7 +58,7 @@ def load(clone: Path) -> torch.nn.Module:
     """
     source = (clone / "architecture.py").read_text(encoding="utf-8")
     source = source.replace("cuda:0", "cpu").replace("RGB_img_res[2])), dims", "RGB_img_res[2]), dims")
-    sys.modules["globals"] = SimpleNamespace(RGB_img_res=(3, *INPUT_WH[::-1]))  # type: ignore[assignment]
+    sys.modules["globals"] = SimpleNamespace(RGB_img_res=(3, *INPUT_HW))  # type: ignore[assignment]
     names: dict[str, Any] = {"__name__": "architecture"}
     exec(compile(source, "architecture.py", "exec"), names)
     model: torch.nn.Module = names["build_METER_model"]("cpu", "xxs")
@@ -68,7 +69,7 @@ def load(clone: Path) -> torch.nn.Module:
 @torch.no_grad()
 def predict(model: torch.nn.Module, frames: Sequence[Frame], *, flip: bool) -> Depth:
     """Metres, float32 `[N, 48, 64]`; the mean with the mirrored picture's where `flip`."""
-    pixels = np.stack([cv2.resize(frame, INPUT_WH, interpolation=cv2.INTER_AREA) for frame in frames])
+    pixels = np.stack([resize_frame(frame, INPUT_HW) for frame in frames])
     images = torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     depth = model(images)
     if flip:
@@ -85,28 +86,28 @@ def without_margins(picture: Frame) -> Frame:
 
 
 def views(picture: Frame, count: int, rng: np.random.Generator) -> Iterator[Frame]:
-    """The whole picture, then random windows of it, all at `VIEW_WH`."""
+    """The whole picture, then random windows of it, all at `VIEW_HW`."""
     for view in range(count):
         share = rng.uniform(SMALLEST_VIEW, 1.0) if view else 1.0
         height, width = round(picture.shape[0] * share), round(picture.shape[1] * share)
         top = rng.integers(0, picture.shape[0] - height + 1)
         left = rng.integers(0, picture.shape[1] - width + 1)
         window = np.ascontiguousarray(picture[top : top + height, left : left + width])
-        shrinks = width > VIEW_WH[0]
-        yield cv2.resize(window, VIEW_WH, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[misc]
+        yield resize_frame(window, VIEW_HW)
 
 
 def label(model: torch.nn.Module, photographs: Sequence[Path], out: Path, count: int) -> None:
     """Write `count` views of each photograph with their depth."""
     for folder in ("rgb", "depth"):
         ensure_folder(out / folder)
-    write_json(out / CAMERA_FILE, dict(zip(("fx", "fy", "width", "height"), camera(), strict=True)))
+    kinect = NYU_CAMERA
+    camera = {"fx": kinect.fx_px, "fy": kinect.fy_px, "width": kinect.width_px, "height": kinect.height_px}
+    write_json(out / CAMERA_FILE, camera)
     waiting: list[tuple[str, Frame]] = []
 
     def flush() -> None:
         for (name, frame), depth_m in zip(waiting, predict(model, [f for _, f in waiting], flip=True), strict=True):
-            millimetres = resize_depth_to(depth_m, frame.shape[:2]).clip(0.001, 65.535) * 1000
-            cv2.imwrite(str(out / "depth" / f"{name}.png"), millimetres.round().astype(np.uint16))
+            save_png(out / "depth" / f"{name}.png", to_millimetres(resize_depth_to(depth_m, frame.shape[:2])))
             cv2.imwrite(str(out / "rgb" / f"{name}.jpg"), frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         waiting.clear()
 
@@ -118,10 +119,6 @@ def label(model: torch.nn.Module, photographs: Sequence[Path], out: Path, count:
             flush()
     if waiting:
         flush()
-
-
-def camera() -> tuple[float, float, int, int]:
-    return NYU_CAMERA.fx_px, NYU_CAMERA.fy_px, NYU_CAMERA.width_px, NYU_CAMERA.height_px
 
 
 def timed(model: torch.nn.Module, spent: list[float]) -> Callable[[Frame], Depth]:

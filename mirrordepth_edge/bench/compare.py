@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.bench.measure import RESULT_VERSION, Subject
+from mirrordepth_edge.bench.measure import RESULT_VERSION, BenchResult, Subject
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
@@ -28,25 +28,8 @@ GATE_CURE = '--fail-if "p99>33ms", --fail-if "throughput<30" or --fail-if "p50>1
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredConfig:
-    """What of a measurement's configuration decides whether another compares with it."""
-
-    iterations: int
-    frame_hw: SizeHW
-    """Size of the camera frame, in pixels."""
-    network_only: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Description(Subject):
-    """What a result says beside its samples; what else the file holds is left unread."""
-
-    config: StoredConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredResult(_Description):
-    """A measurement that `BenchResult.to_json` described."""
+class StoredResult(Subject):
+    """A measurement that `BenchResult.to_json` described; what else the file holds is left unread."""
 
     source: str
     """The file's name, for messages."""
@@ -55,25 +38,19 @@ class StoredResult(_Description):
     samples_ms: npt.NDArray[np.float64]
     """Whole frames, the sum of their stages, in milliseconds; shape `[frames]`."""
 
-    @property
-    def computer(self) -> str:
-        """The board or the CPU, with its cores: a measurement on fewer of them is another one."""
-        return f"{self.machine.jetson or self.machine.cpu}, {self.machine.cores} cores"
 
-    @property
-    def timed(self) -> str:
-        """The boundary without the frame's size, which `frame` tells."""
-        return self.boundary.replace(f"{self.frame} ", "")
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What a file has to state: `BenchConfig`, which has defaults, would take them for what is missing."""
 
-    @property
-    def frame(self) -> str:
-        """The camera frame's size, such as `640x480`."""
-        height, width = self.config.frame_hw
-        return f"{width}x{height}"
+    iterations: int
+    frame_hw: SizeHW
+    network_only: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Samples:
+class _Stated:
+    config: _Config
     samples_ms: dict[str, list[float]]
 
 
@@ -91,13 +68,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The ratio in words, such as `1.31 times as long (95 % interval 1.27 to 1.35)`."""
-        ratio, low, high = self.ratio.ratio, self.ratio.low, self.ratio.high
-        if not math.isfinite(high):
-            return f"{ratio:.2f} times as long, but too few frames to tell"
-        # Decimals that tell the interval's ends apart.
-        decimals = math.ceil(-math.log10(min(max(high - low, 1e-4), 1e-2)))
-        words = f"{ratio:.{decimals}f} times as long (95 % interval {low:.{decimals}f} to {high:.{decimals}f})"
-        return words if self.ratio.significant else f"no significant difference: {words}"
+        return self.ratio.in_words()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +144,9 @@ def stored_result(data: Any, source: str) -> StoredResult:
             f"Its schema_version is {version!r}; this version reads {RESULT_VERSION}.",
             MEASURE_AGAIN,
         )
-    description = read_strict(_Description, data, source, MEASURE_AGAIN)
-    samples_ms = _whole_frames(read_strict(_Samples, data, source, MEASURE_AGAIN).samples_ms, source)
-    return StoredResult(**vars(description), source=source, latency=summarise(samples_ms), samples_ms=samples_ms)
+    subject = read_strict(Subject, data, source, MEASURE_AGAIN)
+    samples_ms = _whole_frames(read_strict(_Stated, data, source, MEASURE_AGAIN).samples_ms, source)
+    return StoredResult(**vars(subject), source=source, latency=summarise(samples_ms), samples_ms=samples_ms)
 
 
 def _whole_frames(stages: dict[str, list[float]], source: str) -> npt.NDArray[np.float64]:
@@ -216,7 +187,7 @@ def compare(first: StoredResult, second: StoredResult, *, anyway: bool = False) 
     return Comparison(first=first, second=second, ratio=ratio, differences=different)
 
 
-def differences(first: StoredResult, second: StoredResult) -> tuple[str, ...]:
+def differences(first: StoredResult | BenchResult, second: StoredResult | BenchResult) -> tuple[str, ...]:
     """What differs beside artefact, backend and precision, both sides named; empty where alike."""
     sides = {
         "device": (first.device, second.device),

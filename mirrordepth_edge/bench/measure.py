@@ -46,14 +46,30 @@ class Subject:
     """`cpu`, or the GPU's name."""
     precision: str
     boundary: str
+    config: BenchConfig
     machine: Machine
+
+    @property
+    def computer(self) -> str:
+        """The board or the CPU, with its cores: a measurement on fewer of them is another one."""
+        return f"{self.machine.jetson or self.machine.cpu}, {self.machine.cores} cores"
+
+    @property
+    def timed(self) -> str:
+        """The boundary without the frame's size, which `frame` tells."""
+        return self.boundary.replace(f"{self.frame} ", "")
+
+    @property
+    def frame(self) -> str:
+        """The camera frame's size, such as `640x480`."""
+        height, width = self.config.frame_hw
+        return f"{width}x{height}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult(Subject):
     """A measurement with what is needed to repeat it."""
 
-    config: BenchConfig
     warmup: int
     """Frames that went before the timed ones."""
     latency: LatencyStats
@@ -66,6 +82,16 @@ class BenchResult(Subject):
     """What the loop itself costs a frame, in microseconds: the mean of as many frames with stages that do nothing."""
     samples_ms: npt.NDArray[np.float64]
     """Shape `[frames, stages]`."""
+
+    @property
+    def source(self) -> str:
+        """What messages call it; a stored one is called by its file's name."""
+        return "this run"
+
+    @property
+    def frames_ms(self) -> npt.NDArray[np.float64]:
+        """Whole frames, the sum of their stages; shape `[frames]`."""
+        return self.samples_ms.sum(axis=1)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; samples in milliseconds to the nearest nanosecond."""
@@ -149,10 +175,11 @@ def bench(candidates: Sequence[Candidate], frames: Sequence[Frame], config: Benc
     boundary = f"{width}x{height} uint8 frame in host memory to {width}x{height} metres in host memory"
     if config.network_only:
         boundary = "network input in host memory to network output in host memory"
+    names = STAGES[1:2] if config.network_only else STAGES
+    harness_us = harness_cost_us(len(names), config.iterations)
     results = []
     for candidate, warmup, samples_ms in zip(candidates, warmups, measured, strict=True):
         session, total_ms = candidate.predictor.session, samples_ms.sum(axis=1)
-        names = STAGES[1:2] if config.network_only else STAGES
         results.append(
             BenchResult(
                 artefact=candidate.name,
@@ -169,7 +196,7 @@ def bench(candidates: Sequence[Candidate], frames: Sequence[Frame], config: Benc
                 stages={name: summarise(own) for name, own in zip(names, samples_ms.T, strict=True)},
                 findings=findings(total_ms),
                 context=context,
-                harness_us=harness_cost_us(len(names), config.iterations),
+                harness_us=harness_us,
                 samples_ms=samples_ms,
             )
         )

@@ -86,6 +86,16 @@ class Ratio:
         """Whether the two differ beyond chance: the interval excludes 1."""
         return self.low > 1.0 or self.high < 1.0
 
+    def in_words(self, than: str = "") -> str:
+        """Such as `1.31 times as long as a.onnx (95 % interval 1.27 to 1.35)`; `than` is "as a.onnx"."""
+        long = f"times as long {than}".rstrip()
+        if not math.isfinite(self.high):
+            return f"{self.ratio:.2f} {long}, but too few frames to tell"
+        # Decimals that tell the interval's ends apart.
+        digits = math.ceil(-math.log10(min(max(self.high - self.low, 1e-4), 1e-2)))
+        words = f"{self.ratio:.{digits}f} {long} (95 % interval {self.low:.{digits}f} to {self.high:.{digits}f})"
+        return words if self.significant else f"no significant difference: {words}"
+
 
 def summarise(samples_ms: Samples) -> LatencyStats:
     """Statistics of samples in the order they were taken, shape `[n]`, milliseconds, n >= 1."""

@@ -42,7 +42,7 @@ def bench(
         return
     from contextlib import ExitStack
 
-    from mirrordepth_edge.bench.compare import differences, parse_gate, stored_result
+    from mirrordepth_edge.bench.compare import differences, parse_gate
     from mirrordepth_edge.bench.measure import Candidate
     from mirrordepth_edge.bench.measure import bench as measure
     from mirrordepth_edge.commands.bench_view import report, report_stream, sidecar_name
@@ -80,7 +80,7 @@ def bench(
             write_json(written := sidecar_name(json_file, place), result.to_json())
             console.print(f"wrote {written}")
     for gate in gates:
-        if gate.base is not None and (other := differences(gate.base, stored_result(results[0].to_json(), "this run"))):
+        if gate.base is not None and (other := differences(gate.base, results[0])):
             errors.print(f"warning: {gate.base.source} was not measured alike: {'; '.join(other)}")
     if failed := [sentence for gate in gates if (sentence := gate.check(results[0].latency))]:
         raise GateError(

@@ -21,7 +21,7 @@ def report(result: BenchResult, against: BenchResult | None = None) -> None:
     from mirrordepth_edge.commands.terminal import console
 
     latency = result.latency
-    on = result.device if result.device != "cpu" else f"{result.machine.cpu}, {result.machine.cores} cores"
+    on = result.device if result.device != "cpu" else result.computer
     console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
     console.print(f"from {result.boundary}")
     low_ms, high_ms = latency.p50_interval_ms
@@ -38,11 +38,8 @@ def report(result: BenchResult, against: BenchResult | None = None) -> None:
         f"{result.warmup} to warm up; the harness itself takes {result.harness_us:.1f} us a frame"
     )
     if against is not None:
-        ratio = ratio_interval(result.samples_ms.sum(axis=1), against.samples_ms.sum(axis=1), paired=True)
-        words = (
-            f"{ratio.ratio:.2f} times as long as {against.artefact} (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
-        )
-        console.print(words if ratio.significant else f"no significant difference: {words}")
+        ratio = ratio_interval(result.frames_ms, against.frames_ms, paired=True)
+        console.print(ratio.in_words(f"as {against.artefact}"))
     for finding in result.findings:
         console.print(f"warning: {finding.what} {finding.cure}")
     if against is None:

@@ -13,6 +13,7 @@ before: features grow finer step by step, as in RefineNet (arXiv 1611.06612) and
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -48,7 +49,7 @@ class FiLM(nn.Module):
         return gamma * x + beta
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """What both forms share.
 
     Args:
@@ -94,9 +95,9 @@ class Decoder(nn.Module):
         ]
         return self.decode([self.film(reduced[0], text_feature), *reduced[1:]], taps.prefix, size_hw)
 
+    @abstractmethod
     def decode(self, reduced: Sequence[Tensor], prefix: int, size_hw: SizeHW) -> Tensor:
         """Depth from reduced taps, deepest first and modulated: all that comes after FiLM."""
-        raise NotImplementedError
 
     def _without_some_channels(self, tap: Tensor) -> Tensor:
         if not self.training or not self.dropout:
