@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.bench.context import Context, Sampler
+from mirrordepth_edge.bench.context import Context
+from mirrordepth_edge.bench.sensors import Sampler
 from mirrordepth_edge.bench.stats import Finding, LatencyStats, findings, stationary_from, summarise
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.device import Machine, machine

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from mirrordepth_edge.bench import context as module
-from mirrordepth_edge.bench.context import (
-    Absent,
-    Context,
-    Reading,
+from mirrordepth_edge.bench import sensors as module
+from mirrordepth_edge.bench.context import Absent, Context, Reading
+from mirrordepth_edge.bench.sensors import (
     Sampler,
     chosen_gpu,
     parse_clocks_mhz,
