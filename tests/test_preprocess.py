@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig, SizeHW
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.preprocess import Frame, Preprocessor, check_frame, normalise, resize_frame
+from mirrordepth_edge.preprocess import (
+    Frame,
+    Preprocessor,
+    Resizer,
+    check_frame,
+    normalise,
+    resize_frame,
+    sizes_between,
+)
 
 CONFIG = PreprocessConfig(size_hw=(32, 48), mean=CLIP_MEAN, std=CLIP_STD)
 
@@ -16,6 +25,58 @@ def test_shrinking_averages_every_pixel() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (128, 144, 3), dtype=np.uint8)
     blocks = frame.astype(np.float64).reshape(32, 4, 48, 3, 3).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, (32, 48)) - blocks).max() <= 0.5
+
+
+def area_weights(before: int, after: int) -> np.ndarray:
+    """`[after, before]`: which share of output pixel k each input pixel covers; float64."""
+    edges = np.arange(after + 1) * before / after
+    pixels = np.arange(before)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return covered.clip(0) * after / before
+
+
+@pytest.mark.parametrize("frame_hw", [(480, 640), (720, 1280), (1080, 1920), (300, 400), (450, 288)])
+def test_shrinking_by_any_ratio_is_nearly_the_mean_over_the_area(frames: list[Frame], frame_hw: SizeHW) -> None:
+    height, width = 224, 288
+    for frame in frames:
+        large = resize_frame(frame, frame_hw)
+        mean = np.einsum(
+            "hH,wW,HWc->hwc", area_weights(frame_hw[0], height), area_weights(frame_hw[1], width), large, optimize=True
+        )
+        difference = np.abs(resize_frame(large, (height, width)) - mean)
+        assert difference.mean() < 0.6  # grey levels, of 255
+        assert np.percentile(difference, 99) < 6
+
+
+def test_stripes_finer_than_the_new_pixels_become_their_mean() -> None:
+    stripes = np.zeros((480, 640, 3), np.uint8)
+    stripes[:, ::2] = 200
+    shrunk = resize_frame(stripes, (224, 288))
+    # Sampling bilinearly, without the mean, would leave stripes from 0 to 200.
+    assert np.abs(shrunk.astype(int) - 100).max() <= 15
+    assert np.ptp(cv2.resize(stripes, (288, 224), interpolation=cv2.INTER_LINEAR)) > 150
+
+
+@pytest.mark.parametrize(
+    ("frame_hw", "size_hw", "between"),
+    [
+        ((480, 640), (224, 288), [(448, 576)]),
+        ((480, 640), (240, 320), []),  # whole blocks at once
+        ((480, 640), (480, 600), []),  # less than half a pixel more: bilinear
+        ((1080, 1920), (224, 288), [(540, 960), (448, 864)]),
+        ((1536, 2048), (224, 288), [(768, 1024), (672, 1152)]),
+        ((240, 320), (480, 640), []),
+    ],
+)
+def test_the_way_to_a_size(frame_hw: SizeHW, size_hw: SizeHW, between: list[SizeHW]) -> None:
+    assert sizes_between(frame_hw, size_hw) == between
+
+
+def test_a_resizer_follows_the_frames_size(frames: list[Frame]) -> None:
+    resize = Resizer((224, 288))
+    for frame_hw in ((480, 640), (720, 1280), (480, 640)):
+        frame = resize_frame(frames[0], frame_hw)
+        np.testing.assert_array_equal(resize(frame), resize_frame(frame, (224, 288)))
 
 
 def test_growing_is_bilinear_with_centred_pixels() -> None:
