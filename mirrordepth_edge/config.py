@@ -245,6 +245,8 @@ class ExportConfig:
     """Network input size; the model's own where None."""
     io: InputKind = "uint8"
     opset: int = 18
+    batch: int = 1
+    """Frames of one inference. More than one are for measuring the network alone: a camera gives one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +268,9 @@ class TargetConfig(Strict):
             raise ValueError("a GPU target names its compute_capabilities, a CPU has none")
 
 
+BenchProtocol = Literal["host", "network", "trtexec-10", "trtexec-11"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """How a latency measurement is taken."""
@@ -275,8 +280,8 @@ class BenchConfig:
     """Frames before timing starts; until times have settled where None."""
     frame_hw: SizeHW = (480, 640)
     """Size of the camera frame that enters the path, in pixels."""
-    network_only: bool = False
-    """Time the network alone, as trtexec does, without preprocessing and resize back."""
+    protocol: BenchProtocol = "host"
+    """Where the clock starts and stops: `bench.measure.BOUNDARIES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,3 +294,7 @@ class SessionOptions:
     """CPU threads; the machine's cores where None."""
     clip_weights: Path | None = None
     """Local CLIP weights file for a checkpoint whose towers are not embedded."""
+    backend: str | None = None
+    """Another backend than the one that the artefact is for, such as `openvino` for ONNX."""
+    bf16: bool = False
+    """Let the CPU multiply in bfloat16 where it can; only OpenVINO does."""

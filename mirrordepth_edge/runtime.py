@@ -33,13 +33,22 @@ class DepthPredictor:
         trained: False for random weights, whose depth means nothing.
         camera: what the frames come from, where that is not the camera that the model was trained with;
             metres are scaled to it (`camera.scale_for`).
+        batch: frames that the session takes at once. More than one are for measuring the network: all of them are
+            the frame given, and the depth is that of the first.
 
     Raises:
-        OptionError: a camera is given, and the model does not say with which one it was trained.
+        OptionError: a camera is given, and the model does not say with which one it was trained; or the session
+            takes another number of frames.
     """
 
     def __init__(
-        self, session: Session, model: ModelConfig, *, trained: bool = True, camera: Camera | Lens | None = None
+        self,
+        session: Session,
+        model: ModelConfig,
+        *,
+        trained: bool = True,
+        camera: Camera | Lens | None = None,
+        batch: int = 1,
     ) -> None:
         self.session = session
         self.model = model
@@ -48,6 +57,13 @@ class DepthPredictor:
         self.on_camera: Callable[[Camera, float], object] | None = None
         """Called at the first frame of each size with its camera and with what metres are multiplied by."""
         (image,), (depth,) = session.inputs, session.outputs
+        if image.shape[0] != batch:
+            raise OptionError(
+                f"The model takes {image.shape[0]} frames at once, and is given {batch}.",
+                "A file made for a batch is for measuring the network alone; a camera gives one frame at a time.",
+                "Use a model for one frame, as mde export makes it.",
+            )
+        self.batch = batch
         self._input, self._output = image.name, depth.name
         self._preprocess = Preprocessor(model.preprocess, "uint8" if image.dtype == "uint8" else "float")
         self._postprocess = Postprocessor()
@@ -74,7 +90,8 @@ class DepthPredictor:
 
     def prepare(self, frame: Frame) -> Arrays:
         """What the session is fed for a frame; reused."""
-        return {self._input: self._preprocess(frame)}
+        image = self._preprocess(frame)
+        return {self._input: image if self.batch == 1 else image.repeat(self.batch, axis=0)}
 
     def finish(self, outputs: Arrays, size_hw: SizeHW) -> DepthMap:
         """Metres at `size_hw` from what the session answered; reused."""
@@ -112,7 +129,10 @@ class DepthPredictor:
 
 
 def load(
-    model: str | Path = "nano", options: SessionOptions | None = None, camera: Camera | Lens | None = None
+    model: str | Path = "nano",
+    options: SessionOptions | None = None,
+    camera: Camera | Lens | None = None,
+    batch: int = 1,
 ) -> DepthPredictor:
     """Open a model for prediction.
 
@@ -121,18 +141,20 @@ def load(
         options: device, threads and CLIP weights.
         camera: what the frames come from; the training camera where None. `camera.Camera` and `camera.Lens`
             describe one, `camera.read_camera` takes it from a calibration.
+        batch: frames that the file was made to take at once (`DepthPredictor`).
 
     Raises:
         InputError: the file cannot be used.
         MissingError: hardware or a package is missing.
-        OptionError: a camera is given, and the model does not say with which one it was trained.
+        OptionError: a camera is given, and the model does not say with which one it was trained; or the file takes
+            another number of frames at once.
     """
     path = model_path(model)
     session, manifest = open_session(path, options)
     try:
         if manifest is None:
-            return DepthPredictor(session, read_checkpoint_info(path).model, camera=camera)
-        return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera)
+            return DepthPredictor(session, read_checkpoint_info(path).model, camera=camera, batch=batch)
+        return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera, batch=batch)
     except BaseException:
         session.close()
         raise

@@ -41,6 +41,7 @@ VENDORS = {
     "cuda": {"backends/cuda.py"},
     "modelopt": {"deploy/fp16.py"},
     "onnxruntime": {"backends/onnxruntime.py", "deploy/parity.py"},
+    "openvino": {"backends/openvino.py"},
     "open_clip": {"core/clip.py"},
     "skimage": {"commands/demo.py"},
     "h5py": {"data/hdf5.py"},

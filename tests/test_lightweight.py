@@ -17,6 +17,8 @@ ABSENT = (
     "onnxscript",
     "pybullet",
     "onnxruntime",
+    "openvino",
+    "openvino_telemetry",
     "tensorrt",
     "tensorrt_rtx",
     "modelopt",
@@ -89,7 +91,7 @@ def test_a_missing_package_is_said_with_its_cure(arguments: list[str], cure: str
 def test_doctor_works_without_the_optional_packages() -> None:
     done = run_hidden("from mirrordepth_edge.cli import run_app\nsys.exit(run_app(['doctor']))")
     assert done.returncode == 0, done.stderr
-    for backend in ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"):
+    for backend in ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"):
         assert backend in done.stdout
 
 

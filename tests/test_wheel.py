@@ -32,7 +32,7 @@ def test_wheel_contents(wheel: Path) -> None:
     if tracked.returncode == 0 and tracked.stdout:
         missing = set(tracked.stdout.split()) - names
         assert not missing
-    for kind, folder in (("export", "export"), ("calib", "calib")):
+    for kind, folder in (("export", "export"), ("calib", "calib"), ("benchmarks/suites", "benchmarks/suites")):
         for recipe in (ROOT / folder).glob("*.toml"):
             assert f"mirrordepth_edge/_recipes/{kind}/{recipe.name}" in names
     for model in ("nano.safetensors", "nano.onnx", "nano.fp16.onnx", "nano.md"):

@@ -16,6 +16,8 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import Manifest, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
+DEVICE_STAGES = ("host to device", "compute", "device to host")
+"""What a GPU does for a frame, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class Session(Protocol):
             InputError: a feed is missing, unknown, or of another dtype, shape or memory order.
             DeviceError: the GPU failed.
         """
+
+    def device_ms(self) -> tuple[float, ...]:
+        """Milliseconds of each of `DEVICE_STAGES` in the last `infer`, by the GPU's clock; empty on the CPU."""
 
     def close(self) -> None:
         """Free what the session holds; calling it twice is fine."""
@@ -114,6 +119,10 @@ class CheckedSession:
             if array.shape != spec.shape or array.dtype != spec.dtype or not array.flags.c_contiguous:
                 order = "" if array.flags.c_contiguous else ", not C-contiguous"
                 raise _misfit(self.inputs, f"{spec.name} is {array.dtype} {list(array.shape)}{order}")
+
+    def device_ms(self) -> tuple[float, ...]:
+        """No GPU's clock by default."""
+        return ()
 
     def close(self) -> None:
         """Nothing to free by default."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends import cuda
-from mirrordepth_edge.backends.base import Arrays, CheckedSession
+from mirrordepth_edge.backends.base import DEVICE_STAGES, Arrays, CheckedSession
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import nvidia_gpus
 from mirrordepth_edge.errors import DeviceError, InputError, MissingError, OptionError
@@ -92,6 +92,8 @@ class EngineSession(CheckedSession):
         self._context: Any = None
         self._buffers: dict[str, cuda.PinnedArray] = {}
         self._results: Arrays = {}
+        self._events: list[Any] = []
+        """Before the copies in, before and after the network, after the copies out."""
         try:
             self._load(trt, path, manifest)
             self._allocate(path)
@@ -141,6 +143,8 @@ class EngineSession(CheckedSession):
                 "create_execution_context returned None, as it does when the GPU's memory is full.",
                 cuda.MEMORY_CURE,
             )
+        for _ in range(len(DEVICE_STAGES) + 1):
+            self._events.append(cuda.call(cuda.runtime().cudaEventCreate))
         for spec in (*self.inputs, *self.outputs):
             buffer = self._buffers[spec.name] = cuda.PinnedArray(spec.shape, spec.dtype)
             if not self._context.set_tensor_address(spec.name, int(buffer.device_pointer)):
@@ -156,19 +160,30 @@ class EngineSession(CheckedSession):
             raise InputError("The session is closed.", "Its buffers were freed.", "Open the model again.")
         self.check(feeds)
         for name, array in feeds.items():
-            buffer = self._buffers[name]
-            np.copyto(buffer.host, array)
-            buffer.to_device(self._stream)
+            np.copyto(self._buffers[name].host, array)
+        self._mark(0)
+        for name in feeds:
+            self._buffers[name].to_device(self._stream)
+        self._mark(1)
         if not self._context.execute_async_v3(int(self._stream)):
             raise DeviceError(
                 "The engine failed to run.",
                 f"execute_async_v3 of {self.backend} {self.version} returned False.",
                 cuda.FAULT_CURE,
             )
+        self._mark(2)
         for spec in self.outputs:
             self._buffers[spec.name].to_host(self._stream)
+        self._mark(3)
         cuda.call(cuda.runtime().cudaStreamSynchronize, self._stream)
         return self._results
+
+    def _mark(self, place: int) -> None:
+        cuda.call(cuda.runtime().cudaEventRecord, self._events[place], self._stream)
+
+    def device_ms(self) -> tuple[float, ...]:
+        elapsed = cuda.runtime().cudaEventElapsedTime
+        return tuple(float(cuda.call(elapsed, *pair)) for pair in zip(self._events, self._events[1:], strict=False))
 
     def close(self) -> None:
         self._results = {}
@@ -179,6 +194,8 @@ class EngineSession(CheckedSession):
         self._context = None
         while self._buffers:
             self._buffers.popitem()[1].free()
+        while self._events:
+            cuda.release(cuda.runtime().cudaEventDestroy, self._events.pop())
         if self._stream is not None:
             stream, self._stream = self._stream, None
             cuda.release(cuda.runtime().cudaStreamDestroy, stream)

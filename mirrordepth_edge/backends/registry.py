@@ -15,12 +15,15 @@ from mirrordepth_edge.manifest import Manifest, read_manifest
 MODULES = {
     "torch": "pytorch",
     "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
 CHECKPOINT_SUFFIX = ".safetensors"
 ONNX_SUFFIX = ".onnx"
 PLAN_SUFFIXES = (".plan", ".engine")
+INSTEAD_OF = {"onnxruntime": ("openvino",)}
+"""Backends that open what is for another one, where they are asked for by name."""
 
 
 def backend(name: str) -> Backend:
@@ -41,12 +44,28 @@ def probe_all() -> dict[str, Probe]:
     return {name: backend(name).probe() for name in MODULES}
 
 
-def backend_for(path: Path, manifest: Manifest | None) -> str:
-    """The one backend that runs this artefact.
+def backend_for(path: Path, manifest: Manifest | None, wanted: str | None = None) -> str:
+    """The backend that runs this artefact: the one it is for, or the one asked for if that opens it too.
 
     Raises:
         InputError: the file is of no kind that is known here.
+        OptionError: there is no such backend, or it does not open such files.
     """
+    own = _own_backend(path, manifest)
+    if wanted in (None, own):
+        return own
+    backend(wanted)  # a name that is known
+    able = (own, *INSTEAD_OF.get(own, ()))
+    if wanted not in able:
+        raise OptionError(
+            f"{wanted} cannot open {path}.",
+            f"Such a file runs in {' or '.join(able)}.",
+            f"Leave --backend out, or name a file that is for {wanted}.",
+        )
+    return wanted
+
+
+def _own_backend(path: Path, manifest: Manifest | None) -> str:
     if path.suffix == CHECKPOINT_SUFFIX:
         return "torch"
     if path.suffix == ONNX_SUFFIX:
@@ -61,15 +80,25 @@ def backend_for(path: Path, manifest: Manifest | None) -> str:
 
 
 def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Session, Manifest | None]:
-    """Open an artefact with the backend it is for, after checking it against its manifest.
+    """Open an artefact with the backend it is for, or the one asked for, after checking it against its manifest.
 
     Returns:
         The session, and the manifest (None for a checkpoint, which describes itself).
+
+    Raises:
+        OptionError: the options ask for what no backend can do with this artefact.
     """
+    options = options or SessionOptions()
     manifest: Manifest | None = None
     if path.suffix in (ONNX_SUFFIX, *PLAN_SUFFIXES):
         manifest = read_manifest(path)
     else:
         existing_file(path, "model")
-    session = backend(backend_for(path, manifest)).open(path, manifest, options or SessionOptions())
-    return session, manifest
+    name = backend_for(path, manifest, options.backend)
+    if options.bf16 and name != "openvino":
+        raise OptionError(
+            f"{name} has no use for --bf16.",
+            "Only OpenVINO multiplies in bfloat16, on CPUs that can.",
+            "Leave --bf16 out; for an ONNX file, --backend openvino.",
+        )
+    return backend(name).open(path, manifest, options), manifest

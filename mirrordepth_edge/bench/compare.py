@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.bench.measure import RESULT_VERSION, BenchResult, Subject
+from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, Subject, unpack
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
-from mirrordepth_edge.config import SizeHW
+from mirrordepth_edge.config import BenchProtocol, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.files import existing_file
 from mirrordepth_edge.strict import read_strict
@@ -45,13 +44,13 @@ class _Config:
 
     iterations: int
     frame_hw: SizeHW
-    network_only: bool
+    protocol: BenchProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stated:
     config: _Config
-    samples_ms: dict[str, list[float]]
+    samples_ns: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +131,16 @@ def stored_result(data: Any, source: str) -> StoredResult:
         InputError: another version wrote it, a field is missing or of the wrong type, or a sample
             is not a positive number.
     """
+    if isinstance(data, dict) and ("streams" in data or "in_flight" in data):
+        raise InputError(
+            f"{source} is no measurement of latency.",
+            "Streams and throughput are told, and not compared.",
+            "Measure with --mode latency.",
+        )
     version = data.get("schema_version") if isinstance(data, dict) else None
     # Other JSON of ours has schema versions too; only a benchmark has samples.
-    if version is None or "samples_ms" not in data:
-        raise InputError(
-            f"{source} is no benchmark result.", "It has no schema_version or no samples_ms.", MEASURE_AGAIN
-        )
+    if version is None or ("samples_ns" not in data and "samples_ms" not in data):
+        raise InputError(f"{source} is no benchmark result.", "It has no schema_version or no samples.", MEASURE_AGAIN)
     if version != RESULT_VERSION:
         raise InputError(
             f"{source} was written by another version of mde bench.",
@@ -145,22 +148,25 @@ def stored_result(data: Any, source: str) -> StoredResult:
             MEASURE_AGAIN,
         )
     subject = read_strict(Subject, data, source, MEASURE_AGAIN)
-    samples_ms = _whole_frames(read_strict(_Stated, data, source, MEASURE_AGAIN).samples_ms, source)
+    samples_ms = _whole_frames(read_strict(_Stated, data, source, MEASURE_AGAIN).samples_ns, source)
     return StoredResult(**vars(subject), source=source, latency=summarise(samples_ms), samples_ms=samples_ms)
 
 
-def _whole_frames(stages: dict[str, list[float]], source: str) -> npt.NDArray[np.float64]:
+def _whole_frames(packed: dict[str, str], source: str) -> npt.NDArray[np.float64]:
+    try:
+        stages = {name: unpack(text) for name, text in packed.items()}
+    except ValueError as error:
+        raise InputError(f"{source} is not valid.", f"samples_ns: {error}.", MEASURE_AGAIN) from error
     lengths = {name: len(samples) for name, samples in stages.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
-        why = f"samples_ms needs as many samples of every stage, and at least one; it has: {counts}."
+        why = f"samples_ns needs as many samples of every stage, and at least one; it has: {counts}."
         raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
     for name, samples in stages.items():
-        for index, sample in enumerate(samples):
-            if not (math.isfinite(sample) and sample > 0):
-                why = f"samples_ms.{name}.{index} is {sample}; a time is a positive number of milliseconds."
-                raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
-    frames: npt.NDArray[np.float64] = np.array(list(stages.values()), np.float64).sum(axis=0)
+        if (samples <= 0).any():
+            why = f"samples_ns.{name} has times that are not positive."
+            raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
+    frames: npt.NDArray[np.float64] = np.array(list(stages.values())).sum(axis=0)
     return frames
 
 
@@ -195,7 +201,7 @@ def differences(first: StoredResult | BenchResult, second: StoredResult | BenchR
         "boundary": (first.timed, second.timed),
     }
     # The network alone sees frames at its own size, whatever the camera's.
-    if not (first.config.network_only and second.config.network_only):
+    if "host" in (first.config.protocol, second.config.protocol):
         sides["frame size"] = (first.frame, second.frame)
     return tuple(
         f"{what}: {one} ({first.source}) and {other} ({second.source})"
@@ -271,13 +277,13 @@ def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
             if not any(result is known for known in results):
                 results.append(result)
     place = {id(result): number for number, result in enumerate(results, 1)}
-    text = _table(
+    text = pipe_table(
         ["#", "artefact", "backend", "device", "precision", "p50 ms", "p90 ms", "p99 ms", "frames/s"],
         [_cells(number, result) for number, result in enumerate(results, 1)],
         figures=4,
     )
     if comparisons:
-        text += "\n" + _table(
+        text += "\n" + pipe_table(
             ["rows", "p50"],
             [[f"{place[id(each.second)]} against {place[id(each.first)]}", each.verdict] for each in comparisons],
         )
@@ -295,7 +301,7 @@ def _cells(number: int, result: StoredResult) -> list[str]:
     return [str(number), result.artefact, backend, device, precision, *times, f"{latency.throughput_hz:.1f}"]
 
 
-def _table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:
+def pipe_table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:
     """GitHub's pipe table, its last `figures` columns to the right."""
     rule = ["---"] * (len(head) - figures) + ["---:"] * figures
     lines = [head, rule, *([_cell(cell) for cell in row] for row in rows)]

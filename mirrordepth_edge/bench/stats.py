@@ -28,7 +28,7 @@ OUTLIERS = 0.01
 """Share of outliers that is ordinary: an operating system interrupts now and then."""
 
 _RESAMPLES = 1000
-_FEWEST = 6
+FEWEST = 6
 """The fewest samples whose extremes enclose the median with 95 % confidence: 2 * 0.5^6 = 3 %."""
 _QUARTER = 5
 """The fewest samples to compare with as many: by chance one five lies above the other in 2 of 252 cases."""
@@ -193,12 +193,12 @@ def ratio_interval(a_ms: Samples, b_ms: Samples, paired: bool) -> Ratio:
             "Measure both with the same --iterations, or compare them unpaired.",
         )
     ratio = float(np.median(a_ms) / np.median(b_ms))
-    if min(len(a_ms), len(b_ms)) < _FEWEST:
+    if min(len(a_ms), len(b_ms)) < FEWEST:
         return Ratio(ratio, 0.0, float("inf"))
     random = np.random.default_rng(0)
-    a_starts = _block_starts(len(a_ms), random)
-    b_starts = a_starts if paired else _block_starts(len(b_ms), random)
-    low, high = np.percentile(_medians(a_ms, a_starts) / _medians(b_ms, b_starts), (2.5, 97.5))
+    a_starts = block_starts(len(a_ms), random)
+    b_starts = a_starts if paired else block_starts(len(b_ms), random)
+    low, high = np.percentile(resampled_medians(a_ms, a_starts) / resampled_medians(b_ms, b_starts), (2.5, 97.5))
     return Ratio(ratio, float(low), float(high))
 
 
@@ -206,13 +206,13 @@ def _block_length(count: int) -> int:
     return round(math.pow(count, 1 / 3))
 
 
-def _block_starts(count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+def block_starts(count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
     """Where the blocks of each resample begin, shape `[resamples, blocks]`."""
     length = _block_length(count)
     return random.integers(0, count - length + 1, (_RESAMPLES, -(-count // length)))
 
 
-def _medians(samples: Samples, starts: npt.NDArray[np.int64]) -> Samples:
+def resampled_medians(samples: Samples, starts: npt.NDArray[np.int64]) -> Samples:
     """Medians of the resamples, shape `[resamples]`; some 30 MB at a time, however many the samples."""
     count = len(samples)
     blocks = np.lib.stride_tricks.sliding_window_view(samples, _block_length(count))
@@ -224,10 +224,10 @@ def _medians(samples: Samples, starts: npt.NDArray[np.int64]) -> Samples:
 
 
 def _median_interval(samples: Samples, confidence: float = 95) -> tuple[float, float]:
-    if len(samples) < _FEWEST:
+    if len(samples) < FEWEST:
         return float(samples.min()), float(samples.max())
-    starts = _block_starts(len(samples), np.random.default_rng(0))
-    low, high = np.percentile(_medians(samples, starts), (50 - confidence / 2, 50 + confidence / 2))
+    starts = block_starts(len(samples), np.random.default_rng(0))
+    low, high = np.percentile(resampled_medians(samples, starts), (50 - confidence / 2, 50 + confidence / 2))
     return float(low), float(high)
 
 

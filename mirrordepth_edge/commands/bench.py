@@ -1,4 +1,4 @@
-"""`mde bench`: latency of engines, ONNX files and checkpoints, measured and compared."""
+"""`mde bench`: latency, throughput and streams of engines, ONNX files and checkpoints, measured and compared."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Device, Model, parse_size, session_options, warn
+from mirrordepth_edge.commands.parameters import (
+    NANO,
+    Backend,
+    Bf16,
+    ClipWeights,
+    Device,
+    Model,
+    parse_size,
+    session_options,
+)
 
 bench_app = typer.Typer(invoke_without_command=True)
 
 FailIf = Annotated[
     list[str] | None, typer.Option(metavar="GATE", help="Exit with 3 if so: 'p99>33ms', 'p50>1.05*base.json'.")
+]
+Protocol = Annotated[
+    str, typer.Option(help="host: frame to metres; network; trtexec-10, trtexec-11: as those count, on a GPU.")
 ]
 
 
@@ -21,16 +33,34 @@ def bench(
     context: typer.Context,
     engine: Model = NANO,
     vs: Annotated[list[str] | None, typer.Option(help="Another artefact, timed in turn, frame by frame.")] = None,
-    mode: Annotated[str, typer.Option(help="latency, or stream: frames that do not wait.")] = "latency",
-    iterations: Annotated[int, typer.Option(min=1, help="Timed frames.")] = 200,
+    suite: Annotated[
+        str | None, typer.Option(help="Many cases in turn: quick, edge, resolutions, precision, backends, batch.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="latency, throughput, or stream: frames that do not wait.")] = "latency",
+    protocol: Protocol = "host",
+    network_only: Annotated[bool, typer.Option("--network-only", help="The same as --protocol network.")] = False,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Latency: timed frames.  [200]")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="Frames before that.  [until times settle]")] = None,
     frame: Annotated[str, typer.Option(metavar="HxW", help="Size of the camera frame.")] = "480x640",
-    network_only: Annotated[bool, typer.Option("--network-only", help="Leave resizing out, as trtexec does.")] = False,
-    fps: Annotated[float, typer.Option(min=0.1, help="Stream: frames a second.")] = 30.0,
-    duration: Annotated[float, typer.Option(min=0.5, help="Stream: seconds at each rate.")] = 5.0,
+    fps: Annotated[
+        list[float] | None, typer.Option(min=0.1, help="Stream: frames a second, once or more.  [15, 30, 60]")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=0.5, help="Throughput, stream: seconds (at each rate).  [5]")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Throughput: frames in work at once, a session each.  [2]")
+    ] = None,
     device: Device = "auto",
+    backend: Backend = None,
+    bf16: Bf16 = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [all cores]")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result, raw samples included.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result, raw samples included; for a suite, the folder.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write a page with tables and charts.")
+    ] = None,
     fail_if: FailIf = None,
     clip_weights: ClipWeights = None,
 ) -> None:
@@ -40,71 +70,49 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from contextlib import ExitStack
-
-    from mirrordepth_edge.bench.compare import differences, parse_gate
-    from mirrordepth_edge.bench.measure import Candidate
-    from mirrordepth_edge.bench.measure import bench as measure
-    from mirrordepth_edge.commands.bench_view import report, report_stream, sidecar_name
-    from mirrordepth_edge.commands.terminal import console, errors
+    from mirrordepth_edge.commands import bench_modes as modes
+    from mirrordepth_edge.commands.bench_options import check_given, check_protocol
     from mirrordepth_edge.config import BenchConfig
-    from mirrordepth_edge.deploy.parity import reference_frames
-    from mirrordepth_edge.errors import GateError
-    from mirrordepth_edge.files import ensure_folder, sha256_of, write_json
-    from mirrordepth_edge.runtime import load, model_path
-
-    config = BenchConfig(
-        iterations=iterations, warmup=warmup, frame_hw=parse_size(frame, "--frame"), network_only=network_only
-    )
-    streams = check_mode(mode, vs or network_only or json_file or fail_if)
-    gates = [parse_gate(text) for text in fail_if or ()]
-    if json_file is not None:
-        ensure_folder(json_file.parent)
-    paths = [model_path(each) for each in (engine, *(vs or ()))]
-    with ExitStack() as stack:
-        predictors = [stack.enter_context(load(path, session_options(device, clip_weights, threads))) for path in paths]
-        for predictor in predictors:
-            warn(predictor)
-        if streams:
-            report_stream(predictors[0], paths[0].name, config, fps, duration)
-            return
-        candidates = [
-            Candidate(predictor=predictor, name=path.name, sha256=sha256_of(path))
-            for predictor, path in zip(predictors, paths, strict=True)
-        ]
-        with errors.status("measuring"):
-            results = measure(candidates, reference_frames(), config)
-    for place, result in enumerate(results):
-        report(result, against=results[0] if place else None)
-        if json_file is not None:
-            write_json(written := sidecar_name(json_file, place), result.to_json())
-            console.print(f"wrote {written}")
-    for gate in gates:
-        if gate.base is not None and (other := differences(gate.base, results[0])):
-            errors.print(f"warning: {gate.base.source} was not measured alike: {'; '.join(other)}")
-    if failed := [sentence for gate in gates if (sentence := gate.check(results[0].latency))]:
-        raise GateError(
-            f"{results[0].artefact} is not as fast as it must be.", "; ".join(failed), "Find what made it slower."
-        )
-
-
-def check_mode(mode: str, other: object) -> bool:
-    """Whether to stream.
-
-    Args:
-        other: truthy where options are given that have no effect on a stream.
-
-    Raises:
-        OptionError: there are, or there is no such mode.
-    """
     from mirrordepth_edge.errors import OptionError
 
-    if mode not in ("latency", "stream"):
-        raise OptionError(f"--mode {mode!r} is unknown.", "It is latency or stream.", "--mode stream")
-    if mode == "stream" and other:
-        why = "A stream is one artefact's whole path, told on the terminal."
-        raise OptionError("--vs, --network-only, --json and --fail-if go with --mode latency.", why, "Leave them out.")
-    return mode == "stream"
+    given = {
+        "--vs": vs,
+        "--iterations": iterations,
+        "--network-only": network_only,
+        "--protocol": protocol != "host",
+        "--fps": fps,
+        "--duration": duration,
+        "--in-flight": in_flight,
+        "--report": html,
+        "--fail-if": fail_if,
+        "--bf16": bf16,
+        "--backend": backend,
+        "--threads": threads,
+        "--warmup": warmup,
+        "--frame": frame != "480x640",
+        "--mode": mode != "latency",
+    }
+    check_given("suite" if suite else mode, given)
+    if network_only and protocol not in ("host", "network"):
+        why = "They name two boundaries."
+        raise OptionError(f"--network-only and --protocol {protocol} exclude each other.", why, "Give one of them.")
+    config = BenchConfig(
+        iterations=iterations or 200,
+        warmup=warmup,
+        frame_hw=parse_size(frame, "--frame"),
+        protocol=check_protocol("network" if network_only else protocol),
+    )
+    options = session_options(device, clip_weights, threads, backend, bf16)
+    if suite is not None:
+        from mirrordepth_edge.commands.bench_suite import run_suite
+
+        run_suite(suite, engine, options, json_file)
+    elif mode == "stream":
+        modes.stream(engine, options, config, fps or [15.0, 30.0, 60.0], duration or 5.0, json_file)
+    elif mode == "throughput":
+        modes.throughput(engine, options, config, in_flight or 2, duration or 5.0, json_file)
+    else:
+        modes.latency([engine, *(vs or ())], options, config, fail_if or (), json_file, html)
 
 
 @bench_app.command()

@@ -2,82 +2,136 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
+from mirrordepth_edge.commands.terminal import console, errors
+
 if TYPE_CHECKING:
-    from mirrordepth_edge.bench.measure import BenchResult
-    from mirrordepth_edge.config import BenchConfig
-    from mirrordepth_edge.runtime import DepthPredictor
+    from mirrordepth_edge.bench.result import BenchResult, Measured, StreamMeasurement, ThroughputMeasurement
+    from mirrordepth_edge.bench.stats import LatencyStats
+    from mirrordepth_edge.bench.stream import StreamResult
 
-FEWEST_FRAMES = 4
-"""At the lowest rate that is tried when the highest sustainable one is looked for."""
-HIGHEST_HZ = 1000.0
+REDRAW_S = 0.5
 
 
-def report(result: BenchResult, against: BenchResult | None = None) -> None:
-    """A result in a few lines; its ratio to one that was timed in turn with it."""
-    from mirrordepth_edge.bench.stats import ratio_interval
-    from mirrordepth_edge.commands.terminal import console
+@contextmanager
+def counting(frames: int) -> Iterator[Callable[[], None]]:
+    """A bar that is drawn between frames and at most twice a second: no thread of it disturbs what is timed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    latency = result.latency
-    on = result.device if result.device != "cpu" else result.computer
-    console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn())
+    progress = Progress(*columns, console=errors, transient=True, auto_refresh=False)
+    task, done, drawn_s = progress.add_task("", total=frames), 0, monotonic()
+
+    def on_frame() -> None:
+        nonlocal done, drawn_s
+        done += 1
+        if monotonic() - drawn_s > REDRAW_S:
+            progress.update(task, completed=done, refresh=True)
+            drawn_s = monotonic()
+
+    with progress:
+        yield on_frame
+
+
+def report(result: BenchResult, ratio: str | None = None) -> None:
+    """A result in a few lines; its ratio, in words, to one that was timed in turn with it."""
+    _head(result)
     console.print(f"from {result.boundary}")
-    low_ms, high_ms = latency.p50_interval_ms
+    console.print(f"latency ms: {_figures(result.latency)}")
+    for title, stages in (("of that", result.stages), ("on the GPU", result.device_stages)):
+        if len(stages) > 1:
+            console.print(f"{title}, p50 ms: {'  '.join(f'{name} {own.p50_ms:.2f}' for name, own in stages.items())}")
     console.print(
-        f"latency ms: p50 {latency.p50_ms:.2f} ({low_ms:.2f} to {high_ms:.2f})  p90 {latency.p90_ms:.2f}  "
-        f"p95 {latency.p95_ms:.2f}  p99 {latency.p99_ms:.2f}  min {latency.min_ms:.2f}  max {latency.max_ms:.2f}  "
-        f"mean {latency.mean_ms:.2f}"
+        f"throughput: {result.latency.throughput_hz:.1f} frames/s over {result.latency.samples} frames, one after "
+        f"another, after {result.warmup} to warm up; the harness itself takes {result.harness_us:.1f} us a frame"
     )
-    if len(result.stages) > 1:
-        parts = "  ".join(f"{name} {own.p50_ms:.2f}" for name, own in result.stages.items())
-        console.print(f"of that, p50 ms: {parts}")
-    console.print(
-        f"throughput: {latency.throughput_hz:.1f} frames/s over {latency.samples} frames, one after another, after "
-        f"{result.warmup} to warm up; the harness itself takes {result.harness_us:.1f} us a frame"
-    )
-    if against is not None:
-        ratio = ratio_interval(result.frames_ms, against.frames_ms, paired=True)
-        console.print(ratio.in_words(f"as {against.artefact}"))
+    _agreement(result)
+    if ratio is not None:
+        console.print(ratio)
     for finding in result.findings:
-        console.print(f"warning: {finding.what} {finding.cure}")
-    if against is None:
-        for remark in result.context.remarks():
-            console.print(f"note: {remark}")
+        console.print(f"warning: {finding.what}")
+    for cure in dict.fromkeys(finding.cure for finding in result.findings):
+        console.print(f"  next: {cure}")
 
 
-def report_stream(predictor: DepthPredictor, name: str, config: BenchConfig, fps: float, seconds: float) -> None:
-    """Frames at a fixed rate, then the highest rate that the artefact keeps up with."""
-    from mirrordepth_edge.bench.measure import camera_frames, warm_up
-    from mirrordepth_edge.bench.stream import peak_rate, stream
-    from mirrordepth_edge.commands.terminal import console, errors
-    from mirrordepth_edge.deploy.parity import reference_frames
-
-    frames = camera_frames(reference_frames(), config)
-
-    def step(index: int) -> object:
-        return predictor(frames[index % len(frames)])
-
-    with errors.status("warming up"):
-        warm_up([step], config.warmup)
-    with errors.status(f"streaming at {fps:g} frames/s"):
-        result = stream(step, rate_hz=fps, seconds=seconds)
+def report_throughput(result: ThroughputMeasurement) -> None:
+    """Frames a second of several sessions."""
+    _head(result)
     console.print(
-        f"{name}, {result.frames} frames at {fps:g} a second: {result.results} results, {result.dropped} dropped"
+        f"throughput: {result.rate_hz:.1f} frames/s with {result.in_flight} in work at once, over "
+        f"{len(result.samples_ms)} frames in {result.seconds:.1f} s; {result.boundary}"
     )
+    console.print(f"a frame meanwhile, ms: {_figures(result.latency)}")
+    _agreement(result)
+    report_context(result, len(result.samples_ms))
+
+
+def report_stream(result: StreamResult) -> None:
+    """One rate of a stream."""
     jitter = "" if result.jitter_ms is None else f"; jitter {result.jitter_ms:.2f} ms"
     console.print(
+        f"{result.rate_hz:g} frames/s: {result.frames} frames, {result.results} results, {result.dropped} dropped; "
         f"missed (no result before the next frame): {result.missed:.1%}; age of results ms: "
         f"p50 {result.age_p50_ms:.2f}  p99 {result.age_p99_ms:.2f}{jitter}"
     )
-    with errors.status("looking for the highest rate"):
-        lowest_hz = FEWEST_FRAMES / seconds
-        peak = peak_rate(step, seconds=seconds, low_hz=lowest_hz, high_hz=HIGHEST_HZ)
-    keeps_up = f"less than {lowest_hz:g}" if peak.rate_hz is None else f"{peak.rate_hz:.1f}"
+
+
+def report_peak(result: StreamMeasurement) -> None:
+    """The highest rate that was kept up with, and what the machine did."""
+    peak = result.peak
+    keeps_up = f"less than {peak.tried[0].rate_hz:g}" if peak.rate_hz is None else f"{peak.rate_hz:.1f}"
     console.print(f"keeps up with {keeps_up} frames/s (at most {peak.most_missed:.0%} missed)")
+    _agreement(result)
+    report_context(result)
+
+
+def report_context(result: Measured, frames: int | None = None) -> None:
+    """What the machine did meanwhile, as far as it makes figures hard to repeat; energy, where `frames` were timed."""
+    joules = None if frames is None else result.context.joules_per_frame(frames)
+    if isinstance(joules, float):
+        console.print(f"energy: {joules:.3f} J a frame, idle power included, of the {result.context.power[0]}")
+    for remark in result.context.remarks():
+        console.print(f"note: {remark}")
 
 
 def sidecar_name(path: Path, place: int) -> Path:
     """`path` for the first result, `NAME.2.json` for the second, and so on."""
     return path if not place else path.with_suffix(f".{place + 1}{path.suffix}")
+
+
+def command_line() -> str:
+    """What was typed, for a report."""
+    return shlex.join(["mde", *sys.argv[1:]])
+
+
+def _head(result: Measured) -> None:
+    on = result.device if result.device != "cpu" else result.computer
+    console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
+
+
+def _figures(latency: LatencyStats) -> str:
+    low_ms, high_ms = latency.p50_interval_ms
+    return (
+        f"p50 {latency.p50_ms:.2f} ({low_ms:.2f} to {high_ms:.2f})  p90 {latency.p90_ms:.2f}  "
+        f"p95 {latency.p95_ms:.2f}  p99 {latency.p99_ms:.2f}  p99.9 {latency.p999_ms:.2f}  "
+        f"min {latency.min_ms:.2f}  max {latency.max_ms:.2f}  "
+        f"mean {latency.mean_ms:.2f}  variation {latency.variation:.0%}"
+    )
+
+
+def _agreement(result: Measured) -> None:
+    if result.agreement is None:
+        console.print("depth: finite and positive; not compared, for nothing is stored with this file")
+        return
+    agreement = result.agreement
+    console.print(
+        f"depth: worst pixel {agreement.max_relative:.1e}, mean {agreement.mean_relative:.1e} relative to PyTorch's at "
+        f"export, over {agreement.frames} frames (limit: {agreement.limit})"
+    )

@@ -18,6 +18,7 @@ PACKAGES = (
     ("onnxruntime", None),
     ("onnxruntime-gpu", None),
     ("polygraphy", None),
+    ("openvino", "openvino"),
     ("torch", "export"),
     ("open_clip_torch", "export"),
     ("onnxscript", "export"),

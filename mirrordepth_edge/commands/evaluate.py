@@ -9,6 +9,8 @@ import typer
 
 from mirrordepth_edge.commands.parameters import (
     NANO,
+    Backend,
+    Bf16,
     Calibration,
     ClipWeights,
     Data,
@@ -55,6 +57,8 @@ def evaluate(
         bool | None, typer.Option("--baselines/--no-baselines", help="Published figures below.  [NYU, KITTI: yes]")
     ] = None,
     device: Device = "auto",
+    backend: Backend = None,
+    bf16: Bf16 = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every picture's errors.")] = None,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Write a page with charts and pictures (.html).")
@@ -90,6 +94,7 @@ def evaluate(
     source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
     dataset, kind = choose_dataset(source, "test"), kind_of(source)
     camera = camera_of(focal_px, fov_deg, calibration)
+    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
     scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
     convention, with_baselines = CONVENTIONS[kind], wanted(kind, baselines)
     camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None
@@ -98,7 +103,7 @@ def evaluate(
     sheet = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in models or [NANO]:
-        with load(model, session_options(device, clip_weights), camera) as predictor, progress_bar() as bar:
+        with load(model, options, camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = depth_limits_on(kind, predictor.model.depth_limits_m)
             protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, limits_m)

@@ -12,7 +12,6 @@ from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Size, parse_
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import ExportConfig
-    from mirrordepth_edge.core.network import DepthNetwork
     from mirrordepth_edge.manifest import Manifest
 
 
@@ -77,13 +76,13 @@ def _produce(
     on_stage: Callable[[str], None],
 ) -> Manifest:
     from mirrordepth_edge.deploy.parity import reference_frames
-    from mirrordepth_edge.deploy.produce import produce_onnx
+    from mirrordepth_edge.deploy.produce import produce_onnx, untrained_network
     from mirrordepth_edge.files import sha256_of
     from mirrordepth_edge.runtime import NANO_CHECKPOINT
 
     pictures = reference_frames(frames)
     if untrained is not None:
-        network, digest = _untrained(untrained, config)
+        network, digest = untrained_network(untrained, config.size_hw)
     else:
         from mirrordepth_edge.core.checkpoint import load_checkpoint
 
@@ -99,26 +98,6 @@ def _produce(
         trained=untrained is None,
         on_stage=on_stage,
     )
-
-
-def _untrained(preset: str, config: ExportConfig) -> tuple[DepthNetwork, str]:
-    """A preset with random weights everywhere, for which nothing needs a download."""
-    from dataclasses import replace
-
-    from mirrordepth_edge.config import PRESETS
-    from mirrordepth_edge.core.clip import RANDOM_PREFIX, tensors_sha256
-    from mirrordepth_edge.core.network import check_size, create_network
-    from mirrordepth_edge.errors import OptionError
-
-    if preset not in PRESETS:
-        raise OptionError(
-            f"There is no preset named {preset!r}.", f"The presets are {', '.join(PRESETS)}.", "--untrained vitb16"
-        )
-    model = replace(PRESETS[preset], pretrained=f"{RANDOM_PREFIX}0")
-    model = replace(model, size_hw=config.size_hw or model.size_hw)
-    check_size(model, model.size_hw)
-    network = create_network(model).eval()
-    return network, tensors_sha256(network.trainable())
 
 
 def _report(output: Path, manifest: Manifest) -> None:

@@ -90,5 +90,8 @@ def _graph_rows(file: Path) -> Rows:
     cost = graph_cost(onnx.load(file))
     return [
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),
-        ("cost", f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a frame"),
+        (
+            "cost",
+            f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a run",
+        ),
     ]

@@ -10,6 +10,8 @@ import typer
 from mirrordepth_edge.commands.live_view import StatusLine, Window
 from mirrordepth_edge.commands.parameters import (
     NANO,
+    Backend,
+    Bf16,
     Calibration,
     ClipWeights,
     Device,
@@ -30,6 +32,8 @@ def live(
     ] = "0",
     model: Model = NANO,
     device: Device = "auto",
+    backend: Backend = None,
+    bf16: Bf16 = False,
     near: Near = None,
     far: Far = None,
     focal_px: FocalPx = None,
@@ -64,7 +68,8 @@ def live(
     if not has_display and not no_window:
         errors.print("Neither DISPLAY nor WAYLAND_DISPLAY is set: going on without a window.")
     camera = camera_of(focal_px, fov_deg, calibration)
-    with load(model, session_options(device, clip_weights), camera) as predictor, open_source(source) as opened:
+    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
+    with load(model, options, camera) as predictor, open_source(source) as opened:
         limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
         session = predictor.session
         setup = {"source": opened.name, "model": model, "backend": session.backend}

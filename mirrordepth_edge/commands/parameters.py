@@ -21,6 +21,8 @@ Near = Annotated[float | None, typer.Option(help="Where the colours begin, in me
 Far = Annotated[float | None, typer.Option(help="Where the colours end, in metres.  [the model's range]")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by name is never replaced.")]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
+Backend = Annotated[str | None, typer.Option(help="openvino: run ONNX with it.  [what the file is for]")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="OpenVINO: multiply in bfloat16, on CPUs that can.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
 # Another camera than the model was trained with, told in one of three ways (`camera.camera_of`).
@@ -110,7 +112,13 @@ def warn(predictor: DepthPredictor) -> None:
         errors.print("note: the weights are random; the depth means nothing", style="yellow")
 
 
-def session_options(device: str, clip_weights: Path | None = None, threads: int | None = None) -> SessionOptions:
+def session_options(
+    device: str,
+    clip_weights: Path | None = None,
+    threads: int | None = None,
+    backend: str | None = None,
+    bf16: bool = False,
+) -> SessionOptions:
     """Options for opening a model.
 
     Raises:
@@ -120,7 +128,7 @@ def session_options(device: str, clip_weights: Path | None = None, threads: int 
 
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device {device!r} is no device.", "It is auto, cpu or cuda.", "--device auto")
-    return SessionOptions(device=device, clip_weights=clip_weights, threads=threads)  # type: ignore[arg-type]
+    return SessionOptions(device=device, clip_weights=clip_weights, threads=threads, backend=backend, bf16=bf16)  # type: ignore[arg-type]
 
 
 def torch_device(device: str) -> str:

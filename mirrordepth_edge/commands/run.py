@@ -9,6 +9,8 @@ import typer
 
 from mirrordepth_edge.commands.parameters import (
     NANO,
+    Backend,
+    Bf16,
     Calibration,
     ClipWeights,
     Device,
@@ -31,6 +33,8 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("depth"),
     model: Model = NANO,
     device: Device = "auto",
+    backend: Backend = None,
+    bf16: Bf16 = False,
     near: Near = None,
     far: Far = None,
     focal_px: FocalPx = None,
@@ -53,9 +57,10 @@ def run(
     kinds = _kinds(formats)
     paths = _inputs(files)
     camera = camera_of(focal_px, fov_deg, calibration)
+    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
     lines = []
     try:
-        with load(model, session_options(device, clip_weights), camera) as predictor, progress_bar() as bar:
+        with load(model, options, camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
             writer = Writer(predictor=predictor, folder=output, kinds=kinds, limits_m=limits_m)

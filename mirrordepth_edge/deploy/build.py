@@ -17,6 +17,7 @@ from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
 from mirrordepth_edge.config import SessionOptions, TargetConfig
 from mirrordepth_edge.deploy.parity import ENGINE_GATE, check_parity, measure_engine_parity
+from mirrordepth_edge.deploy.reference import copy_reference
 from mirrordepth_edge.device import nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.files import ensure_folder, require_suffix, sha256_of
@@ -184,6 +185,7 @@ def build_engine(onnx_path: Path, output: Path, plan: BuildPlan) -> Manifest:
             session = backend(plan.flavour).open(built, manifest, SessionOptions())
             manifest = replace(manifest, parity=measure_engine_parity(session, onnx_path, source))
             check_parity(manifest.parity, ENGINE_GATE)
+        copy_reference(onnx_path, output)
         write_artefact(output, built.read_bytes(), manifest)
     return manifest
 

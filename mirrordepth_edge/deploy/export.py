@@ -46,7 +46,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
     Args:
         network: in eval mode, at the size to export.
-        config: input kind and opset; precision is a later pass.
+        config: input kind, batch and opset; precision is a later pass.
 
     Returns:
         A checked model with input `image` and output `depth`.
@@ -59,9 +59,9 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
     folded = FoldedNetwork(network, config.io)
     height, width = network.config.size_hw
     example = (
-        torch.zeros(1, height, width, 3, dtype=torch.uint8)
+        torch.zeros(config.batch, height, width, 3, dtype=torch.uint8)
         if config.io == "uint8"
-        else torch.zeros(1, 3, height, width)
+        else torch.zeros(config.batch, 3, height, width)
     )
     with torch.no_grad(), _quiet_exporter():
         program: Any = torch.onnx.export(
@@ -116,29 +116,29 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     model.doc_string = model.graph.doc_string = ""
 
 
-def input_spec(config: ModelConfig, io_kind: InputKind) -> TensorSpec:
+def input_spec(config: ModelConfig, io_kind: InputKind, batch: int = 1) -> TensorSpec:
     """The exported network's input."""
     height, width = config.size_hw
     if io_kind == "uint8":
         return TensorSpec(
-            name=INPUT_NAME, dtype="uint8", shape=(1, height, width, 3), layout="NHWC", range="0..255", unit="RGB"
+            name=INPUT_NAME, dtype="uint8", shape=(batch, height, width, 3), layout="NHWC", range="0..255", unit="RGB"
         )
     return TensorSpec(
         name=INPUT_NAME,
         dtype="float32",
-        shape=(1, 3, height, width),
+        shape=(batch, 3, height, width),
         layout="NCHW",
         range="(rgb/255 - mean) / std",
         unit="normalised RGB",
     )
 
 
-def output_spec(config: ModelConfig) -> TensorSpec:
+def output_spec(config: ModelConfig, batch: int = 1) -> TensorSpec:
     """The exported network's output."""
     return TensorSpec(
         name=OUTPUT_NAME,
         dtype="float32",
-        shape=(1, *config.size_hw),
+        shape=(batch, *config.size_hw),
         layout="NHW",
         range="> 0",
         unit="metres",

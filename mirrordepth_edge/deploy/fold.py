@@ -150,7 +150,7 @@ class FoldedNetwork(nn.Module):
 
     Args:
         network: the trained network, in eval mode; it is not changed.
-        io: `uint8` takes RGB `[1, H, W, 3]` in 0..255; `float` takes normalised `[1, 3, H, W]`.
+        io: `uint8` takes RGB `[B, H, W, 3]` in 0..255; `float` takes normalised `[B, 3, H, W]`.
     """
 
     pixel_scale: Tensor
@@ -179,7 +179,7 @@ class FoldedNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Depth in metres, float32 `[1, H, W]`."""
+        """Depth in metres, float32 `[B, H, W]`."""
         if self.io == "uint8":
             # Cast before transpose: TensorRT refuses to transpose uint8.
             image = image.to(torch.float32).permute(0, 3, 1, 2)

@@ -6,14 +6,16 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mirrordepth_edge.config import InputKind, PreprocessConfig
 from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
+from mirrordepth_edge.deploy.parity import batches
 from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 from mirrordepth_edge.quiet import quiet_log
@@ -27,12 +29,15 @@ ACTIVATION_LIMIT = 32768.0
 """Half of FP16's range: nodes whose values on the reference frames exceed it stay FP32."""
 
 
-def to_fp16(onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind) -> onnx.ModelProto:
+def to_fp16(
+    onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind, batch: int = 1
+) -> onnx.ModelProto:
     """Convert all but LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
 
     Args:
         onnx_path: the FP32 model.
         frames: real pictures, whose activations decide what would overflow.
+        batch: frames of one inference.
 
     Raises:
         MissingError: Model Optimizer is not installed.
@@ -48,18 +53,18 @@ def to_fp16(onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConf
         )
     with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
         warnings.simplefilter("ignore")
-        return _autocast(onnx_path, frames, Preprocessor(preprocess, io))
+        return _autocast(onnx_path, batches(frames, Preprocessor(preprocess, io), batch))
 
 
-def _autocast(onnx_path: Path, frames: Sequence[Frame], preprocess: Preprocessor) -> onnx.ModelProto:
+def _autocast(onnx_path: Path, images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
         raise missing_package("NVIDIA Model Optimizer", "FP16 export", "export") from error
 
     with tempfile.TemporaryDirectory() as folder:
-        for index, frame in enumerate(frames):  # AutoCast takes a folder with one batch a file
-            arrays: dict[str, Any] = {INPUT_NAME: preprocess(frame)}
+        for index, image in enumerate(images):  # AutoCast takes a folder with one batch a file
+            arrays: dict[str, Any] = {INPUT_NAME: image}
             np.savez(Path(folder) / f"{index}.npz", **arrays)
         model: onnx.ModelProto = convert_to_mixed_precision(
             str(onnx_path),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import ExportConfig
+from mirrordepth_edge.config import PRESETS, ExportConfig, SizeHW
 from mirrordepth_edge.deploy.export import export_onnx, input_spec, output_spec
 from mirrordepth_edge.deploy.fp16 import to_fp16
-from mirrordepth_edge.deploy.parity import check_parity, measure_parity
+from mirrordepth_edge.deploy.parity import check_parity, make_reference, measure_parity
+from mirrordepth_edge.deploy.reference import write_reference
 from mirrordepth_edge.device import installed_versions
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import Manifest, write_artefact
 from mirrordepth_edge.preprocess import Frame
@@ -52,15 +55,15 @@ def produce_onnx(
         on_stage("folding and tracing")
         onnx.save(export_onnx(network, config), candidate)
         on_stage("comparing with PyTorch")
-        parity = measure_parity(candidate, network, frames, "fp32", config.io)
+        parity = measure_parity(candidate, network, frames, "fp32", config.io, config.batch)
         check_parity(parity, "fp32")
         if config.precision == "fp16":
             on_stage("converting to FP16")
-            model = to_fp16(candidate, frames, network.config.preprocess, config.io)
+            model = to_fp16(candidate, frames, network.config.preprocess, config.io, config.batch)
             candidate = Path(folder) / "fp16.onnx"
             onnx.save(model, candidate)
             on_stage("comparing FP16 with PyTorch")
-            parity = measure_parity(candidate, network, frames, "fp16", config.io)
+            parity = measure_parity(candidate, network, frames, "fp16", config.io, config.batch)
             check_parity(parity, "fp16")
         manifest = Manifest(
             kind="onnx",
@@ -71,12 +74,34 @@ def produce_onnx(
             trained=trained,
             model=network.config,
             preprocess=network.config.preprocess,
-            inputs=(input_spec(network.config, config.io),),
-            outputs=(output_spec(network.config),),
+            inputs=(input_spec(network.config, config.io, config.batch),),
+            outputs=(output_spec(network.config, config.batch),),
             precision=config.precision,
             opset=config.opset,
             parity=parity,
             tools={"mirrordepth-edge": __version__} | installed_versions(TOOLS),
         )
+        write_reference(output, make_reference(network, frames, config.io))
         write_artefact(output, candidate.read_bytes(), manifest)
     return manifest
+
+
+def untrained_network(preset: str, size_hw: SizeHW | None = None) -> tuple[DepthNetwork, str]:
+    """A preset with random weights everywhere, for which nothing needs a download: fit to measure speed.
+
+    Returns:
+        The network in eval mode, and the SHA-256 of what would be trained.
+
+    Raises:
+        OptionError: there is no such preset, or it cannot run at this size.
+    """
+    from mirrordepth_edge.core.clip import RANDOM_PREFIX, tensors_sha256
+    from mirrordepth_edge.core.network import create_network
+
+    if preset not in PRESETS:
+        raise OptionError(
+            f"There is no preset named {preset!r}.", f"The presets are {', '.join(PRESETS)}.", "Use one of these."
+        )
+    model = replace(PRESETS[preset], pretrained=f"{RANDOM_PREFIX}0")
+    network = create_network(replace(model, size_hw=size_hw or model.size_hw)).eval()
+    return network, tensors_sha256(network.trainable())

@@ -31,7 +31,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One shape: a path and how it looks (`line`, `area`, `dots`, `bars` or `rule`)."""
+    """One shape: a path and how it looks (`line`, `area`, `dots`, `points`, `beyond`, `bars` or `rule`)."""
 
     path: str
     look: str
@@ -72,6 +72,29 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a bar."""
+
+    name: str
+    value: float
+    share: float
+    """Of its bar's own length, in percent."""
+    width: float
+    """In percent of the longest bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Pieces in a row."""
+
+    label: str
+    parts: tuple[Part, ...]
+    total: float
+    start: float = 0.0
+    """Where it begins, in percent of the longest bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Axes:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
@@ -95,6 +118,10 @@ class _Axes:
     def dots(self, points: Sequence[tuple[float, float]]) -> str:
         # Lines of no length: their round ends are the dots.
         return "".join(f"M{self.x(x)},{self.y(y)}h0" for x, y in points)
+
+    def points(self, points: Sequence[tuple[float, float]]) -> str:
+        places = dict.fromkeys((round(2 * self.x(x)) / 2, round(2 * self.y(y)) / 2) for x, y in points)
+        return "".join(f"M{x:g},{y:g}h0" for x, y in places)
 
 
 def histogram(series: Mapping[str, Values], x_label: str, y_label: str, bins: int = 24) -> Chart:
@@ -170,6 +197,74 @@ def differences(xs: Values, series: Mapping[str, Values], x_label: str, y_label:
     return _chart(axes, marks, ["", *series], x_label, y_label, f"{y_label} against {x_label}")
 
 
+def scatter(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Chart:
+    """A small dot for every pair of a number (0 or more) and a value, such as a frame's time.
+
+    Values need not begin at 0 on their axis. It ends where the values do, but no farther above the least than
+    twice as far as all series' 99th percentiles: what is beyond is drawn at the top and counted below the chart.
+    Dots less than half a unit apart are one, so that a drawing stays small, however many the values.
+
+    Args:
+        series: pairs by name, none of them empty.
+    """
+    values = {name: np.array([y for _, y in pairs], np.float64) for name, pairs in series.items()}
+    low, high = (pick(pick(each) for each in values.values()) for pick in (min, max))
+    top = min(high, low + 2 * (max(float(np.percentile(each, 99)) for each in values.values()) - low))
+    y_range, farthest = _around(low, top), max(x for pairs in series.values() for x, _ in pairs)
+    axes = _Axes(x_range=(0, above(farthest)), y_range=y_range)
+    marks, beyond = [], 0
+    for index, pairs in enumerate(series.values()):
+        inside = [pair for pair in pairs if pair[1] <= top]
+        marks.append(Mark(path=axes.points(inside), look="points", series=index % COLOURS))
+        if outside := [x for x, y in pairs if y > top]:
+            carets = "".join(f"M{axes.x(x) - 3:g},{TOP + 5}l3,-5l3,5" for x in outside)
+            marks.append(Mark(path=carets, look="beyond", series=index % COLOURS))
+            beyond += len(outside)
+    total = sum(map(len, series.values()))
+    note = f" (at the top: {beyond} of {total}, up to {high:.4g})" if beyond else ""
+    return _chart(axes, marks, series, x_label + note, y_label, f"{y_label} against {x_label}")
+
+
+def distribution(series: Mapping[str, Values], x_label: str, y_label: str, percentile: int = 99) -> Chart:
+    """How many of the values are at most so large: percentiles, interpolated linearly, of each series.
+
+    Args:
+        series: values by name (0 or more), none of them empty.
+        y_label: what the share, in percent, is of.
+        percentile: where the curves end, so that one outlier does not flatten the rest.
+    """
+    shares = np.arange(percentile + 1)
+    values = [np.percentile(np.asarray(each, np.float64), shares).tolist() for each in series.values()]
+    low, high = min(each[0] for each in values), max(each[-1] for each in values)
+    axes = _Axes(x_range=_around(low, high), y_range=(0, 100))
+    marks = [
+        Mark(path=axes.line(list(zip(each, shares.tolist(), strict=True))), look="line", series=index % COLOURS)
+        for index, each in enumerate(values)
+    ]
+    note = f"{x_label} (each to its percentile {percentile})"
+    return _chart(axes, marks, series, note, y_label, f"Distribution of {x_label}")
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], starts: Mapping[str, float] | None = None) -> tuple[Bar, ...]:
+    """Bars of parts, on one scale.
+
+    Args:
+        rows: by the bar's label, its parts' values (0 or more, not all of them 0) by their names.
+        starts: where bars begin that do not begin at 0, by their labels.
+    """
+    starts = starts or {}
+    longest = max(starts.get(label, 0.0) + sum(parts.values()) for label, parts in rows.items())
+    found = []
+    for label, parts in rows.items():
+        total = sum(parts.values())
+        pieces = tuple(
+            Part(name=name, value=value, share=100 * value / total, width=100 * value / longest)
+            for name, value in parts.items()
+        )
+        found.append(Bar(label=label, parts=pieces, total=total, start=100 * starts.get(label, 0.0) / longest))
+    return tuple(found)
+
+
 def scale(
     colour: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]], high: float, label: str, factor: float = 1
 ) -> Scale:
@@ -198,6 +293,18 @@ def _chart(axes: _Axes, marks: list[Mark], names: Iterable[str], x_label: str, y
         marks=tuple(marks),
         legend=legend if len(legend) > 1 else (),
     )
+
+
+def _around(low: float, high: float) -> tuple[float, float]:
+    """An axis for values from low to high (0 or more), with a margin.
+
+    At least a fifth of the value long, so that noise of a percent does not look like a change.
+    """
+    if high <= 0:
+        return 0.0, 1.0
+    half = max(1.08 * (high - low), 0.2 * high) / 2
+    middle = (low + high) / 2
+    return max(0.0, middle - half), middle + half
 
 
 def above(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,24 @@ from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
 
 CPU = SessionOptions(device="cpu", threads=2)
+ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
+CASES = (*MODULES, "openvino fp16")
+"""Backends, and what some of them open beside their first artefact."""
+
+
+def backend_of(case: str) -> str:
+    return case.split()[0]
+
+
+def options_for(case: str) -> SessionOptions:
+    return SessionOptions() if case in ON_GPU_ONLY else replace(CPU, backend=backend_of(case))
 
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One file a backend; plans only where a GPU can run them."""
+    """One file a case; plans only where a GPU can run them."""
     found = {"torch": NANO_CHECKPOINT, "onnxruntime": NANO_ONNX["fp32"]}
+    found |= {"openvino": NANO_ONNX["fp32"], "openvino fp16": NANO_ONNX["fp16"]}
     for name, target in (("tensorrt", "here"), ("tensorrt-rtx", None)):
         if isinstance(backend(name).probe(), Available):
             from mirrordepth_edge.deploy.build import build_engine, plan_build
@@ -31,16 +44,12 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) if name in ON_GPU_ONLY else name for name in MODULES])
+@pytest.fixture(params=[pytest.param(case, marks=pytest.mark.gpu) if case in ON_GPU_ONLY else case for case in CASES])
 def session(request: pytest.FixtureRequest, artefacts: dict[str, Path]) -> Any:
-    probe = backend(request.param).probe()
+    probe = backend(backend_of(request.param)).probe()
     if isinstance(probe, Missing):
         pytest.skip(f"{request.param}: {probe.reason}")
-    options = SessionOptions() if request.param.startswith("tensorrt") else CPU
-    opened, _ = open_session(artefacts[request.param], options)
+    opened, _ = open_session(artefacts[request.param], options_for(request.param))
     with opened:
         yield opened
 
@@ -121,23 +130,23 @@ def test_probe_gives_a_version_or_a_cure(name: str) -> None:
 
 def test_backends_agree_on_depth(artefacts: dict[str, Path]) -> None:
     depths = {}
-    for name, path in artefacts.items():
-        if isinstance(backend(name).probe(), Missing):
+    for case, path in artefacts.items():
+        if isinstance(backend(backend_of(case)).probe(), Missing):
             continue
-        with open_session(path, SessionOptions() if name.startswith("tensorrt") else CPU)[0] as session:
-            depths[name] = session.infer(feeds_of(session))["depth"].copy()
+        with open_session(path, options_for(case))[0] as session:
+            depths[case] = session.infer(feeds_of(session))["depth"].copy()
     if len(depths) < 2:
         pytest.skip("one backend alone has nothing to agree with")
     reference = depths.get("onnxruntime")
     assert reference is not None
-    for name, depth in depths.items():
+    for case, depth in depths.items():
         relative = np.abs(depth - reference) / reference
-        assert relative.mean() < 2e-3, name
+        assert relative.mean() < 2e-3, case
 
 
 def test_unknown_backend() -> None:
     with pytest.raises(OptionError, match="no backend"):
-        backend("openvino")
+        backend("coreml")
 
 
 def test_a_device_asked_for_by_name_is_not_replaced() -> None:

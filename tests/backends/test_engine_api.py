@@ -39,6 +39,10 @@ CUDA_API = (
     "cudaStreamCreate",
     "cudaStreamDestroy",
     "cudaStreamSynchronize",
+    "cudaEventCreate",
+    "cudaEventRecord",
+    "cudaEventElapsedTime",
+    "cudaEventDestroy",
 )
 CUDA_CODES = {
     "cudaErrorMemoryAllocation": 2,
@@ -90,6 +94,10 @@ def test_cuda_takes_the_arguments_that_sessions_pass() -> None:
         runtime.cudaMemcpyAsync(4096, host.ctypes.data, 16, kinds.cudaMemcpyHostToDevice, stream),
         runtime.cudaMemcpyAsync(host.ctypes.data, 4096, 16, kinds.cudaMemcpyDeviceToHost, stream),
         runtime.cudaStreamSynchronize(stream),
+        runtime.cudaEventCreate(),
+        runtime.cudaEventRecord(runtime.cudaEvent_t(0), stream),
+        runtime.cudaEventElapsedTime(runtime.cudaEvent_t(0), runtime.cudaEvent_t(0)),
+        runtime.cudaEventDestroy(runtime.cudaEvent_t(0)),
         runtime.cudaStreamDestroy(stream),
         runtime.cudaFree(4096),
         runtime.cudaFreeHost(host.ctypes.data),

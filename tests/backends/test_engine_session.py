@@ -45,8 +45,14 @@ GPU = SimpleNamespace(name="Fake GPU")
 CONTENT = b"a plan"
 
 # CUDA calls of opening and of one inference; `test_these_are_all_calls` holds both lists.
-OPENING = ["cudaStreamCreate", *["cudaMallocHost", "cudaMalloc"] * 2]
-INFERENCE = ["cudaMemcpyAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"]
+OPENING = ["cudaStreamCreate", *["cudaEventCreate"] * 4, *["cudaMallocHost", "cudaMalloc"] * 2]
+INFERENCE = [
+    *["cudaEventRecord", "cudaMemcpyAsync", "cudaEventRecord"],
+    *["cudaEventRecord", "cudaMemcpyAsync", "cudaEventRecord"],
+    "cudaStreamSynchronize",
+]
+COPY_MS, COMPUTE_MS = 0.25, 4.0
+"""What work takes on the fake GPU's clock."""
 
 
 class Code(IntEnum):
@@ -64,13 +70,28 @@ class Code(IntEnum):
 
 @dataclass
 class Stream:
-    """Work in order, done when somebody waits for it."""
+    """Work in order, done when somebody waits for it, with a clock that only work moves."""
 
     handle: int
     pending: list[Callable[[], None]] = field(default_factory=list)
+    clock_ms: float = 0.0
+
+    def add(self, work: Callable[[], None], takes_ms: float) -> None:
+        def done() -> None:
+            work()
+            self.clock_ms += takes_ms
+
+        self.pending.append(done)
 
     def __int__(self) -> int:
         return self.handle
+
+
+@dataclass
+class Event:
+    """A moment on a stream's clock."""
+
+    at_ms: float | None = None
 
 
 def cuda_function(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,11 +127,12 @@ class FakeCuda:
         """Whether all later calls fail too, as after an illegal address."""
         self.memory: dict[int, tuple[str, ctypes.Array[ctypes.c_char]]] = {}
         self.streams: dict[int, Stream] = {}
+        self.events: list[Event] = []
         self._freed: list[Any] = []
 
     @property
     def leaked(self) -> bool:
-        return bool(self.memory or self.streams)
+        return bool(self.memory or self.streams or self.events)
 
     def block(self, address: int, nbytes: int, place: str) -> Any:
         where, block = self.memory[int(address)]
@@ -156,7 +178,29 @@ class FakeCuda:
         def copy() -> None:
             ctypes.memmove(self.block(to, nbytes, kind[1]), self.block(source, nbytes, kind[0]), nbytes)
 
-        self.streams[int(stream)].pending.append(copy)
+        self.streams[int(stream)].add(copy, COPY_MS)
+
+    @cuda_function
+    def cudaEventCreate(self) -> Event:  # noqa: N802
+        self.events.append(Event())
+        return self.events[-1]
+
+    @cuda_function
+    def cudaEventDestroy(self, event: Event) -> None:  # noqa: N802
+        self.events = [other for other in self.events if other is not event]
+
+    @cuda_function
+    def cudaEventRecord(self, event: Event, stream: Stream) -> None:  # noqa: N802
+        def record() -> None:
+            event.at_ms = stream.clock_ms
+
+        stream.add(record, 0.0)
+
+    @cuda_function
+    def cudaEventElapsedTime(self, start: Event, end: Event) -> float:  # noqa: N802
+        assert start.at_ms is not None, "not recorded, or not awaited"
+        assert end.at_ms is not None, "not recorded, or not awaited"
+        return end.at_ms - start.at_ms
 
     def _allocate(self, place: str, nbytes: int) -> int:
         block = ctypes.create_string_buffer(b"\xee" * nbytes, nbytes)
@@ -182,7 +226,8 @@ class FakeContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self._trt.runs:
-            self._trt.cuda.streams[stream_handle].pending.append(partial(self._mean_plus_one, dict(self._addresses)))
+            work = partial(self._mean_plus_one, dict(self._addresses))
+            self._trt.cuda.streams[stream_handle].add(work, COMPUTE_MS)
         return self._trt.runs
 
     def _mean_plus_one(self, addresses: dict[str, int]) -> None:
@@ -299,6 +344,13 @@ def test_every_frame_is_read_and_its_depth_awaited(machine: Machine) -> None:
             np.testing.assert_allclose(depth, frame(seed).astype(np.float64).mean(3) + 1, rtol=1e-6)
 
 
+def test_the_gpus_clock_tells_copies_from_compute(machine: Machine) -> None:
+    with machine.open() as session:
+        for _ in range(2):
+            session.infer({"image": frame()})
+            assert session.device_ms() == (COPY_MS, COMPUTE_MS, COPY_MS)
+
+
 def test_these_are_all_calls(machine: Machine) -> None:
     """Nothing is allocated after opening, and the tests below fail each call there is."""
     with machine.open() as session:
@@ -380,7 +432,8 @@ def test_after_a_fault_that_stays_the_first_error_is_the_one_raised(machine: Mac
         session.infer({"image": frame()})
     assert "cudaErrorIllegalAddress (700)" in caught.value.why
     closing = machine.cuda.calls[len(OPENING + INFERENCE) :]
-    assert sorted(closing) == sorted([*["cudaFree", "cudaFreeHost"] * 2, "cudaStreamSynchronize", "cudaStreamDestroy"])
+    stream = ["cudaStreamSynchronize", "cudaStreamDestroy"]
+    assert sorted(closing) == sorted([*["cudaFree", "cudaFreeHost"] * 2, *["cudaEventDestroy"] * 4, *stream])
 
 
 @pytest.mark.parametrize(

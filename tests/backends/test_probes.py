@@ -24,7 +24,13 @@ from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import CudaDriver, Gpu
 from mirrordepth_edge.errors import InputError, MissingError
 
-PACKAGES = {"torch": "torch", "onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PACKAGES = {
+    "torch": "torch",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 ENGINES = ("tensorrt", "tensorrt-rtx")
 CPU, CUDA = ort_backend.CPU_PROVIDER, ort_backend.CUDA_PROVIDER
 

@@ -22,9 +22,10 @@ from mirrordepth_edge.bench.compare import (
     read_result,
     stored_result,
 )
-from mirrordepth_edge.bench.measure import RESULT_VERSION, BenchResult, Candidate, bench
+from mirrordepth_edge.bench.measure import Candidate, bench
+from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, pack, unpack
 from mirrordepth_edge.bench.stats import summarise
-from mirrordepth_edge.config import PRESETS, BenchConfig
+from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.preprocess import Frame
@@ -48,9 +49,9 @@ class ConstantSession(CheckedSession):
         return {"depth": np.full((1, HEIGHT, WIDTH), 2.0, np.float32)}
 
 
-def measured(frame_hw: tuple[int, int] = (48, 64), network_only: bool = False) -> BenchResult:
+def measured(frame_hw: tuple[int, int] = (48, 64), protocol: BenchProtocol = "host") -> BenchResult:
     """What the harness itself makes; its times do not matter."""
-    config = BenchConfig(iterations=3, warmup=0, frame_hw=frame_hw, network_only=network_only)
+    config = BenchConfig(iterations=3, warmup=0, frame_hw=frame_hw, protocol=protocol)
     frame: Frame = np.zeros((48, 64, 3), np.uint8)
     candidate = Candidate(predictor=DepthPredictor(ConstantSession(), MODEL), name="a.onnx", sha256="0" * 64)
     return bench([candidate], [frame], config)[0]
@@ -89,7 +90,7 @@ def test_what_was_written_is_read(template: BenchResult, base: Path) -> None:
     for name in ("artefact", "artefact_sha256", "backend", "backend_version", "device", "precision", "boundary"):
         assert getattr(result, name) == getattr(template, name)
     assert result.machine == template.machine
-    assert (result.config.iterations, result.config.frame_hw, result.config.network_only) == (3, (48, 64), False)
+    assert (result.config.iterations, result.config.frame_hw, result.config.protocol) == (3, (48, 64), "host")
     assert result.samples_ms.dtype == np.float64
     np.testing.assert_allclose(result.samples_ms, RAMP_MS, rtol=0, atol=3e-6)
     latency = result.latency
@@ -106,8 +107,14 @@ def drop(*keys: str) -> Change:
     return change
 
 
-def first_sample(value: object) -> Change:
-    return lambda data: next(iter(data["samples_ms"].values())).__setitem__(0, value)
+def first_stage(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Change:
+    """Let `change` have its way with the first stage's samples."""
+
+    def changed(data: dict[str, Any]) -> None:
+        name = next(iter(data["samples_ns"]))
+        data["samples_ns"][name] = pack(change(unpack(data["samples_ns"][name])))
+
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -115,23 +122,21 @@ def first_sample(value: object) -> Change:
     [
         (lambda data: data.update(schema_version=RESULT_VERSION + 1), "schema_version is"),
         (lambda data: data.update(schema_version=str(RESULT_VERSION)), "schema_version is"),
-        (drop("schema_version"), "no schema_version or no samples_ms"),
-        (drop("samples_ms"), "no schema_version or no samples_ms"),
+        (drop("schema_version"), "no schema_version or no samples"),
+        (drop("samples_ns"), "no schema_version or no samples"),
         (drop("backend"), "backend: Field required"),
         (drop("artefact_sha256"), "artefact_sha256: Field required"),
         (drop("config", "frame_hw"), "config.frame_hw: Field required"),
         (drop("machine", "cpu"), "machine.cpu: Field required"),
         (lambda data: data.update(device=7), "device: "),
-        (lambda data: data.update(samples_ms={}), "it has: none"),
-        (lambda data: data.update(samples_ms={"network": []}), "it has: network 0"),
-        (lambda data: next(iter(data["samples_ms"].values())).pop(), "as many samples of every stage"),
-        (first_sample("1.0"), "samples_ms."),
-        (first_sample(None), "samples_ms."),
-        (first_sample(True), "samples_ms."),
-        (first_sample(0.0), "positive"),
-        (first_sample(-1.0), "positive"),
-        (first_sample(float("nan")), "samples_ms."),
-        (first_sample(float("inf")), "samples_ms."),
+        (lambda data: data.update(samples_ns={}), "it has: none"),
+        (lambda data: data.update(samples_ns={"network": pack(np.empty(0))}), "it has: network 0"),
+        (first_stage(lambda samples: samples[1:]), "as many samples of every stage"),
+        (first_stage(lambda samples: 0 * samples), "positive"),
+        (first_stage(lambda samples: -samples), "positive"),
+        (lambda data: data["samples_ns"].update(network="no base64!"), "samples_ns: "),
+        (lambda data: data["samples_ns"].update(network="AAAA"), "samples_ns: "),
+        (lambda data: data["samples_ns"].update(network=[1.0]), "samples_ns.network"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused(change: Change, words: str, base: Path) -> None:
@@ -233,7 +238,7 @@ def test_what_was_not_measured_alike_is_not_compared(
 
 def test_the_network_alone_does_not_see_the_frame_size() -> None:
     small, large = (
-        stored_result(json.loads(json.dumps(measured(size, True).to_json())), "x.json")
+        stored_result(json.loads(json.dumps(measured(size, "network").to_json())), "x.json")
         for size in ((48, 64), (96, 128))
     )
     assert small.config.frame_hw != large.config.frame_hw

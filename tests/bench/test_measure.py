@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Mapping
 from time import sleep
 from typing import Any
@@ -19,8 +21,9 @@ from mirrordepth_edge.bench.measure import (
     time_in_turn,
     warm_up,
 )
-from mirrordepth_edge.config import PRESETS, BenchConfig
-from mirrordepth_edge.errors import GateError
+from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
+from mirrordepth_edge.deploy.reference import Reference
+from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.preprocess import Frame
 from mirrordepth_edge.runtime import DepthPredictor
@@ -113,9 +116,10 @@ def test_artefacts_in_turn_are_each_timed_on_every_frame(frames: list[Frame]) ->
     assert sessions[0].means == sessions[1].means
 
 
-@pytest.mark.parametrize("network_only", [False, True])
-def test_frames_rotate_and_the_result_says_what_was_timed(network_only: bool, frames: list[Frame]) -> None:
-    config = BenchConfig(iterations=7, warmup=2, frame_hw=(60, 80), network_only=network_only)
+@pytest.mark.parametrize("protocol", ["host", "network"])
+def test_frames_rotate_and_the_result_says_what_was_timed(protocol: BenchProtocol, frames: list[Frame]) -> None:
+    config = BenchConfig(iterations=7, warmup=2, frame_hw=(60, 80), protocol=protocol)
+    network_only = protocol == "network"
     result, session = result_of(2.0, frames, config)
     assert len(session.means) == len(frames) + 2 + 7
     assert len(set(session.means[-3:])) == 3
@@ -125,7 +129,10 @@ def test_frames_rotate_and_the_result_says_what_was_timed(network_only: bool, fr
     assert list(result.stages) == stages
     np.testing.assert_allclose(result.latency.mean_ms, sum(own.mean_ms for own in result.stages.values()))
     plain = json.loads(json.dumps(result.to_json()))
-    assert [len(plain["samples_ms"][name]) for name in stages] == [7] * len(stages)
+    for name, samples_ms in zip(stages, result.samples_ms.T, strict=True):
+        raw = zlib.decompress(base64.b64decode(plain["samples_ns"][name]))
+        np.testing.assert_allclose(np.frombuffer(raw, "<i8"), samples_ms * 1e6, atol=0.5)
+    assert result.device_stages == {}
     assert plain["latency"]["samples"] == 7
     assert plain["config"]["frame_hw"] == [60, 80]
     assert plain["machine"]["cores"] >= 1
@@ -136,3 +143,71 @@ def test_frames_rotate_and_the_result_says_what_was_timed(network_only: bool, fr
 def test_a_fast_wrong_engine_is_not_reported(depth_m: float, frames: list[Frame]) -> None:
     with pytest.raises(GateError, match="not timed"):
         result_of(depth_m, frames, BenchConfig(iterations=3, warmup=0))
+
+
+def test_a_frame_callback_is_not_timed(frames: list[Frame]) -> None:
+    calls: list[float] = []
+
+    def slow() -> None:
+        calls.append(1)
+        sleep(0.01)
+
+    candidate = Candidate(predictor=DepthPredictor(ConstantSession(2.0), MODEL), name="constant", sha256="0" * 64)
+    config = BenchConfig(iterations=5, warmup=0, protocol="network")
+    (result,) = bench([candidate], frames, config, slow)
+    assert len(calls) == 5
+    assert result.latency.p50_ms < 5
+
+
+class OnAGpu(ConstantSession):
+    """Its GPU's clock says 1, 2 and 3 ms for the first frame, ten times as much for the second, and so on."""
+
+    device = "Fake GPU"
+
+    def device_ms(self) -> tuple[float, ...]:
+        return tuple(stage * 10.0 ** (len(self.means) - 1 - self.before) for stage in (1.0, 2.0, 3.0))
+
+    before = 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "stages", "sums"),
+    [
+        ("trtexec-10", ["host to device", "compute", "device to host"], [6, 60, 600]),
+        ("trtexec-11", ["compute"], [2, 20, 200]),
+    ],
+)
+def test_trtexecs_protocols_count_by_the_gpus_clock(
+    protocol: BenchProtocol, stages: list[str], sums: list[float], frames: list[Frame]
+) -> None:
+    session = OnAGpu(2.0)
+    session.before = len(frames)  # looked at before anything is timed
+    candidate = Candidate(predictor=DepthPredictor(session, MODEL), name="a.plan", sha256="0" * 64)
+    (result,) = bench([candidate], frames, BenchConfig(iterations=3, warmup=0, protocol=protocol))
+    assert list(result.stages) == stages
+    np.testing.assert_allclose(result.frames_ms, sums)
+    assert [stats.max_ms for stats in result.device_stages.values()] == [100, 200, 300]
+    assert "trtexec" in result.boundary
+
+
+def test_trtexecs_protocols_need_a_gpus_clock(frames: list[Frame]) -> None:
+    with pytest.raises(OptionError, match="cannot time constant"):
+        result_of(2.0, frames, BenchConfig(iterations=3, warmup=0, protocol="trtexec-10"))
+
+
+def test_depth_is_held_to_what_was_stored(frames: list[Frame]) -> None:
+    """Depth of 2 m everywhere, against a reference of 2.002 m (0.1 %) and one of 2.2 m (9 %)."""
+    images = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
+    for stored_m, agrees in ((2.002, True), (2.2, False)):
+        reference = Reference(images, np.full((2, HEIGHT, WIDTH), stored_m, np.float32))
+        predictor = DepthPredictor(ConstantSession(2.0), MODEL)
+        candidate = Candidate(predictor=predictor, name="a.onnx", sha256="0" * 64, reference=reference)
+        config = BenchConfig(iterations=3, warmup=0)
+        if agrees:
+            agreement = bench([candidate], frames, config)[0].agreement
+            assert agreement is not None
+            assert agreement.frames == 2
+            assert agreement.mean_relative == pytest.approx(0.002 / 2.002, rel=1e-3)
+        else:
+            with pytest.raises(GateError, match="wrong depth"):
+                bench([candidate], frames, config)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.deploy.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.runtime import NANO_ONNX
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
@@ -55,17 +58,72 @@ def test_a_limit_that_is_missed_ends_with_3(tmp_path: Path, capfd: pytest.Captur
     assert mde("bench", *QUICK, "--fail-if", "slow") == 2
 
 
-def test_a_stream(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quick = ("--device", "cpu", "--warmup", 1, "--frame", "60x80", "--duration", 0.5)
-    assert mde("bench", *quick, "--mode", "stream", "--fps", 10) == 0
+    stored = tmp_path / "stream.json"
+    assert mde("bench", *quick, "--mode", "stream", "--fps", 10, "--fps", 8, "--json", stored) == 0
     told = capfd.readouterr().out
-    assert "nano.onnx, 5 frames at 10 a second" in told
+    assert "10 frames/s: 5 frames, " in told
+    assert "8 frames/s: 4 frames, " in told
     assert "keeps up with" in told
+    data = json.loads(stored.read_text())
+    assert [(each["rate_hz"], each["frames"]) for each in data["streams"]] == [(10, 5), (8, 4)]
+    assert len(unpack(data["streams"][0]["ages_ns"])) == data["streams"][0]["results"]
+    assert mde("bench", "compare", stored, stored) == 1
+    assert "no measurement of latency" in capfd.readouterr().err
+
+
+def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stored = tmp_path / "throughput.json"
+    quick = ("--device", "cpu", "--warmup", 1, "--frame", "60x80", "--duration", 0.5)
+    assert mde("bench", *quick, "--mode", "throughput", "--in-flight", 3, "--json", stored) == 0
+    assert "frames/s with 3 in work at once" in capfd.readouterr().out
+    data = json.loads(stored.read_text())
+    assert data["in_flight"] == 3
+    assert data["rate_hz"] == pytest.approx(len(unpack(data["samples_ns"]["frame"])) / data["seconds"])
+
+
+def test_a_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "card.html"
+    assert mde("bench", *QUICK, "--vs", "nano.fp16", "--report", page) == 0
+    assert "nano.fp16.onnx" in page.read_text(encoding="utf-8")
+    capfd.readouterr()
+    assert mde("bench", *QUICK, "--report", tmp_path / "card.txt") == 2
+
+
+def test_depth_is_compared_with_what_was_stored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert mde("bench", *QUICK, "--protocol", "network") == 0
+    told = capfd.readouterr().out
+    assert "network input in host memory" in told
+    assert "relative to PyTorch's at export, over 3 frames" in told
+    copy = tmp_path / "model.onnx"
+    for end in ("", ".manifest.json", ".reference.npz"):
+        shutil.copyfile(f"{NANO_ONNX['fp32']}{end}", f"{copy}{end}")
+    reference = read_reference(copy)
+    assert reference is not None
+    write_reference(copy, Reference(reference.images, 1.1 * reference.depth_m))
+    assert mde("bench", *QUICK, "--engine", copy) == 3
+    assert "gives wrong depth" in capfd.readouterr().err
+    reference_path(copy).unlink()
+    assert mde("bench", *QUICK, "--engine", copy) == 0
+    assert "not compared" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--mode", "fast"), ("--mode", "stream", "--json", "x.json"), ("--mode", "stream", "--vs", "nano.fp16")],
+    [
+        ("--mode", "fast"),
+        ("--mode", "stream", "--iterations", "5"),
+        ("--mode", "stream", "--vs", "nano.fp16"),
+        ("--mode", "throughput", "--fps", "30"),
+        ("--in-flight", "2"),
+        ("--duration", "5"),
+        ("--protocol", "fast"),
+        ("--protocol", "trtexec-10"),
+        ("--protocol", "trtexec-10", "--network-only"),
+        ("--suite", "quick", "--frame", "60x80"),
+        ("--suite", "quick", "--mode", "stream"),
+    ],
 )
 def test_options_without_effect_are_refused(arguments: tuple[str, ...]) -> None:
     assert mde("bench", "--engine", NANO_ONNX["fp32"], *arguments) == 2

@@ -115,3 +115,74 @@ def test_a_scale_has_the_colours_of_its_values() -> None:
 )
 def test_axes_end_at_round_values(value: float, round_value: float) -> None:
     assert above(value) == pytest.approx(round_value)
+
+
+def test_every_frame_is_a_dot_where_its_values_say() -> None:
+    a = [(float(k), 20 + k % 3) for k in range(1, 51)]
+    b = [(float(k), 30.0) for k in range(1, 51)]
+    chart = charts.scatter({"a": a, "b": b}, "frame", "ms")
+    first, second = marks(chart, "points")
+    np.testing.assert_allclose(points(chart, first), a, atol=0.05)
+    np.testing.assert_allclose(points(chart, second), b, atol=0.05)
+    assert (first.series, second.series) == (0, 1)
+    assert not marks(chart, "beyond")
+    assert chart.x_label == "frame"
+    assert chart.legend == ("a", "b")
+    assert in_frame(chart)
+
+
+def test_outliers_are_at_the_top_and_counted() -> None:
+    """From 10 to 14 ms are 99 %: dots end at 10 + 2 * 4 = 18 ms, and 18.5 and 80 lie beyond."""
+    pairs = [(float(k), 10.0 + 4 * (k % 2)) for k in range(1, 399)] + [(399.0, 80.0), (400.0, 18.5)]
+    chart = charts.scatter({"a": pairs}, "frame", "ms")
+    (dots,), (carets,) = marks(chart, "points"), marks(chart, "beyond")
+    assert len(points(chart, dots)) == 398
+    xs = [value_at(chart.x_ticks, float(x) + 3) for x in re.findall(r"M([\d.]+),", carets.path)]
+    assert xs == pytest.approx([399, 400], abs=0.1)
+    assert chart.x_label == "frame (at the top: 2 of 400, up to 80)"
+    assert value_at(chart.y_ticks, chart.top) == pytest.approx(18 + 0.04 * 8, abs=0.01)
+    assert in_frame(chart)
+
+
+def test_noise_of_a_percent_stays_flat() -> None:
+    chart = charts.scatter({"a": [(1.0, 100.0), (2.0, 101.0)]}, "frame", "ms")
+    low, high = (value_at(chart.y_ticks, place) for place in (chart.bottom, chart.top))
+    assert (low, high) == pytest.approx((100.5 - 10.1, 100.5 + 10.1), abs=0.05)
+    assert in_frame(charts.scatter({"a": [(1.0, 0.0)]}, "frame", "ms"))
+
+
+def test_many_dots_make_no_large_drawing() -> None:
+    random = np.random.default_rng(0)
+    pairs = list(enumerate(random.normal(20, 1, 100_000).tolist()))
+    chart = charts.scatter({"a": pairs}, "frame", "ms")
+    places = (chart.right - chart.left) * (chart.bottom - chart.top) * 4
+    dots = points(chart, marks(chart, "points")[0])
+    assert 10_000 < len(dots) < places / 4
+    assert np.mean([y for _, y in dots]) == pytest.approx(20, abs=0.5)
+
+
+def test_a_distribution_passes_through_percentiles_and_ends_at_its_last() -> None:
+    values = np.random.default_rng(0).gamma(2, 5, 300)
+    values[7] = 1e4
+    chart = charts.distribution({"a": values.tolist(), "b": [3.0] * 10}, "ms", "frames, %", percentile=90)
+    drawn = points(chart, marks(chart, "line")[0])
+    expected = [float(np.percentile(values, q)) for q in range(91)]
+    np.testing.assert_allclose([x for x, _ in drawn], expected, atol=0.05)
+    np.testing.assert_allclose([y for _, y in drawn], range(91), atol=0.05)
+    np.testing.assert_allclose([x for x, _ in points(chart, marks(chart, "line")[1])], 3, atol=0.05)
+    assert chart.x_label == "ms (each to its percentile 90)"
+    assert in_frame(chart)
+
+
+def test_bars_are_on_one_scale() -> None:
+    one, two, below = charts.bars(
+        {"one": {"a": 1.0, "b": 3.0}, "two": {"a": 8.0, "c": 0.0}, "below": {"d": 2.0}}, {"below": 1.0}
+    )
+    assert [(part.name, part.value, part.share, part.width) for part in one.parts] == [
+        ("a", 1, 25, 12.5),
+        ("b", 3, 75, 37.5),
+    ]
+    assert [(part.share, part.width) for part in two.parts] == [(100, 100), (0, 0)]
+    assert (one.total, one.start, below.total, below.start) == (4, 0, 2, 12.5)
+    (wide,) = charts.bars({"wide": {"d": 3.0}}, {"wide": 1.0})
+    assert wide.start + wide.parts[0].width == 100

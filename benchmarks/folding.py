@@ -1,0 +1,116 @@
+"""What folding is worth: the exported network against the whole model exported as it stands.
+
+    python benchmarks/folding.py [--frames 60] [--threads 2]
+
+The whole model is all that training has: the text tower over the mirror, every block of the image tower, pixels
+scaled and normalised by nodes of their own. Weights are random. ONNX Runtime works out by itself, when it opens a
+file, what depends on constants alone, and with that most of the text tower; so the whole model is timed twice, once
+with the mirror as a constant and once as an input, which no runtime can fold. All in turn, frame by frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from mirrordepth_edge.bench.measure import time_in_turn, warm_up
+from mirrordepth_edge.bench.stats import ratio_interval
+from mirrordepth_edge.config import PRESETS, ExportConfig
+from mirrordepth_edge.core.clip import RANDOM_PREFIX, Taps
+from mirrordepth_edge.core.network import DepthNetwork, create_network, normalise_pixels
+from mirrordepth_edge.deploy.export import export_onnx
+from mirrordepth_edge.deploy.parity import reference_frames
+from mirrordepth_edge.preprocess import Preprocessor
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Whole(torch.nn.Module):
+    """uint8 RGB `[1, H, W, 3]` to metres `[1, H, W]` and the image's CLIP feature: nothing is left out."""
+
+    def __init__(self, network: DepthNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, mirror: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        network = self.network
+        seen = network.clip.visual.forward_intermediates(
+            normalise_pixels(image, network.config.preprocess),
+            indices=list(network.config.taps),
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        prefixes = seen["image_intermediates_prefix"]
+        pairs = zip(prefixes, seen["image_intermediates"], strict=True)
+        taps = Taps([torch.cat(pair, dim=1) for pair in pairs][::-1], prefix=prefixes[0].shape[1])
+        text = network.text(network.mirror() if mirror is None else mirror)
+        return network.decoder(taps, text, network.config.size_hw), seen["image_features"]
+
+
+def export_whole(network: DepthNetwork, path: Path, *, mirror_is_input: bool) -> None:
+    """Trace the whole model to ONNX as it stands."""
+    frames = torch.zeros(1, *network.config.size_hw, 3, dtype=torch.uint8)
+    inputs = (frames, network.mirror().detach()) if mirror_is_input else (frames,)
+    names = ["image", "mirror"][: len(inputs)]
+    with torch.no_grad():
+        torch.onnx.export(
+            Whole(network).eval(), inputs, path, dynamo=True, opset_version=18, input_names=names, verbose=False
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    arguments = parser.parse_args()
+
+    network = create_network(replace(PRESETS["vitb16"], pretrained=f"{RANDOM_PREFIX}0")).eval()
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = arguments.threads
+    sessions: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for name, mirror_is_input in (("whole, mirror an input", True), ("whole, mirror a constant", False)):
+            console.print(f"exporting: {name}")
+            export_whole(network, path, mirror_is_input=mirror_is_input)
+            sessions[name] = onnxruntime.InferenceSession(path, settings)
+        console.print("exporting: folded, as mde export does it")
+        onnx.save(export_onnx(network, ExportConfig()), path)
+        sessions["folded"] = onnxruntime.InferenceSession(path, settings)
+
+    prepare = Preprocessor(network.config.preprocess)
+    images = [prepare(frame).copy() for frame in reference_frames()]
+    mirror = network.mirror().detach().numpy()
+
+    def step(session: Any) -> Callable[[int], Any]:
+        extra = {"mirror": mirror} if len(session.get_inputs()) == 2 else {}
+        return lambda index: session.run(None, {"image": images[index % len(images)], **extra})
+
+    steps = {name: step(session) for name, session in sessions.items()}
+    expected = steps["whole, mirror an input"](0)[0]
+    for name, run in steps.items():
+        worst = float(np.abs(run(0)[0] / expected - 1).max())
+        console.print(f"{name}: worst pixel {worst:.1e} relative")
+        assert worst < 1e-4, "these are not the same model"
+        warm_up([run], 3)
+    times = dict(zip(steps, time_in_turn([[run] for run in steps.values()], arguments.frames), strict=True))
+    folded_ms = times.pop("folded")[:, 0]
+    console.print(f"folded: median {np.median(folded_ms):.1f} ms")
+    for name, own in times.items():
+        ratio = ratio_interval(folded_ms, own[:, 0], paired=True)
+        console.print(f"{name}: median {np.median(own):.1f} ms; folded takes {ratio.in_words()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Write `benchmarks/RESULTS.md` anew, of what is stored in `benchmarks/results`: python benchmarks/make_results.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mirrordepth_edge.bench.results_table import results_page
+from mirrordepth_edge.files import written_whole
+
+HERE = Path(__file__).parent
+
+if __name__ == "__main__":
+    with written_whole(HERE / "RESULTS.md") as temporary:
+        temporary.write_text(results_page(HERE / "results"), encoding="utf-8")
+    print(f"wrote {HERE / 'RESULTS.md'}")
