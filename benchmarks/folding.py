@@ -78,6 +78,7 @@ def main() -> None:
     network = create_network(replace(PRESETS["vitb16"], pretrained=f"{RANDOM_PREFIX}0")).eval()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = arguments.threads
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # or it would keep cores from the next one
     sessions: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -6,8 +6,8 @@
 Ours is `mde bench --protocol network`. The others run the file by themselves and read their own clocks: for an ONNX
 file, `onnxruntime.InferenceSession.run` between two looks at `perf_counter`, and Polygraphy's `OnnxrtRunner`; for an
 engine, Polygraphy's `TrtRunner` (not yet run on hardware). Ends with 3 where medians are further apart than --within
-and the interval of their ratio leaves no doubt. ONNX Runtime runs on one thread unless --threads says more: threads of
-one session spin for a while after a run, and would keep a core from the next session.
+and the interval of their ratio leaves no doubt. All sessions of ONNX Runtime let go of the cores after a run
+(`session.force_spinning_stop`); else threads of one would spin on while the next one is timed.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def bare_session(path: Path, device: str, threads: int | None) -> Any:
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads or 0  # 0 leaves it to ONNX Runtime
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
     return onnxruntime.InferenceSession(str(path), settings, providers=[provider])
 
@@ -115,10 +116,10 @@ def work(words: Sequence[str] | None, stack: ExitStack) -> None:
         raise OptionError(
             f"No other stopwatch runs {told.model}.", why, "Make one of these with mde export or mde build."
         )
-    threads = told.threads or (1 if suffix == ".onnx" else None)
-    ours, path = open_ours(told.model, SessionOptions(device=told.device, threads=threads), stack)
+    options_of_ours = SessionOptions(device=told.device, threads=told.threads, yields=True)
+    ours, path = open_ours(told.model, options_of_ours, stack)
     session = ours.predictor.session
-    watched = [Watched(name, run, session) for name, run in others(path, session.device, threads, stack).items()]
+    watched = [Watched(name, run, session) for name, run in others(path, session.device, told.threads, stack).items()]
     candidates = [replace(ours, predictor=DepthPredictor(each, ours.predictor.model)) for each in watched]
     config = BenchConfig(iterations=told.frames, warmup=told.warmup, protocol="network")
     result, *_ = bench([ours, *candidates], reference_frames(), config)

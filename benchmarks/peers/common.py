@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mirrordepth_edge.bench.measure import Candidate
+from mirrordepth_edge.bench.measure import Candidate, open_candidate
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.deploy.reference import read_reference
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.files import sha256_of
-from mirrordepth_edge.runtime import load, model_path
+from mirrordepth_edge.runtime import model_path
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -38,10 +36,9 @@ def positive(text: str) -> int:
 
 def open_ours(name: str, options: SessionOptions, stack: ExitStack) -> tuple[Candidate, Path]:
     """One of our models to measure, open until `stack` ends, and its file."""
-    path = model_path(name)
-    predictor = stack.enter_context(load(path, options))
-    made = Candidate(predictor=predictor, name=path.name, sha256=sha256_of(path), reference=read_reference(path))
-    return made, path
+    candidate = open_candidate(name, options)
+    stack.callback(candidate.predictor.close)
+    return candidate, model_path(name)
 
 
 def ends(work: Callable[[Sequence[str] | None, ExitStack], None], words: Sequence[str] | None = None) -> int:

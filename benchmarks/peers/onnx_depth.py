@@ -59,7 +59,7 @@ def work(words: Sequence[str] | None, stack: ExitStack) -> None:
     )
     told = options.parse_args(words)
     descriptions = [read_description(name) for name, _ in told.peer]
-    placing = SessionOptions(device=told.device, threads=told.threads)
+    placing = SessionOptions(device=told.device, threads=told.threads, yields=True)
     ours, path = open_ours(told.vs, placing, stack)
     candidates, kinds, megabytes = [ours], ["metric"], [path.stat().st_size / 1e6]
     for (_, name), description in zip(told.peer, descriptions, strict=True):

@@ -127,6 +127,8 @@ def bare_session(path: Path, options: SessionOptions) -> Any:
     settings.log_severity_level = LOG_FATAL  # errors arrive as exceptions, and are ours to word
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
+    if options.yields:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
     problem = None if options.device == "cpu" else cuda_problem()
     if options.device == "cuda" and problem is not None:
         raise MissingError("ONNX Runtime cannot use a GPU here.", problem, f"--device cpu; for the GPU, {GPU_CURE}")

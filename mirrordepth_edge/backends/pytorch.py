@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -53,6 +54,8 @@ class TorchSession(CheckedSession):
     precision = "fp32"
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
+        if options.yields:  # read once, when PyTorch loads OpenMP
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         from mirrordepth_edge.core.checkpoint import load_checkpoint

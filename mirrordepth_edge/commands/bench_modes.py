@@ -24,6 +24,7 @@ def opened(models: Sequence[str], options: SessionOptions) -> Iterator[list[Cand
     from mirrordepth_edge.bench.measure import open_candidate
     from mirrordepth_edge.commands.parameters import warn
 
+    options = replace(options, yields=len(models) > 1)
     with ExitStack() as stack:
         candidates = []
         for model in models:
