@@ -14,6 +14,7 @@ import typer
 from mirrordepth_edge import __version__
 from mirrordepth_edge.commands.bench import bench_app
 from mirrordepth_edge.commands.build import build
+from mirrordepth_edge.commands.calibrate_camera import calibrate_camera
 from mirrordepth_edge.commands.data import data_app
 from mirrordepth_edge.commands.demo import demo
 from mirrordepth_edge.commands.doctor import doctor
@@ -59,7 +60,7 @@ def options(
     """Options before the verb."""
 
 
-for verb in (demo, export, build, run, live, evaluate, explain, inspect, doctor, train):
+for verb in (demo, export, build, run, live, calibrate_camera, evaluate, explain, inspect, doctor, train):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

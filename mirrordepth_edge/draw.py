@@ -21,6 +21,8 @@ from mirrordepth_edge.postprocess import colourise
 from mirrordepth_edge.preprocess import Frame
 
 INK = (32, 32, 32)
+GAP_PX = 12
+"""Between pictures side by side."""
 PAPER = 255
 GREY = 128
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -108,7 +110,7 @@ def titled(picture: Frame, title: str) -> Frame:
     return canvas
 
 
-def side_by_side(pictures: Sequence[Frame], gap: int = 12, out: Frame | None = None) -> Frame:
+def side_by_side(pictures: Sequence[Frame], gap: int = GAP_PX, out: Frame | None = None) -> Frame:
     """Pictures from left to right on white, their lower edges in line.
 
     Args:
@@ -130,7 +132,7 @@ def side_by_side(pictures: Sequence[Frame], gap: int = 12, out: Frame | None = N
     return out
 
 
-def stacked(pictures: Sequence[Frame], gap: int = 12) -> Frame:
+def stacked(pictures: Sequence[Frame], gap: int = GAP_PX) -> Frame:
     """Pictures from top to bottom on white, their left edges in line.
 
     Returns:

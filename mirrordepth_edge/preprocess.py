@@ -115,6 +115,12 @@ class Preprocessor:
         self._resize = Resizer(config.size_hw)
         self._buffer = np.empty((1, *config.size_hw, 3), np.uint8)
 
+    @property
+    def image(self) -> Frame:
+        """The last frame at the network's size, uint8 RGB `[h, w, 3]`; valid until the next call."""
+        image: Frame = self._buffer[0]
+        return image
+
     def __call__(self, frame: Frame) -> npt.NDArray[Any]:
         """
         Args:

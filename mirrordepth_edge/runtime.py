@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 
 import numpy as np
@@ -16,6 +17,7 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.preprocess import Frame, Preprocessor
+from mirrordepth_edge.stabilise import Stabiliser
 
 MODELS_DIR = Path(__file__).parent / "models"
 NANO_CHECKPOINT = MODELS_DIR / "nano.safetensors"
@@ -67,11 +69,16 @@ class DepthPredictor:
         self._input, self._output = image.name, depth.name
         self._preprocess = Preprocessor(model.preprocess, "uint8" if image.dtype == "uint8" else "float")
         self._postprocess = Postprocessor()
+        self.stabiliser: Stabiliser | None = None
+        """Smooths depth over time, for frames of one video in order."""
+        self.known_scale: Callable[[SizeHW], float | None] = lambda size_hw: None
+        """Asked at the first frame of each size for a factor that was measured, which goes before the camera's."""
+        self.scales: dict[SizeHW, float] = {}
+        """What the network's metres are multiplied by in frames of each size, as far as they came; may be set."""
+        # Not in place: the array belongs to the session, which need not write all of it anew.
+        self._scaled_m = np.empty(depth.shape, np.float32)
         if camera is not None:
             _require_focal(model)
-            # Not in place: the array belongs to the session, which need not write all of it anew.
-            self._scaled_m = np.empty(depth.shape, np.float32)
-            self._scales: dict[SizeHW, float] = {}
 
     def __call__(self, frame: Frame) -> DepthMap:
         """Depth of one frame.
@@ -96,24 +103,33 @@ class DepthPredictor:
     def finish(self, outputs: Arrays, size_hw: SizeHW) -> DepthMap:
         """Metres at `size_hw` from what the session answered; reused."""
         depth_m = outputs[self._output]
-        if self.camera is not None:
-            depth_m = np.multiply(depth_m, self.scale(size_hw), out=self._scaled_m)
+        if self.stabiliser is not None:
+            depth_m = self.stabiliser(self._preprocess.image, depth_m[0], perf_counter())[None]
+        scale = self.scale(size_hw)
+        if scale != 1.0:
+            depth_m = np.multiply(depth_m, scale, out=self._scaled_m)
         return self._postprocess(depth_m, size_hw)
 
     def scale(self, size_hw: SizeHW) -> float:
-        """What metres are multiplied by in frames of this size; 1 where no camera is given.
+        """What the network's metres are multiplied by in frames of this size: what was measured, else what follows
+        from the camera, else 1.
 
         Raises:
             OptionError: the camera has no frames of this shape.
         """
+        if size_hw not in self.scales:
+            known = self.known_scale(size_hw)
+            self.scales[size_hw] = self._camera_scale(size_hw) if known is None else known
+        return self.scales[size_hw]
+
+    def _camera_scale(self, size_hw: SizeHW) -> float:
         if self.camera is None:
             return 1.0
-        if size_hw not in self._scales:
-            camera = self.camera.at(size_hw)
-            self._scales[size_hw] = scale_for(_require_focal(self.model), camera)
-            if self.on_camera is not None:
-                self.on_camera(camera, self._scales[size_hw])
-        return self._scales[size_hw]
+        camera = self.camera.at(size_hw)
+        scale = scale_for(_require_focal(self.model), camera)
+        if self.on_camera is not None:
+            self.on_camera(camera, scale)
+        return scale
 
     def close(self) -> None:
         """Free the session."""

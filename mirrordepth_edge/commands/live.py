@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from mirrordepth_edge.commands.live_view import StatusLine, Window
+from mirrordepth_edge.commands import live_options as of
+from mirrordepth_edge.commands.live_scale import ForgetScale, NoScale, SetScale
 from mirrordepth_edge.commands.parameters import (
     NANO,
     Backend,
@@ -21,65 +19,114 @@ from mirrordepth_edge.commands.parameters import (
     Model,
     Near,
     announce,
+    parse_size,
     session_options,
 )
 
 
 def live(
-    source: Annotated[
-        str,
-        typer.Option(help="Camera number, /dev/videoN, video file, rtsp:// or http:// URL, or synthetic."),
-    ] = "0",
+    source: of.Source = "0",
+    list_cameras: of.List = False,
     model: Model = NANO,
     device: Device = "auto",
     backend: Backend = None,
     bf16: Bf16 = False,
+    size: of.Size = None,
+    rate: of.Rate = None,
+    pixel_format: of.PixelFormat = None,
+    exposure: of.Exposure = None,
+    realtime: of.Realtime = False,
+    no_stabilise: of.NoStabilise = False,
     near: Near = None,
     far: Far = None,
     focal_px: FocalPx = None,
     fov_deg: FovDeg = None,
     calibration: Calibration = None,
-    no_window: Annotated[bool, typer.Option("--no-window", help="Print rate and latency instead.")] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the statistics to this file.")] = None,
+    set_scale: SetScale = None,
+    no_scale: NoScale = False,
+    forget_scale: ForgetScale = False,
+    web: of.Web = False,
+    host: of.Host = "127.0.0.1",
+    port: of.Port = 8000,
+    record: of.Record = None,
+    save_every: of.SaveEvery = None,
+    saved: of.Saved = Path("saved"),
+    rerun: of.Rerun = False,
+    shm: of.Shm = None,
+    no_window: of.NoWindow = False,
+    frames: of.Frames = None,
+    json_file: of.JsonFile = None,
     clip_weights: ClipWeights = None,
 ) -> None:
     """Show live metric depth of a camera, a stream or a video.
 
-    A camera's newest frame always wins; frames that came too early are dropped and counted. In the
-    window, q or Esc quits. Latency is the predictor's; age is from a frame's arrival to its depth.
+    A camera's newest frame always wins; frames that came too early are dropped and counted. In the window, q or Esc
+    quits; a click and a distance such as 1.85m and Enter set the scale for this camera. Latency is the predictor's;
+    age is from a frame's arrival to its depth. A camera that is lost is waited for.
     """
-    import json
-    import os
-    import sys
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     from mirrordepth_edge.camera import camera_of
+    from mirrordepth_edge.commands import live_run
+    from mirrordepth_edge.commands.live_scale import LiveScale, use_scale
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.draw import colour_limits
-    from mirrordepth_edge.files import ensure_folder, written_whole
+    from mirrordepth_edge.files import ensure_folder, write_json
     from mirrordepth_edge.live.pipeline import run_live
-    from mirrordepth_edge.live.sources import open_source
+    from mirrordepth_edge.live.reconnect import reconnecting
+    from mirrordepth_edge.live.sources import CameraOptions, open_source
     from mirrordepth_edge.runtime import load
+    from mirrordepth_edge.stabilise import Stabiliser
 
+    if list_cameras:
+        live_run.show_cameras()
+        return
     if json_file is not None:
         ensure_folder(json_file.parent)
-    has_display = not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    if not has_display and not no_window:
-        errors.print("Neither DISPLAY nor WAYLAND_DISPLAY is set: going on without a window.")
+    size_hw = parse_size(size) if size else None
+    asked = CameraOptions(size_hw=size_hw, rate_hz=rate, pixel_format=pixel_format, exposure_ms=exposure)
     camera = camera_of(focal_px, fov_deg, calibration)
     options = session_options(device, clip_weights, backend=backend, bf16=bf16)
-    with load(model, options, camera) as predictor, open_source(source) as opened:
+    with ExitStack() as stack:
+        predictor = stack.enter_context(load(model, options, camera))
         limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
+        scale = LiveScale(predictor, source, model, lambda: open_source(source, asked, realtime=realtime))
+        use_scale(scale, set_scale, no_scale, forget_scale)
+        opened = stack.enter_context(reconnecting(lambda: open_source(source, asked, realtime=realtime)))
+        if not no_stabilise:
+            predictor.stabiliser = Stabiliser()
         session = predictor.session
         setup = {"source": opened.name, "model": model, "backend": session.backend}
         setup |= {"device": session.device, "precision": session.precision}
         announce(predictor, f"{opened.name}: {model}")
-        with Window(limits_m) if has_display and not no_window else StatusLine() as view:
-            stats = run_live(opened, predictor, view.show, max_frames=frames, should_stop=view.wants_to_quit)
+        view = live_run.view_of(web=web, no_window=no_window, limits_m=limits_m, scale=scale, predictor=predictor)
+        wanted = live_run.Wanted(
+            web=(host, port) if web else None,
+            record=tuple(record or ()),
+            saved=(saved, save_every) if save_every is not None else None,
+            rerun=rerun,
+            shm=shm,
+        )
+        outputs = live_run.outputs_of(wanted, setup, limits_m, opened, predictor)
+        for output in (view, *outputs):
+            stack.enter_context(output)
+            if url := getattr(output, "url", None):
+                console.print(f"open {url}")
+        stats = run_live(
+            opened,
+            predictor,
+            outputs=(view, *outputs),
+            max_frames=frames,
+            should_stop=view.wants_to_quit,
+            on_state=lambda state: errors.print(str(state), style="yellow"),
+        )
+    for note in (*opened.notes, *(each.problem for each in stats.outputs if each.problem)):
+        errors.print(f"note: {note}", style="yellow")
+    for line in live_run.told(outputs):
+        console.print(line)
     if json_file is not None:
-        with written_whole(json_file) as temporary:
-            temporary.write_text(json.dumps({**setup, **asdict(stats)}, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, {**setup, **asdict(stats)})
     console.print(str(stats))
     if stats.interrupted:
         raise KeyboardInterrupt

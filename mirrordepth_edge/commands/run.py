@@ -41,12 +41,14 @@ def run(
     fov_deg: FovDeg = None,
     calibration: Calibration = None,
     formats: Annotated[str, typer.Option(help="What to write.")] = ",".join(FORMATS),
+    ply: Annotated[bool, typer.Option("--ply", help="Also write NAME.ply, the picture as points in space.")] = False,
     clip_weights: ClipWeights = None,
 ) -> None:
     """Write the metric depth of pictures and videos.
 
     A picture gives NAME.depth.png (16-bit millimetres), NAME.depth.npy (float32 metres) and
     NAME.colour.png; a video gives NAME/000000.depth.png and .npy for each frame, and NAME.colour.mp4.
+    Points are in metres, x right, y down, z forward, through the camera given or else the model's own.
     """
     from mirrordepth_edge.camera import camera_of
     from mirrordepth_edge.commands.terminal import console, progress_bar
@@ -54,8 +56,8 @@ def run(
     from mirrordepth_edge.draw import colour_limits
     from mirrordepth_edge.runtime import load
 
-    kinds = _kinds(formats)
     paths = _inputs(files)
+    kinds = _kinds(formats) | _points(ply, paths)
     camera = camera_of(focal_px, fov_deg, calibration)
     options = session_options(device, clip_weights, backend=backend, bf16=bf16)
     lines = []
@@ -80,6 +82,16 @@ def _kinds(formats: str) -> set[str]:
         why = f"The formats are {', '.join(FORMATS)}."
         raise OptionError(f"There is no format {unknown[0]!r}.", why, "--formats png,colour")
     return kinds
+
+
+def _points(ply: bool, paths: list[Path]) -> set[str]:
+    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
+    from mirrordepth_edge.errors import OptionError
+
+    if ply and (videos := [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]):
+        why = "Point clouds are made of pictures; of a video each frame would be megabytes."
+        raise OptionError(f"--ply makes no points of {videos[0]}.", why, "Leave --ply out, or run the pictures alone.")
+    return {"ply"} if ply else set()
 
 
 def _inputs(files: list[Path]) -> list[Path]:

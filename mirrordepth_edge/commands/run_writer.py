@@ -29,13 +29,20 @@ class Writer:
 
         from mirrordepth_edge.data.sample import read_picture
         from mirrordepth_edge.draw import save_png
+        from mirrordepth_edge.pointcloud import camera_for, save_ply
         from mirrordepth_edge.postprocess import colourise
 
-        depth_m = self.predictor(read_picture(path))
+        frame = read_picture(path)
+        points = "ply" in self.kinds  # the camera first: without one nothing is written
+        size_hw = frame.shape[0], frame.shape[1]
+        camera = camera_for(self.predictor.camera, self.predictor.model.focal, size_hw) if points else None
+        depth_m = self.predictor(frame)
         target = self.folder / path.stem
         self._write(depth_m, target)
         if "colour" in self.kinds:
             save_png(Path(f"{target}.colour.png"), colourise(depth_m, self.limits_m))
+        if camera is not None:
+            save_ply(Path(f"{target}.ply"), depth_m, frame, camera)
         near, median, far = np.percentile(depth_m, (1, 50, 99))
         return f"{path}: median {median:.2f} m, nearest {near:.2f} m, farthest {far:.2f} m -> {target}.*"
 

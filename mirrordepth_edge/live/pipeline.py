@@ -4,68 +4,37 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
 
-import numpy as np
-
-from mirrordepth_edge.live.sources import FrameSource
+from mirrordepth_edge.live.handover import POLL_S, Capture, in_order, newest
+from mirrordepth_edge.live.outputs import Output, Outputs
+from mirrordepth_edge.live.source import LIVE, FrameSource, SourceState
+from mirrordepth_edge.live.stats import LiveStats, Recent
 from mirrordepth_edge.postprocess import DepthMap
 from mirrordepth_edge.preprocess import Frame
-
-HISTORY = 10_000
-"""Samples that the percentiles are taken over, the newest ones: five minutes and a half at 30 Hz."""
-POLL_S = 0.1
-"""How often a loop that waits for a camera looks whether it should stop."""
-LATENCY, AGE = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveResult:
-    """One frame and its depth. Both arrays are reused: copy them to keep them past the callback."""
+    """One frame and its depth. Both arrays are reused: copy them to keep them past the call that got them."""
 
     frame: Frame
     """uint8 RGB `[H, W, 3]`."""
     depth_m: DepthMap
     """float32 `[H, W]`, metres."""
+    number: int
+    """Results before this one, from 0. `number + dropped` frames of the source came before this one."""
+    captured_unix_ns: int
+    """Wall clock (Unix time) at the frame's arrival in this process."""
     latency_ms: float
     """Of the predictor: preprocessing, network, resize back."""
     age_ms: float
     """From the frame's arrival in this process to its depth; exposure and transfer are not seen."""
     dropped: int
     """Frames so far that a newer one replaced before their turn came."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveStats:
-    """How a live run went. Percentiles are over the last `HISTORY` frames, None without frames."""
-
-    frames: int
-    """Frames that got a depth."""
-    dropped: int
-    """Frames that a newer one replaced before their turn came."""
-    duration_s: float
-    """From the start of the loop to its last result."""
-    rate_hz: float | None
-    """Results per second between the first and the last; None with fewer than two."""
-    latency_p50_ms: float | None
-    latency_p99_ms: float | None
-    age_p50_ms: float | None
-    age_p99_ms: float | None
-    interrupted: bool
-    """Ctrl-C ended the run; the caller passes it on when it has done its own tidying."""
-
-    def __str__(self) -> str:
-        text = f"{self.frames} frames in {self.duration_s:.1f} s, {self.dropped} dropped"
-        if self.rate_hz is not None:
-            text += f", {self.rate_hz:.1f} Hz"
-        if self.frames:
-            text += f"; latency p50 {self.latency_p50_ms:.1f} ms, p99 {self.latency_p99_ms:.1f} ms"
-            text += f"; age p50 {self.age_p50_ms:.1f} ms, p99 {self.age_p99_ms:.1f} ms"
-        return text
 
 
 class Ticker:
@@ -90,175 +59,159 @@ class Ticker:
 def run_live(
     source: FrameSource,
     predictor: Callable[[Frame], DepthMap],
-    on_result: Callable[[LiveResult], object],
+    on_result: Callable[[LiveResult], object] = lambda result: None,
     *,
+    outputs: Sequence[Output] = (),
     max_frames: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_state: Callable[[SourceState], object] = lambda state: None,
 ) -> LiveStats:
     """Predict frame after frame until the source ends or someone says stop.
 
-    A live source is read by its own thread and the newest frame wins; a file is read in order and
-    loses none. Prediction and callbacks run in the caller's thread. The capture thread has ended
-    when this returns or raises.
+    A live source is read by its own thread and the newest frame wins; a file is read in order and loses none, and
+    waits for the outputs. Each output has its own thread, and gets the newest result whenever it is free.
+    Prediction is in the caller's thread, but for outputs that need that one (`outputs.Output`). All threads have
+    ended when this returns or raises.
 
     Args:
-        source: an open source.
+        source: an open source, for this run only.
         predictor: uint8 RGB `[H, W, 3]` to float32 `[H, W]` metres, such as a `DepthPredictor`.
-        on_result: called with every result.
+        on_result: called with every result in the thread that predicts, which waits for it.
+        outputs: where results go, already entered where they are context managers.
         max_frames: stop after this many results, at least 1.
-        should_stop: asked after every result, and every `POLL_S` while a camera keeps us waiting.
+        should_stop: asked in the caller's thread after every result, and every `POLL_S` while a camera keeps us
+            waiting. With outputs that need the caller's thread: after each turn of theirs.
+        on_state: called in the caller's thread when the source stalls, is lost, or is back.
 
     Raises:
-        Whatever source, predictor and callbacks raise, but for KeyboardInterrupt, which ends the
-        run and is told by `LiveStats.interrupted`.
+        Whatever source, predictor, outputs and callbacks raise, but for KeyboardInterrupt, which ends the run and
+        is told by `LiveStats.interrupted`.
     """
-    recorder = _Recorder()
+    state = LIVE
+
+    def go_on() -> bool:
+        nonlocal state
+        if (now := source.state) != state:
+            state = now
+            on_state(state)
+        lanes.check()
+        return not should_stop()
+
     interrupted = False
+    lanes = Outputs(outputs, lossless=not source.live)
+    loop = _Loop(source, predictor, on_result, lanes, max_frames)
     try:
-        with closing(_newest(source) if source.live else _in_order(source)) as captures:
-            for capture in captures:
-                if capture is not None:
-                    begin_s = time.perf_counter()
-                    depth_m = predictor(capture.frame)
-                    end_s = time.perf_counter()
-                    result = LiveResult(
-                        frame=capture.frame,
-                        depth_m=depth_m,
-                        latency_ms=(end_s - begin_s) * 1e3,
-                        age_ms=(end_s - capture.captured_s) * 1e3,
-                        dropped=capture.dropped,
-                    )
-                    recorder.add(result, end_s)
-                    on_result(result)
-                if recorder.frames == max_frames or should_stop():
-                    break
+        with lanes:
+            if lanes.main_thread:
+                _beside(loop, lanes, go_on)
+            else:
+                loop.run(go_on)
+        lanes.check()
     except KeyboardInterrupt:
         interrupted = True
-    return recorder.stats(interrupted)
+    return loop.stats(interrupted)
 
 
-class _Capture(NamedTuple):
-    frame: Frame
-    captured_s: float
-    """`perf_counter` when the frame arrived."""
-    dropped: int = 0
-
-
-class _Recorder:
-    """Latency and age of the newest frames, in memory that does not grow."""
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self._dropped = 0
-        self._samples_ms = np.zeros((HISTORY, 2))
-        self._start_s = self._first_s = self._last_s = time.perf_counter()
-
-    def add(self, result: LiveResult, end_s: float) -> None:
-        self._samples_ms[self.frames % HISTORY] = result.latency_ms, result.age_ms
-        self._first_s = self._first_s if self.frames else end_s
-        self._last_s = end_s
-        self._dropped = result.dropped
-        self.frames += 1
-
-    def stats(self, interrupted: bool) -> LiveStats:
-        between_s = self._last_s - self._first_s
-        return LiveStats(
-            frames=self.frames,
-            dropped=self._dropped,
-            duration_s=self._last_s - self._start_s,
-            rate_hz=(self.frames - 1) / between_s if between_s > 0 else None,
-            latency_p50_ms=self._percentile(LATENCY, 50),
-            latency_p99_ms=self._percentile(LATENCY, 99),
-            age_p50_ms=self._percentile(AGE, 50),
-            age_p99_ms=self._percentile(AGE, 99),
-            interrupted=interrupted,
-        )
-
-    def _percentile(self, column: int, percent: float) -> float | None:
-        if self.frames == 0:
-            return None
-        return float(np.percentile(self._samples_ms[: min(self.frames, HISTORY), column], percent))
-
-
-class _Slot:
-    """One-place hand-over between two threads, in which the newest frame replaces an older one.
-
-    Three buffers circulate: one is being filled, one waits here, one is with the caller.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: _Capture | None = None
-        self._spare: Frame | None = None
-        self._dropped = 0
-        self.ended = False
-        """The capture thread puts nothing more; what waits can still be taken."""
-        self.stopping = False
-        """The caller wants nothing more."""
-
-    def put(self, frame: Frame, captured_s: float) -> Frame | None:
-        """Leave a frame here; returns a buffer for the next one, if there is one to reuse."""
-        with self._changed:
-            if self._waiting is None:
-                reusable, self._spare = self._spare, None
-            else:
-                reusable = self._waiting.frame
-                self._dropped += 1
-            self._waiting = _Capture(frame, captured_s, self._dropped)
-            self._changed.notify()
-        return reusable
-
-    def take(self, used: Frame | None) -> _Capture | None:
-        """Give the last frame's buffer back and wait up to `POLL_S` for the newest frame."""
-        with self._changed:
-            if used is not None:
-                self._spare = used
-            self._changed.wait_for(lambda: self._waiting is not None or self.ended, POLL_S)
-            capture, self._waiting = self._waiting, None
-        return capture
-
-    def end(self) -> None:
-        with self._changed:
-            self.ended = True
-            self._changed.notify()
-
-
-def _newest(source: FrameSource) -> Generator[_Capture | None, None, None]:
-    """Read in a thread and yield the newest frame, or None when there was none for `POLL_S`."""
-    slot = _Slot()
+def _beside(loop: _Loop, lanes: Outputs, go_on: Callable[[], bool]) -> None:
+    """Predict in a thread, so that this one is free for outputs that need it."""
+    stopping = threading.Event()
     failures: list[BaseException] = []
 
-    def capture_frames() -> None:
-        buffer: Frame | None = None
+    def predict() -> None:
         try:
-            while not slot.stopping and (frame := source.read(buffer)) is not None:
-                buffer = slot.put(frame, time.perf_counter())
+            loop.run(lambda: not stopping.is_set())
         except BaseException as error:  # re-raised below, in the caller's thread
             failures.append(error)
         finally:
-            slot.end()
+            lanes.end()
 
-    # A daemon, so that a second Ctrl-C gets out even while a stuck camera keeps `read` waiting.
-    thread = threading.Thread(target=capture_frames, name="mde-capture", daemon=True)
+    thread = threading.Thread(target=predict, name="mde-inference", daemon=True)
     thread.start()
     try:
-        used: Frame | None = None
         while True:
-            over = slot.ended  # looked at before taking: a last frame may come in between
-            capture = slot.take(used)
-            if capture is None and over:
+            over = lanes.ended  # looked at before serving: a last result may come in between
+            lanes.serve(POLL_S)
+            if over or not go_on():
                 break
-            used = capture.frame if capture is not None else None
-            yield capture
-        if failures:
-            raise failures[0]
     finally:
-        slot.stopping = True
+        stopping.set()
+        lanes.end()
         thread.join()
+    if failures:
+        raise failures[0]
 
 
-def _in_order(source: FrameSource) -> Generator[_Capture | None, None, None]:
-    """Yield every frame, through one buffer."""
-    frame: Frame | None = None
-    while (frame := source.read(frame)) is not None:
-        yield _Capture(frame, time.perf_counter())
+class _Loop:
+    """Frames through the predictor to the outputs, in one thread, and what was measured meanwhile."""
+
+    def __init__(
+        self,
+        source: FrameSource,
+        predictor: Callable[[Frame], DepthMap],
+        on_result: Callable[[LiveResult], object],
+        lanes: Outputs,
+        max_frames: int | None,
+    ) -> None:
+        self._source, self._predictor, self._on_result = source, predictor, on_result
+        self._lanes, self._max_frames = lanes, max_frames
+        self._latencies_ms, self._ages_ms = Recent(), Recent()
+        self._frames = self._dropped = 0
+        self._start_s = self._first_s = self._last_s = time.perf_counter()
+        self._first_captured_s = self._last_captured_s = 0.0
+        self._first_dropped = 0
+
+    def run(self, go_on: Callable[[], bool]) -> None:
+        with closing(newest(self._source) if self._source.live else in_order(self._source)) as captures:
+            for capture in captures:
+                if capture is not None:
+                    self._step(capture)
+                if self._frames == self._max_frames or not go_on():
+                    break
+
+    def _step(self, capture: Capture) -> None:
+        begin_s = time.perf_counter()
+        depth_m = self._predictor(capture.frame)
+        end_s = time.perf_counter()
+        result = LiveResult(
+            frame=capture.frame,
+            depth_m=depth_m,
+            number=self._frames,
+            captured_unix_ns=capture.captured_unix_ns,
+            latency_ms=(end_s - begin_s) * 1e3,
+            age_ms=(end_s - capture.captured_s) * 1e3,
+            dropped=capture.dropped,
+        )
+        self._latencies_ms.add(result.latency_ms)
+        self._ages_ms.add(result.age_ms)
+        if self._frames == 0:
+            self._first_s, self._first_captured_s = end_s, capture.captured_s
+            self._first_dropped = capture.dropped
+        self._last_s, self._last_captured_s = end_s, capture.captured_s
+        self._dropped = capture.dropped
+        self._frames += 1
+        self._on_result(result)
+        self._lanes.put(result, capture.captured_s)
+
+    def stats(self, interrupted: bool) -> LiveStats:
+        outputs = self._lanes.stats()
+        arrived = self._frames - 1 + self._dropped - self._first_dropped
+        return LiveStats(
+            frames=self._frames,
+            dropped=self._dropped,
+            faults=self._source.faults,
+            duration_s=self._last_s - self._start_s,
+            rate_hz=_rate(self._frames - 1, self._last_s - self._first_s),
+            source_hz=_rate(arrived, self._last_captured_s - self._first_captured_s),
+            latency_p50_ms=self._latencies_ms.percentile(50),
+            latency_p99_ms=self._latencies_ms.percentile(99),
+            age_p50_ms=self._ages_ms.percentile(50),
+            age_p99_ms=self._ages_ms.percentile(99),
+            shown_age_p50_ms=outputs[0].age_p50_ms if outputs else None,
+            shown_age_p99_ms=outputs[0].age_p99_ms if outputs else None,
+            outputs=outputs,
+            interrupted=interrupted,
+        )
+
+
+def _rate(intervals: int, seconds: float) -> float | None:
+    return intervals / seconds if seconds > 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,35 @@ def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> 
     assert not loads
     with pytest.raises(OptionError, match="with which camera it was trained"):
         run(hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
+    assert not Path("out").exists()
+
+
+def points(path: Path) -> np.ndarray[Any, Any]:
+    """x, y, z, red, green, blue of each point of a PLY file."""
+    data = path.read_bytes()
+    end = data.index(b"end_header\n") + len(b"end_header\n")
+    return np.array(list(struct.iter_unpack("<3f3B", data[end:])))
+
+
+def test_points_in_space() -> None:
+    """2 and 3 m away, through a camera as wide as the picture; it was trained with one as wide as the picture, too."""
+    run([picture(Path("hall.png"))], output=Path("out"), formats="png", ply=True)
+    assert files(Path("out")) == {"hall.depth.png", "hall.ply"}
+    cloud = points(Path("out/hall.ply")).reshape(*FRAME_HW, 6)
+    assert cloud[5, 0] == pytest.approx(((0 - 31.5) / 64 * 2, (5 - 23.5) / 48 * 2, 2, 100, 0, 0), rel=1e-5)
+    assert cloud[40, 63] == pytest.approx(((63 - 31.5) / 64 * 3, (40 - 23.5) / 48 * 3, 3, 150, 0, 0), rel=1e-5)
+    run([Path("hall.png")], output=Path("out2"), formats="npy", ply=True, focal_px=32.0)
+    far_m = float(np.load("out2/hall.depth.npy")[40, 63])
+    cloud = points(Path("out2/hall.ply")).reshape(*FRAME_HW, 6)
+    assert cloud[40, 63, :3] == pytest.approx((31.5 / 32 * far_m, 16.5 / 32 * far_m, far_m), rel=1e-5)
+
+
+def test_points_that_cannot_be(loads: list[tuple[str, SessionOptions]]) -> None:
+    with pytest.raises(OptionError, match=r"no points of clip\.avi"):
+        run([picture(Path("hall.png")), video(Path("clip.avi"))], output=Path("out"), ply=True)
+    assert not loads
+    with pytest.raises(OptionError, match="need the camera"):
+        run([Path("hall.png")], output=Path("out"), model="silent.onnx", ply=True)
     assert not Path("out").exists()
 
 

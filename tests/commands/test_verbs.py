@@ -40,7 +40,7 @@ def test_bench_writes_raw_samples(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report["backends"]) == {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"}
+    assert set(report["backends"]) == {"torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"}
     assert report["machine"]["cores"] >= 1
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from mirrordepth_edge.live import pipeline
-from mirrordepth_edge.live.pipeline import LiveResult, LiveStats, Ticker, run_live
-from mirrordepth_edge.live.sources import FrameSource
+from mirrordepth_edge.live import pipeline, stats
+from mirrordepth_edge.live.pipeline import LiveResult, Ticker, run_live
+from mirrordepth_edge.live.source import LIVE, FrameSource, SourceState
+from mirrordepth_edge.live.stats import LiveStats, OutputStats
+from mirrordepth_edge.live.synthetic import MIDDLE_M, SWING_M, SyntheticSource
 from mirrordepth_edge.postprocess import DepthMap
 from mirrordepth_edge.preprocess import Frame
 
@@ -206,6 +211,7 @@ def test_statistics_are_those_of_the_samples() -> None:
     assert stats.age_p50_ms == pytest.approx(np.percentile(age_ms, 50))
     assert stats.age_p99_ms == pytest.approx(np.percentile(age_ms, 99))
     assert stats.rate_hz is not None
+    assert stats.source_hz is not None
     assert stats.duration_s >= 40 * 0.002
     assert stats.rate_hz < 1 / 0.002
     # One frame more than intervals, and the wait for the first frame is no interval.
@@ -213,18 +219,18 @@ def test_statistics_are_those_of_the_samples() -> None:
 
 
 def test_only_the_newest_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "HISTORY", 8)
+    monkeypatch.setattr(stats, "HISTORY", 8)
     results: list[LiveResult] = []
 
     def slow_at_first(frame: Frame) -> DepthMap:
         time.sleep(0.01 if len(results) < 5 else 0)
         return depth_of(frame)
 
-    stats = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
+    told = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
     newest_ms = [result.latency_ms for result in results[-8:]]
-    assert stats.frames == 20
-    assert stats.latency_p99_ms == pytest.approx(np.percentile(newest_ms, 99))
-    assert stats.latency_p99_ms < results[0].latency_ms
+    assert told.frames == 20
+    assert told.latency_p99_ms == pytest.approx(np.percentile(newest_ms, 99))
+    assert told.latency_p99_ms < results[0].latency_ms
 
 
 def test_no_frame_no_figures() -> None:
@@ -234,21 +240,37 @@ def test_no_frame_no_figures() -> None:
     assert str(stats) == "0 frames in 0.0 s, 0 dropped"
 
 
+def told(**changes: object) -> LiveStats:
+    figures: dict[str, object] = {
+        "frames": 300,
+        "dropped": 2,
+        "faults": 0,
+        "duration_s": 10.04,
+        "rate_hz": 29.96,
+        "source_hz": 30.0,
+        "latency_p50_ms": 12.34,
+        "latency_p99_ms": 20.0,
+        "age_p50_ms": 15.0,
+        "age_p99_ms": 31.25,
+        "shown_age_p50_ms": None,
+        "shown_age_p99_ms": None,
+        "outputs": (),
+        "interrupted": False,
+    }
+    return LiveStats(**{**figures, **changes})  # type: ignore[arg-type]
+
+
 def test_the_summary_line() -> None:
-    stats = LiveStats(
-        frames=300,
-        dropped=2,
-        duration_s=10.04,
-        rate_hz=29.96,
-        latency_p50_ms=12.34,
-        latency_p99_ms=20.0,
-        age_p50_ms=15.0,
-        age_p99_ms=31.25,
-        interrupted=False,
-    )
-    assert str(stats) == (
-        "300 frames in 10.0 s, 2 dropped, 30.0 Hz; latency p50 12.3 ms, p99 20.0 ms; age p50 15.0 ms, p99 31.2 ms"
-    )
+    begin = "300 frames in 10.0 s, 2 dropped, 30.0 Hz; latency p50 12.3 ms, p99 20.0 ms; age p50 15.0 ms, p99 31.2 ms"
+    assert str(told()) == begin
+    shown = told(shown_age_p50_ms=18.0, shown_age_p99_ms=40.04, faults=1)
+    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; went over 1 fault"
+
+
+def test_statistics_become_json() -> None:
+    output = OutputStats(name="window", shown=3, dropped=0, age_p50_ms=1.0, age_p99_ms=2.0, problem=None)
+    written = json.loads(json.dumps(asdict(told(outputs=(output,)))))
+    assert written["outputs"][0]["name"] == "window"
 
 
 def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +283,8 @@ def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
         result = LiveResult(
             frame=np.empty(SHAPE, np.uint8),
             depth_m=np.empty(SHAPE[:2], np.float32),
+            number=index,
+            captured_unix_ns=0,
             latency_ms=float(index),
             age_ms=50.0,
             dropped=index // 5,
@@ -271,3 +295,89 @@ def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
         9: "10.0 Hz  latency 4.5 ms  age 50.0 ms  dropped 1",
         19: "10.0 Hz  latency 14.5 ms  age 50.0 ms  dropped 3",
     }
+
+
+def test_results_are_numbered_and_dated() -> None:
+    results: list[LiveResult] = []
+    before_ns = time.time_ns()
+    run_live(NumberedSource(30, live=True, before=lambda number: time.sleep(0.002)), depth_of, results.append)
+    after_ns = time.time_ns()
+    assert [result.number for result in results] == list(range(len(results)))
+    dates = [result.captured_unix_ns for result in results]
+    assert before_ns < dates[0] < dates[-1] < after_ns
+    assert all(later - earlier > 1e6 for earlier, later in pairwise(dates))
+
+
+def test_the_rate_of_the_source_counts_what_was_dropped() -> None:
+    def slow(frame: Frame) -> DepthMap:
+        time.sleep(0.02)
+        return depth_of(frame)
+
+    told = run_live(NumberedSource(60, live=True, before=lambda number: time.sleep(0.004)), slow)
+    assert told.rate_hz is not None
+    assert told.source_hz is not None
+    assert told.rate_hz <= 1 / 0.02
+    assert told.rate_hz < told.source_hz <= 1 / 0.004
+
+
+def test_states_are_told_in_the_callers_thread_and_once() -> None:
+    stalled = SourceState("stalled", "numbered sends nothing.")
+    release = threading.Event()
+
+    class Stalling(NumberedSource):
+        @property
+        def state(self) -> SourceState:
+            return stalled if self.given == 1 and not release.is_set() else LIVE
+
+    def before(number: int) -> None:
+        if number == 1:
+            release.wait(5)
+
+    told: list[tuple[SourceState, threading.Thread]] = []
+
+    def on_state(state: SourceState) -> None:
+        told.append((state, threading.current_thread()))
+        if state == stalled:
+            timer.start()
+
+    timer = threading.Timer(0.25, release.set)  # a few looks later
+    run_live(Stalling(60, live=True, before=lambda n: (before(n), time.sleep(0.002))), depth_of, on_state=on_state)
+    timer.join()
+    assert told == [(stalled, threading.current_thread()), (LIVE, threading.current_thread())]
+
+
+def test_a_source_that_waits_is_told_to_stop() -> None:
+    class Patient(NumberedSource):
+        def __init__(self) -> None:
+            super().__init__(2, live=True, before=lambda number: number == 1 and self.stopped.wait(20))
+            self.stopped = threading.Event()
+
+        def stop(self) -> None:
+            self.stopped.set()
+
+    start_s = time.perf_counter()
+    run_live(Patient(), depth_of, max_frames=1)
+    assert time.perf_counter() - start_s < 5
+
+
+def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with() -> None:
+    """A predictor that sees depth in the pattern's blue, a source of known depth, and an output beside the loop."""
+    source = SyntheticSource((48, 64), rate_hz=200.0)
+    worst_m: list[float] = []
+
+    def see(frame: Frame) -> DepthMap:
+        time.sleep(0.008)  # slower than the source
+        return (MIDDLE_M - SWING_M + 2 * SWING_M / 255 * (frame[..., 2] + np.float32(0.5))).astype(np.float32)
+
+    class Check:
+        def show(self, result: LiveResult) -> None:
+            exact_m = source.depth_m(result.number + result.dropped)
+            worst_m.append(float(np.abs(result.depth_m - exact_m).max()))
+            assert result.frame.flags.c_contiguous
+
+    told = run_live(source, see, outputs=[Check()], max_frames=40)
+    assert told.dropped > 5
+    assert len(worst_m) > 20
+    assert max(worst_m) < 1.01 * SWING_M / 255  # half a level of blue
+    one_step_m = np.abs(source.depth_m(0) - source.depth_m(1)).max()
+    assert one_step_m > 10 * SWING_M / 255, "a frame's neighbour would be told apart"

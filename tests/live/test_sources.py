@@ -1,116 +1,80 @@
-"""What opens, what it yields, and what a user is told where it does not."""
+"""What opens by which name, streams, and what a user is told."""
 
 from __future__ import annotations
 
-import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.live import sources
-from mirrordepth_edge.live.sources import CaptureSource, SyntheticSource, open_source, open_video
-
-HEIGHT, WIDTH, FRAMES, RATE_HZ = 48, 64, 6, 12.0
-
-
-def level(index: int) -> int:
-    return 30 + 30 * index
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.live import capture, sources
+from mirrordepth_edge.live.cameras import CameraOptions
+from mirrordepth_edge.live.playback import PictureFolder
+from mirrordepth_edge.live.sources import open_source
+from mirrordepth_edge.live.synthetic import SyntheticSource
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six frames, red on the left and blue on the right, brighter from frame to frame."""
-    path = tmp_path_factory.mktemp("video") / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE_HZ, (WIDTH, HEIGHT))
-    assert writer.isOpened()
-    for index in range(FRAMES):
-        bgr = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-        bgr[:, : WIDTH // 2, 2] = level(index)
-        bgr[:, WIDTH // 2 :, 0] = level(index)
-        writer.write(bgr)
-    writer.release()
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    assert cv2.imwrite(str(path), np.zeros((4, 6, 3), np.uint8))
     return path
 
 
-class FakeCapture:
-    """A `cv2.VideoCapture` that yields some frames and then fails."""
+def test_names_and_what_they_open(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    for name in ("open_camera", "open_csi", "open_stream", "open_video"):
 
-    def __init__(self, frames: int) -> None:
-        self.left = frames
-        self.settings: dict[int, float] = {}
+        def note(*arguments: Any, _name: str = name, **options: Any) -> None:
+            calls.append((_name, *arguments, *options.items()))
 
-    def isOpened(self) -> bool:  # noqa: N802
-        return True
-
-    def get(self, key: int) -> float:
-        return 0.0
-
-    def set(self, key: int, value: float) -> bool:
-        self.settings[key] = value
-        return True
-
-    def read(self, out: object = None) -> tuple[bool, object]:
-        self.left -= 1
-        return (True, np.zeros((4, 6, 3), np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self) -> None: ...
-
-
-def test_a_video_is_read_in_order_as_rgb(video: Path) -> None:
-    with open_source(str(video)) as source:
-        assert not source.live
-        assert source.rate_hz == RATE_HZ
-        assert source.length == FRAMES
-        for index in range(FRAMES):
-            frame = source.read()
-            assert frame is not None
-            assert frame.shape == (HEIGHT, WIDTH, 3)
-            assert frame.dtype == np.uint8
-            # JPEG rounds, and blurs colours where the halves meet.
-            left, right = frame[:, :20].mean((0, 1)), frame[:, -20:].mean((0, 1))
-            np.testing.assert_allclose(left, (level(index), 0, 0), atol=6)
-            np.testing.assert_allclose(right, (0, 0, level(index)), atol=6)
-        assert source.read() is None
-        assert source.read() is None
+        monkeypatch.setattr(sources, name, note)
+    options = CameraOptions(rate_hz=60.0)
+    for spec in ("1", "/dev/video12", "csi", "csi:2"):
+        open_source(spec, options)
+    open_source("rtsp://camera/stream")
+    open_source("clip.mp4", realtime=True)
+    open_source("csi.mp4")
+    open_source("video1")
+    assert calls == [
+        ("open_camera", 1, options),
+        ("open_camera", 12, options),
+        ("open_csi", 0, options),
+        ("open_csi", 2, options),
+        ("open_stream", "rtsp://camera/stream"),
+        ("open_video", Path("clip.mp4"), ("realtime", True)),
+        ("open_video", Path("csi.mp4"), ("realtime", False)),
+        ("open_video", Path("video1"), ("realtime", False)),
+    ]
+    assert isinstance(open_source(str(picture.parent)), PictureFolder)
+    pattern = open_source("synthetic", CameraOptions(size_hw=(24, 32), rate_hz=60.0))
+    assert isinstance(pattern, SyntheticSource)
+    assert pattern.rate_hz == 60
+    assert pattern.depth_m(0).shape == (24, 32)
 
 
-def test_a_frame_fills_the_buffer_that_fits(video: Path) -> None:
-    fits, other = np.empty((HEIGHT, WIDTH, 3), np.uint8), np.zeros((3, 3, 3), np.uint8)
-    with open_source(str(video)) as source:
-        assert source.read(fits) is fits
-        first = fits.copy()
-        second = source.read(other)
-    assert second is not None
-    assert second.shape == (HEIGHT, WIDTH, 3)
-    assert not other.any()
-    assert np.array_equal(fits, first), "a returned frame changed afterwards"
+@pytest.mark.parametrize("spec", ["rtsp://camera/stream", "clip.mp4", "{}"])
+def test_only_cameras_are_asked_for_a_mode(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="another mode"):
+        open_source(spec.format(picture.parent), CameraOptions(size_hw=(480, 640)))
+    with pytest.raises(OptionError, match="another mode"):
+        open_source("synthetic", CameraOptions(exposure_ms=5.0))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("absent.mp4", None, "No such file"),
-        ("empty.mp4", b"", "0 bytes"),
-        ("notes.mp4", b"no video\n" * 100, "could not open"),
-        ("notes.txt", b"FFmpeg would draw this\n" * 100, "could not open"),
-        ("cut.mp4", b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom", "could not open"),
-        ("photo.jpg", b"\xff\xd8\xff", "one frame"),
-    ],
-)
-def test_what_is_no_video(name: str, content: bytes | None, word: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=word) as caught:
-        open_source(str(path))
-    assert name in caught.value.what
-    assert caught.value.cure
+@pytest.mark.parametrize("spec", ["0", "csi", "rtsp://camera/stream", "{}", "synthetic"])
+def test_only_videos_have_times(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="real time"):
+        open_source(spec.format(picture.parent), realtime=True)
 
 
 def test_opencv_and_ffmpeg_keep_silent(tmp_path: Path) -> None:
@@ -120,11 +84,12 @@ def test_opencv_and_ffmpeg_keep_silent(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.live import sources
-sources.DEVICES = Path({str(tmp_path)!r})
+from mirrordepth_edge.live import v4l2
+from mirrordepth_edge.live.sources import open_source
+v4l2.DEVICES = Path({str(tmp_path)!r})
 for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
     try:
-        sources.open_source(spec)
+        open_source(spec)
     except InputError:
         continue
     raise SystemExit(f"{{spec}} opened")
@@ -135,130 +100,91 @@ for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_folder_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a file"):
-        open_source(str(tmp_path))
-
-
-def test_a_file_named_like_a_camera_is_a_file_for_open_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("0").write_bytes(b"no video")
-    with pytest.raises(InputError, match="0 is no readable video"):
-        open_video(Path("0"))
-
-
-@pytest.fixture
-def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty /dev, on Linux."""
-    monkeypatch.setattr(sources, "DEVICES", tmp_path)
-    monkeypatch.setattr(sys, "platform", "linux")
-    return tmp_path
-
-
-@pytest.mark.parametrize("spec", ["0", "{}/video0"])
-def test_no_camera_at_all(spec: str, devices: Path) -> None:
-    with pytest.raises(InputError, match="There is no camera") as caught:
-        open_source(spec.format(devices))
-    assert "no" in caught.value.why
-    assert "synthetic" in caught.value.cure
-
-
-def test_another_camera_is_named(devices: Path) -> None:
-    (devices / "video2").touch()
-    with pytest.raises(InputError, match="There is no camera") as caught:
-        open_source("0")
-    assert str(devices / "video2") in caught.value.why
-    assert caught.value.cure == f"--source {devices / 'video2'}"
-
-
-def test_a_camera_without_permission(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (devices / "video0").touch()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match="may not use") as caught:
-        open_source("0")
-    assert "usermod -aG video" in caught.value.cure
-
-
-def test_a_camera_that_does_not_open(devices: Path) -> None:
-    (devices / "video977").touch()  # a number that no machine has, so that OpenCV fails
-    with pytest.raises(InputError, match="does not open"):
-        open_source("977")
-
-
-def test_a_camera_is_live_and_keeps_no_queue(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (devices / "video3").touch()
-    (devices / "by-id").symlink_to(devices / "video3")
-    opened: list[tuple[object, ...]] = []
-    capture = FakeCapture(frames=2)
-
-    def fake_capture(*arguments: object) -> FakeCapture:
-        opened.append(arguments)
-        return capture
-
-    monkeypatch.setattr(cv2, "VideoCapture", fake_capture)
-    source = open_source(str(devices / "by-id"))
-    assert opened[0][:2] == (3, cv2.CAP_V4L2)
-    assert source.live
-    assert source.length is None
-    assert source.rate_hz is None
-    assert capture.settings[cv2.CAP_PROP_BUFFERSIZE] == 1
-    assert source.read() is not None
-    assert source.read() is not None
-    with pytest.raises(InputError, match="delivers no frames") as caught:
-        source.read()
-    assert "unplugged" in caught.value.why
-
-
-def test_a_silent_camera_and_an_undecodable_video_are_errors() -> None:
-    with pytest.raises(InputError, match="stayed silent"):
-        CaptureSource(FakeCapture(0), "camera 0", "camera").read()  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no frame that can be read"):
-        CaptureSource(FakeCapture(0), "clip.mp4", "video").read()  # type: ignore[arg-type]
-
-
-def test_a_stream_that_does_not_answer_keeps_its_password() -> None:
+def test_a_stream_that_does_not_open_keeps_its_password() -> None:
     with pytest.raises(InputError, match="does not open") as caught:
         open_source("http://user:secret@127.0.0.1:9/stream")  # port 9 of this machine: refused at once
     assert "secret" not in str(caught.value)
     assert "127.0.0.1" in caught.value.what
 
 
-def test_a_stream_that_stops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: FakeCapture(frames=1))
-    with open_source("rtsp://127.0.0.1/stream") as source:
+def test_a_host_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "OPEN_TIMEOUT_MS", 300)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start_s = time.perf_counter()
+        with pytest.raises(InputError, match="does not open"):
+            open_source(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/stream")
+        assert 0.2 < time.perf_counter() - start_s < 8
+
+
+JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), (200, 100, 50), np.uint8))[1].tobytes()
+
+
+class MotionJpeg(BaseHTTPRequestHandler):
+    """A network camera that sends so many pictures and then hangs up, or falls silent."""
+
+    pictures = 12
+    falls_silent = False
+    over = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for _ in range(self.pictures):
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+            self.wfile.write(head.encode() + JPEG + b"\r\n")
+        if self.falls_silent:
+            self.over.wait(20)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def network_camera() -> Iterator[str]:
+    MotionJpeg.over.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), MotionJpeg) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg"
+        MotionJpeg.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("falls_silent", [False, True])
+def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MotionJpeg, "falls_silent", falls_silent)
+    monkeypatch.setattr(capture, "READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(capture, "AT_ONCE_S", 0.5)
+    with open_source(network_camera) as source:
         assert source.live
+        assert source.may_return
+        assert source.length is None
+        frames: list[object] = []
+        start_s = time.perf_counter()
+        with pytest.raises(InputError, match="delivers no frames") as caught:
+            frames.extend(source.read() for _ in range(1000))
+        assert time.perf_counter() - start_s < 10
+    assert "ceased" in caught.value.why
+    assert len(frames) >= 8, "what had arrived was lost"
+    assert frames[0] is not None
+    np.testing.assert_allclose(frames[0][10, 10], (50, 100, 200), atol=4)  # RGB
+
+
+def test_a_file_on_a_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Served:
+        def isOpened(self) -> bool:  # noqa: N802
+            return True
+
+        def get(self, key: int) -> float:
+            return {cv2.CAP_PROP_FRAME_COUNT: 1.0}.get(key, 0.0)
+
+        def read(self, out: object = None) -> tuple[bool, object]:
+            return (True, np.zeros((4, 6, 3), np.uint8)) if out is None else (False, None)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: Served())
+    with open_source("http://127.0.0.1/clip.mp4") as source:
         assert source.read() is not None
-        with pytest.raises(InputError, match="stopped"):
-            source.read()
-
-
-def test_the_pattern_moves_and_repeats() -> None:
-    with open_source("synthetic") as source, SyntheticSource() as again:
-        assert source.live
-        frames = [source.read() for _ in range(3)]
-        for frame in frames:
-            assert frame is not None
-            assert frame.shape == (480, 640, 3)
-            assert np.array_equal(frame, again.read())
-    first, second, _ = frames
-    assert first is not None
-    step = sources.SYNTHETIC_STEP_PX
-    assert np.array_equal(np.roll(first, -step, axis=1), second)  # a step to the left, and seamless
-    assert first.std((0, 1)).min() > 40
-
-
-def test_the_pattern_is_paced() -> None:
-    out = np.empty((480, 640, 3), np.uint8)
-    with open_source("synthetic") as source:
-        source.read(out)
-        start_s = time.perf_counter()
-        for _ in range(6):
-            assert source.read(out) is out
-        elapsed_s = time.perf_counter() - start_s
-        # Never early; late only as far as this machine is busy.
-        assert 0.9 * 6 / 30 <= elapsed_s < 2
-        time.sleep(0.3)
-        start_s = time.perf_counter()
-        for _ in range(5):
-            source.read()
-        assert time.perf_counter() - start_s > 2.5 / 30, "frames missed were sent in a burst"
+        assert source.read() is None

@@ -1,0 +1,183 @@
+"""Depth for a robot's own loop: which frames it gets, and that the camera is free whenever the loop is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mirrordepth_edge
+from mirrordepth_edge.camera import Lens
+from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.live import stream as stream_module
+from mirrordepth_edge.live.cameras import CameraOptions
+from mirrordepth_edge.live.source import FrameSource
+from mirrordepth_edge.live.stream import DepthStream, stream
+from mirrordepth_edge.preprocess import Frame
+
+SHAPE = (4, 6, 3)
+
+
+class Numbered(FrameSource):
+    """Frames whose pixels are their number, one every few milliseconds if live."""
+
+    name = "numbered"
+
+    def __init__(self, count: int, live: bool = True, fail_at: int | None = None) -> None:
+        self.count, self.live, self.fail_at = count, live, fail_at
+        self.given = 0
+        self.closed = 0
+
+    def read(self, out: Frame | None = None) -> Frame | None:
+        assert not self.closed, "read after close"
+        if self.given == self.fail_at:
+            raise InputError("numbered delivers no frames.", "It was unplugged.", "Plug it in.")
+        if self.given == self.count:
+            return None
+        if self.live:
+            time.sleep(0.002)
+        out = np.empty(SHAPE, np.uint8) if out is None else out
+        out[:] = self.given
+        self.given += 1
+        return out
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Predictor:
+    """Depth is red."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __call__(self, frame: Frame) -> Any:
+        return frame[..., 0].astype(np.float32)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def opened(count: int, **options: Any) -> DepthStream:
+    return DepthStream(Numbered(count, **options), Predictor())  # type: ignore[arg-type]
+
+
+def is_closed(source: FrameSource, predictor: Any) -> bool:
+    return bool(source.closed and predictor.closed)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_slow_loop_gets_newer_frames_and_not_older_ones() -> None:
+    before_ns = time.time_ns()
+    seen = []
+    for frame in opened(60):
+        time.sleep(0.01)
+        assert (frame.frame == frame.frame[0, 0, 0]).all(), "a frame was overwritten while in use"
+        np.testing.assert_array_equal(frame.depth_m, frame.frame[..., 0])
+        assert before_ns <= frame.captured_unix_ns <= time.time_ns()
+        assert frame.age_ms >= frame.latency_ms >= 0
+        seen.append((frame.number, int(frame.frame[0, 0, 0]), frame.dropped))
+    assert [number for number, _, _ in seen] == list(range(len(seen)))
+    assert len(seen) < 30
+    assert seen[-1][1] == 59, "the last frame of a stream that ends is seen"
+    assert all(grey == number + dropped for number, grey, dropped in seen)
+
+
+def test_a_file_loses_no_frame() -> None:
+    numbers = []
+    for frame in opened(20, live=False):
+        time.sleep(0.001)
+        numbers.append(int(frame.frame[0, 0, 0]))
+    assert numbers == list(range(20))
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_loop_that_is_left_frees_the_camera(live: bool) -> None:
+    frames = opened(10**6, live=live)
+    source, predictor = frames.source, frames.predictor
+    with frames:
+        for frame in frames:
+            if frame.number == 3:
+                break
+        assert not is_closed(source, predictor), "it can be taken up again"
+        assert next(frames).number == 4
+    assert is_closed(source, predictor)
+    with pytest.raises(StopIteration):
+        next(frames)
+
+
+def test_a_stream_that_is_forgotten_frees_the_camera() -> None:
+    """No `with`, no variable: Python forgets it as the loop is left."""
+    kept: list[Any] = []
+
+    def open_and_keep() -> DepthStream:
+        frames = opened(10**6)
+        kept.extend([frames.source, frames.predictor])
+        return frames
+
+    for frame in open_and_keep():
+        if frame.number == 2:
+            break
+    assert is_closed(*kept)
+
+
+def test_an_error_in_the_loop_frees_the_camera() -> None:
+    frames = opened(10**6)
+    with pytest.raises(ZeroDivisionError), frames:
+        next(frames).number / 0
+    assert is_closed(frames.source, frames.predictor)
+
+
+def test_a_stream_that_was_never_asked() -> None:
+    frames = opened(5)
+    frames.close()
+    assert is_closed(frames.source, frames.predictor)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_camera_that_is_lost_is_told_in_the_loop(live: bool) -> None:
+    frames = opened(10, live=live, fail_at=4)
+    numbers = []
+    with pytest.raises(InputError, match="no frames"):
+        numbers.extend(frame.number for frame in frames)
+    assert is_closed(frames.source, frames.predictor)
+
+
+def test_what_is_asked_for_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    camera, options, capture = Lens(fov_deg=70), SessionOptions(device="cpu"), CameraOptions(rate_hz=15)
+    monkeypatch.setattr(stream_module, "load", lambda *given: calls.append(given) or Predictor())
+    monkeypatch.setattr(stream_module, "open_source", lambda *given: calls.append(given) or Numbered(1))
+    with stream("2", model="big.onnx", camera=camera, options=options, capture=capture) as frames:
+        assert [frame.number for frame in frames] == [0]
+    assert calls == [("big.onnx", options, camera), ("2", capture)]
+
+
+def test_a_source_that_does_not_open_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor()
+    monkeypatch.setattr(stream_module, "load", lambda *given: predictor)
+    with pytest.raises(InputError, match=r"absent\.mp4"):
+        mirrordepth_edge.stream("absent.mp4")
+    assert predictor.closed
+
+
+def test_it_is_at_the_top_of_the_package() -> None:
+    assert mirrordepth_edge.stream is stream
+    assert "stream" in mirrordepth_edge.__all__
