@@ -103,11 +103,11 @@ def _cells(row: Row, first: str) -> tuple[str, ...]:
     low_ms, high_ms = latency.p50_interval_ms
     ratio = "1" if row.case.name == first else "not in turn"
     if row.ratio is not None:
-        ratio = f"{row.ratio.ratio:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
+        ratio = f"{row.ratio.ratio:.2f} ({row.ratio.low:.2f}–{row.ratio.high:.2f})"
     return (
         row.case.name,
         f"{row.result.precision.upper()} {row.result.backend}",
-        f"{_ms(latency.p50_ms)} ({_ms(low_ms)} to {_ms(high_ms)})",
+        f"{_ms(latency.p50_ms)} ({_ms(low_ms)}–{_ms(high_ms)})",
         _ms(latency.p99_ms),
         f"{row.case.batch * latency.throughput_hz:.1f}",
         ratio,

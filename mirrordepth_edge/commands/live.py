@@ -100,6 +100,9 @@ def live(
         setup = {"source": opened.name, "model": model, "backend": session.backend}
         setup |= {"device": session.device, "precision": session.precision}
         announce(predictor, f"{opened.name}: {model}")
+        at_first = opened.notes
+        for note in at_first:  # such as another mode than the camera was asked for
+            errors.print(f"note: {note}", style="yellow")
         view = live_run.view_of(web=web, no_window=no_window, limits_m=limits_m, scale=scale, predictor=predictor)
         wanted = live_run.Wanted(
             web=(host, port) if web else None,
@@ -121,7 +124,8 @@ def live(
             should_stop=view.wants_to_quit,
             on_state=lambda state: errors.print(str(state), style="yellow"),
         )
-    for note in (*opened.notes, *(each.problem for each in stats.outputs if each.problem)):
+    later = (note for note in opened.notes if note not in at_first)
+    for note in (*later, *(each.problem for each in stats.outputs if each.problem)):
         errors.print(f"note: {note}", style="yellow")
     for line in live_run.told(outputs):
         console.print(line)

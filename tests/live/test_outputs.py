@@ -89,12 +89,9 @@ class Window(Watcher):
 
 def test_a_slow_output_slows_neither_the_loop_nor_another() -> None:
     slow, quick = Watcher(seconds=0.1), Watcher()
-    start_s = time.perf_counter()
     stats = run_live(Numbered(100, live=True, period_s=0.004), Predictor(), outputs=[slow, quick])
-    elapsed_s = time.perf_counter() - start_s
     assert stats.frames + stats.dropped == 100
-    assert stats.frames > 50
-    assert elapsed_s < 100 * 0.1 / 4, "the loop waited for the slow output"
+    assert stats.frames > 2 * len(slow.numbers), "the loop waited for the slow output"
     assert len(quick.numbers) > 2 * len(slow.numbers)
     for output, told in zip((slow, quick), stats.outputs, strict=True):
         assert output.numbers == sorted(set(output.numbers))
@@ -171,8 +168,8 @@ def test_a_window_has_the_callers_thread_and_prediction_another(live: bool) -> N
 
 def test_a_window_that_is_slow_does_not_slow_prediction() -> None:
     stats = run_live(Numbered(100, live=True, period_s=0.004), Predictor(), outputs=[Window(seconds=0.1)])
-    assert stats.frames > 50
-    assert stats.outputs[0].dropped > 20
+    assert stats.frames > 2 * stats.outputs[0].shown
+    assert stats.outputs[0].shown + stats.outputs[0].dropped == stats.frames
 
 
 @pytest.mark.parametrize("live", [True, False])
