@@ -156,3 +156,16 @@ def test_a_device_asked_for_by_name_is_not_replaced() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(MissingError, match="cannot use a GPU"):
         open_session(NANO_ONNX["fp32"], SessionOptions(device="cuda"))
+
+
+def test_onnx_runtime_lets_go_of_the_cores_only_where_another_session_is_next() -> None:
+    from mirrordepth_edge.backends.onnxruntime import bare_session
+    from mirrordepth_edge.runtime import NANO_ONNX
+
+    for yields in (False, True):
+        options = bare_session(NANO_ONNX["fp32"], replace(CPU, yields=yields)).get_session_options()
+        if yields:
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        else:
+            with pytest.raises(RuntimeError):  # it was not set
+                options.get_session_config_entry("session.force_spinning_stop")

@@ -439,8 +439,8 @@ def test_a_case_says_how_it_runs(stage: Stage, frames: list[Frame]) -> None:
         Wanted(model="other", precision="fp16", size_hw=(64, 96), batch=3, backend="openvino"),
     ]
     assert stage.options == {
-        "mine": options,
-        "other": replace(options, threads=1, backend="openvino", bf16=True),
+        "mine": replace(options, yields=True),
+        "other": replace(options, threads=1, backend="openvino", bf16=True, yields=True),
     }
     assert told == [(0, "plain: opening"), (0, "plain: making"), (1, "other: opening"), (1, "other: making")]
     assert [(place.case, place.batch) for place, _ in result.measured] == [("plain", 1), ("other", 3)]
