@@ -1,80 +1,102 @@
-"""What steadying is worth: flicker and errors of a model on pictures in order, before and after.
+"""What `stabilise.Stabiliser` does to flicker, to errors and to the time a frame takes.
 
-    python benchmarks/flicker.py FOLDER [--model nano] [--rate 30]
+    python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive pictures with depth, in order
+    python benchmarks/flicker.py FOLDER --pan 8                    # each picture a video of a camera that turns
+    python benchmarks/flicker.py                                   # a drawn scene with simulated flicker, no network
+    python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
-FOLDER is as `mde evaluate` reads it: pictures with measured depth, whose order of names is that of time. Flicker is
-OPW and rTC along optical flow (`consistency`), errors are AbsRel, metric and with each picture scaled by its median;
-all at the network's size. What the filter costs is timed beside the network, frame by frame.
+All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
+median, boundary F1 of pixels 8 apart. Network and stabiliser are timed in turn, frame by frame, each on --threads
+threads; on a machine that others use too, quote the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from rich.progress import track
 
-from mirrordepth_edge.commands.terminal import console, print_table
-from mirrordepth_edge.config import DataConfig
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from common import ends, positive
+
+from mirrordepth_edge.commands.terminal import print_table
+from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.consistency import FlowMeter
-from mirrordepth_edge.data.choose import choose_dataset
+from mirrordepth_edge.data.folder import folder_dataset
+from mirrordepth_edge.edges import boundary_f1
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.evaluation import align
+from mirrordepth_edge.metrics import Depth, depth_metrics, valid_mask
+from mirrordepth_edge.preprocess import Frame, resize_frame
 from mirrordepth_edge.report.tables import Table
-from mirrordepth_edge.runtime import load
-from mirrordepth_edge.stabilise import Stabiliser
+from mirrordepth_edge.runtime import DepthPredictor, load
+from mirrordepth_edge.stabilise import StabiliseConfig, Stabiliser
 
-NAMES = ("as predicted", "steadied")
+LIMITS_M = (1e-3, 10.0)
+APART_PX = 8
+SETTLED = 5
+"""Errors count from this frame of a video on; OPW and rTC from the first pair."""
+PAN_FRAMES = 40
+PAN_SHARE = 0.75
+"""Of a picture's width and height that the turning camera sees at once."""
+DRAWN_HW, DRAWN_FRAMES = (224, 288), 60
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="nano", help="as of mde live (nano)")
-    parser.add_argument("--rate", type=float, default=30.0, help="pictures a second (30)")
-    parser.add_argument("--units-per-metre", type=float, help="of the depth files (1000)")
-    told = parser.parse_args()
-
-    dataset = choose_dataset(DataConfig(root=told.folder, units_per_metre=told.units_per_metre), "test")
-    stabiliser, flicker = Stabiliser(), FlowMeter()
-    errors: list[list[tuple[float, float]]] = [[], []]
-    network_ms, filter_ms = [], []
-    with load(told.model) as predictor:
-        (depth,) = predictor.session.outputs
-        for number in track(range(len(dataset)), description="predicting"):
-            sample = dataset[number]
-            feeds = predictor.prepare(sample.frame)
-            image = next(iter(feeds.values()))[0]
-            begun = perf_counter()
-            raw_m = predictor.session.infer(feeds)[depth.name][0]
-            middle = perf_counter()
-            steady_m = stabiliser(image, raw_m, number / told.rate)
-            network_ms.append((middle - begun) * 1e3)
-            filter_ms.append((perf_counter() - middle) * 1e3)
-            flicker.add(image, raw_m, steady_m)
-            true_m = cv2.resize(sample.depth_m, raw_m.shape[::-1], interpolation=cv2.INTER_NEAREST)
-            for own, predicted_m in zip(errors, (raw_m, steady_m), strict=True):
-                own.append(abs_rel(predicted_m, true_m))
-    rows = []
-    for name, own, result in zip(NAMES, errors, flicker.results(), strict=True):
-        metric, scaled = np.nanmean(own, axis=0)
-        rows.append((name, f"{result.opw_m:.4f}", f"{result.rtc:.4f}", f"{metric:.4f}", f"{scaled:.4f}"))
-    print_table(Table(header=("depth", "OPW (m)", "rTC", "AbsRel", "AbsRel, scaled"), rows=tuple(rows)))
-    share = np.median(filter_ms) / np.median(network_ms)
-    console.print(f"{len(dataset)} pictures; the filter takes {share:.0%} of the network's time (medians)")
+Video = list[tuple[Frame, Depth, Depth]]
+"""Frames, their depth as it was predicted and the true one, all of one size."""
 
 
-def abs_rel(predicted_m: npt.NDArray[np.float32], true_m: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Metric, and scaled by the ratio of medians; NaN where nothing was measured."""
-    valid = true_m > 0
-    if not valid.any():
-        return np.nan, np.nan
-    predicted, true = predicted_m[valid].astype(np.float64), true_m[valid].astype(np.float64)
-    scaled = predicted * np.median(true) / np.median(predicted)
-    return float(np.mean(np.abs(predicted - true) / true)), float(np.mean(np.abs(scaled - true) / true))
+@dataclass
+class Figures:
+    """One column of the table, gathered over frames and videos."""
+
+    rows: list[tuple[float, float, float]] = field(default_factory=list)
+    f1: list[float] = field(default_factory=list)
+    flow: list[tuple[float, float]] = field(default_factory=list)
 
 
-if __name__ == "__main__":
-    main()
+def still_views(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame, Depth]]:
+    """A window that slides over a picture to and fro, with a sensor's noise. A crop is as a longer lens: less depth."""
+    height, width = frame.shape[:2]
+    window_hw, rng = (round(height * PAN_SHARE), round(width * PAN_SHARE)), np.random.default_rng(0)
+    room = width - window_hw[1]
+    for index in range(PAN_FRAMES):
+        left = room - abs(round(index * step_px) % (2 * room) - room)
+        cut = np.s_[(height - window_hw[0]) // 2 :][: window_hw[0]], np.s_[left : left + window_hw[1]]
+        noisy = frame[cut] + rng.normal(0, 2.5, (*window_hw, 3))
+        yield noisy.clip(0, 255).astype(np.uint8), depth_m[cut] * np.float32(PAN_SHARE)
+
+
+def drawn_scene() -> Video:
+    """A textured card that crosses before a slanted wall that pans, exact depth, and flicker of scale and of dents."""
+    rng, (height, width), video = np.random.default_rng(0), DRAWN_HW, []
+    wall, card = (
+        cv2.GaussianBlur(rng.normal(128, 400, (*hw, 3)), (0, 0), 2) for hw in ((height, width + DRAWN_FRAMES), (90, 70))
+    )
+    slant = np.broadcast_to(np.linspace(4.5, 3.5, height, dtype=np.float32)[:, None], DRAWN_HW)
+    for index in range(DRAWN_FRAMES):
+        frame, truth_m, left = wall[:, index : index + width].copy(), slant.copy(), 10 + 5 * index % (width - 90)
+        frame[70:160, left : left + 70], truth_m[70:160, left : left + 70] = card, 1.5
+        dents = cv2.resize(rng.normal(0, 0.02, (7, 9)), (width, height), interpolation=cv2.INTER_CUBIC)
+        noisy = (frame + rng.normal(0, 2, frame.shape)).clip(0, 255).astype(np.uint8)
+        video.append((noisy, (truth_m * np.exp(dents + rng.normal(0, 0.02))).astype(np.float32), truth_m))
+    return video
+
+
+def predicted(predictor: DepthPredictor, views: Iterator[tuple[Frame, Depth]], network_ms: list[float]) -> Video:
+    """What the network makes of a video, at its own size."""
+    video, (output,), size_hw = [], predictor.session.outputs, predictor.model.preprocess.size_hw
+    for frame, truth_m in views:
+        feeds = predictor.prepare(frame)
+        start_s = perf_counter()
+        depth_m = predictor.session.infer(feeds)[output.name][0]
+        network_ms.append((perf_counter() - start_s) * 1e3)
+        small_m = cv2.resize(truth_m, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        video.append((resize_frame(frame, size_hw).copy(), depth_m.copy(), np.asarray(small_m, np.float32)))
+    return video

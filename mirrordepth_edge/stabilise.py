@@ -26,8 +26,8 @@ from mirrordepth_edge.preprocess import Frame, Resizer, check_frame
 
 FLOW_LONG_PX = 160
 """Flow is computed on pictures whose longer side has at most so many pixels."""
-FLOW_SHORT_PX = 16
-"""And at least so many in the shorter one: DIS works on patches of 8 pixels at several scales."""
+FLOW_SHORT_PX = 32
+"""And each side at least so many: DIS halves pictures by their width, and reads past the end of one too low for that."""
 SAMPLE_STEP_PX = 4
 """The median is that of every fourth pixel of every fourth row."""
 SURE = 0.5
@@ -50,7 +50,7 @@ class StabiliseConfig(Strict):
     """Changes of ln d from here on are real and pass at once; below it flicker, the more so the smaller."""
     misfit_levels: float = 20.0
     """The moved picture fits where it is off by less than a third of this, and not at all from here on; grey levels."""
-    cut_fit: float = 0.3
+    cut_fit: float = 0.4
     """With a mean fit below this, 0 to 1, the frame is taken for the first of another scene."""
 
     def __post_init__(self) -> None:

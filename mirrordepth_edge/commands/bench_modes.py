@@ -30,7 +30,7 @@ def opened(models: Sequence[str], options: SessionOptions) -> Iterator[list[Cand
         for model in models:
             candidates.append(open_candidate(model, options))
             stack.enter_context(candidates[-1].predictor)
-        for candidate in candidates[:1]:
+        for candidate in {each.name: each for each in candidates}.values():  # once, where one is open several times
             warn(candidate.predictor)
         yield candidates
 
