@@ -1,13 +1,13 @@
-"""What `stabilise.Stabiliser` does to flicker, to errors and to the time a frame takes.
+"""What `stabilise.Stabiliser` does to flicker, to errors and to the time that a frame takes.
 
     python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive pictures with depth, in order
-    python benchmarks/flicker.py FOLDER --pan 8                    # each picture a video of a camera that turns
+    python benchmarks/flicker.py FOLDER --every 80 --pan 4         # of each 80th picture a video, the camera turning
     python benchmarks/flicker.py                                   # a drawn scene with simulated flicker, no network
     python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
 All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
-median, boundary F1 of pixels 8 apart. Network and stabiliser are timed in turn, frame by frame, each on --threads
-threads; on a machine that others use too, quote the ratio.
+median, boundary F1 of pixels 8 apart. Network and stabilisers are timed in turn, frame by frame; on a machine that
+others use too, quote the ratio.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from common import ends, positive
+import numpy.typing as npt
+from peers.common import add_placing, ends, parser, positive
 
 from mirrordepth_edge.commands.terminal import print_table
-from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.config import DataConfig, SessionOptions
 from mirrordepth_edge.consistency import FlowMeter
-from mirrordepth_edge.data.folder import folder_dataset
+from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.edges import boundary_f1
-from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.evaluation import align
-from mirrordepth_edge.metrics import Depth, depth_metrics, valid_mask
+from mirrordepth_edge.metrics import Depth, clamped, depth_metrics, valid_mask
 from mirrordepth_edge.preprocess import Frame, resize_frame
 from mirrordepth_edge.report.tables import Table
 from mirrordepth_edge.runtime import DepthPredictor, load
@@ -43,60 +43,147 @@ LIMITS_M = (1e-3, 10.0)
 APART_PX = 8
 SETTLED = 5
 """Errors count from this frame of a video on; OPW and rTC from the first pair."""
-PAN_FRAMES = 40
-PAN_SHARE = 0.75
-"""Of a picture's width and height that the turning camera sees at once."""
-DRAWN_HW, DRAWN_FRAMES = (224, 288), 60
-
-Video = list[tuple[Frame, Depth, Depth]]
-"""Frames, their depth as it was predicted and the true one, all of one size."""
-
-
-@dataclass
-class Figures:
-    """One column of the table, gathered over frames and videos."""
-
-    rows: list[tuple[float, float, float]] = field(default_factory=list)
-    f1: list[float] = field(default_factory=list)
-    flow: list[tuple[float, float]] = field(default_factory=list)
+FRAMES = 45
+"""Of a video that is made here."""
+WINDOW = 0.75
+"""Share of a picture's width and height that the turning camera sees at once."""
+DRAWN_HW = (224, 288)
+Figures = npt.NDArray[np.float64]
+HEADER = ("", "OPW (m)", "of it", "rTC", "AbsRel", "AbsRel, scaled", f"F1, {APART_PX} px", "p50 ms", "of network")
 
 
-def still_views(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame, Depth]]:
-    """A window that slides over a picture to and fro, with a sensor's noise. A crop is as a longer lens: less depth."""
-    height, width = frame.shape[:2]
-    window_hw, rng = (round(height * PAN_SHARE), round(width * PAN_SHARE)), np.random.default_rng(0)
-    room = width - window_hw[1]
-    for index in range(PAN_FRAMES):
+class Shot(NamedTuple):
+    """A frame with its depth, all of the network's size."""
+
+    frame: Frame
+    depth_m: Depth
+    truth_m: Depth
+    network_ms: float
+
+
+def panned(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame, Depth]]:
+    """A window that slides over a picture to and fro, with a sensor's noise: a longer lens, all is nearer."""
+    (height, width), rng = frame.shape[:2], np.random.default_rng(0)
+    rows, columns, room = round(height * WINDOW), round(width * WINDOW), width - round(width * WINDOW)
+    top = (height - rows) // 2
+    for index in range(FRAMES):
         left = room - abs(round(index * step_px) % (2 * room) - room)
-        cut = np.s_[(height - window_hw[0]) // 2 :][: window_hw[0]], np.s_[left : left + window_hw[1]]
-        noisy = frame[cut] + rng.normal(0, 2.5, (*window_hw, 3))
-        yield noisy.clip(0, 255).astype(np.uint8), depth_m[cut] * np.float32(PAN_SHARE)
+        window = np.s_[top : top + rows, left : left + columns]
+        noisy = frame[window] + rng.normal(0, 2.5, (rows, columns, 3))
+        yield noisy.clip(0, 255).astype(np.uint8), depth_m[window] * np.float32(WINDOW)
 
 
-def drawn_scene() -> Video:
+def drawn() -> Iterator[Shot]:
     """A textured card that crosses before a slanted wall that pans, exact depth, and flicker of scale and of dents."""
-    rng, (height, width), video = np.random.default_rng(0), DRAWN_HW, []
+    rng, (height, width) = np.random.default_rng(0), DRAWN_HW
     wall, card = (
-        cv2.GaussianBlur(rng.normal(128, 400, (*hw, 3)), (0, 0), 2) for hw in ((height, width + DRAWN_FRAMES), (90, 70))
+        cv2.GaussianBlur(rng.normal(128, 400, (*hw, 3)), (0, 0), 2) for hw in ((height, width + FRAMES), (90, 70))
     )
-    slant = np.broadcast_to(np.linspace(4.5, 3.5, height, dtype=np.float32)[:, None], DRAWN_HW)
-    for index in range(DRAWN_FRAMES):
-        frame, truth_m, left = wall[:, index : index + width].copy(), slant.copy(), 10 + 5 * index % (width - 90)
+    for index in range(FRAMES):
+        frame, left = wall[:, index : index + width].copy(), 10 + 5 * index % (width - 90)
+        truth_m = np.repeat(np.linspace(4.5, 3.5, height, dtype=np.float32)[:, None], width, axis=1)
         frame[70:160, left : left + 70], truth_m[70:160, left : left + 70] = card, 1.5
         dents = cv2.resize(rng.normal(0, 0.02, (7, 9)), (width, height), interpolation=cv2.INTER_CUBIC)
         noisy = (frame + rng.normal(0, 2, frame.shape)).clip(0, 255).astype(np.uint8)
-        video.append((noisy, (truth_m * np.exp(dents + rng.normal(0, 0.02))).astype(np.float32), truth_m))
-    return video
+        yield Shot(noisy, (truth_m * np.exp(dents + rng.normal(0, 0.02))).astype(np.float32), truth_m, 0.0)
 
 
-def predicted(predictor: DepthPredictor, views: Iterator[tuple[Frame, Depth]], network_ms: list[float]) -> Video:
-    """What the network makes of a video, at its own size."""
-    video, (output,), size_hw = [], predictor.session.outputs, predictor.model.preprocess.size_hw
-    for frame, truth_m in views:
-        feeds = predictor.prepare(frame)
-        start_s = perf_counter()
-        depth_m = predictor.session.infer(feeds)[output.name][0]
-        network_ms.append((perf_counter() - start_s) * 1e3)
-        small_m = cv2.resize(truth_m, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-        video.append((resize_frame(frame, size_hw).copy(), depth_m.copy(), np.asarray(small_m, np.float32)))
-    return video
+def predicted(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -> Iterator[Shot]:
+    """What the network makes of a video."""
+    size_hw = predictor.model.size_hw
+    for frame, truth_m in video:
+        feeds, begin_s = predictor.prepare(frame), perf_counter()
+        (depth_m,) = predictor.session.infer(feeds).values()
+        network_ms = (perf_counter() - begin_s) * 1e3
+        small_m = np.asarray(cv2.resize(truth_m, size_hw[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
+        yield Shot(resize_frame(frame, size_hw), depth_m[0], small_m, network_ms)
+
+
+def measure(video: Iterator[Shot], configs: Sequence[StabiliseConfig], hz: float) -> tuple[Figures, Figures]:
+    """One video: its depth as it comes, then what each config makes of it.
+
+    Returns:
+        OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN where one cannot be told; and how long the
+        network and each config took, milliseconds, `[frames, 1 + configs]`.
+    """
+    stabilisers, meter, errors, took_ms = [Stabiliser(config) for config in configs], FlowMeter(), [], []
+    for index, shot in enumerate(video):
+        depths, took = [shot.depth_m.copy()], [shot.network_ms]
+        for stabiliser in stabilisers:
+            begin_s = perf_counter()
+            depths.append(stabiliser(shot.frame, depths[0], index / hz))
+            took.append((perf_counter() - begin_s) * 1e3)
+        meter.add(shot.frame, *depths)
+        took_ms.append(took)
+        if index >= SETTLED:
+            errors.append([errors_of(depth_m, shot.truth_m) for depth_m in depths])
+    along_flow = [(np.nan, np.nan) if each is None else (each.opw_m, each.rtc) for each in meter.results()]
+    return np.hstack([along_flow, mean_known(errors)]), np.array(took_ms)
+
+
+def errors_of(depth_m: Depth, truth_m: Depth) -> tuple[float, float, float]:
+    valid = valid_mask(truth_m, LIMITS_M)
+    scaled_m = align(depth_m, truth_m, valid, "median")
+    plain, scaled = (depth_metrics(each, truth_m, limits_m=LIMITS_M).abs_rel for each in (depth_m, scaled_m))
+    edges = boundary_f1(clamped(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
+    return plain, scaled, np.nan if edges is None else edges.f1
+
+
+def mean_known(figures: Sequence[object]) -> Figures:
+    """Means over the first axis, of what is known."""
+    known = np.ma.masked_invalid(np.asarray(figures, np.float64))
+    return np.asarray(known.mean(axis=0).filled(np.nan))
+
+
+def run(words: Sequence[str] | None, stack: ExitStack) -> None:
+    told = options(words)
+    videos = [drawn()] if told.folder is None else list(predicted_videos(told, stack))
+    measured = [measure(video, [StabiliseConfig(), *map(varied, told.vary)], told.hz) for video in videos]
+    figures = mean_known([each for each, _ in measured])
+    times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)
+    rows = []
+    for name, (opw_m, *others), ms in zip(("as it comes", "stabilised", *told.vary), figures, times_ms, strict=True):
+        of_network = f"{ms / times_ms[0]:.1%}" if times_ms[0] else ""
+        rows.append((name, f"{opw_m:.4f}", f"{opw_m / figures[0, 0]:.0%}", *map("{:.4f}".format, others)))
+        rows[-1] += (f"{ms:.2f}", of_network)
+    frames = sum(len(took_ms) for _, took_ms in measured)
+    note = f"{frames} frames of {len(measured)} videos, as if at {told.hz:g} Hz; in the first row, the network's time."
+    print_table(Table(header=HEADER, rows=tuple(rows), notes=(note,)))
+
+
+def predicted_videos(told: argparse.Namespace, stack: ExitStack) -> Iterator[Iterator[Shot]]:
+    dataset = choose_dataset(DataConfig(root=told.folder, units_per_metre=told.units_per_metre), "test")
+    samples = (dataset[index] for index in range(0, len(dataset), told.every))
+    views = ((sample.frame, sample.depth_m) for sample in samples)
+    predictor = stack.enter_context(load(told.model, SessionOptions(device=told.device, threads=told.threads)))
+    if told.pan is None:
+        yield predicted(predictor, views)
+    else:
+        yield from (predicted(predictor, panned(*view, told.pan)) for view in views)
+
+
+def varied(words: str) -> StabiliseConfig:
+    name, _, value = words.partition("=")
+    try:
+        return replace(StabiliseConfig(), **{name: float(value)})
+    except (TypeError, ValueError) as error:
+        known = ", ".join(each.name for each in fields(StabiliseConfig))
+        raise OptionError(f"--vary {words} cannot be used.", f"Settings are {known}.", "--vary pixel_s=0.3") from error
+
+
+def options(words: Sequence[str] | None) -> argparse.Namespace:
+    asked = add_placing(parser(__doc__))
+    asked.add_argument("folder", nargs="?", type=Path, help="pictures with depth, as mde evaluate reads them")
+    asked.add_argument("--model", default="nano", help="what predicts (nano)")
+    asked.add_argument("--units-per-metre", type=float, help="of the depth files")
+    asked.add_argument("--every", type=positive, default=1, help="take each so-manieth picture (1)")
+    asked.add_argument(
+        "--pan", type=float, help="a video of each picture, the camera turning by so many pixels a frame"
+    )
+    asked.add_argument("--hz", type=float, default=30.0, help="frames per second (30)")
+    asked.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE", help="another setting to compare")
+    return asked.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(ends(run))

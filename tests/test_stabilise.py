@@ -246,6 +246,7 @@ def test_walking_towards_a_wall_lags_by_less_than_rate_times_time_constant(appro
 
 def test_the_result_is_reused_and_nothing_of_a_pictures_size_is_allocated() -> None:
     scene = list(moving_scene(8))
+    before = [(frame.copy(), depth_m.copy()) for frame, depth_m in scene]
     stabiliser = Stabiliser()
     first = stabiliser(*scene[0], 0.0)
     for index, (frame, depth_m) in enumerate(scene[1:4], start=1):
@@ -258,6 +259,9 @@ def test_the_result_is_reused_and_nothing_of_a_pictures_size_is_allocated() -> N
     finally:
         tracemalloc.stop()
     assert peak < first.size, "bytes: a quarter of a depth map"
+    for given, copies in zip(scene, before, strict=True):
+        for array, copy in zip(given, copies, strict=True):
+            np.testing.assert_array_equal(array, copy, "what is passed in is left alone")
 
 
 def test_frames_of_the_cameras_size_do_as_well() -> None:

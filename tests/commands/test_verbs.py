@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
@@ -32,7 +33,7 @@ def test_bench_writes_raw_samples(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "p50" in text
     assert "640x480 uint8 frame in host memory" in text
     data = json.loads(result.read_text())
-    assert [len(own) for own in data["samples_ms"].values()] == [5, 5, 5]
+    assert [len(unpack(own)) for own in data["samples_ns"].values()] == [5, 5, 5]
     assert data["backend"] == "onnxruntime"
     assert data["artefact_sha256"] == read_manifest(NANO_ONNX["fp32"]).artefact_sha256
 
