@@ -6,8 +6,8 @@
     python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
 All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
-median, boundary F1 of pixels 8 apart. Network and stabilisers are timed in turn, frame by frame; on a machine that
-others use too, quote the ratio.
+median, boundary F1 of pixels 8 apart. Network and stabilisers are timed in turn, frame by frame: cost is in shares of
+the network's time, which a machine that others use too changes less than milliseconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WINDOW = 0.75
 """Share of a picture's width and height that the turning camera sees at once."""
 DRAWN_HW = (224, 288)
 Figures = npt.NDArray[np.float64]
-HEADER = ("", "OPW (m)", "of it", "rTC", "AbsRel", "AbsRel, scaled", f"F1, {APART_PX} px", "p50 ms", "of network")
+HEADER = ("depth", "OPW (m)", "share", "rTC", "AbsRel", "scaled", "F1", "p50 ms", "cost")
 
 
 class Shot(NamedTuple):
@@ -137,7 +137,7 @@ def mean_known(figures: Sequence[object]) -> Figures:
 
 def run(words: Sequence[str] | None, stack: ExitStack) -> None:
     told = options(words)
-    videos = [drawn()] if told.folder is None else list(predicted_videos(told, stack))
+    videos = [drawn()] if told.folder is None else predicted_videos(told, stack)
     measured = [measure(video, [StabiliseConfig(), *map(varied, told.vary)], told.hz) for video in videos]
     figures = mean_known([each for each, _ in measured])
     times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)

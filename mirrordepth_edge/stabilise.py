@@ -27,7 +27,7 @@ from mirrordepth_edge.preprocess import Frame, Resizer, check_frame
 FLOW_LONG_PX = 160
 """Flow is computed on pictures whose longer side has at most so many pixels."""
 FLOW_SHORT_PX = 32
-"""And each side at least so many: DIS halves pictures by their width, and reads past the end of one too low for that."""
+"""And each side at least so many: DIS halves pictures by their width, and reads past the end of low ones."""
 SAMPLE_STEP_PX = 4
 """The median is that of every fourth pixel of every fourth row."""
 SURE = 0.5
