@@ -71,6 +71,8 @@ class DepthPredictor:
         self._postprocess = Postprocessor()
         self.stabiliser: Stabiliser | None = None
         """Smooths depth over time, for frames of one video in order."""
+        self.clock: Callable[[], float] = perf_counter
+        """Seconds, asked once for each frame that is steadied; a file's frames have times of their own."""
         self.known_scale: Callable[[SizeHW], float | None] = lambda size_hw: None
         """Asked at the first frame of each size for a factor that was measured, which goes before the camera's."""
         self.scales: dict[SizeHW, float] = {}
@@ -104,7 +106,7 @@ class DepthPredictor:
         """Metres at `size_hw` from what the session answered; reused."""
         depth_m = outputs[self._output]
         if self.stabiliser is not None:
-            depth_m = self.stabiliser(self._preprocess.image, depth_m[0], perf_counter())[None]
+            depth_m = self.stabiliser(self._preprocess.image, depth_m[0], self.clock())[None]
         scale = self.scale(size_hw)
         if scale != 1.0:
             depth_m = np.multiply(depth_m, scale, out=self._scaled_m)

@@ -122,7 +122,7 @@ class Stabiliser:
         cv2.absdiff(b.grey, b.small_off, dst=b.small_off)
         cv2.blur(b.small_off, (5, 5), dst=b.small_off)
         cv2.LUT(b.small_off, self._fit_of, dst=b.small_fit)
-        if b.small_fit.mean() < self.config.cut_fit:
+        if cv2.mean(b.small_fit)[0] < self.config.cut_fit:
             return False
         _resize(b.small_fit, b.fit)
         np.multiply(b.flow, b.px_per_small_px, out=b.flow)

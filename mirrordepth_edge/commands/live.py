@@ -66,6 +66,7 @@ def live(
     """
     from contextlib import ExitStack
     from dataclasses import asdict
+    from itertools import count
 
     from mirrordepth_edge.camera import camera_of
     from mirrordepth_edge.commands import live_run
@@ -96,6 +97,9 @@ def live(
         opened = stack.enter_context(reconnecting(lambda: open_source(source, asked, realtime=realtime)))
         if not no_stabilise:
             predictor.stabiliser = Stabiliser()
+            if not opened.live:  # read faster or slower than it was filmed
+                numbers, rate_hz = count(), opened.rate_hz or live_run.UNKNOWN_HZ
+                predictor.clock = lambda: next(numbers) / rate_hz
         session = predictor.session
         setup = {"source": opened.name, "model": model, "backend": session.backend}
         setup |= {"device": session.device, "precision": session.precision}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mirrordepth_edge.runtime import DepthPredictor
 
 Limits = tuple[float, float]
+UNKNOWN_HZ = 30.0
+"""Where a file does not say its rate, and for pictures of a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,7 +315,9 @@ def test_cameras_are_listed(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     assert "no camera" in capfd.readouterr().out
 
 
-def test_depth_is_steadied_unless_that_is_refused(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_is_steadied_unless_that_is_refused(
+    loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mirrordepth_edge import stabilise
 
     calls: list[float] = []
@@ -326,3 +328,8 @@ def test_depth_is_steadied_unless_that_is_refused(loader: Loader, monkeypatch: p
     assert len(calls) == 3
     live(source="synthetic", no_window=True, frames=3, no_stabilise=True)
     assert len(calls) == 3
+    for place in range(3):
+        cv2.imwrite(str(tmp_path / f"{place}.png"), np.zeros((48, 64, 3), np.uint8))
+    calls.clear()
+    live(source=str(tmp_path), no_window=True)
+    np.testing.assert_allclose(calls, [0, 1 / 30, 2 / 30])  # as they were filmed, not as they are read
