@@ -195,7 +195,7 @@ def test_ctrl_c_in_the_window_keeps_the_statistics() -> None:
 
     stats = run_live(Numbered(10_000, live=True, period_s=0.001), Predictor(), outputs=[Window(at=interrupt)])
     assert stats.interrupted
-    assert stats.frames >= 5
+    assert stats.frames + stats.dropped >= 5  # the source's count; a busy machine leaves frames out
 
 
 @pytest.mark.parametrize("live", [True, False])
