@@ -1,4 +1,4 @@
-"""What an ONNX graph costs to run: multiply-adds and parameters, counted from its shapes."""
+"""What an ONNX graph costs to run: multiply-adds, parameters and bytes, counted from its shapes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from mirrordepth_edge.errors import InputError
+
 if TYPE_CHECKING:
     import onnx
+
+Shape = tuple[int, ...]
+
+COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+"""Operators whose multiply-adds are counted."""
+LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+"""Operators that keep every element as it is."""
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +27,153 @@ class GraphCost:
     multiply_adds: int
     """Of Conv, ConvTranspose, MatMul and Gemm; one multiply-add is two FLOPs."""
     parameters: int
-    """Elements of all floating-point constants."""
+    """Elements of all constants that are floating-point, or quantised such; without the scales of quantisation."""
     nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCost:
+    """Counts of one node in one inference; the bytes are those of a node that fuses with no other."""
+
+    name: str
+    """The node's, or that of its first output where it has none."""
+    op_type: str
+    multiply_adds: int
+    """0 for all but `COUNTED`."""
+    weight_bytes: int
+    """Of its constants as they are stored: those that come through DequantizeLinear count their integers."""
+    activation_bytes: int
+    """Read and written. What comes through DequantizeLinear is read as integers, and that node itself is free: it
+    becomes part of its consumer. So is what works on constants only, which a runtime does once."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Every tensor of a static graph by name.
+
+    Attributes:
+        shapes: of all that are known.
+        dtypes: element types, numbers of `onnx.TensorProto.DataType`.
+        makers: the node that a tensor comes from; none for inputs and initializers.
+        readers: the nodes that read a tensor, in the graph's order.
+        initializers: by name.
+        constants: names of all that do not depend on the input.
+    """
+
+    shapes: dict[str, Shape]
+    dtypes: dict[str, int]
+    makers: dict[str, onnx.NodeProto]
+    readers: dict[str, list[onnx.NodeProto]]
+    initializers: dict[str, onnx.TensorProto]
+    constants: set[str]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Tensors:
+        """Read shapes and types off the graph, by ONNX's own inference where they are not written down."""
+        import onnx
+
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        shapes: dict[str, Shape] = {}
+        dtypes: dict[str, int] = {}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            tensor = value.type.tensor_type
+            dtypes[value.name] = tensor.elem_type
+            if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+                shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+        initializers = {initializer.name: initializer for initializer in graph.initializer}
+        for name, initializer in initializers.items():
+            shapes[name], dtypes[name] = tuple(initializer.dims), initializer.data_type
+        constants = set(initializers)
+        makers: dict[str, onnx.NodeProto] = {}
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            if all(name in constants for name in node.input if name):
+                constants.update(node.output)
+            makers.update((name, node) for name in node.output if name)
+            for name in dict.fromkeys(filter(None, node.input)):
+                readers.setdefault(name, []).append(node)
+        return cls(shapes, dtypes, makers, readers, initializers, constants)
+
+    def shape(self, name: str) -> Shape:
+        """Of one tensor.
+
+        Raises:
+            InputError: it is not fixed.
+        """
+        if name not in self.shapes:
+            raise InputError(
+                f"The shape of '{name}' is not fixed.",
+                "Work and bytes are counted for one size; this model takes several, or has operators of its own.",
+                "Fix its sizes first: python -m onnxruntime.tools.make_dynamic_shape_fixed --help",
+            )
+        return self.shapes[name]
+
+    def source(self, name: str) -> str:
+        """The tensor whose elements `name` holds in another shape or order; itself for most."""
+        while (maker := self.makers.get(name)) is not None and maker.op_type in LAYOUT:
+            name = maker.input[0]
+        return name
+
+    def uncast(self, name: str) -> str:
+        """The tensor that `name` is a cast of; itself where it is none."""
+        while (maker := self.makers.get(name)) is not None and maker.op_type == "Cast":
+            name = maker.input[0]
+        return name
+
+    def stored(self, name: str) -> str:
+        """What is read from memory for `name`: the integers, where it comes through DequantizeLinear."""
+        maker = self.makers.get(self.source(name))
+        return name if maker is None or maker.op_type != "DequantizeLinear" else maker.input[0]
+
+    def bytes(self, name: str) -> int:
+        """Of one tensor; two numbers of 4 bits share a byte."""
+        return (prod(self.shape(name)) * bits(self.dtypes[name]) + 7) // 8
+
+
+def bits(dtype: int) -> int:
+    """Width of an element type.
+
+    Args:
+        dtype: a number of `onnx.TensorProto.DataType`.
+    """
+    import onnx
+
+    if dtype in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return 4
+    return 8 * int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
+
+
+def node_costs(model: onnx.ModelProto) -> tuple[NodeCost, ...]:
+    """Count each node of a static graph, in its order.
+
+    Args:
+        model: an ONNX model with fixed shapes, of any precision.
+
+    Raises:
+        InputError: a shape is not fixed.
+    """
+    tensors = Tensors.of(model)
+    return tuple(node_cost(node, tensors) for node in model.graph.node)
+
+
+def node_cost(node: onnx.NodeProto, tensors: Tensors) -> NodeCost:
+    """Count one node of the graph that `tensors` are of.
+
+    Raises:
+        InputError: a shape is not fixed.
+    """
+    free = node.op_type == "DequantizeLinear" or all(name in tensors.constants for name in node.output)
+    inputs = () if free else tuple(filter(None, node.input))
+    weights = {tensors.stored(name) for name in inputs if name in tensors.constants}
+    read = {tensors.stored(name) for name in inputs if name not in tensors.constants}
+    written = () if free else tuple(filter(None, node.output))
+    return NodeCost(
+        name=node.name or node.output[0],
+        op_type=node.op_type,
+        multiply_adds=_multiply_adds(node, tensors),
+        weight_bytes=sum(map(tensors.bytes, weights)),
+        activation_bytes=sum(map(tensors.bytes, (*read, *written))),
+    )
 
 
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
@@ -26,37 +181,39 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
 
     Args:
         model: an ONNX model with fixed shapes.
+
+    Raises:
+        InputError: a shape is not fixed.
     """
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    }
+    tensors = Tensors.of(model)
     floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    parameters = 0
-    for initializer in inferred.graph.initializer:
-        shapes[initializer.name] = tuple(initializer.dims)
-        if initializer.data_type in floating:
-            parameters += prod(initializer.dims)
+    quantisers = [node for node in model.graph.node if node.op_type in QUANTISERS]
+    quantised = {node.input[0] for node in quantisers}
+    scales = {name for node in quantisers for name in node.input[1:]}
     return GraphCost(
-        multiply_adds=sum(_multiply_adds(node, shapes) for node in inferred.graph.node),
-        parameters=parameters,
-        nodes=len(inferred.graph.node),
+        multiply_adds=sum(_multiply_adds(node, tensors) for node in model.graph.node),
+        parameters=sum(
+            prod(initializer.dims)
+            for name, initializer in tensors.initializers.items()
+            if name in quantised or (initializer.data_type in floating and name not in scales)
+        ),
+        nodes=len(model.graph.node),
     )
 
 
-def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
+def _multiply_adds(node: onnx.NodeProto, tensors: Tensors) -> int:
+    if node.op_type not in COUNTED or node.output[0] in tensors.constants:
+        return 0
+    first, second, output = map(tensors.shape, (node.input[0], node.input[1], node.output[0]))
     if node.op_type == "Conv":
         # weight: [out, in/groups, kh, kw]; each output element sums over the last three
-        return prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+        return prod(output) * prod(second[1:])
     if node.op_type == "ConvTranspose":
         # weight: [in, out/groups, kh, kw]; each input element is spread over the last three
-        return prod(shapes[node.input[0]]) * prod(shapes[node.input[1]][1:])
+        return prod(first) * prod(second[1:])
     if node.op_type == "MatMul":
-        return prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    if node.op_type == "Gemm":
-        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-        return prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
-    return 0
+        return prod(output) * first[-1]
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return prod(output) * first[0 if transposed else 1]

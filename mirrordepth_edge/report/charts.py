@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,20 @@ COLOURS = 6
 """Series that a page can tell apart by colour; more begin anew."""
 
 SCALE_STEPS = 24
+LETTER = 7.0
+"""Width of a digit in a chart, at most."""
+BESIDE: tuple[tuple[float, float, Literal["start", "middle", "end"]], ...] = (
+    (-5, 14, "end"),
+    (5, -5, "start"),
+    (-5, -5, "end"),
+    (5, 14, "start"),
+    (0, 17, "middle"),
+    (0, -9, "middle"),
+    (9, 4, "start"),
+    (-9, 4, "end"),
+)
+"""Where text may stand beside a dot, from best to worst: across, down, and which end of the text that is. A front falls
+to the right and then runs on, so that below it to the left is free."""
 
 Values = Sequence[float]
 
@@ -40,6 +56,17 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """Text beside a dot, and where it is, in the drawing's units."""
+
+    x: float
+    y: float
+    text: str
+    anchor: Literal["start", "middle", "end"]
+    """Which end of the text `x` is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chart:
     """A drawing of `WIDTH` by `HEIGHT` units, with axes."""
 
@@ -52,6 +79,7 @@ class Chart:
     marks: tuple[Mark, ...]
     legend: tuple[str, ...] = ()
     """Names of series in the order of their colours; none for a single one."""
+    labels: tuple[Label, ...] = ()
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -223,6 +251,74 @@ def scatter(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y
     total = sum(map(len, series.values()))
     note = f" (at the top: {beyond} of {total}, up to {high:.4g})" if beyond else ""
     return _chart(axes, marks, series, x_label + note, y_label, f"{y_label} against {x_label}")
+
+
+def front(
+    series: Mapping[str, Sequence[tuple[str, float, float]]],
+    best: Sequence[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    top: float = float("inf"),
+) -> Chart:
+    """What is gained in one figure for what is given up in another, less being better in both.
+
+    Axes need not begin at 0. What is above `top` is drawn at the top and counted below the chart. Texts that would lie
+    on others are left out, from the last series on.
+
+    Args:
+        series: (text, x, y) of each dot, x and y 0 or more, by the series' name; not all of them empty.
+        best: dots that no other beats; a line of steps goes through them, below which no dot is.
+        top: above which y is too bad to matter, above 0.
+    """
+    everything = [dot for dots in series.values() for dot in dots]
+    xs, ys = [x for _, x, _ in everything], [y for *_, y in everything if y <= top] or [top]
+    axes = _Axes(x_range=_around(min(xs), max(xs)), y_range=_around(min(ys), max(ys)))
+    marks, above_top = [], [y for *_, y in everything if y > top]
+    steps = _steps([(x, y) for x, y in best if y <= top])
+    if steps:
+        marks.append(Mark(path=axes.line(steps), look="line", series=0))
+    for index, dots in enumerate(series.values()):
+        colour, inside = index % COLOURS, [(x, y) for _, x, y in dots if y <= top]
+        if inside:
+            marks.append(Mark(path=axes.dots(inside), look="dots", series=colour))
+        if len(inside) < len(dots):
+            carets = "".join(f"M{axes.x(x) - 3:g},{TOP + 5}l3,-5l3,5" for _, x, y in dots if y > top)
+            marks.append(Mark(path=carets, look="beyond", series=colour))
+    note = f" (at the top: {len(above_top)} of {len(everything)}, up to {max(above_top):.4g})" if above_top else ""
+    places = [(text, axes.x(x), axes.y(y) if y <= top else TOP + 3.0) for text, x, y in everything]
+    chart = _chart(axes, marks, series, x_label + note, y_label, f"{y_label} against {x_label}")
+    return replace(chart, labels=_beside(places, [(axes.x(x), axes.y(y)) for x, y in steps]))
+
+
+def _steps(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of steps through dots, from left to right: on at a dot's height, then down or up to the next one."""
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(dots, key=lambda dot: (dot[0], -dot[1])):
+        corners += [(x, corners[-1][1]), (x, y)] if corners else [(x, y)]
+    return corners
+
+
+def _beside(dots: Sequence[tuple[str, float, float]], line: Sequence[tuple[float, float]]) -> tuple[Label, ...]:
+    """Text for as many dots as it can stand beside without lying on a dot, a text or the line, or leaving the axes.
+
+    Args:
+        dots: (text, x, y) in the drawing's units, the most important first; those without text need none.
+        line: corners of a line of steps.
+    """
+    taken = [(x - 4, y - 4, x + 4, y + 4) for _, x, y in dots]
+    taken += [(min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1) for (a, b), (c, d) in pairwise(line)]
+    found = []
+    for text, x, y in filter(lambda dot: dot[0], dots):
+        width = LETTER * len(text)
+        for across, down, anchor in BESIDE:
+            left = x + across - {"start": 0, "middle": width / 2, "end": width}[anchor]
+            box = (left, y + down - 10, left + width, y + down + 1)
+            inside = box[0] > LEFT and box[1] > TOP - 4 and box[2] < WIDTH - RIGHT and box[3] < HEIGHT - BOTTOM
+            if inside and not any(box[0] < c and a < box[2] and box[1] < d and b < box[3] for a, b, c, d in taken):
+                taken.append(box)
+                found.append(Label(x=round(x + across, 2), y=round(y + down, 2), text=text, anchor=anchor))
+                break
+    return tuple(found)
 
 
 def distribution(series: Mapping[str, Values], x_label: str, y_label: str, percentile: int = 99) -> Chart:

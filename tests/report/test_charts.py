@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,3 +187,58 @@ def test_bars_are_on_one_scale() -> None:
     assert (one.total, one.start, below.total, below.start) == (4, 0, 2, 12.5)
     (wide,) = charts.bars({"wide": {"d": 3.0}}, {"wide": 1.0})
     assert wide.start + wide.parts[0].width == 100
+
+
+def test_a_front_is_a_line_of_steps_below_which_nothing_is() -> None:
+    dots = {"front": [("1", 0.5, 0.3), ("2", 0.6, 0.2), ("3", 0.9, 0.1)], "others": [("4", 0.7, 0.25), ("5", 0.9, 0.2)]}
+    chart = charts.front(dots, [(0.9, 0.1), (0.5, 0.3), (0.6, 0.2)], "cost", "error")
+    (line,) = marks(chart, "line")
+    corners = [(0.5, 0.3), (0.6, 0.3), (0.6, 0.2), (0.9, 0.2), (0.9, 0.1)]
+    np.testing.assert_allclose(points(chart, line), corners, atol=2e-3)
+    for mark, series in zip(marks(chart, "dots"), dots.values(), strict=True):
+        np.testing.assert_allclose(points(chart, mark), [(x, y) for _, x, y in series], atol=2e-3)
+    assert sorted(label.text for label in chart.labels) == ["1", "2", "3", "4", "5"]
+    assert chart.legend == ("front", "others")
+    assert in_frame(chart)
+
+
+def test_a_front_of_one_dot() -> None:
+    chart = charts.front({"one": [("1", 1.0, 0.0)]}, [(1.0, 0.0)], "cost", "error")
+    assert in_frame(chart)
+    assert [mark.look for mark in chart.marks] == ["line", "dots"]
+
+
+def test_what_is_too_bad_is_drawn_at_the_top_and_counted() -> None:
+    dots = {"front": [("1", 0.5, 9.0), ("2", 0.6, 0.2)], "others": [("3", 0.7, 0.25), ("4", 0.9, 7.0)]}
+    chart = charts.front(dots, [(0.5, 9.0), (0.6, 0.2)], "cost", "error", top=1.0)
+    assert [mark.path.count("M") for mark in marks(chart, "beyond")] == [1, 1]
+    assert [mark.path.count("M") for mark in marks(chart, "dots")] == [1, 1]
+    assert "at the top: 2 of 4, up to 9" in chart.x_label
+    assert float(chart.y_ticks[-1].label) < 0.3
+    worst = charts.front({"all": [("1", 1.0, 2.0), ("2", 2.0, 3.0)]}, [(1.0, 2.0)], "cost", "error", top=1.0)
+    assert [mark.look for mark in worst.marks] == ["beyond"]
+    assert in_frame(worst)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_texts_lie_on_no_dot_no_line_and_no_other_text(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(0.4, 1, (40, 2)).round(3).tolist()
+    dots = [(f"{number}", x, y) for number, (x, y) in enumerate(values, 10)]
+    best = [(x, y) for x, y in values if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in values)]
+    chart = charts.front({"all": dots}, best, "cost", "error")
+    assert 10 < len(chart.labels) <= len(dots)
+    start = {"start": 0.0, "middle": 0.5, "end": 1.0}
+    boxes = []
+    for label in chart.labels:
+        left = label.x - start[label.anchor] * 7 * len(label.text)
+        boxes.append((left, label.y - 9, left + 7 * len(label.text), label.y))
+    assert all(chart.left < a and c < chart.right and chart.top - 5 < b and d < chart.bottom for a, b, c, d in boxes)
+    for index, (a, b, c, d) in enumerate(boxes):
+        for e, f, g, h in boxes[:index]:
+            assert c <= e or g <= a or d <= f or h <= b
+    (line,) = marks(chart, "line")
+    corners = [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", line.path)]
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        along = [(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in np.linspace(0, 1, 50)]
+        assert not any(a < x < c and b < y < d for x, y in along for a, b, c, d in boxes)

@@ -1,0 +1,118 @@
+"""What a sweep over precisions found: what INT8 costs in accuracy, group of layers by group, and what it saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mirrordepth_edge.config import Strict
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.files import existing_file, write_json
+from mirrordepth_edge.strict import read_strict
+
+SWEEP_VERSION: Literal[1] = 1
+SWEEP_AGAIN = "Sweep again with this version."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDamage(Strict):
+    """One group of layers, such as a transformer block, alone in INT8."""
+
+    group: str
+    nodes: int
+    multiply_adds: int
+    """Of one inference."""
+    damage: float
+    """Mean |d - d_fp32| / d_fp32 of depth when only this group is in INT8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint(Strict):
+    """One choice of groups in INT8."""
+
+    number: int
+    """By which tables and pictures call it."""
+    int8_groups: tuple[str, ...]
+    int8_share: float
+    """Of the multiply-adds, 0 to 1."""
+    abs_rel: float
+    """Mean |d - d*| / d*, where d* is the true depth if there is one, else FP32's."""
+    loss: float
+    """By which `abs_rel` is worse than FP32's, as a share of it; `abs_rel` itself where d* is FP32's."""
+    delta1: float
+    """Share of pixels with max(d / d*, d* / d) < 1.25."""
+    worst: float
+    """Largest |d - d_fp32| / d_fp32 of a pixel."""
+    boundary_f1: float | None
+    """Of depth edges against those of d*; None where there are none."""
+    cost_ms: float
+    cost_ratio: float
+    """To FP32's `cost_ms`."""
+    on_front: bool
+    """No other point is at least as good in accuracy and cost and better in one of them: `pareto`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(Strict):
+    """A sweep, as it is stored (JSON)."""
+
+    schema_version: Literal[1] = SWEEP_VERSION
+    model: str
+    onnx_sha256: str
+    """Of the FP32 graph."""
+    calibration: str
+    """The calibration set, in words."""
+    method: str
+    """How ranges were taken from it, in words."""
+    frames: int
+    """That accuracy was measured on."""
+    labelled: bool
+    """Whether they have true depth; else FP32's depth stands for it."""
+    data: str
+    """Where they are from, in words."""
+    cost: str
+    """What `cost_ms` is, in words, such as what was timed where, or that it is an estimate."""
+    baseline: SweepPoint
+    """Nothing in INT8."""
+    groups: tuple[GroupDamage, ...]
+    points: tuple[SweepPoint, ...]
+    seconds: float
+    """That the sweep took."""
+
+
+def pareto(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
+    """The same points, in their order, with `on_front` set: those whose `abs_rel` and `cost_ratio` no other beats.
+
+    A point beats another if it is at least as good in both and better in one; so of equal points all are on the front.
+    """
+    points = tuple(points)
+    front: set[tuple[float, float]] = set()
+    best = float("inf")
+    # From cheap to dear, and from good to bad at one cost: on the front is what is better than all that came before.
+    for cost_ratio, abs_rel in sorted((point.cost_ratio, point.abs_rel) for point in points):
+        if abs_rel < best:
+            best = abs_rel
+            front.add((cost_ratio, abs_rel))
+    return tuple(replace(point, on_front=(point.cost_ratio, point.abs_rel) in front) for point in points)
+
+
+def save_sweep(path: Path, result: SweepResult) -> None:
+    """Write a sweep as JSON, whole."""
+    write_json(path, asdict(result))
+
+
+def load_sweep(path: Path) -> SweepResult:
+    """Read what `save_sweep` wrote.
+
+    Raises:
+        InputError: there is no such file, it is no JSON, or a field is missing, unknown or of the wrong type.
+    """
+    text = existing_file(path, "sweep").read_bytes()
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is no valid JSON.", str(error), SWEEP_AGAIN) from error
+    return read_strict(SweepResult, data, str(path), SWEEP_AGAIN)
