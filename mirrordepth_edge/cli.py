@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.commands.audit import audit
 from mirrordepth_edge.commands.bench import bench_app
 from mirrordepth_edge.commands.build import build
+from mirrordepth_edge.commands.calibrate import calibrate
 from mirrordepth_edge.commands.calibrate_camera import calibrate_camera
 from mirrordepth_edge.commands.data import data_app
 from mirrordepth_edge.commands.demo import demo
@@ -60,7 +62,22 @@ def options(
     """Options before the verb."""
 
 
-for verb in (demo, export, build, run, live, calibrate_camera, evaluate, explain, inspect, doctor, train):
+VERBS = (
+    demo,
+    calibrate,
+    export,
+    build,
+    audit,
+    run,
+    live,
+    calibrate_camera,
+    evaluate,
+    explain,
+    inspect,
+    doctor,
+    train,
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")

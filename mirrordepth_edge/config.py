@@ -13,7 +13,11 @@ from typing import ClassVar, Literal
 SizeHW = tuple[int, int]
 NormalisedFocal = tuple[float, float]
 """fx/W and fy/H: focal lengths over the size of the picture, both in pixels."""
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+CalibrationMethod = Literal["max", "entropy", "percentile", "mse"]
+"""How the range that an activation's integers span is taken from what it was seen to take."""
+QuantisationScheme = Literal["gpu", "cpu"]
+"""`gpu`: symmetric int8, the rest in FP16; `cpu`: asymmetric uint8 activations, the rest in FP32."""
 InputKind = Literal["uint8", "float"]
 DataKind = Literal["auto", "folder", "nyu", "kitti"]
 Crop = Literal["none", "eigen", "garg"]
@@ -250,6 +254,18 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantiseConfig:
+    """How a file is made INT8, and what that may cost."""
+
+    scheme: QuantisationScheme = "gpu"
+    method: CalibrationMethod = "percentile"
+    max_loss: float = 0.01
+    """By what share AbsRel may grow over FP32's; without measured depth, the largest AbsRel against FP32's depth."""
+    force: bool = False
+    """Write what fails, marked as failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetConfig(Strict):
     """Where an artefact is meant to run; one TOML file in `export/` each."""
 
@@ -260,12 +276,58 @@ class TargetConfig(Strict):
     """Precision used where none is asked for."""
     compute_capabilities: tuple[str, ...] = ()
     """GPU compute capabilities such as "8.7"; empty for a CPU."""
+    jetpack: str | None = None
+    """The release that a Jetson is expected to have, such as "6.2"."""
+    size_hw: SizeHW | None = None
+    """Network input size advised for it; the model's own where None."""
+    memory_gb: float | None = None
+    bandwidth_gb_s: float | None = None
+    """Peak of its main memory, in 1e9 bytes a second."""
+    peak_tops: dict[Precision, float] | None = None
+    """Dense peaks, without sparsity, in 1e12 operations a second; one multiply-add is two operations."""
+    sources: dict[str, str] | None = None
+    """Addresses that figures are from, by the key of the figures."""
 
     def __post_init__(self) -> None:
+        figures = (self.memory_gb, self.bandwidth_gb_s, *(self.peak_tops or {}).values(), *(self.size_hw or ()))
+        if any(figure is not None and not 0 < figure < float("inf") for figure in figures):
+            raise ValueError("memory_gb, bandwidth_gb_s, peak_tops and size_hw are above 0")
         if any(not re.fullmatch(r"\d+\.\d", each) for each in self.compute_capabilities):
             raise ValueError('a compute capability is written like "8.7"')
         if bool(self.compute_capabilities) is (self.backend == "onnxruntime"):
             raise ValueError("a GPU target names its compute_capabilities, a CPU has none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(Strict):
+    """What an engine's builder is told beyond the network; recorded with the engine."""
+
+    workspace_gib: float | None = None
+    """Most GPU memory that a kernel may use for its intermediates; the builder's own limit where None."""
+    optimisation_level: int | None = None
+    """0 to 5: how long the builder searches for fast kernels; its own level, 3, where None."""
+    timing_cache: bool = True
+    """Keep what kernels were timed at, for the next build on this GPU."""
+    verbosity: Literal["detailed", "layer-names", "none"] = "detailed"
+    """What the engine can tell of its layers."""
+    dynamic: tuple[SizeHW, SizeHW, SizeHW] | None = None
+    """Smallest, usual and largest input size, for a network whose sizes are open."""
+    hardware_compat: Literal["none", "ampere+", "same-cc"] = "none"
+    """Other GPUs that the engine runs on: any since Ampere, or those of the same compute capability."""
+    version_compat: bool = False
+    """Run in later versions of the runtime too."""
+    weights: Literal["full", "stripped"] = "full"
+    """`stripped` leaves the weights out; they are put back from the ONNX file when the engine is loaded."""
+
+    def __post_init__(self) -> None:
+        if self.workspace_gib is not None and not 0 < self.workspace_gib < float("inf"):
+            raise ValueError("workspace_gib is above 0")
+        if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
+            raise ValueError("optimisation_level is 0 to 5")
+        if self.dynamic is not None and any(
+            not 0 < low <= usual <= high for low, usual, high in zip(*self.dynamic, strict=True)
+        ):
+            raise ValueError("dynamic sizes go from the smallest over the usual to the largest")
 
 
 BenchProtocol = Literal["host", "network", "trtexec-10", "trtexec-11"]
@@ -301,3 +363,9 @@ class SessionOptions:
     yields: bool = False
     """Let go of the CPU's cores after every run, for another session runs next. Threads that wait for more work by
     spinning keep cores for some 30 ms (ONNX Runtime), so that sessions in turn seem 1.6 times as slow as alone."""
+    cuda_graph: bool = True
+    """Engines: replay the network's launches as one CUDA graph where it can be captured; `session.notes` has why not."""
+    zero_copy: bool | None = None
+    """Engines: let the GPU read and write the host's own buffers; where None, only if they are the same memory."""
+    in_flight: int = 1
+    """Engines: frames that `submit` takes before one is collected, each with a context and buffers of its own."""

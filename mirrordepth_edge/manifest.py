@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mirrordepth_edge.config import ModelConfig, Precision, PreprocessConfig, Strict
+from mirrordepth_edge.config import (
+    BuildConfig,
+    CalibrationMethod,
+    ModelConfig,
+    Precision,
+    PreprocessConfig,
+    QuantisationScheme,
+    Strict,
+)
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file, sha256_of, written_whole
 from mirrordepth_edge.strict import read_strict
@@ -61,6 +69,86 @@ class EngineInfo(Strict):
     compute_capabilities: tuple[str, ...]
     """GPUs the plan runs on, such as "8.9"."""
     build_seconds: float
+    timing: dict[str, float] | None = None
+    """Seconds of the parts of `build_seconds`: `parse` and `build`."""
+    peak_memory_mb: float | None = None
+    """Most main memory that the builder had resident at once, in 1e6 bytes; what it held on the GPU is not in it."""
+    system: str | None = None
+    """Where it was built, such as "linux-x86_64"; a plan of TensorRT runs on no other system."""
+    gpu: str | None = None
+    """The GPU it was built on; None where it was built for others."""
+    driver: str | None = None
+    """NVIDIA's driver there, such as "560.35.05, CUDA 12.6"; None without one."""
+    options: BuildConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthFigures(Strict):
+    """Depth errors of one file."""
+
+    abs_rel: float
+    """mean |p - d| / d; no unit."""
+    delta1: float
+    """Share of pixels with max(p/d, d/p) < 1.25."""
+    boundary_f1: float | None
+    """Of depth steps, 0 to 1; None where `d` has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Strict):
+    """What quantising cost, on frames that both the quantised and the FP32 file saw."""
+
+    data: str
+    """Which frames."""
+    frames: int
+    figures: DepthFigures
+    """Against measured depth; against the FP32 file's depth where there is none."""
+    fp32: DepthFigures | None
+    """The FP32 file's against measured depth; None where there is none."""
+    mean_relative: float
+    """mean |p - p32| / p32 over all pixels, p32 being the FP32 file's depth."""
+    max_relative: float
+    """The worst pixel's."""
+    limit: float
+    """What `loss` was held to."""
+
+    @property
+    def loss(self) -> float:
+        """By what share AbsRel grew; on frames without measured depth, AbsRel against FP32 itself."""
+        return self.figures.abs_rel if self.fp32 is None else self.figures.abs_rel / self.fp32.abs_rel - 1
+
+    @property
+    def holds(self) -> bool:
+        return self.loss <= self.limit
+
+    def __str__(self) -> str:
+        own = self.figures.abs_rel
+        compared = (
+            f"AbsRel {own:.2%} against FP32's depth (gate: at most {self.limit:.2%})"
+            if self.fp32 is None
+            else f"AbsRel {own:.4f} against {self.fp32.abs_rel:.4f} in FP32, {self.loss:+.2%} "
+            f"(gate: at most {self.limit:+.2%})"
+        )
+        return f"{compared}, on {self.frames} frames of {self.data}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation(Strict):
+    """What of an artefact multiplies in INT8, on which evidence."""
+
+    scheme: QuantisationScheme
+    method: CalibrationMethod
+    calibration: str
+    """Name of the calibration set."""
+    calibration_sha256: str
+    calibration_frames: int
+    int8_nodes: tuple[str, ...]
+    given_back: tuple[str, ...]
+    """Groups of layers that went back to floating point so that the gate holds, the most harmful first."""
+    accuracy: Accuracy | None
+    """None while it is being judged."""
+    forced: bool = False
+    """True where the gate failed and the file was written all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +171,8 @@ class Manifest(Strict):
     outputs: tuple[TensorSpec, ...]
     precision: Precision
     """Precision of the heavy layers; LayerNormalization and the metric head stay FP32."""
+    quantisation: Quantisation | None = None
+    """For INT8."""
     opset: int
     parity: Parity
     engine: EngineInfo | None = None

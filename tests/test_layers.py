@@ -23,6 +23,8 @@ LAYERS = (
         "postprocess",
         "metrics",
         "device",
+        "environment",
+        "known_bad",
         "draw",
         "data",
         "consistency",

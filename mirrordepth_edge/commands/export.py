@@ -1,29 +1,59 @@
-"""`mde export`: checkpoint to ONNX, proven against PyTorch, and on to an engine where one can be built."""
+"""`mde export`: checkpoint to ONNX, proven against PyTorch or on depth, and on to an engine where one can be built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import NANO, ClipWeights, Size, parse_size
+from mirrordepth_edge.commands.parameters import (
+    NANO,
+    ClipWeights,
+    Data,
+    DepthRoot,
+    KbCrop,
+    ListFile,
+    Size,
+    UnitsPerMetre,
+    parse_size,
+)
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.config import ExportConfig
-    from mirrordepth_edge.manifest import Manifest
+    from mirrordepth_edge.config import Precision
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, or nano, which ships with mde.")] = NANO,
+    model: Annotated[
+        str, typer.Argument(help="A .safetensors checkpoint, or nano, which ships with mde; for INT8 also FP32 .onnx.")
+    ] = NANO,
     fp32: Annotated[bool, typer.Option("--fp32", help="Everything in FP32 (the default without --target).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16, but LayerNormalization and the metric head.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 where depth allows it; needs --calib.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")] = Path("model.onnx"),
     size: Size = None,
     io: Annotated[str, typer.Option(help="uint8: RGB [1,H,W,3]; float: normalised [1,3,H,W].")] = "uint8",
     target: Annotated[str | None, typer.Option(help="Where it will run, such as cpu, orin-nano, rtx-ada.")] = None,
     frames: Annotated[Path | None, typer.Option(help="Picture or folder for parity and FP16 ranges.")] = None,
+    calib: Annotated[str | None, typer.Option(help="INT8: calibration set, as mde calibrate wrote it.")] = None,
+    calib_method: Annotated[
+        str, typer.Option(help="INT8: how ranges are taken: percentile, mse, max, entropy.")
+    ] = "percentile",
+    max_absrel_loss: Annotated[
+        str, typer.Option(metavar="SHARE", help="INT8: by how much AbsRel may grow, or be off FP32's without --root.")
+    ] = "1%",
+    force: Annotated[bool, typer.Option("--force", help="INT8: write what fails that, marked as failed.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="INT8: pictures with depth to judge on, as in mde evaluate.")
+    ] = None,
+    data: Data = "auto",
+    list_file: ListFile = None,
+    depth_root: DepthRoot = None,
+    kb_crop: KbCrop = None,
+    units_per_metre: UnitsPerMetre = None,
+    gate_frames: Annotated[int, typer.Option(min=1, help="INT8: judge on so many of them.")] = 128,
+    sweep: Annotated[bool, typer.Option("--sweep", help="INT8: table and picture of accuracy against cost.")] = False,
+    pick: Annotated[int | None, typer.Option(help="INT8: write this point of the sweep.")] = None,
     clip_weights: ClipWeights = None,
     untrained: Annotated[
         str | None, typer.Option(metavar="PRESET", help="Export a preset with random weights, to measure speed only.")
@@ -32,98 +62,56 @@ def export(
     """Make ONNX of a checkpoint, and an engine.
 
     The text tower is gone from the file: the mirror's text feature is a constant, folded into the
-    decoder. Nothing is written unless the file's depth is the PyTorch model's. For FP16 or a GPU
-    target the engine is built too, where this machine can.
+    decoder. Nothing is written unless the file's depth is the PyTorch model's; INT8 has to show on
+    real frames what it costs. For FP16, INT8 or a GPU target the engine is built too, where this
+    machine can.
+
+    --sweep without --target is for this machine's CPU, timed; with a GPU target it is an estimate.
     """
-    from mirrordepth_edge.commands.terminal import console, errors
-    from mirrordepth_edge.config import ExportConfig
+    from mirrordepth_edge.commands.export_int8 import Gate, export_int8
+    from mirrordepth_edge.commands.export_onnx import Source, build_if_possible, export_onnx
+    from mirrordepth_edge.commands.parameters import data_config
+    from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.build import load_targets
-    from mirrordepth_edge.deploy.export import require_export_packages
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.files import ensure_folder, require_suffix
 
-    if fp32 and fp16:
-        raise OptionError("--fp32 and --fp16 exclude each other.", "A file has one precision.", "Give one of them.")
+    if fp32 + fp16 + (int8 or sweep or pick is not None) > 1:
+        raise OptionError(
+            "--fp32, --fp16 and --int8 exclude each other.", "A file has one precision.", "Give one of them."
+        )
     if io not in ("uint8", "float"):
         raise OptionError(f"--io {io!r} is unknown.", "It is uint8 or float.", "--io uint8")
-    if untrained is not None and (checkpoint != NANO or clip_weights is not None):
+    if untrained is not None and (model != NANO or clip_weights is not None):
         raise OptionError("--untrained takes no weights.", "Its own are random.", "Leave one of the two out.")
     recipes = load_targets(target) if target else ()
-    default = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
-    precision = "fp16" if fp16 else "fp32" if fp32 else default
+    for_cpu = bool(recipes) and all(recipe.backend == "onnxruntime" for recipe in recipes)
+    default: Precision = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
+    quantised = int8 or sweep or pick is not None or (default == "int8" and not fp32 and not fp16)
     require_suffix(output, (".onnx",), "an ONNX file")
-    config = ExportConfig(precision=precision, size_hw=parse_size(size) if size else None, io=io)  # type: ignore[arg-type]
-    require_export_packages()
     ensure_folder(output.parent)
-    with errors.status("loading the model") as status:
-        manifest = _produce(checkpoint, untrained, config, output, frames, clip_weights, status.update)
-    _report(output, manifest)
-    if recipes and all(recipe.backend == "onnxruntime" for recipe in recipes):
+    source = Source(model, untrained, clip_weights, frames, parse_size(size) if size else None, io)  # type: ignore[arg-type]
+    if quantised:
+        gate = Gate(
+            calib=calib,
+            method=calib_method,
+            limit=max_absrel_loss,
+            force=force,
+            data=data_config(root, data, list_file, depth_root, kb_crop, units_per_metre) if root else None,
+            frames=gate_frames,
+        )
+        on_cpu = for_cpu or (target is None and (sweep or pick is not None))
+        if not export_int8(source, output, gate, recipes, on_cpu=on_cpu, sweep=sweep, pick=pick):
+            return
+        for_cpu = on_cpu
+    else:
+        for option, given in (("--calib", calib), ("--root", root), ("--force", force or None)):
+            if given is not None:
+                raise OptionError(f"{option} is for INT8.", "FP32 and FP16 are proven against PyTorch.", "Add --int8.")
+        export_onnx(source, output, "fp16" if fp16 else "fp32" if fp32 else default)
+    if for_cpu:
         return
-    if target is not None or precision == "fp16":
-        _build(output, target)
+    if target is not None or fp16 or quantised:
+        build_if_possible(output, target)
     else:
         console.print(f"engine: not built for FP32; mde build {output} builds one")
-
-
-def _produce(
-    checkpoint: str,
-    untrained: str | None,
-    config: ExportConfig,
-    output: Path,
-    frames: Path | None,
-    clip_weights: Path | None,
-    on_stage: Callable[[str], None],
-) -> Manifest:
-    from mirrordepth_edge.deploy.parity import reference_frames
-    from mirrordepth_edge.deploy.produce import produce_onnx, untrained_network
-    from mirrordepth_edge.files import sha256_of
-    from mirrordepth_edge.runtime import NANO_CHECKPOINT
-
-    pictures = reference_frames(frames)
-    if untrained is not None:
-        network, digest = untrained_network(untrained, config.size_hw)
-    else:
-        from mirrordepth_edge.core.checkpoint import load_checkpoint
-
-        path = NANO_CHECKPOINT if checkpoint == NANO else Path(checkpoint)
-        network, _ = load_checkpoint(path, clip_weights=clip_weights, size_hw=config.size_hw)
-        digest = sha256_of(path)
-    return produce_onnx(
-        network,
-        config,
-        output,
-        pictures,
-        checkpoint_sha256=digest,
-        trained=untrained is None,
-        on_stage=on_stage,
-    )
-
-
-def _report(output: Path, manifest: Manifest) -> None:
-    from mirrordepth_edge.commands.terminal import console
-
-    height, width = manifest.preprocess.size_hw
-    parity = manifest.parity
-    console.print(
-        f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, {width}x{height} pixels"
-    )
-    console.print(
-        f"parity: {parity.frames} frames against PyTorch, worst pixel {parity.max_relative:.1e}, "
-        f"mean {parity.mean_relative:.1e} relative (gate: {parity.limit})"
-    )
-    if not manifest.trained:
-        console.print("note: the weights are random; this file is for measuring speed, its depth means nothing")
-
-
-def _build(onnx_path: Path, target: str | None) -> None:
-    """Build the engine, or say plainly why not and what to type where; that is no failure of export."""
-    from mirrordepth_edge.commands.build import build_and_report
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.errors import MissingError
-
-    try:
-        build_and_report(onnx_path, onnx_path.with_suffix(".plan"), target)
-    except MissingError as error:
-        console.print(f"engine: not built. {error.what} {error.why}")
-        console.print(f"  next: {error.cure}")

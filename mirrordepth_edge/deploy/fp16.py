@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import InputKind, PreprocessConfig
+from mirrordepth_edge.deploy.cost import Tensors
 from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
 from mirrordepth_edge.deploy.parity import batches
-from mirrordepth_edge.errors import InputError, missing_package
+from mirrordepth_edge.deploy.ranges import collect
+from mirrordepth_edge.deploy.subgraph import downstream
+from mirrordepth_edge.errors import GateError, InputError, missing_package
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 from mirrordepth_edge.quiet import quiet_log
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 FP32_OPERATORS = ("LayerNormalization", "Softplus")
 """Operators that overflow or lose metric depth in FP16, whatever the layer."""
+LARGEST = 65504.0
+"""FP16's largest number."""
 ACTIVATION_LIMIT = 32768.0
 """Half of FP16's range: nodes whose values on the reference frames exceed it stay FP32."""
 
@@ -45,7 +50,9 @@ def to_fp16(
     """
     import onnx
 
-    if not any(node.name.startswith(HEAD_PREFIX) for node in onnx.load(onnx_path, load_external_data=False).graph.node):
+    model = onnx.load(onnx_path, load_external_data=False)
+    head = [node.name for node in model.graph.node if node.name.startswith(HEAD_PREFIX)]
+    if not head:
         raise InputError(
             f"{onnx_path} has no node under {HEAD_PREFIX}.",
             "The metric head must stay FP32 and is found by its nodes' names.",
@@ -53,10 +60,43 @@ def to_fp16(
         )
     with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
         warnings.simplefilter("ignore")
-        return _autocast(onnx_path, batches(frames, Preprocessor(preprocess, io), batch))
+        metric = [node.name for node in downstream(model, head).graph.node]
+        return _autocast(onnx_path, metric, batches(frames, Preprocessor(preprocess, io), batch))
 
 
-def _autocast(onnx_path: Path, images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
+def check_range(onnx_path: Path, half: onnx.ModelProto, images: Iterable[npt.NDArray[Any]]) -> None:
+    """Hold what became FP16 to what FP16 can hold, by the FP32 model's activations on real frames.
+
+    Running the FP16 model itself would not show it: ONNX Runtime's CPU kernels compute in FP32 and drop the casts
+    between them, so that what is infinite on a GPU is not there.
+
+    Args:
+        onnx_path: the FP32 model.
+        half: what `to_fp16` made of it.
+        images: network inputs.
+
+    Raises:
+        GateError: an activation is beyond FP16's largest number.
+    """
+    import onnx
+
+    model, tensors = onnx.load(onnx_path), Tensors.of(half)
+    made = {name for node in model.graph.node for name in node.output}
+    halves = {tensors.uncast(name) for name, dtype in tensors.dtypes.items() if dtype == onnx.TensorProto.FLOAT16}
+    found = collect(model, sorted(halves & made), images).ranges("max")
+    beyond = {name: each.extent for name, each in found.items() if each.extent > LARGEST}
+    if beyond:
+        worst = max(beyond, key=lambda name: beyond[name])
+        raise GateError(
+            "FP16 cannot hold what this model computes; nothing was written.",
+            f"{len(beyond)} activations exceed {LARGEST:.0f}, where FP16 ends; {worst} reaches {beyond[worst]:.3g}.",
+            "Give pictures that show it to the conversion, which then keeps those parts in FP32: --frames FOLDER; or "
+            "take --fp32.",
+        )
+
+
+def _autocast(onnx_path: Path, metric: Sequence[str], images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
+    """All but the nodes named `metric`, the head and whatever passes its metres on: FP16 has no digits for them."""
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
@@ -69,7 +109,7 @@ def _autocast(onnx_path: Path, images: Iterable[npt.NDArray[Any]]) -> onnx.Model
         model: onnx.ModelProto = convert_to_mixed_precision(
             str(onnx_path),
             low_precision_type="fp16",
-            nodes_to_exclude=[f"^{re.escape(HEAD_PREFIX)}.*"],
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in metric],
             op_types_to_exclude=list(FP32_OPERATORS),
             data_max=ACTIVATION_LIMIT,
             keep_io_types=True,

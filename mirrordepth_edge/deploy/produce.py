@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import PRESETS, ExportConfig, SizeHW
 from mirrordepth_edge.deploy.export import export_onnx, input_spec, output_spec
-from mirrordepth_edge.deploy.fp16 import to_fp16
-from mirrordepth_edge.deploy.parity import check_parity, make_reference, measure_parity
+from mirrordepth_edge.deploy.fp16 import check_range, to_fp16
+from mirrordepth_edge.deploy.parity import batches, check_parity, make_reference, measure_parity
 from mirrordepth_edge.deploy.reference import write_reference
 from mirrordepth_edge.device import installed_versions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import Manifest, write_artefact
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 if TYPE_CHECKING:
     from mirrordepth_edge.core.network import DepthNetwork
@@ -34,7 +34,7 @@ def produce_onnx(
     *,
     checkpoint_sha256: str,
     trained: bool,
-    on_stage: Callable[[str], None] = lambda stage: None,
+    on_stage: Callable[[str], object] = lambda stage: None,
 ) -> Manifest:
     """Export `network` to `output`, if and only if its depth is the network's.
 
@@ -60,6 +60,8 @@ def produce_onnx(
         if config.precision == "fp16":
             on_stage("converting to FP16")
             model = to_fp16(candidate, frames, network.config.preprocess, config.io, config.batch)
+            prepare = Preprocessor(network.config.preprocess, config.io)
+            check_range(candidate, model, batches(frames, prepare, config.batch))
             candidate = Path(folder) / "fp16.onnx"
             onnx.save(model, candidate)
             on_stage("comparing FP16 with PyTorch")
