@@ -52,6 +52,11 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    notes: tuple[str, ...]
+    """What is not as it was asked for, in sentences."""
+    warm_up_ms: float
+    """What the first run took that later ones do not, such as compiling kernels; 0 where nothing is known of it."""
+
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the network once.
 
@@ -100,6 +105,11 @@ class Backend(Protocol):
 
 class CheckedSession:
     """What sessions share: a name, specs, the check of feeds, and the context manager."""
+
+    notes: tuple[str, ...] = ()
+    """What is not as it was asked for, in sentences."""
+    warm_up_ms: float = 0.0
+    """What the first run took that later ones do not, such as compiling kernels; 0 where nothing is known of it."""
 
     backend: str
     version: str

@@ -1,16 +1,12 @@
 """The few CUDA runtime calls that engines need, through NVIDIA's cuda-python, every code checked.
 
-Not yet run on hardware: written against cuda-python's documented API (module `cuda.bindings.runtime`,
-named `cuda.cudart` before 12.8).
+Not yet run on hardware: written against cuda-python's documented API (modules `cuda.bindings.runtime`,
+and `cuda.cudart` in its first releases), to which `tests/backends/test_engine_api.py` holds every name and argument.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from mirrordepth_edge.errors import DeviceError, MissingError
 
@@ -22,6 +18,7 @@ NOTHING_HERE = (
     803,  # cudaErrorSystemDriverMismatch
 )
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+TOO_OLD = 35  # cudaErrorInsufficientDriver, which a machine without any driver answers too
 
 DRIVER_CURE = "Check the driver with nvidia-smi (desktop) or tegrastats (Jetson); mde doctor shows what is here."
 MEMORY_CURE = "Close other programs that use the GPU, or export and build the model at a smaller --size."
@@ -57,15 +54,35 @@ def call(function: Any, *arguments: Any) -> Any:
         MissingError: there is no GPU or driver that works.
         DeviceError: the GPU is there and failed, by this call or by earlier work that it waits for.
     """
-    code, *values = function(*arguments)
+    what = f"CUDA refused {function.__name__}."
+    try:
+        code, *values = function(*arguments)
+    except RuntimeError as error:  # cuda-python 12.6, "Failed to dlopen libcuda.so.1"; newer ones return TOO_OLD
+        raise MissingError(what, f"cuda-python found no driver: {error}.", DRIVER_CURE) from error
     number = int(code)
     if number != 0:
-        what = f"CUDA refused {function.__name__}."
-        why = f"It returned {getattr(code, 'name', 'error')} ({number})."
+        why = f"It returned {_named(code)}."
+        if number == TOO_OLD:
+            why += " The driver is older than the CUDA that cuda-python calls, or there is none."
         if number in NOTHING_HERE:
             raise MissingError(what, why, DRIVER_CURE)
         raise DeviceError(what, why, MEMORY_CURE if number == OUT_OF_MEMORY else FAULT_CURE)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def attempt(function: Any, *arguments: Any) -> tuple[str | None, Any]:
+    """Call a CUDA runtime function that may fail, for there is another way.
+
+    Returns:
+        What went wrong, such as "cudaGraphInstantiate: cudaErrorNotSupported (801)", or None; and the value.
+    """
+    code, *values = function(*arguments)
+    problem = None if int(code) == 0 else f"{function.__name__}: {_named(code)}"
+    return problem, values[0] if values else None
+
+
+def _named(code: Any) -> str:
+    return f"{getattr(code, 'name', 'error')} ({int(code)})"
 
 
 def release(function: Any, *arguments: Any) -> None:
@@ -75,45 +92,3 @@ def release(function: Any, *arguments: Any) -> None:
     raising it again would hide the first error and leave the rest unfreed.
     """
     function(*arguments)
-
-
-class PinnedArray:
-    """A host array that the GPU can copy from and to without staging, and its device twin.
-
-    `host` and every view of it are valid until `free`.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        cuda = runtime()
-        self.nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device_pointer: Any = None
-        self._host_pointer: Any = call(cuda.cudaMallocHost, self.nbytes)
-        try:
-            self.device_pointer = call(cuda.cudaMalloc, self.nbytes)
-            raw = (ctypes.c_ubyte * self.nbytes).from_address(int(self._host_pointer))
-            self.host: npt.NDArray[Any] = np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
-        except BaseException:
-            self.free()
-            raise
-
-    def to_device(self, stream: Any) -> None:
-        """Start the copy to the GPU on `stream`."""
-        cuda = runtime()
-        kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(cuda.cudaMemcpyAsync, self.device_pointer, self.host.ctypes.data, self.nbytes, kind, stream)
-
-    def to_host(self, stream: Any) -> None:
-        """Start the copy from the GPU on `stream`."""
-        cuda = runtime()
-        kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(cuda.cudaMemcpyAsync, self.host.ctypes.data, self.device_pointer, self.nbytes, kind, stream)
-
-    def free(self) -> None:
-        """Give both buffers back; calling it twice is fine."""
-        cuda = runtime()
-        if self.device_pointer is not None:
-            device_pointer, self.device_pointer = self.device_pointer, None
-            release(cuda.cudaFree, device_pointer)
-        if self._host_pointer is not None:
-            host_pointer, self._host_pointer = self._host_pointer, None
-            release(cuda.cudaFreeHost, host_pointer)

@@ -6,22 +6,25 @@ Not yet run on hardware. Every attribute used here is checked against the real r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends import cuda
-from mirrordepth_edge.backends.base import DEVICE_STAGES, Arrays, CheckedSession
+from mirrordepth_edge.backends.base import Arrays, CheckedSession
+from mirrordepth_edge.backends.engine_graph import NotCapturedError
+from mirrordepth_edge.backends.engine_lane import Lane
+from mirrordepth_edge.backends.engine_plan import build_here, check_tensors, load_plan, said, start_runtime
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import nvidia_gpus
-from mirrordepth_edge.errors import DeviceError, InputError, MissingError, OptionError
+from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import Manifest
-
-# What a plan says of a dtype, by the name both runtimes give it.
-DTYPE_NAMES = {"UINT8": "uint8", "FLOAT": "float32"}
 
 
 def require_gpu(path: Path, flavour: str) -> None:
@@ -67,144 +70,230 @@ def refuse_other_options(path: Path, options: SessionOptions) -> None:
         )
 
 
-class EngineSession(CheckedSession):
-    """One execution context, one stream, buffers allocated once.
+def require_served(path: Path, manifest: Manifest) -> None:
+    """Sessions run on GPU 0, which must be one that the plan was built for.
 
-    Outputs are views of pinned memory that `close` frees: valid until the next call or `close`.
+    Raises:
+        InputError: it is not; names every GPU, and how to choose one that is.
+    """
+    gpus = nvidia_gpus()
+    built_for = manifest.engine.compute_capabilities if manifest.engine is not None else ()
+    if not built_for or gpus[0].compute_capability in built_for:
+        return
+    seen = ", ".join(f"GPU {index} is {gpu.name} ({gpu.compute_capability})" for index, gpu in enumerate(gpus))
+    fitting = [index for index, gpu in enumerate(gpus) if gpu.compute_capability in built_for]
+    raise InputError(
+        f"{path} was not built for the GPU that would run it.",
+        f"It is for compute capability {', '.join(built_for)}; sessions run on GPU 0, and {seen}.",
+        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(fitting[0])}" if fitting else build_here(path),
+    )
+
+
+def _visible_name(index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls a GPU, where it may hide and rename others already."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return chosen[index].strip() if index < len(chosen) and chosen[index].strip() else str(index)
+
+
+class Contexts(Protocol):
+    """How a flavour makes execution contexts of an engine."""
+
+    captures: bool
+    """Whether the network's launches are left to be captured as a CUDA graph here."""
+    notes: list[str]
+    """What is not as it was asked for."""
+    cuda_graph: bool
+    """Whether the runtime itself replays a CUDA graph."""
+    jit_cached: bool
+    """Whether the runtime found kernels that an earlier process compiled."""
+
+    def make(self) -> Any:
+        """An execution context; None where the runtime cannot."""
+
+    def ran(self) -> None:
+        """Called once all contexts have run, and compiled what they need."""
+
+    def close(self) -> None:
+        """Let go of the engine, and of what contexts were made with; they went before."""
+
+
+class EngineSession(CheckedSession):
+    """A plan with one execution context for each frame in flight, and buffers allocated once.
+
+    `infer` runs one frame. Where the GPU idles while the host prepares the next one, and throughput counts more than
+    latency, `submit` and `collect` keep `options.in_flight` frames in work:
+
+        session.submit(feeds(0))
+        for number in range(1, frames):
+            session.submit(feeds(number))
+            use(session.collect())  # of number - 1
+        use(session.collect())
+
+    Outputs are views of memory that `close` frees. Those of `infer` are valid until the next call; those of a
+    submitted frame until `in_flight` later ones were submitted. One thread uses a session at a time.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
+        contexts: given the engine, how its contexts are made.
 
     Raises:
         MissingError: there is no driver that works.
         InputError: the plan cannot be loaded here, or is not what its manifest describes.
         DeviceError: the GPU failed, such as for want of memory.
+        OptionError: no frame may be in flight.
     """
 
-    def __init__(self, trt: Any, backend: str, path: Path, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        backend: str,
+        path: Path,
+        manifest: Manifest,
+        options: SessionOptions,
+        contexts: Callable[[Any], Contexts],
+    ) -> None:
+        if options.in_flight < 1:
+            raise OptionError(
+                f"{options.in_flight} frames in flight are none.", "A session needs one at least.", "in_flight=1"
+            )
+        require_served(path, manifest)
+        gpu = nvidia_gpus()[0]
         self.backend, self.version = backend, str(trt.__version__)
         self.precision = manifest.precision
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
-        self.device = nvidia_gpus()[0].name
-        self._stream: Any = None
+        self.device = gpu.name
+        self.zero_copy = gpu.integrated if options.zero_copy is None else options.zero_copy
+        """Whether the GPU works in the host's own buffers; `device_ms` then has nothing for the copies."""
+        self.cuda_graph = False
+        """Whether the network's launches are replayed as one."""
+        self.jit_cached = False
+        """Whether kernels came from an earlier process; only TensorRT for RTX compiles any."""
+        self.warm_up_ms = 0.0
+        """What came between the loaded plan and the first frame: making contexts (TensorRT for RTX compiles there),
+        one run of each, and the capture of its graph."""
+        self.notes: tuple[str, ...] = ()
+        """What is not as it was asked for, a sentence each; empty where all is."""
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
-        self._buffers: dict[str, cuda.PinnedArray] = {}
-        self._results: Arrays = {}
-        self._events: list[Any] = []
-        """Before the copies in, before and after the network, after the copies out."""
+        self._contexts: Contexts | None = None
+        self._lanes: list[Lane] = []
+        self._pending: deque[Lane] = deque()
+        """Lanes with a frame that was submitted and not collected, oldest first."""
+        self._next = 0
+        self._last: Lane | None = None
         try:
-            self._load(trt, path, manifest)
-            self._allocate(path)
+            # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
+            cuda.call(cuda.runtime().cudaSetDevice, 0)
+            self._runtime = start_runtime(trt, backend)
+            self._engine = load_plan(trt, self._runtime, backend, path, manifest)
+            check_tensors(self._engine, path, manifest)
+            self._contexts = contexts(self._engine)
+            self._open_lanes(self._contexts, partial(said, trt), path, options)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, trt: Any, path: Path, manifest: Manifest) -> None:
-        # CUDA first: it names what is wrong with a driver, of which TensorRT says None or a TypeError.
-        self._stream = cuda.call(cuda.runtime().cudaStreamCreate)
+    def _open_lanes(self, contexts: Contexts, said: Callable[[], str], path: Path, options: SessionOptions) -> None:
+        begun = perf_counter()
+        for _ in range(options.in_flight):
+            lane = Lane(
+                contexts.make,
+                self.inputs,
+                self.outputs,
+                runtime=f"{self.backend} {self.version}",
+                said=said,
+                path=path,
+                zero_copy=self.zero_copy,
+            )
+            self._lanes.append(lane)
+            lane.warm_up()
+        self._last = self._lanes[0]
+        notes: list[str] = []
+        if options.cuda_graph and contexts.captures:
+            notes += self._capture(said)
+        self.warm_up_ms = (perf_counter() - begun) * 1e3
+        contexts.ran()
+        self.cuda_graph = self.cuda_graph or contexts.cuda_graph
+        self.jit_cached = contexts.jit_cached
+        self.notes = tuple(dict.fromkeys((*contexts.notes, *notes)))
+
+    def _capture(self, said: Callable[[], str]) -> list[str]:
+        """Capture the graph of every lane, or of none; says why of none."""
         try:
-            self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        except TypeError as error:  # what pybind11 makes of a constructor that gave nothing
-            raise MissingError(
-                f"{self.backend} {self.version} does not start on {self.device}.",
-                "It found no CUDA driver that it can work with, such as one older than its own CUDA.",
-                cuda.DRIVER_CURE,
-            ) from error
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise InputError(
-                f"{self.backend} {self.version} cannot load {path}.",
-                f"It was built by {_built_by(manifest)}; a plan is tied to TensorRT's version, the system and the GPU.",
-                f"Build it here: mde build {path.stem}.onnx -o {path.name} --target here",
-            )
-        self._check_tensors(path)
-
-    def _check_tensors(self, path: Path) -> None:
-        engine = self._engine
-        found = {}
-        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
-            dtype = engine.get_tensor_dtype(name).name
-            found[name] = (DTYPE_NAMES.get(dtype, dtype), tuple(engine.get_tensor_shape(name)))
-        wanted = {spec.name: (spec.dtype, spec.shape) for spec in (*self.inputs, *self.outputs)}
-        if found != wanted:
-            raise InputError(
-                f"{path} is not the plan its manifest describes.",
-                f"Its tensors are {found}, the manifest has {wanted}.",
-                "Build it again with mde build.",
-            )
-
-    def _allocate(self, path: Path) -> None:
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise DeviceError(
-                f"{self.backend} cannot prepare {path} to run.",
-                "create_execution_context returned None, as it does when the GPU's memory is full.",
-                cuda.MEMORY_CURE,
-            )
-        for _ in range(len(DEVICE_STAGES) + 1):
-            self._events.append(cuda.call(cuda.runtime().cudaEventCreate))
-        for spec in (*self.inputs, *self.outputs):
-            buffer = self._buffers[spec.name] = cuda.PinnedArray(spec.shape, spec.dtype)
-            if not self._context.set_tensor_address(spec.name, int(buffer.device_pointer)):
-                raise DeviceError(
-                    f"{self.backend} refused the buffer for '{spec.name}' of {path}.",
-                    "set_tensor_address returned False.",
-                    cuda.FAULT_CURE,
-                )
-        self._results = {spec.name: self._buffers[spec.name].host for spec in self.outputs}
+            for lane in self._lanes:
+                lane.capture()
+        except NotCapturedError as reason:
+            for lane in self._lanes:
+                lane.drop_graph()
+            return [f"No CUDA graph is used, and kernels are launched one by one: {reason}.{said()}"]
+        for lane in self._lanes:
+            lane.warm_up()  # a graph's first launch uploads it
+        self.cuda_graph = True
+        return []
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        if self._context is None:
+        if self._pending:
+            raise InputError(
+                f"{len(self._pending)} submitted frames were not collected.",
+                "infer runs one frame alone.",
+                "Call collect() for each of them first.",
+            )
+        self._next = 0  # always the same arrays
+        self.submit(feeds)
+        return self.collect()
+
+    def submit(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Begin a frame, and return while the GPU works on it.
+
+        Args:
+            feeds: as `infer` takes them; read before this returns.
+
+        Raises:
+            InputError: a feed does not fit, or `in_flight` frames are in work already.
+            DeviceError: the GPU failed.
+        """
+        if not self._lanes:
             raise InputError("The session is closed.", "Its buffers were freed.", "Open the model again.")
         self.check(feeds)
-        for name, array in feeds.items():
-            np.copyto(self._buffers[name].host, array)
-        self._mark(0)
-        for name in feeds:
-            self._buffers[name].to_device(self._stream)
-        self._mark(1)
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise DeviceError(
-                "The engine failed to run.",
-                f"execute_async_v3 of {self.backend} {self.version} returned False.",
-                cuda.FAULT_CURE,
+        if len(self._pending) == len(self._lanes):
+            raise InputError(
+                f"{len(self._pending)} frames are in work already.",
+                f"The session was opened for in_flight={len(self._lanes)}.",
+                f"Call collect() first, or open it with SessionOptions(in_flight={len(self._lanes) + 1}).",
             )
-        self._mark(2)
-        for spec in self.outputs:
-            self._buffers[spec.name].to_host(self._stream)
-        self._mark(3)
-        cuda.call(cuda.runtime().cudaStreamSynchronize, self._stream)
-        return self._results
+        lane = self._lanes[self._next]
+        lane.start(feeds)
+        self._pending.append(lane)
+        self._next = (self._next + 1) % len(self._lanes)
 
-    def _mark(self, place: int) -> None:
-        cuda.call(cuda.runtime().cudaEventRecord, self._events[place], self._stream)
+    def collect(self) -> Arrays:
+        """Wait for the oldest frame that was submitted.
+
+        Returns:
+            Its outputs by name, valid until `in_flight` later frames were submitted, or until `infer` or `close`.
+
+        Raises:
+            InputError: nothing was submitted.
+            DeviceError: the GPU failed.
+        """
+        if not self._pending:
+            raise InputError("There is no frame to collect.", "None was submitted.", "Call submit() first.")
+        self._last = self._pending.popleft()
+        return self._last.finish()
 
     def device_ms(self) -> tuple[float, ...]:
-        elapsed = cuda.runtime().cudaEventElapsedTime
-        return tuple(float(cuda.call(elapsed, *pair)) for pair in zip(self._events, self._events[1:], strict=False))
+        return () if self._last is None else self._last.device_ms()
 
     def close(self) -> None:
-        self._results = {}
-        if self._stream is not None:
-            # Where infer was interrupted, work on the stream still uses the buffers.
-            cuda.release(cuda.runtime().cudaStreamSynchronize, self._stream)
-        # A context must go before its engine, an engine before its runtime.
-        self._context = None
-        while self._buffers:
-            self._buffers.popitem()[1].free()
-        while self._events:
-            cuda.release(cuda.runtime().cudaEventDestroy, self._events.pop())
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            cuda.release(cuda.runtime().cudaStreamDestroy, stream)
+        self._pending.clear()
+        self._last = None
+        for lane in self._lanes:
+            lane.settle()
+        # Contexts must go before what they were made with, that before the engine, and the engine before its runtime.
+        while self._lanes:
+            self._lanes.pop().close()
+        if self._contexts is not None:
+            self._contexts.close()
+            self._contexts = None
         self._engine = None
         self._runtime = None
-
-
-def _built_by(manifest: Manifest) -> str:
-    if manifest.engine is None:
-        return "an unknown builder"
-    gpus = ", ".join(manifest.engine.compute_capabilities) or "its default GPUs"
-    return f"{manifest.engine.flavour} {manifest.engine.version} for compute capability {gpus}"

@@ -23,6 +23,27 @@ INSTALL = (
 JETPACK = "It comes with JetPack, not from pip: make the venv with --system-site-packages."
 
 
+class PlainContexts:
+    """Contexts with nothing to set: the plan is compiled already, and CUDA graphs are left to the caller."""
+
+    captures = True
+    cuda_graph = False
+    jit_cached = False
+
+    def __init__(self, engine: Any) -> None:
+        self.notes: list[str] = []
+        self._engine = engine
+
+    def make(self) -> Any:
+        return self._engine.create_execution_context()
+
+    def ran(self) -> None:
+        """Nothing to keep."""
+
+    def close(self) -> None:
+        self._engine = None
+
+
 def module() -> Any:
     """The `tensorrt` package.
 
@@ -64,4 +85,4 @@ def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> Engi
     refuse_other_options(path, options)
     require_gpu(path, "TensorRT")
     assert manifest is not None, "the registry reads it for every plan"
-    return EngineSession(module(), NAME, path, manifest)
+    return EngineSession(module(), NAME, path, manifest, options, PlainContexts)
