@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mirrordepth_edge.commands.build_options import (
+    Dynamic,
+    HardwareCompat,
+    NoTimingCache,
+    OptimisationLevel,
+    Verbosity,
+    VersionCompat,
+    Weights,
+    Workspace,
+    build_config,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mirrordepth_edge.config import BuildConfig
+    from mirrordepth_edge.deploy.build import BuildPlan
+    from mirrordepth_edge.manifest import EngineInfo, Manifest
 
 
 def build(
@@ -14,6 +33,17 @@ def build(
     target: Annotated[
         str | None, typer.Option(help="here, orin-nano, rtx-ada, … (RTX targets may be joined by commas).")
     ] = None,
+    workspace: Workspace = None,
+    optimisation_level: OptimisationLevel = None,
+    no_timing_cache: NoTimingCache = False,
+    verbosity: Verbosity = "detailed",
+    dynamic: Dynamic = None,
+    hardware_compat: HardwareCompat = "none",
+    version_compat: VersionCompat = False,
+    weights: Weights = "full",
+    print_trtexec: Annotated[
+        bool, typer.Option("--print-trtexec", help="Print trtexec's command for the same, and build nothing.")
+    ] = False,
 ) -> None:
     """Build an engine of an ONNX file.
 
@@ -24,28 +54,95 @@ def build(
 
     path = model_path(model)
     beside = Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan")
-    build_and_report(path, output or beside, target)
+    config = build_config(
+        workspace,
+        optimisation_level,
+        no_timing_cache,
+        verbosity,
+        dynamic,
+        hardware_compat,
+        version_compat,
+        weights,
+    )
+    if print_trtexec:
+        _print_trtexec(path, output or beside, config)
+        return
+    build_and_report(path, output or beside, target, config)
 
 
-def build_and_report(model: Path, output: Path, target: str | None) -> None:
+def _print_trtexec(model: Path, output: Path, config: BuildConfig) -> None:
+    from mirrordepth_edge.commands.terminal import console
+    from mirrordepth_edge.deploy.trtexec import trtexec_command
+    from mirrordepth_edge.manifest import read_manifest
+
+    manifest = read_manifest(model)
+    for name, version in (("TensorRT 10", "10.3"), ("TensorRT 11", "11.0")):
+        console.print(f"# {name}\n{trtexec_command(model, output, manifest, version=version, config=config)}")
+
+
+def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build and print what came of it."""
-    from mirrordepth_edge.commands.terminal import console, errors
+    from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.build import build_engine, plan_build
+    from mirrordepth_edge.manifest import read_manifest
 
     plan = plan_build(target)
-    with errors.status(f"building with {plan.flavour}"):
-        manifest = build_engine(model, output, plan)
-    assert manifest.engine is not None, "a plan has an engine"
-    where = "compute capability " + ", ".join(manifest.engine.compute_capabilities)
+    _warn(plan, read_manifest(model, verify=False))
+    with _progress() as bar:
+        task = bar.add_task(f"building with {plan.flavour}", total=1.0, phase="")
+        manifest = build_engine(
+            model,
+            output,
+            plan,
+            config,
+            lambda now: bar.update(task, completed=now.fraction, phase=now.phase),
+        )
+    engine = manifest.engine
+    assert engine is not None, "a plan has an engine"
     console.print(
-        f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, "
-        f"{manifest.engine.flavour} {manifest.engine.version} for {where}, "
-        f"built in {manifest.engine.build_seconds:.1f} s"
+        f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, {engine.flavour} "
+        f"{engine.version} for compute capability {', '.join(engine.compute_capabilities)}, {_effort(engine)}"
     )
-    if plan.runs_here:
-        parity = manifest.parity
+    parity = manifest.parity
+    if parity.runner.startswith(engine.flavour):  # else it is the ONNX file's
         console.print(f"parity: {parity.runner}, mean {parity.mean_relative:.1e} relative (gate: {parity.limit})")
     else:
-        console.print("note: this engine has not been run: no GPU of its kind is here")
-    if manifest.engine.flavour == "tensorrt-rtx":
+        console.print(f"note: this engine has not been run: {_why_not_run(plan, engine)}")
+    if engine.flavour == "tensorrt-rtx":
         console.print(f"  for a Jetson: copy {model.name} and its manifest there and type: mde build {model.name}")
+
+
+def _progress() -> Progress:
+    """A bar on the error stream; the builder's steps are of very different lengths, so no time is promised."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from mirrordepth_edge.commands.terminal import errors
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    phase = TextColumn("{task.fields[phase]}")
+    shown = errors.is_terminal
+    return Progress(SpinnerColumn(), *columns, phase, console=errors, transient=True, disable=not shown)
+
+
+def _warn(plan: BuildPlan, manifest: Manifest) -> None:
+    """What others saw go wrong with such engines, with their threads."""
+    from mirrordepth_edge.commands.terminal import errors
+    from mirrordepth_edge.deploy.build import problems_of
+
+    for problem in problems_of(plan, manifest.precision):
+        errors.print(f"known problem ({problem.severity}, {problem.certainty}): {problem.what}", style="yellow")
+        errors.print(f"  seen on: {problem.seen_on}\n  instead: {problem.instead}\n  see:     {problem.links[0]}")
+
+
+def _effort(engine: EngineInfo) -> str:
+    peak = "" if engine.peak_memory_mb is None else f", {engine.peak_memory_mb:.0f} MB of main memory at most"
+    return f"built in {engine.build_seconds:.1f} s{peak}"
+
+
+def _why_not_run(plan: BuildPlan, engine: EngineInfo) -> str:
+    options = engine.options
+    if plan.runs_here and options is not None and options.dynamic is not None:
+        return "its sizes are open, and mde runs one size"
+    if plan.runs_here and options is not None and options.weights == "stripped":
+        return "its weights are not in it"
+    return "no GPU of its kind is here"

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
-import sys
+import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mirrordepth_edge.backends import tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
-from mirrordepth_edge.config import SessionOptions, TargetConfig
-from mirrordepth_edge.deploy.parity import ENGINE_GATE, check_parity, measure_engine_parity
-from mirrordepth_edge.deploy.reference import copy_reference
-from mirrordepth_edge.device import nvidia_gpus
-from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.files import ensure_folder, require_suffix, sha256_of
+from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, TargetConfig
+from mirrordepth_edge.deploy import timing_cache
+from mirrordepth_edge.deploy.build_process import OnProgress, run_worker
+from mirrordepth_edge.deploy.parity import measure_engine_parity
+from mirrordepth_edge.deploy.reference import reference_path
+from mirrordepth_edge.deploy.trt_versions import Flavour, has_timing_cache, refuse_unsupported
+from mirrordepth_edge.device import installed_versions, nvidia_gpus
+from mirrordepth_edge.environment import parse_driver
+from mirrordepth_edge.errors import MissingError, OptionError
+from mirrordepth_edge.files import ensure_folder, require_suffix, sha256_of, written_whole
+from mirrordepth_edge.known_bad import KnownProblem, known_problems
 from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
 
 HERE = "here"
 RTX_TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
-
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class BuildPlan:
     """GPUs the engine will run on."""
     runs_here: bool
     """This machine's GPU is one of them, so the engine can be proven before it is written."""
+    version: str = ""
+    """Of the builder; empty where it does not say."""
 
 
 def load_targets(text: str) -> tuple[TargetConfig, ...]:
@@ -94,8 +99,9 @@ def _plan_here() -> BuildPlan:
     gpus = nvidia_gpus()
     if find_spec("tensorrt") is None and gpus and gpus[0].compute_capability in tensorrt_rtx.COMPUTE_CAPABILITIES:
         return _plan_rtx((gpus[0].compute_capability,))
-    _require_tensorrt("this machine")
-    return BuildPlan(flavour="tensorrt", compute_capabilities=(gpus[0].compute_capability,), runs_here=True)
+    version = _require_tensorrt("this machine")
+    own = (gpus[0].compute_capability,)
+    return BuildPlan(flavour="tensorrt", compute_capabilities=own, runs_here=True, version=version)
 
 
 def _plan_rtx(capabilities: tuple[str, ...]) -> BuildPlan:
@@ -113,10 +119,12 @@ def _plan_rtx(capabilities: tuple[str, ...]) -> BuildPlan:
         )
     gpus = nvidia_gpus()
     runs_here = bool(gpus) and gpus[0].compute_capability in capabilities
-    return BuildPlan(flavour="tensorrt-rtx", compute_capabilities=capabilities, runs_here=runs_here)
+    version = installed_versions(["tensorrt-rtx"]).get("tensorrt-rtx", "")
+    return BuildPlan(flavour="tensorrt-rtx", compute_capabilities=capabilities, runs_here=runs_here, version=version)
 
 
-def _require_tensorrt(where: str) -> None:
+def _require_tensorrt(where: str) -> str:
+    """Its version, where it can build."""
     if not nvidia_gpus():
         raise MissingError(
             f"A TensorRT engine for {where} cannot be built here: there is no NVIDIA GPU.",
@@ -124,7 +132,7 @@ def _require_tensorrt(where: str) -> None:
             "Copy the .onnx and its .manifest.json to the target and type there: mde build model.onnx "
             "(TensorRT for RTX builds here: --target rtx-ada)",
         )
-    tensorrt.module()
+    return str(getattr(tensorrt.module(), "__version__", ""))
 
 
 def _require_this_is(target: TargetConfig) -> None:
@@ -138,74 +146,118 @@ def _require_this_is(target: TargetConfig) -> None:
         )
 
 
-def build_engine(onnx_path: Path, output: Path, plan: BuildPlan) -> Manifest:
+def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownProblem, ...]:
+    """What is known to go wrong with such engines, the worst first."""
+    each = (known_problems(plan.flavour, plan.version, cc, precision=precision) for cc in plan.compute_capabilities)
+    return tuple({problem.id: problem for problems in each for problem in problems}.values())
+
+
+def build_engine(
+    onnx_path: Path,
+    output: Path,
+    plan: BuildPlan,
+    config: BuildConfig | None = None,
+    on_progress: OnProgress | None = None,
+) -> Manifest:
     """Build an engine and write it with its manifest.
 
-    Where the engine can run on this machine its depth is compared with ONNX Runtime's first, by
-    `ENGINE_GATE`: known TensorRT releases build engines that are fast and wrong.
+    Where the engine can run on this machine its depth is compared with ONNX Runtime's first: known TensorRT releases
+    build engines that are fast and wrong. Engines whose size is open, and those without weights, are not run.
+
+    Args:
+        config: the builder's own settings where None.
+        on_progress: called, on this thread, as the builder goes on; what it raises ends the builder.
 
     Raises:
-        InputError: the ONNX file is not one of ours, or the parser or builder refused it.
+        InputError: the ONNX file is not one of ours, the parser or builder refused it, or a file cannot be written.
+        OptionError: an option that this builder does not have, or that does not fit the file.
+        DeviceError: memory ran out.
         GateError: the engine's depth is not the ONNX file's; nothing is written.
     """
+    config = config or BuildConfig()
     require_suffix(output, PLAN_SUFFIXES, "an engine")
+    refuse_unsupported(config, plan.flavour, plan.version)
     source = read_manifest(onnx_path)
+    _require_multiples(config, source)
     ensure_folder(output.parent)
+    cache = _timing_cache(plan) if config.timing_cache else None
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "engine.plan"
-        answer = _run_worker(
-            {
-                "onnx": str(onnx_path.resolve()),
-                "plan": str(built),
-                "answer": str(Path(folder) / "answer.json"),
-                "flavour": plan.flavour,
-                "compute_capabilities": plan.compute_capabilities,
-            }
-        )
-        if "failed" in answer:
-            raise InputError(
-                f"{plan.flavour} cannot build {onnx_path}.",
-                str(answer["failed"]),
-                "mde inspect FILE shows what it is; another --target or --fp32 may build.",
-            )
-        engine = EngineInfo(
-            flavour=plan.flavour,
-            version=str(answer["version"]),
-            compute_capabilities=plan.compute_capabilities,
-            build_seconds=round(float(answer["seconds"]), 3),
-        )
+        built, timed = Path(folder) / "engine.plan", Path(folder) / "timing.cache"
+        request = {
+            "onnx": str(onnx_path.resolve()),
+            "plan": str(built),
+            "flavour": plan.flavour,
+            "compute_capabilities": plan.compute_capabilities,
+            "config": asdict(config),
+            "layouts": {spec.name: spec.layout for spec in source.inputs},
+            "timing_cache": None if cache is None else str(timed),
+        }
+        if cache is not None:
+            timing_cache.take(cache, timed)
+        answer = run_worker(request, config, on_progress)
+        if cache is not None:
+            timing_cache.keep(timed, cache)
         manifest = replace(
             source,
             kind="plan",
             artefact_sha256=sha256_of(built),
             parent_sha256=source.artefact_sha256,
-            engine=engine,
+            engine=_engine_info(plan, config, answer),
         )
-        if plan.runs_here and isinstance(backend(plan.flavour).probe(), Available):
+        provable = plan.runs_here and config.dynamic is None and config.weights == "full"
+        if provable and isinstance(backend(plan.flavour).probe(), Available):
             session = backend(plan.flavour).open(built, manifest, SessionOptions())
             manifest = replace(manifest, parity=measure_engine_parity(session, onnx_path, source))
-            check_parity(manifest.parity, ENGINE_GATE)
-        copy_reference(onnx_path, output)
-        write_artefact(output, built.read_bytes(), manifest)
+        with ExitStack() as stack:  # the reference takes its place after the plan, if that could be written
+            if reference_path(onnx_path).is_file():
+                shutil.copyfile(reference_path(onnx_path), stack.enter_context(written_whole(reference_path(output))))
+            write_artefact(output, built.read_bytes(), manifest)
     return manifest
 
 
-def _run_worker(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the builder in a child process, which dies with this one's Ctrl-C."""
-    command = [sys.executable, "-m", "mirrordepth_edge.deploy.build_worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as worker:
-        try:
-            log, _ = worker.communicate(json.dumps(request))
-        except BaseException:
-            worker.kill()
-            raise
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    answer = Path(request["answer"])
-    if worker.returncode != 0 or not answer.is_file():
-        return {"failed": lines[-1] if lines else f"the builder stopped with status {worker.returncode}"}
-    data: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "failed" in data:  # what TensorRT logged says more than the exception that follows it
-        data["failed"] = "\n".join([data["failed"], *[line for line in lines if "[E]" in line][-3:]])
-    return data
+def _timing_cache(plan: BuildPlan) -> Path | None:
+    """Where timings of this machine's GPU are kept; None where the builder times none."""
+    gpus = nvidia_gpus()
+    if not (gpus and plan.runs_here and has_timing_cache(plan.flavour)):
+        return None
+    return timing_cache.timing_cache_path(gpus[0], plan.flavour, plan.version, _driver() or "")
+
+
+def _require_multiples(config: BuildConfig, source: Manifest) -> None:
+    multiple = source.model.size_multiple
+    if wrong := [hw for hw in config.dynamic or () if any(length % multiple for length in hw)]:
+        near = [max(multiple, round(length / multiple) * multiple) for length in wrong[0]]
+        raise OptionError(
+            f"{wrong[0][0]}x{wrong[0][1]} is no input size of this model.",
+            f"Height and width must be multiples of {multiple}.",
+            f"The nearest is {near[0]}x{near[1]}.",
+        )
+
+
+def _engine_info(plan: BuildPlan, config: BuildConfig, answer: dict[str, Any]) -> EngineInfo:
+    timing: dict[str, float] = answer["timing"]
+    peak = answer["peak_memory_mb"]
+    return EngineInfo(
+        flavour=plan.flavour,
+        version=str(answer["version"]),
+        compute_capabilities=plan.compute_capabilities,
+        build_seconds=round(sum(timing.values()), 3),
+        timing={part: round(seconds, 3) for part, seconds in timing.items()},
+        peak_memory_mb=None if peak is None else round(peak, 1),
+        system=f"{platform.system()}-{platform.machine()}".lower(),
+        gpu=nvidia_gpus()[0].name if plan.runs_here and nvidia_gpus() else None,
+        driver=_driver(),
+        options=config,
+    )
+
+
+def _driver() -> str | None:
+    """Such as "560.35.05, CUDA 12.6"; None without a GPU."""
+    gpus = nvidia_gpus()
+    if not gpus:
+        return None
+    try:
+        kernel = parse_driver(DRIVER.read_text(encoding="utf-8"))
+    except OSError:
+        kernel = None
+    return ", ".join(part for part in (kernel, f"CUDA {gpus[0].cuda}") if part)

@@ -1,0 +1,121 @@
+"""The builder's process: what goes in, what comes out, and what a user is told when it dies."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mirrordepth_edge.config import BuildConfig
+from mirrordepth_edge.deploy.build_progress import BuildProgress
+from mirrordepth_edge.errors import DeviceError, InputError, MdeError, OptionError
+from mirrordepth_edge.files import unwritable
+
+OnProgress = Callable[[BuildProgress], None]
+
+COMMAND = (sys.executable, "-m", "mirrordepth_edge.deploy.build_worker")
+OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|cudaErrorMemoryAllocation|bad_alloc|MemoryError|insufficient workspace|workspace (limit|size)",
+    re.IGNORECASE,
+)
+"""How TensorRT, CUDA, C++ and Python say it; "OutOfMemory (Requested size was N bytes.)" is TensorRT's own."""
+LOGGED_ERROR = re.compile(r"\[[EF]\]|IN_ERROR|Internal Error")
+KILLED = -9  # SIGKILL, which Windows lacks; Linux sends it to who has most when memory runs out
+MOST_LINES = 3
+ADD_SWAP = (
+    "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+)
+
+
+def run_worker(request: dict[str, Any], config: BuildConfig, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Run the builder in a child process, which dies with this one's Ctrl-C.
+
+    Args:
+        request: as `build_worker` takes it.
+        config: what was asked for, to say what to change.
+
+    Returns:
+        `version`, `timing` and `peak_memory_mb`; the plan lies where the request says.
+
+    Raises:
+        InputError: the parser or builder refused the file, or the plan cannot be written.
+        OptionError: an option does not fit the file.
+        DeviceError: memory ran out.
+    """
+    said: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as worker,
+    ):
+        assert worker.stdin is not None, "it is a pipe"
+        assert worker.stdout is not None, "it is a pipe"
+        try:
+            with suppress(BrokenPipeError):  # it died before it read: the status says how
+                worker.stdin.write(json.dumps(request))
+                worker.stdin.close()
+            for line in worker.stdout:
+                event = json.loads(line)
+                if "progress" not in event:
+                    said = event
+                elif on_progress is not None:
+                    on_progress(BuildProgress(**event["progress"]))
+            worker.wait()
+        except BaseException:
+            worker.kill()
+            raise
+        log.seek(0)
+        lines = [line.strip() for line in log if line.strip()]
+    if "built" in said:
+        built: dict[str, Any] = said["built"]
+        return built
+    raise explain(said, worker.returncode, lines, request, config)
+
+
+def explain(
+    said: dict[str, Any], status: int, lines: Sequence[str], request: dict[str, Any], config: BuildConfig
+) -> MdeError:
+    """The error for a build that gave no plan.
+
+    Args:
+        said: the worker's last words; empty where it had none.
+        status: its exit status, negative where a signal ended it.
+        lines: what it and its libraries logged.
+    """
+    what = f"{request['flavour']} cannot build {request['onnx']}."
+    if "refused" in said:
+        return OptionError(*said["refused"])
+    if "unwritable" in said:
+        return unwritable(Path(request["plan"]), OSError(0, said["unwritable"]))
+    logged = [line for line in lines if LOGGED_ERROR.search(line)][-MOST_LINES:]
+    if said:
+        words = [str(said.get("failed") or said.get("memory")), *logged]
+    elif status == KILLED:
+        words = ["The system ended the builder with SIGKILL, as Linux does when memory runs out"]
+    elif status < 0:
+        words = [f"the builder crashed with {signal.Signals(-status).name}", *(logged or lines[-1:])]
+    else:
+        words = [*lines[-1:]] or [f"the builder stopped with status {status}"]
+    why = "\n".join(dict.fromkeys(words))
+    if "memory" in said or status == KILLED or OUT_OF_MEMORY.search(why):
+        return DeviceError(
+            f"Memory ran out while {request['flavour']} built {request['onnx']}.", why, _relief(config, request)
+        )
+    return InputError(what, why, "mde inspect FILE shows what it is; another --target or --fp32 may build.")
+
+
+def _relief(config: BuildConfig, request: dict[str, Any]) -> str:
+    """What to give a builder less, or more, of."""
+    ways = ["--workspace 1"]
+    if config.workspace_gib is not None:
+        ways = [f"another --workspace than {config.workspace_gib:g} (too little fails too), or none"]
+    if request["flavour"] == "tensorrt":
+        ways.append("--optimisation-level 1")
+    ways += ["a smaller mde export --size", "close other programs"]
+    return f"Try {'; '.join(ways)}. On a Jetson, whose GPU shares the memory, add swap: {ADD_SWAP}"
