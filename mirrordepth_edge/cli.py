@@ -23,6 +23,7 @@ from mirrordepth_edge.commands.doctor import doctor
 from mirrordepth_edge.commands.evaluate import evaluate
 from mirrordepth_edge.commands.explain import explain
 from mirrordepth_edge.commands.export import export
+from mirrordepth_edge.commands.import_trtexec import import_trtexec
 from mirrordepth_edge.commands.inspect import inspect
 from mirrordepth_edge.commands.live import live
 from mirrordepth_edge.commands.run import run
@@ -75,6 +76,7 @@ VERBS = (
     explain,
     inspect,
     doctor,
+    import_trtexec,
     train,
 )
 for verb in VERBS:

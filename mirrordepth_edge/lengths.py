@@ -1,4 +1,4 @@
-"""Lengths as people write them: `1.85m`, `25 mm`, `6ft`."""
+"""Lengths and shares as people write them: `1.85m`, `25 mm`, `6ft`, `1%`."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ def parse_length(text: str, option: str, example: str) -> float:
 def in_metres(number: str, unit: str) -> float:
     """What the groups of `LENGTH` say."""
     return float(number) * METRES[unit]
+
+
+def parse_share(text: str, option: str) -> float:
+    """`1%` or `0.01`.
+
+    Raises:
+        OptionError: it is no share from 0 to 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise OptionError(f"{option} {text!r} is no share.", "It is a percentage or a share of one.", f"{option} 1%")
+    return share

@@ -99,7 +99,7 @@ def test_an_interrupted_write_leaves_the_old_pair(
     [
         ({"surprise": 1}, "surprise"),
         ({"schema_version": 2}, "schema_version"),
-        ({"precision": "int8"}, "precision"),
+        ({"precision": "int4"}, "precision"),
         ({"opset": "eighteen"}, "opset"),
         ({"parity": None}, "parity"),
         ({"inputs": [{"name": "image"}]}, r"inputs\.0\.dtype"),

@@ -170,7 +170,10 @@ def open_foreign(path: Path, given: Description, options: SessionOptions) -> tup
         counts[dtype] = counts.get(dtype, 0) + int(np.prod(tensor.dims))
     weights = max(counts, key=lambda dtype: counts[dtype])
     described: Any = SimpleNamespace(
-        inputs=(given.input.spec,), outputs=(given.output.spec,), precision=WEIGHTS.get(weights, weights)
+        inputs=(given.input.spec,),
+        outputs=(given.output.spec,),
+        precision=WEIGHTS.get(weights, weights),
+        quantisation=None,
     )
     session = OnnxRuntimeSession(path, described, options)
     try:

@@ -15,7 +15,6 @@ things stay different: trtexec puts the next query's copy under the present one'
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -25,19 +24,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 from common import ends, open_ours, parser, positive
 
 from mirrordepth_edge.backends.base import DEVICE_STAGES, Arrays
 from mirrordepth_edge.bench.measure import bench, camera_frames
 from mirrordepth_edge.bench.stats import ratio_interval, summarise
+from mirrordepth_edge.bench.trtexec_log import PARTS, Times, read_times
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.deploy.parity import reference_frames
-from mirrordepth_edge.errors import DeviceError, InputError, MissingError, OptionError
+from mirrordepth_edge.errors import DeviceError, MissingError, OptionError
 from mirrordepth_edge.report.tables import Table
-
-Times = npt.NDArray[np.float64]
 
 JETPACK = "/usr/src/tensorrt/bin/trtexec"
 """Where JetPack and the Debian packages put it, which is not on PATH."""
@@ -49,7 +46,6 @@ FLAGS = {
     "trtexec-11": (("--noDataTransfers", "--useCudaGraph", "--useSpinWait"), ()),
 }
 WARM_UP_MS = 200
-PARTS = ("h2dMs", "computeMs", "d2hMs")
 
 
 def find(named: str | None) -> str:
@@ -66,24 +62,6 @@ def find(named: str | None) -> str:
         f"{named} is no program." if named else f"It is neither on PATH nor {JETPACK}.",
         "Name it with --trtexec; it comes with JetPack and with TensorRT's tar and Debian packages, not with pip.",
     )
-
-
-def read_times(path: Path) -> dict[str, Times]:
-    """What `--exportTimes` wrote: a list of objects, a query each, without those of the warm-up.
-
-    The format is exportJSONTrace's in samples/common/sampleReporting.cpp (the same in v10.9.0 and v11.1).
-
-    Returns:
-        Milliseconds of each of `PARTS`, and of `latencyMs`, their sum; without copies it is computeMs.
-    """
-    try:
-        queries = json.loads(path.read_text(encoding="utf-8"))
-        times = {name: np.array([query[name] for query in queries], np.float64) for name in (*PARTS, "latencyMs")}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} holds no times of trtexec.", repr(error), "Run trtexec again.") from error
-    if not queries:
-        raise InputError(f"{path} holds no times of trtexec.", "There is no query in it.", "Raise --seconds.")
-    return times
 
 
 def run(trtexec: str, plan: Path, protocol: str, seconds: int, inputs: Arrays) -> dict[str, Times]:

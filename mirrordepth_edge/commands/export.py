@@ -54,6 +54,9 @@ def export(
     gate_frames: Annotated[int, typer.Option(min=1, help="INT8: judge on so many of them.")] = 128,
     sweep: Annotated[bool, typer.Option("--sweep", help="INT8: table and picture of accuracy against cost.")] = False,
     pick: Annotated[int | None, typer.Option(help="INT8: write this point of the sweep.")] = None,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also put it into this model repository of NVIDIA Triton.")
+    ] = None,
     clip_weights: ClipWeights = None,
     untrained: Annotated[
         str | None, typer.Option(metavar="PRESET", help="Export a preset with random weights, to measure speed only.")
@@ -109,6 +112,10 @@ def export(
             if given is not None:
                 raise OptionError(f"{option} is for INT8.", "FP32 and FP16 are proven against PyTorch.", "Add --int8.")
         export_onnx(source, output, "fp16" if fp16 else "fp32" if fp32 else default)
+    if triton is not None:
+        from mirrordepth_edge.deploy.triton import write_triton_repository
+
+        console.print(f"wrote {write_triton_repository(output, triton)}, for NVIDIA Triton")
     if for_cpu:
         return
     if target is not None or fp16 or quantised:

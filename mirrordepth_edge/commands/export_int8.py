@@ -85,8 +85,8 @@ def export_int8(
 
 
 def _config(gate: Gate, on_cpu: bool) -> QuantiseConfig:
-    from mirrordepth_edge.commands.parameters import parse_share
     from mirrordepth_edge.config import CalibrationMethod, QuantiseConfig
+    from mirrordepth_edge.lengths import parse_share
 
     if gate.method not in get_args(CalibrationMethod):
         methods = ", ".join(get_args(CalibrationMethod))

@@ -24,9 +24,17 @@ class Source(NamedTuple):
 
 def export_onnx(source: Source, output: Path, precision: Precision) -> None:
     """Export, and tell what came of it."""
+    from mirrordepth_edge.backends.registry import ONNX_SUFFIX
     from mirrordepth_edge.commands.terminal import errors
     from mirrordepth_edge.deploy.export import require_export_packages
+    from mirrordepth_edge.errors import OptionError
 
+    if source.model.endswith(ONNX_SUFFIX):
+        raise OptionError(
+            f"{source.model} is ONNX already.",
+            "FP32 and FP16 are exported of a checkpoint.",
+            "Name the checkpoint; --int8 makes INT8 of an FP32 ONNX file.",
+        )
     require_export_packages()
     with errors.status("loading the model") as status:
         manifest = produce(source, output, precision, status.update)

@@ -90,21 +90,6 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_share(text: str, option: str) -> float:
-    """`1%` or `0.01`.
-
-    Raises:
-        OptionError: it is no share from 0 to 1.
-    """
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise OptionError(f"{option} {text!r} is no share.", "It is a percentage or a share of one.", f"{option} 1%")
-    return share
-
-
 def announce(predictor: DepthPredictor, name: str) -> None:
     """Say what runs on what, so that no fallback and no random weights go unseen."""
     from mirrordepth_edge.commands.terminal import errors

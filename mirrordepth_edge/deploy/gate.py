@@ -127,7 +127,7 @@ def _predictor(path: Path, manifest: Manifest) -> DepthPredictor:
 
 
 def _figures(found: Evaluation) -> DepthFigures:
-    mean, boundary = found.mean, found.boundary_f1
+    mean, boundary = found.mean, found.boundary_f1_wide
     return DepthFigures(abs_rel=mean.abs_rel, delta1=mean.delta1, boundary_f1=None if boundary is None else boundary.f1)
 
 

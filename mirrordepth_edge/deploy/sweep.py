@@ -14,6 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
+import numpy as np
+
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import QuantiseConfig, Strict
 from mirrordepth_edge.deploy.cost import node_costs
@@ -58,20 +60,21 @@ def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
     damage = workshop.measured_damage(kept.damage, kept.add_damage)
     work = _multiply_adds(workshop)
     order = sorted(damage, key=lambda group: -damage[group] / max(work[group], 1))
-    points = []
-    for number, count in enumerate(point_counts(len(order))):
-        back = order[:count]
-        tried = kept.tried(workshop, cost, back)
-        points.append(_point(number, [group for group in damage if group not in back], tried, work))
-    *points, baseline = pareto(points)
+    backs = [order[:count] for count in point_counts(len(order))]
+    tried = [kept.tried(workshop, cost, back) for back in backs]
+    fp32_ms = float(np.median([each.fp32_ms for each in tried]))
+    *points, baseline = pareto(
+        _point(number, [group for group in damage if group not in back], each, work, fp32_ms)
+        for number, (back, each) in enumerate(zip(backs, tried, strict=True))
+    )
     return SweepResult(
         model=workshop.manifest.model.preset,
         onnx_sha256=workshop.manifest.artefact_sha256,
         calibration=f"{workshop.calibration.name}, {workshop.statistics.frames} frames",
         method=_method_in_words(workshop.config),
-        frames=kept.tried(workshop, cost, order).accuracy.frames,
+        frames=tried[0].accuracy.frames,
         labelled=workshop.labelled is not None,
-        data=kept.tried(workshop, cost, order).accuracy.data,
+        data=tried[0].accuracy.data,
         cost=cost.words,
         baseline=baseline,
         groups=tuple(
@@ -115,8 +118,9 @@ def _multiply_adds(workshop: Int8Workshop) -> dict[str, int]:
     return {group: sum(of_node[node] for node in nodes) for group, nodes in workshop.groups.items()}
 
 
-def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int]) -> SweepPoint:
-    accuracy = tried.accuracy
+def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int], fp32_ms: float) -> SweepPoint:
+    """Milliseconds are told by the ratio, since a machine may be slow at one point and fast at the next."""
+    accuracy, ratio = tried.accuracy, tried.cost_ms / tried.fp32_ms
     return SweepPoint(
         number=number,
         int8_groups=tuple(groups),
@@ -126,8 +130,8 @@ def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int]) 
         delta1=accuracy.figures.delta1,
         worst=accuracy.max_relative,
         boundary_f1=accuracy.figures.boundary_f1,
-        cost_ms=tried.cost_ms,
-        cost_ratio=tried.cost_ms / tried.fp32_ms,
+        cost_ms=ratio * fp32_ms,
+        cost_ratio=ratio,
         on_front=False,
     )
 
