@@ -364,7 +364,7 @@ class SessionOptions:
     """Let go of the CPU's cores after every run, for another session runs next. Threads that wait for more work by
     spinning keep cores for some 30 ms (ONNX Runtime), so that sessions in turn seem 1.6 times as slow as alone."""
     cuda_graph: bool = True
-    """Engines: replay the network's launches as one CUDA graph where it can be captured; `session.notes` says why not."""
+    """Engines: replay the network's launches as one CUDA graph where that can be; `session.notes` says why not."""
     zero_copy: bool | None = None
     """Engines: let the GPU read and write the host's own buffers; where None, only if they are the same memory."""
     trust: bool = False

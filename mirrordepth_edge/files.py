@@ -54,6 +54,24 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, default=os.fspath) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, what: str, cure: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        what: what the file is to the user, such as "result".
+        cure: what to do where it is damaged.
+
+    Raises:
+        InputError: it is not there, cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(existing_file(path, what).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no readable JSON.", str(error), cure) from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}.", error.strerror or str(error), "Check its permissions.") from error
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The one wording for a file that could not be written."""
     return InputError(

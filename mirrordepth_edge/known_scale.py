@@ -10,7 +10,6 @@ from it (`camera.scale_for`).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -24,8 +23,8 @@ import numpy as np
 
 from mirrordepth_edge.camera import Camera, Lens
 from mirrordepth_edge.config import ModelConfig, SizeHW, Strict
-from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file, sha256_of, write_json
+from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.files import existing_file, read_json, sha256_of, write_json
 from mirrordepth_edge.lengths import LENGTH, in_metres
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.postprocess import DepthMap
@@ -297,11 +296,7 @@ class ScaleStore:
         if not self.path.exists():
             return StoredScales()
         cure = f"Delete {self.path}, which forgets all scales, or go on without: --no-scale"
-        try:
-            data = json.loads(existing_file(self.path, "file of scales").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} is no readable JSON.", str(error), cure) from error
-        return read_strict(StoredScales, data, str(self.path), cure)
+        return read_strict(StoredScales, read_json(self.path, "file of scales", cure), str(self.path), cure)
 
 
 class ScaleSetter:

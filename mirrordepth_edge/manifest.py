@@ -21,7 +21,7 @@ from mirrordepth_edge.config import (
     Strict,
 )
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import existing_file, sha256_of, written_whole
+from mirrordepth_edge.files import existing_file, read_json, sha256_of, written_whole
 from mirrordepth_edge.strict import read_strict
 
 MANIFEST_VERSION: Final = 1
@@ -227,12 +227,7 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
             f"{sidecar.name} is not beside it; without it input size, units and origin are unknown.",
             "Copy the manifest along with the model, or make both again with mde export.",
         )
-    try:
-        data = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{sidecar} is no readable JSON.", str(error), "Copy it again, or make it again with mde export."
-        ) from error
+    data = read_json(sidecar, "manifest", "Copy it again, or make it again with mde export.")
     manifest = read_strict(Manifest, data, str(sidecar), "Make it again with this version's mde export.")
     if verify and sha256_of(artefact) != manifest.artefact_sha256:
         raise InputError(

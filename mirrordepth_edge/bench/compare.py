@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, Subject, 
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
 from mirrordepth_edge.config import BenchProtocol, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.files import read_json
 from mirrordepth_edge.strict import read_strict
 
 MEASURE_AGAIN = "Measure again with this version: mde bench MODEL --json FILE.json"
@@ -111,14 +110,7 @@ def read_result(path: Path) -> StoredResult:
     Raises:
         InputError: there is no such file, it is no JSON, or `stored_result` refuses it.
     """
-    try:
-        data = json.loads(existing_file(path, "result").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no readable JSON.", str(error), MEASURE_AGAIN) from error
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise InputError(f"Cannot read {path}.", why, "Check the file's permissions.") from error
-    return stored_result(data, str(path))
+    return stored_result(read_json(path, "result", MEASURE_AGAIN), str(path))
 
 
 def stored_result(data: Any, source: str) -> StoredResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,8 +10,7 @@ from pathlib import Path
 from mirrordepth_edge.bench.compare import MEASURE_AGAIN, StoredResult, pipe_table, stored_result
 from mirrordepth_edge.bench.stats import findings, ratio_interval
 from mirrordepth_edge.bench.suite import Place, law_in_words
-from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.files import read_json
 from mirrordepth_edge.strict import read_strict
 
 HEAD = """# Measured results
@@ -75,10 +73,7 @@ def read_published(folder: Path) -> list[Published]:
     """
     found = []
     for path in sorted(folder.glob("*/*.json")):
-        try:
-            data = json.loads(existing_file(path, "result").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is no readable JSON.", str(error), MEASURE_AGAIN) from error
+        data = read_json(path, "result", MEASURE_AGAIN)
         if not isinstance(data, dict) or "suite" not in data:
             continue
         about = read_strict(_About, data, str(path), MEASURE_AGAIN)

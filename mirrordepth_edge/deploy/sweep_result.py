@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from mirrordepth_edge.config import Strict
-from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import existing_file, write_json
+from mirrordepth_edge.files import read_json, write_json
 from mirrordepth_edge.strict import read_strict
 
 SWEEP_VERSION: Literal[1] = 1
@@ -110,9 +108,4 @@ def load_sweep(path: Path) -> SweepResult:
     Raises:
         InputError: there is no such file, it is no JSON, or a field is missing, unknown or of the wrong type.
     """
-    text = existing_file(path, "sweep").read_bytes()
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is no valid JSON.", str(error), SWEEP_AGAIN) from error
-    return read_strict(SweepResult, data, str(path), SWEEP_AGAIN)
+    return read_strict(SweepResult, read_json(path, "sweep", SWEEP_AGAIN), str(path), SWEEP_AGAIN)

@@ -153,7 +153,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
         (["--fp16"], 2, "is ONNX already"),
         (["--calib", "calib/office/office.toml"], 2, "--calib is for INT8"),
         (["--fp32", "--force"], 2, "--force is for INT8"),
-        (["--sweep", "--target", "rtx-ada,rtx-ampere", "--calib", "calib/office/office.toml"], 2, "estimate for one target"),
+        (["--sweep", "--target", "rtx-ada,rtx-ampere", "--calib", "calib/office/office.toml"], 2, "for one target"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
