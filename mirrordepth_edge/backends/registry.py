@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
@@ -82,15 +82,30 @@ def _own_backend(path: Path, manifest: Manifest | None) -> str:
 def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Session, Manifest | None]:
     """Open an artefact with the backend it is for, or the one asked for, after checking it against its manifest.
 
+    A plan is held to this machine too (`backends.trust`); what is doubtful of it is in the session's `notes`.
+
     Returns:
         The session, and the manifest (None for a checkpoint, which describes itself).
 
     Raises:
+        InputError: the file is not what its manifest says, or a plan was not built for this machine.
         OptionError: the options ask for what no backend can do with this artefact.
     """
     options = options or SessionOptions()
     manifest: Manifest | None = None
-    if path.suffix in (ONNX_SUFFIX, *PLAN_SUFFIXES):
+    doubts: tuple[str, ...] = ()
+    if path.suffix in PLAN_SUFFIXES:
+        from mirrordepth_edge.backends.trust import admit
+
+        admitted = admit(path, trust=options.trust, wanted=options.backend)
+        manifest, doubts = admitted.manifest, admitted.notes
+    elif options.trust:
+        raise OptionError(
+            f"{path} has no use for --trust.",
+            "It is for plans, which are native code; other files are data.",
+            "Leave --trust out.",
+        )
+    elif path.suffix == ONNX_SUFFIX:
         manifest = read_manifest(path)
     else:
         existing_file(path, "model")
@@ -101,4 +116,7 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
             "Only OpenVINO multiplies in bfloat16, on CPUs that can.",
             "Leave --bf16 out; for an ONNX file, --backend openvino.",
         )
-    return backend(name).open(path, manifest, options), manifest
+    session: Any = backend(name).open(path, manifest, options)
+    if doubts:
+        session.notes = (*doubts, *getattr(session, "notes", ()))
+    return session, manifest

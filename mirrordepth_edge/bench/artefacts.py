@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.backends.base import Available
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, backend
+from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.files import existing_file, sha256_of
@@ -175,24 +174,17 @@ def _exported(
 
 def _engine(onnx_path: Path, flavour: str | None, folder: Path, on_stage: Callable[[str], None]) -> Path:
     """The engine of an ONNX file for this machine's GPU; one that was named is taken as it is."""
-    from mirrordepth_edge.deploy.build import HERE, build_engine, plan_build
+    from mirrordepth_edge.deploy.build import HERE, plan_build
+    from mirrordepth_edge.deploy.engine_cache import cached_engine
 
-    manifest = read_manifest(onnx_path, verify=False)
-    if manifest.engine is not None:
+    if read_manifest(onnx_path, verify=False).engine is not None:
         return onnx_path
     plan = plan_build(HERE)
     if plan.flavour != flavour:
         raise MissingError(
             f"Engines of {flavour} are not built here.", f"This machine's are built by {plan.flavour}.", "Use that."
         )
-    probe = backend(plan.flavour).probe()
-    version = probe.version if isinstance(probe, Available) else ""
-    key = _digest([manifest.artefact_sha256, plan.flavour, version, plan.compute_capabilities, __version__])
-    path = folder / key[:16] / f"{onnx_path.stem}.{plan.flavour}.plan"
-    if not _is_whole(path):
-        on_stage(f"building with {plan.flavour}")
-        build_engine(onnx_path, path, plan)
-    return path
+    return cached_engine(onnx_path, folder=folder, plan=plan, on_stage=on_stage).path
 
 
 def _is_whole(path: Path) -> bool:

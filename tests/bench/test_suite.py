@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge import __version__, recipes
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession
+from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import MODULES
 from mirrordepth_edge.bench import artefacts
 from mirrordepth_edge.bench import suite as module
@@ -224,12 +224,12 @@ class Kitchen:
         assert config.size_hw is not None
         write_artefact(output, content, self.manifest(replace(network, size_hw=config.size_hw), config, content))
 
-    def build(self, onnx_path: Path, output: Path, plan: BuildPlan) -> None:
+    def build(self, onnx_path: Path, output: Path, plan: BuildPlan, *_: Any) -> None:
         self.built += 1
         manifest = read_manifest(onnx_path)
         content = b"plan"
         made = self.manifest(manifest.model, ExportConfig(precision=manifest.precision), content)
-        write_artefact(output, content, made)
+        write_artefact(output, content, replace(made, parent_sha256=manifest.artefact_sha256))
 
 
 @pytest.fixture
@@ -302,18 +302,17 @@ def test_without_pytorch_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.
 def test_an_engine_is_built_once_for_this_machine(
     kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True)
+    plan = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3")
     monkeypatch.setattr(build, "plan_build", lambda target: plan)
-    probe = Available(version="10.3", devices=("Test GPU",))
-    monkeypatch.setattr("mirrordepth_edge.backends.tensorrt.probe", lambda: probe)
     wanted = Wanted(model="nano.fp16", backend="tensorrt")
     path = find_or_make(wanted, tmp_path)
     assert path.name == "nano.fp16.tensorrt.plan"
     assert find_or_make(wanted, tmp_path) == path
     assert kitchen.built == 1
     assert find_or_make(replace(wanted, precision="fp32"), tmp_path) != path
-    monkeypatch.setattr("mirrordepth_edge.backends.tensorrt.probe", lambda: replace(probe, version="10.4"))
+    monkeypatch.setattr(build, "plan_build", lambda target: replace(plan, version="10.4"))
     assert find_or_make(wanted, tmp_path) != path, "an engine of another version does not load"
+    assert kitchen.built == 3
     with pytest.raises(MissingError, match="tensorrt-rtx"):
         find_or_make(replace(wanted, backend="tensorrt-rtx"), tmp_path)
 
