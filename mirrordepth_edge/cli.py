@@ -27,7 +27,9 @@ from mirrordepth_edge.commands.import_trtexec import import_trtexec
 from mirrordepth_edge.commands.inspect import inspect
 from mirrordepth_edge.commands.live import live
 from mirrordepth_edge.commands.run import run
+from mirrordepth_edge.commands.selftest import selftest
 from mirrordepth_edge.commands.train import train
+from mirrordepth_edge.commands.verify import verify
 from mirrordepth_edge.errors import MdeError
 
 # typer 0.26 and later carry their own copy of click; before, it is click itself. Either way the
@@ -69,6 +71,7 @@ VERBS = (
     export,
     build,
     audit,
+    verify,
     run,
     live,
     calibrate_camera,
@@ -76,6 +79,7 @@ VERBS = (
     explain,
     inspect,
     doctor,
+    selftest,
     import_trtexec,
     train,
 )

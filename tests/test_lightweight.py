@@ -51,7 +51,12 @@ VERBS = (
     "evaluate",
     "explain",
     "data",
+    "calibrate",
     "calibrate-camera",
+    "audit",
+    "verify",
+    "selftest",
+    "import-trtexec",
 )
 
 HIDE = """

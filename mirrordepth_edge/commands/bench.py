@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import (
     NANO,
     Backend,
@@ -17,6 +18,7 @@ from mirrordepth_edge.commands.parameters import (
     parse_size,
     session_options,
 )
+from mirrordepth_edge.commands.target_option import Target, resolve
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -32,6 +34,8 @@ Protocol = Annotated[
 def bench(
     context: typer.Context,
     engine: Model = NANO,
+    target: Target = None,
+    trust: Trust = False,
     vs: Annotated[list[str] | None, typer.Option(help="Another artefact, timed in turn, frame by frame.")] = None,
     suite: Annotated[
         str | None, typer.Option(help="Many cases in turn: quick, edge, resolutions, precision, backends, batch.")
@@ -64,12 +68,11 @@ def bench(
     fail_if: FailIf = None,
     clip_weights: ClipWeights = None,
 ) -> None:
-    """Measure latency, from a camera frame in host memory to metres in host memory.
-
-    On real frames, after a warm-up that ends when times have settled; with all that is needed to repeat it.
-    """
+    """Measure latency, from a camera frame in host memory to metres in host memory."""
     if context.invoked_subcommand is not None:
         return
+    from dataclasses import replace
+
     from mirrordepth_edge.commands import bench_modes as modes
     from mirrordepth_edge.commands.bench_options import check_given, check_protocol
     from mirrordepth_edge.config import BenchConfig
@@ -91,6 +94,7 @@ def bench(
         "--warmup": warmup,
         "--frame": frame != "480x640",
         "--mode": mode != "latency",
+        "--target": target,
     }
     check_given("suite" if suite else mode, given)
     if network_only and protocol not in ("host", "network"):
@@ -102,7 +106,8 @@ def bench(
         frame_hw=parse_size(frame, "--frame"),
         protocol=check_protocol("network" if network_only else protocol),
     )
-    options = session_options(device, clip_weights, threads, backend, bf16)
+    options = replace(session_options(device, clip_weights, threads, backend, bf16), trust=trust)
+    engine = resolve(engine, target, options)
     if suite is not None:
         from mirrordepth_edge.commands.bench_suite import run_suite
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 OF_LATENCY = ("--vs", "--iterations", "--network-only", "--protocol", "--report", "--fail-if")
 OF_STREAM = ("--fps",)
 OF_THROUGHPUT = ("--in-flight",)
-OF_CASES = ("--backend", "--bf16", "--threads", "--warmup", "--frame")
+OF_CASES = ("--backend", "--bf16", "--threads", "--warmup", "--frame", "--target")
 USELESS = {
     "latency": (*OF_STREAM, *OF_THROUGHPUT, "--duration"),
     "stream": (*OF_LATENCY, *OF_THROUGHPUT),

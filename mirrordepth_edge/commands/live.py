@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mirrordepth_edge.commands import live_options as of
+from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.live_scale import ForgetScale, NoScale, SetScale
 from mirrordepth_edge.commands.parameters import (
     NANO,
@@ -22,12 +23,15 @@ from mirrordepth_edge.commands.parameters import (
     parse_size,
     session_options,
 )
+from mirrordepth_edge.commands.target_option import Target, resolve
 
 
 def live(
     source: of.Source = "0",
     list_cameras: of.List = False,
     model: Model = NANO,
+    target: Target = None,
+    trust: Trust = False,
     device: Device = "auto",
     backend: Backend = None,
     bf16: Bf16 = False,
@@ -65,7 +69,7 @@ def live(
     age is from a frame's arrival to its depth. A camera that is lost is waited for.
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from itertools import count
 
     from mirrordepth_edge.camera import camera_of
@@ -88,9 +92,9 @@ def live(
     size_hw = parse_size(size) if size else None
     asked = CameraOptions(size_hw=size_hw, rate_hz=rate, pixel_format=pixel_format, exposure_ms=exposure)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
+    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
     with ExitStack() as stack:
-        predictor = stack.enter_context(load(model, options, camera))
+        predictor = stack.enter_context(load(resolve(model, target, options), options, camera))
         limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
         scale = LiveScale(predictor, source, model, lambda: open_source(source, asked, realtime=realtime))
         use_scale(scale, set_scale, no_scale, forget_scale)

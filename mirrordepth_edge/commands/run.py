@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import (
     NANO,
     Backend,
@@ -23,6 +24,7 @@ from mirrordepth_edge.commands.parameters import (
     session_options,
 )
 from mirrordepth_edge.commands.run_writer import Writer
+from mirrordepth_edge.commands.target_option import Target, resolve
 
 FORMATS = ("png", "npy", "colour")
 OUTPUT_ENDINGS = (".depth.png", ".colour.png")  # of an earlier run: passed over in a folder of pictures
@@ -32,6 +34,8 @@ def run(
     files: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of pictures.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path("depth"),
     model: Model = NANO,
+    target: Target = None,
+    trust: Trust = False,
     device: Device = "auto",
     backend: Backend = None,
     bf16: Bf16 = False,
@@ -50,6 +54,8 @@ def run(
     NAME.colour.png; a video gives NAME/000000.depth.png and .npy for each frame, and NAME.colour.mp4.
     Points are in metres, x right, y down, z forward, through the camera given or else the model's own.
     """
+    from dataclasses import replace
+
     from mirrordepth_edge.camera import camera_of
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
@@ -59,10 +65,11 @@ def run(
     paths = _inputs(files)
     kinds = _kinds(formats) | _points(ply, paths)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
+    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
+    file = resolve(model, target, options)
     lines = []
     try:
-        with load(model, options, camera) as predictor, progress_bar() as bar:
+        with load(file, options, camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
             writer = Writer(predictor=predictor, folder=output, kinds=kinds, limits_m=limits_m)
