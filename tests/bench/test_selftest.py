@@ -1,0 +1,389 @@
+"""The self-test: each subject by itself, a failure is a result, and nothing personal is in what is sent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mirrordepth_edge.bench import selftest, selftest_worker
+from mirrordepth_edge.bench.anonymous import Anonymiser
+from mirrordepth_edge.bench.selftest import (
+    ROW_HEADER,
+    STEPS,
+    Effort,
+    Figure,
+    GpuFacts,
+    SelfTest,
+    Step,
+    StepName,
+    Subject,
+    SubjectResult,
+    anonymous,
+    describe_device,
+    in_child,
+    read_selftest,
+    run_selftest,
+)
+from mirrordepth_edge.bench.selftest_worker import Bench, Found, run_step, steps_of
+from mirrordepth_edge.deploy import build
+from mirrordepth_edge.deploy.build import BuildPlan
+from mirrordepth_edge.device import Gpu
+from mirrordepth_edge.errors import GateError, InputError, MissingError
+from mirrordepth_edge.files import write_json
+from mirrordepth_edge.manifest import read_manifest
+
+PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
+NANO = Subject(model="nano", precision="fp32", no_engine="there is no GPU")
+SHORT = Effort(iterations=3, warmup=1, stream_s=0.2, soak_s=0.05)
+
+
+def passed(subject: Subject, *_: object) -> SubjectResult:
+    bench = Step(name="bench", outcome="passed", figures={"p50": Figure(value=12.34, unit="ms")})
+    stream = Step(name="stream", outcome="passed", figures={"age p50": Figure(value=34.56, unit="ms")})
+    steps = (Step(name="make", outcome="passed"), bench, stream)
+    return SubjectResult(subject=subject, backend="tensorrt", backend_version="10.3.0", device="Orin", steps=steps)
+
+
+def failed(subject: Subject, *_: object) -> SubjectResult:
+    return SubjectResult(subject=subject, steps=(Step(name="make", outcome="failed", reason="no"),))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "plan_build", lambda target: PLAN)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_with_a_gpu_both_models_are_tested_in_every_precision() -> None:
+    asked: list[Subject] = []
+    told: list[SubjectResult] = []
+
+    def run(subject: Subject, effort: Effort, on_stage: Callable[[str], object]) -> SubjectResult:
+        asked.append(subject)
+        assert effort == Effort()
+        return passed(subject)
+
+    result = run_selftest(run=run, on_tested=told.append)
+    models = [(subject.model, subject.precision, subject.no_engine) for subject in asked]
+    assert models == [
+        (model, precision, None) for model in ("nano", "vitb16") for precision in ("fp32", "fp16", "int8")
+    ]
+    assert told == list(result.tested)
+    assert (result.exit_code, result.no_engine) == (0, None)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_quick_is_nano_alone() -> None:
+    efforts: list[Effort] = []
+
+    def run(subject: Subject, effort: Effort, on_stage: Callable[[str], object]) -> SubjectResult:
+        efforts.append(effort)
+        return passed(subject)
+
+    result = run_selftest(quick=True, run=run)
+    assert len(efforts) == 3
+    assert efforts[0].iterations < Effort().iterations
+    assert [tested.outcome for tested in result.tested] == ["passed"] * 3 + ["skipped"] * 3
+    assert "--quick" in (result.tested[-1].steps[0].reason or "")
+    assert result.exit_code == 0
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_onnx_files_are_tested_and_it_exits_with_4() -> None:
+    result = run_selftest(run=passed)
+    assert "no NVIDIA GPU" in (result.no_engine or "")
+    assert [tested.outcome for tested in result.tested] == ["passed"] * 3 + ["skipped"] * 3
+    assert result.exit_code == 4
+
+
+@pytest.mark.usefixtures("gpu")
+def test_one_failure_stops_no_other_and_exits_with_3() -> None:
+    result = run_selftest(run=lambda *request: (failed if request[0].precision == "fp32" else passed)(*request))
+    assert [tested.outcome for tested in result.tested] == ["failed", "passed", "passed"] * 2
+    assert result.exit_code == 3
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_on_which_nothing_ran_has_not_passed() -> None:
+    def skipped(subject: Subject, *_: object) -> SubjectResult:
+        steps = (Step(name="make", outcome="passed"), Step(name="build", outcome="skipped", reason="no cuda-python"))
+        return SubjectResult(subject=subject, steps=steps)
+
+    assert run_selftest(run=skipped).exit_code == 4
+
+
+@pytest.mark.usefixtures("gpu")
+def test_rows_hold_what_the_support_matrix_says() -> None:
+    result = run_selftest(quick=True, run=passed)
+    board = replace(
+        result.device, board="NVIDIA Jetson Orin Nano", jetpack="6.2", driver="540.4.0", runtimes={"tensorrt": "10.3.0"}
+    )
+    rows = replace(result, device=board).rows()
+    assert len(rows) == 3, "what was skipped has no row"
+    named = dict(zip(ROW_HEADER, rows[1], strict=True))
+    assert named["device"] == "NVIDIA Jetson Orin Nano"
+    assert named["software"] == "JetPack 6.2, driver 540.4.0, TensorRT 10.3.0"
+    assert named["model"] == "nano FP16 in tensorrt"
+    assert named["passed"] == "make, bench, stream"
+    assert (named["p50 (ms)"], named["age p50 (ms)"]) == ("12.3", "34.6")
+    assert result.made in named["tested with"]
+    broken = replace(result, tested=(failed(NANO),)).rows()
+    assert dict(zip(ROW_HEADER, broken[0], strict=True))["passed"] == "make failed"
+
+
+def test_a_device_is_named_by_its_board_then_its_gpu_then_its_cpu() -> None:
+    device = replace(describe_device(), board=None, gpus=(), cpu="a CPU", cores=2)
+    assert device.name == "a CPU, 2 cores"
+    card = GpuFacts(name="RTX 4090", compute_capability="8.9", memory_mib=24564, cuda="12.8")
+    assert replace(device, gpus=(card,)).name == "RTX 4090"
+    assert replace(device, gpus=(card,), board="a board").name == "a board"
+
+
+# One subject in its process.
+
+
+def child(program: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", program)
+
+
+SAYS = "import json, sys; r = json.load(sys.stdin); say = lambda **what: print(json.dumps(what), flush=True); "
+MADE = "say(step={'name': 'make', 'outcome': 'passed'}); "
+
+
+def test_a_child_is_asked_and_listened_to() -> None:
+    told: list[str] = []
+    program = SAYS + (
+        "say(stage='hello ' + r['subject']['model']); "
+        "say(ran_by={'backend': 'b', 'backend_version': '1', 'device': 'd'});"
+        + MADE
+        + "print('a library warns', file=sys.stderr)"
+    )
+    found = in_child(NANO, SHORT, told.append, command=child(program))
+    assert told == ["hello nano"]
+    assert (found.backend, found.backend_version, found.device) == ("b", "1", "d")
+    assert found.steps == (Step(name="make", outcome="passed"),)
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ("import os; print('CUDA error 700', file=sys.stderr, flush=True); os.abort()", ("signal 6", "CUDA error 700")),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ("signal 9", "memory may have run out")),
+        ("raise SystemExit(7)", ("ended with 7",)),
+        ("print('no JSON'); raise SystemExit(1)", ("ended with 1",)),
+        ("import time; time.sleep(60)", ("longer than",)),
+    ],
+)
+def test_a_child_that_dies_fails_the_step_it_was_at(ending: str, words: tuple[str, ...]) -> None:
+    seconds = 1.5 if "sleep" in ending else 60.0
+    found = in_child(NANO, SHORT, lambda stage: None, command=child(SAYS + MADE + ending), most_s=seconds)
+    assert [(step.name, step.outcome) for step in found.steps] == [
+        ("make", "passed"),
+        ("build", "failed"),
+        *((name, "skipped") for name in ("verify", "bench", "stream", "soak")),
+    ]
+    assert all(word in (found.steps[1].reason or "") for word in words)
+    assert found.steps[2].reason == "build did not pass"
+
+
+def test_a_child_that_never_starts_is_a_failure() -> None:
+    found = in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
+    assert [step.outcome for step in found.steps] == ["failed"] + ["skipped"] * 5
+
+
+def bench_of(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> Bench:
+    def say(kind: str, value: Any) -> None:
+        if said is not None:
+            said.append((kind, value))
+
+    return Bench(subject=subject, effort=SHORT, folder=tmp_path, say=say, stack=ExitStack())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "words"),
+    [
+        (MissingError("No PyTorch.", "It is not installed.", "pip"), "skipped", "No PyTorch. It is not installed."),
+        (GateError("Wrong depth.", "By 3 %.", "Build it again."), "failed", "Wrong depth. By 3 %."),
+        (ZeroDivisionError("of ours"), "failed", "ZeroDivisionError: of ours (test_selftest.py"),
+    ],
+)
+def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, words: str) -> None:
+    def work(found: Found) -> None:
+        found.add("so far", 1.0, "s")
+        raise error
+
+    step = run_step("bench", work, lambda stage: None)
+    assert step.outcome == outcome
+    assert words in (step.reason or "")
+    assert step.figures == {"so far": Figure(value=1.0, unit="s")}, "what was found before it is told"
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    def work(found: Found) -> None:
+        found.add("bad", float("nan"), "ms")
+        found.add("worse", float("inf"), "ms")
+
+    step = run_step("bench", work, lambda stage: None)
+    assert step.figures == {}
+    json.dumps(asdict(step), allow_nan=False)
+
+
+def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[StepName] = []
+
+    def working(name: StepName) -> Callable[[Bench, Found], None]:
+        def work(bench: Bench, found: Found) -> None:
+            done.append(name)
+            if name == "build":
+                raise MissingError("No CUDA.", "", "")
+
+        return work
+
+    for name in STEPS:
+        monkeypatch.setattr(Bench, name, working(name))
+    steps = list(steps_of(bench_of(replace(NANO, no_engine=None), tmp_path)))
+    assert done == ["make", "build"]
+    assert [step.outcome for step in steps] == ["passed"] + ["skipped"] * 5
+    assert {step.reason for step in steps[2:]} == {"build did not pass"}
+    done.clear()
+    assert [step.outcome for step in steps_of(bench_of(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
+
+
+def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirrordepth_edge.deploy.verify.REPEATS", 1)
+    said: list[Any] = []
+    with bench_of(NANO, tmp_path, said).stack:
+        steps = {step.name: step for step in steps_of(bench_of(NANO, tmp_path, said))}
+    assert {name: step.outcome for name, step in steps.items()} == dict.fromkeys(STEPS, "passed") | {"build": "skipped"}
+    assert steps["build"].reason == "there is no GPU"
+    (ran_by,) = (value for kind, value in said if kind == "ran_by")
+    assert (ran_by["backend"], ran_by["device"]) == ("onnxruntime", "cpu")
+    mean = [figure.value for name, figure in steps["verify"].figures.items() if name.startswith("mean relative")]
+    assert 0 <= mean[0] < 1e-4
+    bench = steps["bench"].figures
+    assert bench["p50"].unit == "ms"
+    assert bench["throughput"].value > 0
+    assert steps["stream"].figures["age p50"].value > 0
+    assert steps["soak"].figures["runs that differ from the first"].value == 0
+
+
+def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
+    bench = bench_of(replace(NANO, precision="int8"), tmp_path)
+    step = run_step("make", bench.make, lambda stage: None)
+    assert step.outcome == "passed", step.reason
+    quantisation = read_manifest(bench.onnx).quantisation
+    assert quantisation is not None
+    assert (quantisation.scheme, quantisation.calibration_frames) == ("cpu", 3)
+    assert quantisation.calibration == "selftest-only-nano"
+    assert any("for the self-test only" in note for note in step.notes)
+
+
+def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SimpleNamespace(flavour="tensorrt", build_seconds=12.5, peak_memory_mb=800.0)
+    plan = tmp_path / "e.plan"
+    plan.write_bytes(b"0" * 2_000_000)
+    cached = SimpleNamespace(path=plan, built=False, why="built yesterday")
+    monkeypatch.setattr(selftest_worker, "cached_engine", lambda onnx, on_stage: cached)
+    parity = SimpleNamespace(mean_relative=1e-3, runner="tensorrt 10.3.0 on Orin")
+    monkeypatch.setattr(
+        selftest_worker, "read_manifest", lambda path, verify: SimpleNamespace(engine=engine, parity=parity)
+    )
+    bench = bench_of(replace(NANO, no_engine=None), tmp_path)
+    bench.onnx = tmp_path / "nano.onnx"
+    step = run_step("build", bench.build, lambda stage: None)
+    assert bench.path == plan
+    assert {name: figure.value for name, figure in step.figures.items()} == {
+        "size": 2.0,
+        "build": 12.5,
+        "main memory at most": 800.0,
+        "mean relative, against its ONNX file": 1e-3,
+    }
+    assert step.notes == ("not built now: built yesterday",)
+    parity.runner = "onnxruntime 1.23.2 CPU"
+    assert "mean relative, against its ONNX file" not in run_step("build", bench.build, lambda stage: None).figures
+
+
+# What is sent.
+
+SECRETS = (
+    "mallory",
+    "mallory-laptop",
+    "/home/mallory",
+    "10.20.30.40",
+    "0424321987654",
+    "52:54:00:12:34:56",
+    "projectx",
+)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_nothing_personal_is_sent(tmp_path: Path) -> None:
+    planted = " ".join(SECRETS) + " /home/mallory/projectx/a.onnx"
+
+    def run(subject: Subject, *_: object) -> SubjectResult:
+        step = Step(name="make", outcome="failed", reason=planted, notes=(planted,))
+        return SubjectResult(
+            subject=replace(subject, no_engine=planted), device=planted, backend_version=planted, steps=(step,)
+        )
+
+    result = run_selftest(run=run)
+    device = replace(
+        result.device, absent={"tensorrt": planted}, governor=planted, clocks=(planted,), runtimes={"torch": planted}
+    )
+    result = replace(result, device=device, no_engine=planted)
+    assert all(secret in json.dumps(asdict(result)) for secret in SECRETS)
+    names = ["mallory", "mallory-laptop", "0424321987654", "projectx"]
+    sent = anonymous(result, Anonymiser.of(names, ["/home/mallory"]))
+    write_json(tmp_path / "selftest.json", asdict(sent))
+    text = (tmp_path / "selftest.json").read_text(encoding="utf-8")
+    assert [secret for secret in SECRETS if secret in text] == []
+    assert read_selftest(tmp_path / "selftest.json") == sent
+    assert [tested.subject.model for tested in sent.tested] == [tested.subject.model for tested in result.tested]
+
+
+@pytest.mark.parametrize("name", ["make", "bench", "passed", "fp16", "nano"])
+def test_a_user_whose_name_is_a_word_of_the_report_breaks_nothing(name: str) -> None:
+    result = run_selftest(quick=True, run=passed)
+    sent = anonymous(result, Anonymiser.of([name], []))
+    assert [step.name for step in sent.tested[0].steps] == ["make", "bench", "stream"]
+    assert sent.exit_code == result.exit_code
+
+
+def test_a_kernel_that_someone_named_is_told_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest.platform, "release", lambda: "5.15.148-mallory-rt")
+    monkeypatch.setattr(selftest.platform, "system", lambda: "Linux")
+    assert describe_device().system == "Linux 5.15.148"
+
+
+def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    orin = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
+    monkeypatch.setattr("mirrordepth_edge.device.nvidia_gpus", lambda: (orin,))
+    assert describe_device().gpus == (GpuFacts(name="Orin", compute_capability="8.7", memory_mib=7620, cuda="12.6"),)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}'])
+def test_a_file_that_is_no_self_test(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "selftest.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError):
+        read_selftest(path)
+
+
+def test_it_is_read_back(tmp_path: Path) -> None:
+    result: SelfTest = run_selftest(quick=True, run=passed)
+    write_json(tmp_path / "a.json", asdict(result))
+    assert read_selftest(tmp_path / "a.json") == result
