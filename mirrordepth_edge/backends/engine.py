@@ -6,7 +6,6 @@ Not yet run on hardware. Every attribute used here is checked against the real r
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,8 @@ from mirrordepth_edge.backends import cuda
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.engine_graph import NotCapturedError
 from mirrordepth_edge.backends.engine_lane import Lane
-from mirrordepth_edge.backends.engine_plan import build_here, check_tensors, load_plan, said, start_runtime
+from mirrordepth_edge.backends.engine_plan import check_tensors, load_plan, said, start_runtime
+from mirrordepth_edge.backends.trust import require_served
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
@@ -68,31 +68,6 @@ def refuse_other_options(path: Path, options: SessionOptions) -> None:
             "A plan carries its weights; only a checkpoint takes CLIP's from elsewhere.",
             "Leave --clip-weights out.",
         )
-
-
-def require_served(path: Path, manifest: Manifest) -> None:
-    """Sessions run on GPU 0, which must be one that the plan was built for.
-
-    Raises:
-        InputError: it is not; names every GPU, and how to choose one that is.
-    """
-    gpus = nvidia_gpus()
-    built_for = manifest.engine.compute_capabilities if manifest.engine is not None else ()
-    if not built_for or gpus[0].compute_capability in built_for:
-        return
-    seen = ", ".join(f"GPU {index} is {gpu.name} ({gpu.compute_capability})" for index, gpu in enumerate(gpus))
-    fitting = [index for index, gpu in enumerate(gpus) if gpu.compute_capability in built_for]
-    raise InputError(
-        f"{path} was not built for the GPU that would run it.",
-        f"It is for compute capability {', '.join(built_for)}; sessions run on GPU 0, and {seen}.",
-        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(fitting[0])}" if fitting else build_here(path),
-    )
-
-
-def _visible_name(index: int) -> str:
-    """What CUDA_VISIBLE_DEVICES calls a GPU, where it may hide and rename others already."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return chosen[index].strip() if index < len(chosen) and chosen[index].strip() else str(index)
 
 
 class Contexts(Protocol):
@@ -156,8 +131,10 @@ class EngineSession(CheckedSession):
             raise OptionError(
                 f"{options.in_flight} frames in flight are none.", "A session needs one at least.", "in_flight=1"
             )
-        require_served(path, manifest)
-        gpu = nvidia_gpus()[0]
+        gpus = nvidia_gpus()
+        if manifest.engine is not None:
+            require_served(path, manifest.engine, gpus)
+        gpu = gpus[0]
         self.backend, self.version = backend, str(trt.__version__)
         self.precision = manifest.precision
         self.inputs, self.outputs = manifest.inputs, manifest.outputs

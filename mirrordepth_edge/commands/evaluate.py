@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import (
     NANO,
     Backend,
@@ -64,6 +65,7 @@ def evaluate(
         Path | None, typer.Option("--report", help="Write a page with charts and pictures (.html).")
     ] = None,
     clip_weights: ClipWeights = None,
+    trust: Trust = False,
 ) -> None:
     """Measure depth errors on pictures with depth.
 
@@ -73,6 +75,8 @@ def evaluate(
     With --temporal, a poses.txt (NAME tx ty tz qx qy qz qw, camera to world) and an intrinsics.txt
     (fx fy cx cy) in --root take the place of optical flow.
     """
+
+    from dataclasses import replace
 
     from mirrordepth_edge.baselines import wanted
     from mirrordepth_edge.camera import camera_of
@@ -94,7 +98,7 @@ def evaluate(
     source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
     dataset, kind = choose_dataset(source, "test"), kind_of(source)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = session_options(device, clip_weights, backend=backend, bf16=bf16)
+    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
     scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
     convention, with_baselines = CONVENTIONS[kind], wanted(kind, baselines)
     camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None

@@ -108,8 +108,9 @@ def warn(predictor: DepthPredictor) -> None:
     session = predictor.session
     if session.device == "cpu" and nvidia_gpus():
         errors.print(f"note: {nvidia_gpus()[0].name} is not used; mde doctor says why", style="yellow")
-    if not predictor.trained:
-        errors.print("note: the weights are random; the depth means nothing", style="yellow")
+    random = () if predictor.trained else ("the weights are random; the depth means nothing",)
+    for note in (*session.notes, *random):
+        errors.print(f"note: {note}", style="yellow")
 
 
 def session_options(

@@ -20,6 +20,7 @@ from mirrordepth_edge.deploy.build_process import OnProgress, run_worker
 from mirrordepth_edge.deploy.parity import measure_engine_parity
 from mirrordepth_edge.deploy.reference import reference_path
 from mirrordepth_edge.deploy.trt_versions import Flavour, has_timing_cache, refuse_unsupported
+from mirrordepth_edge.deploy.verify import require_repeatable
 from mirrordepth_edge.device import installed_versions, nvidia_gpus
 from mirrordepth_edge.environment import parse_driver
 from mirrordepth_edge.errors import MissingError, OptionError
@@ -172,7 +173,7 @@ def build_engine(
         InputError: the ONNX file is not one of ours, the parser or builder refused it, or a file cannot be written.
         OptionError: an option that this builder does not have, or that does not fit the file.
         DeviceError: memory ran out.
-        GateError: the engine's depth is not the ONNX file's; nothing is written.
+        GateError: the engine's depth is not the ONNX file's, or another each time; nothing is written.
     """
     config = config or BuildConfig()
     require_suffix(output, PLAN_SUFFIXES, "an engine")
@@ -207,7 +208,9 @@ def build_engine(
         provable = plan.runs_here and config.dynamic is None and config.weights == "full"
         if provable and isinstance(backend(plan.flavour).probe(), Available):
             session = backend(plan.flavour).open(built, manifest, SessionOptions())
-            manifest = replace(manifest, parity=measure_engine_parity(session, onnx_path, source))
+            with session:
+                require_repeatable(session, manifest, output.name)
+                manifest = replace(manifest, parity=measure_engine_parity(session, onnx_path, source))
         with ExitStack() as stack:  # the reference takes its place after the plan, if that could be written
             if reference_path(onnx_path).is_file():
                 shutil.copyfile(reference_path(onnx_path), stack.enter_context(written_whole(reference_path(output))))
