@@ -398,7 +398,7 @@ def test_sessions_tell_the_runtimes_version(tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     path = tmp_path / "small.onnx"
     path.write_bytes(ort_backend._small_model())
-    about: Any = SimpleNamespace(inputs=(), outputs=(), precision="fp32")
+    about: Any = SimpleNamespace(inputs=(), outputs=(), precision="fp32", quantisation=None)
     with ort_backend.OnnxRuntimeSession(path, about, SessionOptions(device="cpu", threads=1)) as session:
         assert (session.version, session.device) == (ort.__version__, "cpu")
 
