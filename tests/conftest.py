@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PRESETS, ModelConfig
-from mirrordepth_edge.data.sample import DepthDataset, Sample
+from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.preprocess import Frame
 
 if TYPE_CHECKING:
@@ -109,25 +109,6 @@ def frames() -> list[Frame]:
     return pictures
 
 
-class InMemory(DepthDataset):
-    """Samples that are at hand."""
-
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def name(self, index: int) -> str:
-        return self.samples[index].name
-
-    def files(self) -> list[Path]:
-        return []
-
-
 @pytest.fixture(scope="session")
 def samples(frames: list[Frame]) -> InMemory:
     """Four pictures whose depth can be read off their brightness, with a border of no depth."""
@@ -136,7 +117,7 @@ def samples(frames: list[Frame]) -> InMemory:
         depth_m = 1 + 4 * frame.mean(axis=2, dtype=np.float32) / 255
         depth_m[:5] = 0
         made.append(Sample(str(index), np.ascontiguousarray(frame), depth_m))
-    return InMemory(made)
+    return InMemory(samples=made)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +161,25 @@ class FilePairs(DepthDataset):
         while not all(folder.is_relative_to(common) for folder in folders):
             common = common.parent
         return common
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(DepthDataset):
+    """Samples that come from no files."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def name(self, index: int) -> str:
+        return self.samples[index].name
+
+    def files(self) -> list[Path]:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import InputKind, QuantiseConfig, SessionOptions
-from mirrordepth_edge.data.sample import DepthDataset, Sample
+from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.deploy.calibset import CalibrationSet
 from mirrordepth_edge.deploy.damage import measure_damage
 from mirrordepth_edge.deploy.fp16 import check_range, to_fp16
@@ -58,26 +58,6 @@ class Fitted:
     accuracy: Accuracy
     trail: tuple[tuple[int, Accuracy], ...]
     """What was tried: how many groups were given back, and what that cost."""
-
-
-class _Pictures(DepthDataset):
-    """Network inputs as pictures to judge on; what depth they show is not known."""
-
-    def __init__(self, pictures: Sequence[Frame]) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Sample:
-        frame = self.pictures[index]
-        return Sample(self.name(index), frame, np.zeros(frame.shape[:2], np.float32))
-
-    def name(self, index: int) -> str:
-        return f"{index}"
-
-    def files(self) -> list[Path]:
-        return []
 
 
 @dataclass(kw_only=True)
@@ -201,8 +181,11 @@ class Int8Workshop:
 
     @cached_property
     def judge(self) -> Judge:
+        unmeasured = [_unmeasured(number, frame) for number, frame in enumerate(self.held_out)]
         frames = self.labelled or GateFrames(
-            samples=_Pictures(self.held_out), protocol=None, data=f"the calibration set {self.calibration.name}"
+            samples=InMemory(samples=unmeasured),
+            protocol=None,
+            data=f"the calibration set {self.calibration.name}",
         )
         folder = self.folder / "fp32-depth"
         folder.mkdir(exist_ok=True)
@@ -294,3 +277,8 @@ class Int8Workshop:
         write_artefact(output, candidate.read_bytes(), replace(manifest, parity=parity))
         copy_reference(self.fp32, output)
         return replace(manifest, parity=parity)
+
+
+def _unmeasured(number: int, frame: Frame) -> Sample:
+    """A picture to judge on; what depth it shows is not known."""
+    return Sample(f"{number}", frame, np.zeros(frame.shape[:2], np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from mirrordepth_edge.data.check import (
 )
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.mistakes import find_mistakes
-from mirrordepth_edge.data.sample import DepthDataset, Mapped, Sample, Selected
+from mirrordepth_edge.data.sample import InMemory, Mapped, Sample, Selected
 
 SHAPE = (60, 80)
 Levels = npt.NDArray[np.uint16]
@@ -119,25 +119,6 @@ def test_width_and_height_swapped(root: Path) -> None:
     # A part of the data, seen through something: the pair behind it is found all the same.
     seen = Selected(of=Mapped(of=folder_dataset(root), function=lambda sample: sample), indices=(4, 5))
     assert [(picture.name, picture.swapped) for picture in check_dataset(seen).unusable] == [("4", True), ("5", True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InMemory(DepthDataset):
-    """Samples that come from no files."""
-
-    samples: tuple[Sample, ...]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def name(self, index: int) -> str:
-        return self.samples[index].name
-
-    def files(self) -> list[Path]:
-        return []
 
 
 def test_samples_that_come_from_no_files() -> None:

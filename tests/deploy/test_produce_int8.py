@@ -19,7 +19,7 @@ from onnx import load
 
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.core.network import DepthNetwork
-from mirrordepth_edge.data.sample import DepthDataset, Sample
+from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.deploy import sweep as sweeping
 from mirrordepth_edge.deploy.audit import audit_onnx
 from mirrordepth_edge.deploy.gate import GateFrames, Judge
@@ -69,29 +69,12 @@ def workshop(folder: Path, tmp_path: Path, config: QuantiseConfig, labelled: Gat
 FOR_CPU = QuantiseConfig(scheme="cpu")
 
 
-class Labelled(DepthDataset):
-    """Pictures whose depth is what a file says of them, a tenth farther."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def name(self, index: int) -> str:
-        return f"{index}"
-
-    def files(self) -> list[Path]:
-        return []
-
-
 def labelled(path: Path, farther: float = 1.1) -> GateFrames:
     with load_predictor(path) as predict:
         samples = [Sample(f"{k}", frame, predict(frame) * np.float32(farther)) for k, frame in enumerate(smooth(3))]
-    return GateFrames(samples=Labelled(samples), protocol=Protocol(limits_m=(1e-3, 100.0)), data="three pictures")
+    return GateFrames(
+        samples=InMemory(samples=samples), protocol=Protocol(limits_m=(1e-3, 100.0)), data="three pictures"
+    )
 
 
 def test_the_fp32_file_itself_costs_nothing(folder: Path, tmp_path: Path) -> None:
