@@ -35,7 +35,7 @@ def export(
     io: Annotated[str, typer.Option(help="uint8: RGB [1,H,W,3]; float: normalised [1,3,H,W].")] = "uint8",
     target: Annotated[str | None, typer.Option(help="Where it will run, such as cpu, orin-nano, rtx-ada.")] = None,
     frames: Annotated[Path | None, typer.Option(help="Picture or folder for parity and FP16 ranges.")] = None,
-    calib: Annotated[str | None, typer.Option(help="INT8: calibration set, as mde calibrate wrote it.")] = None,
+    calib: Annotated[str | None, typer.Option(help="INT8, FP16: calibration set, as mde calibrate wrote it.")] = None,
     calib_method: Annotated[
         str, typer.Option(help="INT8: how ranges are taken: percentile, mse, max, entropy.")
     ] = "percentile",
@@ -108,10 +108,16 @@ def export(
             return
         for_cpu = on_cpu
     else:
-        for option, given in (("--calib", calib), ("--root", root), ("--force", force or None)):
+        precision: Precision = "fp16" if fp16 else "fp32" if fp32 else default
+        of_fp16 = calib if precision == "fp16" else None
+        for option, given in (
+            ("--calib", calib if of_fp16 is None else None),
+            ("--root", root),
+            ("--force", force or None),
+        ):
             if given is not None:
                 raise OptionError(f"{option} is for INT8.", "FP32 and FP16 are proven against PyTorch.", "Add --int8.")
-        export_onnx(source, output, "fp16" if fp16 else "fp32" if fp32 else default)
+        export_onnx(source._replace(calib=of_fp16), output, precision)
     if triton is not None:
         from mirrordepth_edge.deploy.triton import write_triton_repository
 

@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from mirrordepth_edge.config import InputKind, Precision, SizeHW
     from mirrordepth_edge.manifest import Manifest
+    from mirrordepth_edge.preprocess import Frame
+
+
+CAST_FRAMES = 8
+"""Of a calibration set, so many are looked at for FP16."""
 
 
 class Source(NamedTuple):
@@ -20,6 +25,8 @@ class Source(NamedTuple):
     frames: Path | None
     size_hw: SizeHW | None
     io: InputKind
+    calib: str | None = None
+    """For FP16: a set whose frames join the others."""
 
 
 def export_onnx(source: Source, output: Path, precision: Precision) -> None:
@@ -49,7 +56,7 @@ def produce(source: Source, output: Path, precision: Precision, on_stage: Callab
     from mirrordepth_edge.files import sha256_of
     from mirrordepth_edge.runtime import NANO_CHECKPOINT, SHIPPED
 
-    pictures = reference_frames(source.frames)
+    pictures = [*reference_frames(source.frames), *_calibration_frames(source.calib)]
     if source.untrained is not None:
         network, digest = untrained_network(source.untrained, source.size_hw)
     else:
@@ -67,6 +74,16 @@ def produce(source: Source, output: Path, precision: Precision, on_stage: Callab
         trained=source.untrained is None,
         on_stage=on_stage,
     )
+
+
+def _calibration_frames(calib: str | None) -> list[Frame]:
+    """Some of a calibration set, whose activations decide too what stays FP32."""
+    if calib is None:
+        return []
+    from mirrordepth_edge.deploy.calibset import load_calibration
+
+    calibration = load_calibration(calib)
+    return list(calibration.some_frames(range(0, calibration.count, -(-calibration.count // CAST_FRAMES))))
 
 
 def fp32_file(source: Source, folder: Path, on_stage: Callable[[str], object]) -> tuple[Path, Manifest, str]:

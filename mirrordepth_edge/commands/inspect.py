@@ -64,6 +64,18 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         ("model", f"{manifest.model.preset}: {manifest.model.clip_model}"),
         ("precision", f"{manifest.precision.upper()}, opset {manifest.opset}"),
     ]
+    if (quantisation := manifest.quantisation) is not None:
+        verdict = "held" if quantisation.accuracy is None or quantisation.accuracy.holds else "FAILED, written by force"
+        rows += [
+            (
+                "INT8",
+                f"{len(quantisation.int8_nodes)} layers, for {quantisation.scheme.upper()}s; ranges by "
+                f"{quantisation.method} over {quantisation.calibration_frames} frames of {quantisation.calibration}",
+            ),
+            ("accuracy", f"{quantisation.accuracy}; {verdict}"),
+        ]
+        if quantisation.given_back:
+            rows.append(("given back", ", ".join(quantisation.given_back)))
     if engine is not None:
         rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):

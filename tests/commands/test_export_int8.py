@@ -69,7 +69,9 @@ def test_without_depth_it_is_judged_against_fp32(capsys: pytest.CaptureFixture[s
     assert manifest.parent_sha256 == read_manifest(Path("tiny.onnx")).artefact_sha256
     assert run_app(["audit", str(output)]) == 0
     assert run_app(["inspect", str(output)]) == 0
-    assert "INT8" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "frames of office" in shown
+    assert "against FP32's depth" in shown
 
 
 def test_with_depth_it_is_judged_against_that(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -183,6 +185,17 @@ def test_nothing_but_fp32_is_quantised(capsys: pytest.CaptureFixture[str], tmp_p
     again = tmp_path / "again.onnx"
     assert run_app(["export", str(output), "--int8", *TO_CPU, "-o", str(again)]) == 1
     assert "INT8 already" in capsys.readouterr().err
+
+
+def test_fp16_looks_at_the_calibration_set_too(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt.onnx.autocast", reason="Model Optimizer is not installed")
+    output = tmp_path / "half.onnx"
+    arguments = ["export", str(tiny_checkpoint), "--fp16", "--calib", "calib/office/office.toml", "-o", str(output)]
+    assert run_app([*arguments, "--target", "cpu"]) == 0
+    # The package's own three pictures, and every other of the twelve.
+    assert "parity: 9 frames against PyTorch" in capsys.readouterr().out
 
 
 def test_the_manifest_is_readable_json(tmp_path: Path) -> None:
