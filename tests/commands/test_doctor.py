@@ -36,6 +36,7 @@ LAPTOP = Machine(
 JETSON = replace(
     LAPTOP, architecture="aarch64", gpus=(ORIN,), jetson="NVIDIA Jetson Orin Nano Developer Kit", l4t="36.4.3"
 )
+ENOUGH_DISK_MIB = 50_000
 PROBES: dict[str, Probe] = {
     "torch": Missing(reason="the package torch is not installed", cure="pip install torch"),
     "onnxruntime": Available(version="1.24.4", devices=("cpu",)),
@@ -52,6 +53,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def become(machine: Machine, problem: str | None = None) -> None:
         monkeypatch.setattr(environment, "read_environment", partial(read_environment, tmp_path, silent))
+        monkeypatch.setattr(environment, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
         monkeypatch.setattr(v4l2, "list_cameras", list)
         monkeypatch.setattr(device, "machine", lambda: machine)
         monkeypatch.setattr(device, "cuda_driver", lambda: CudaDriver(gpus=machine.gpus, problem=problem))
@@ -185,6 +187,7 @@ def boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(platform, "machine", lambda: "x86_64" if name == "desktop" else "aarch64")
         monkeypatch.setattr(environment, "read_environment", partial(read_environment, root, run))
         monkeypatch.setattr(environment, "this_python", lambda: python)
+        monkeypatch.setattr(environment, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
         monkeypatch.setattr(registry, "probe_all", lambda: {"onnxruntime": onnx, "tensorrt": engine})
         monkeypatch.setattr(onnxruntime, "cuda_problem", lambda: onnxruntime_problem)
         monkeypatch.setattr(doctor, "installed_packages", lambda: packages or {})
