@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,7 @@ ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="mde",
@@ -91,8 +94,11 @@ app.add_typer(bench_app, name="bench")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mde` and exit: 0 ok, 1 expected failure, 2 usage, 3 a gate failed, 4 hardware or a
-    package is missing, 70 a bug, 130 Ctrl-C."""
-    code = run_app(arguments)
+    package is missing, 70 a bug, 130 Ctrl-C, 143 SIGTERM."""
+    with _sigterm_as_ctrl_c() as received:
+        code = run_app(arguments)
+    if code == EXIT_INTERRUPTED and received:
+        code = EXIT_TERMINATED
     if code and "TORCHELASTIC_RUN_ID" in os.environ:
         # One of several training processes: an orderly end would wait for the others, who wait for it.
         sys.stdout.flush()
@@ -118,6 +124,31 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     if result == EXIT_INTERRUPTED:  # raised above, or already made a status by typer
         typer.echo("interrupted", err=True)
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """Let SIGTERM, by which systemd, Docker and `kill` end a process, leave as little behind as Ctrl-C does.
+
+    Yields:
+        The signal, once it came.
+    """
+    received: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break off the tidying
+        received.append(number)
+        raise KeyboardInterrupt
+
+    # One of several training processes may be stuck in C++, waiting for one that died: it has to end at once.
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or "TORCHELASTIC_RUN_ID" in os.environ:
+        yield received
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _show(error: MdeError) -> None:

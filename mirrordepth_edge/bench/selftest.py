@@ -11,7 +11,6 @@ import json
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from mirrordepth_edge import __version__
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import backend
 from mirrordepth_edge.bench.anonymous import Anonymiser
+from mirrordepth_edge.child import command_of
 from mirrordepth_edge.config import Precision, Strict
 from mirrordepth_edge.deploy import build
 from mirrordepth_edge.device import installed_versions, machine
@@ -48,7 +48,7 @@ PACKAGES = (
 )
 RUNTIMES: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 """Backends that the test uses."""
-COMMAND: Final = (sys.executable, "-m", "mirrordepth_edge.bench.selftest_worker")
+COMMAND: Final = command_of("mirrordepth_edge.bench.selftest_worker")
 MOST_S: Final = 3600.0
 """A subject that takes longer hangs; on an Orin Nano three engines of ViT-B/16 would take less."""
 

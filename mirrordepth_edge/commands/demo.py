@@ -33,6 +33,7 @@ def demo(
 
     from mirrordepth_edge.backends.base import Available
     from mirrordepth_edge.backends.registry import backend, backend_for
+    from mirrordepth_edge.child import command_of
     from mirrordepth_edge.commands.export import export
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.export import require_export_packages
@@ -58,7 +59,7 @@ def demo(
     # In a process of its own, as users run it: PyTorch's threads in this one would slow the runtime.
     arguments = ["bench", "--engine", str(model), "--iterations", "100", "--json", str(output / "bench.json")]
     sys.stdout.flush()
-    if status := subprocess.run([sys.executable, "-m", "mirrordepth_edge", *arguments], check=False).returncode:
+    if status := subprocess.run([*command_of("mirrordepth_edge.cli"), *arguments], check=False).returncode:
         raise typer.Exit(status)
     console.print("4  a photograph becomes metres", style="bold")
     with load(model) as predictor:
