@@ -141,9 +141,10 @@ def open_candidate(model: str | Path, options: SessionOptions | None = None, bat
     """
     path = model_path(model)
     reference = read_reference(path)
-    return Candidate(
-        predictor=load(path, options, batch=batch), name=path.name, sha256=sha256_of(path), reference=reference
-    )
+    predictor = load(path, options, batch=batch)
+    if reference is not None and reference.depth_m.shape[1:] != predictor.session.inputs[0].size[1:]:
+        reference = None  # it is of the usual size, and this session of another
+    return Candidate(predictor=predictor, name=path.name, sha256=sha256_of(path), reference=reference)
 
 
 def bench(
@@ -240,7 +241,7 @@ def bench_stream(
 def bench_throughput(
     candidates: Sequence[Candidate], frames: Sequence[Frame], config: BenchConfig, seconds: float
 ) -> ThroughputMeasurement:
-    """Sessions of one artefact side by side, each on its own frame.
+    """Sessions of one artefact side by side, each on its own frame; for an engine see `in_flight.bench_in_flight`.
 
     Raises:
         GateError: as `bench`.
@@ -256,6 +257,7 @@ def bench_throughput(
         context=sampler.context(),
         agreement=agreement,
         in_flight=len(candidates),
+        arrangement=f"{len(candidates)} session{'s' if len(candidates) > 1 else ''}",
         seconds=result.seconds,
         latency=summarise(result.frames_ms),
         rate_hz=result.rate_hz,

@@ -123,12 +123,14 @@ class ThroughputMeasurement(Measured):
     """Several frames in work at once."""
 
     in_flight: int
-    """Sessions that work side by side, each on its own frame."""
+    """How many at most."""
+    arrangement: str
+    """How they are kept in work: "2 sessions" side by side, each on its own frame, or "2 in one engine"."""
     seconds: float
     latency: LatencyStats
-    """Of single frames under this load; its `throughput_hz` is of one session."""
+    """Of single frames under this load; its `throughput_hz` is of one of those in work."""
     rate_hz: float
-    """Frames a second by all sessions together."""
+    """Frames a second by all together."""
     samples_ms: npt.NDArray[np.float64]
     """Shape `[frames]`, in order of their ends."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter_ns
 
 import numpy as np
@@ -15,7 +16,7 @@ from mirrordepth_edge.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What sessions side by side got done."""
+    """What got done."""
 
     seconds: float
     """From the common start to the end of the last frame."""
@@ -39,15 +40,10 @@ def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Thro
     Raises:
         OptionError: there is nothing to run, or no time for it.
     """
-    if not steps or not seconds > 0:
-        raise OptionError(
-            f"{len(steps)} sessions for {seconds:g} s measure nothing.",
-            "It needs one session and some time at least.",
-            "--in-flight 2 --duration 5",
-        )
+    _require_some(len(steps), seconds)
     taken: list[list[tuple[int, int]]] = [[] for _ in steps]
     failed: list[BaseException] = []
-    numbers, lock = iter(range(1 << 62)), threading.Lock()
+    numbers, lock = count(), threading.Lock()
     ready = threading.Barrier(len(steps) + 1)
     stop = threading.Event()
 
@@ -84,3 +80,43 @@ def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Thro
     return Throughput(
         seconds=float((times_ns[-1, 1] - start_ns) / 1e9), frames_ms=(times_ns[:, 1] - times_ns[:, 0]) / 1e6
     )
+
+
+def throughput_of_one(work: Callable[[Iterator[int]], Iterable[object]], seconds: float) -> Throughput:
+    """Run, on this thread, work that has several frames going by itself, until the time is up.
+
+    Args:
+        work: takes frames' numbers, each when it begins that frame, and gives something for each, in order, when its
+            result is in host memory. What was begun, it finishes. Warm it up before.
+        seconds: how long frames are begun, above 0.
+
+    Raises:
+        OptionError: there is no time.
+    """
+    _require_some(1, seconds)
+    begun_ns: list[int] = []
+    ended_ns: list[int] = []
+    start_ns = perf_counter_ns()
+
+    def numbers() -> Iterator[int]:
+        for number in count():
+            now_ns = perf_counter_ns()
+            if number and now_ns - start_ns > seconds * 1e9:
+                return
+            begun_ns.append(now_ns)
+            yield number
+
+    for _ in work(numbers()):
+        ended_ns.append(perf_counter_ns())
+    return Throughput(
+        seconds=(ended_ns[-1] - start_ns) / 1e9, frames_ms=(np.array(ended_ns) - np.array(begun_ns)) / 1e6
+    )
+
+
+def _require_some(sessions: int, seconds: float) -> None:
+    if not sessions or not seconds > 0:
+        raise OptionError(
+            f"{sessions} sessions for {seconds:g} s measure nothing.",
+            "It needs one session and some time at least.",
+            "--in-flight 2 --duration 5",
+        )

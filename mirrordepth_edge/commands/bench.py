@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mirrordepth_edge.commands.bench_compare import compare
+from mirrordepth_edge.commands.bench_options import ModelFirst
 from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import (
     NANO,
@@ -15,12 +17,12 @@ from mirrordepth_edge.commands.parameters import (
     ClipWeights,
     Device,
     Model,
-    parse_size,
     session_options,
 )
+from mirrordepth_edge.commands.sizes import NetworkSize, parse_size
 from mirrordepth_edge.commands.target_option import Target, resolve
 
-bench_app = typer.Typer(invoke_without_command=True)
+bench_app = typer.Typer(cls=ModelFirst, invoke_without_command=True)
 
 FailIf = Annotated[
     list[str] | None, typer.Option(metavar="GATE", help="Exit with 3 if so: 'p99>33ms', 'p50>1.05*base.json'.")
@@ -50,13 +52,15 @@ def bench(
         list[float] | None, typer.Option(min=0.1, help="Stream: frames a second, once or more.  [15, 30, 60]")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(min=0.5, help="Throughput, stream: seconds (at each rate).  [5]")
+        str | None, typer.Option(help="Throughput, stream: how long, at each rate, such as 10s.  [5s]")
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Throughput: frames in work at once, a session each.  [2]")
+        int | None,
+        typer.Option(min=1, help="Throughput: frames in work at once, by one engine or a session each.  [2]"),
     ] = None,
     device: Device = "auto",
     backend: Backend = None,
+    network_size: NetworkSize = None,
     bf16: Bf16 = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.  [all cores]")] = None,
     json_file: Annotated[
@@ -74,7 +78,7 @@ def bench(
     from dataclasses import replace
 
     from mirrordepth_edge.commands import bench_modes as modes
-    from mirrordepth_edge.commands.bench_options import check_given, check_protocol
+    from mirrordepth_edge.commands.bench_options import check_given, check_protocol, parse_duration
     from mirrordepth_edge.config import BenchConfig
     from mirrordepth_edge.errors import OptionError
 
@@ -95,6 +99,7 @@ def bench(
         "--frame": frame != "480x640",
         "--mode": mode != "latency",
         "--target": target,
+        "--network-size": network_size,
     }
     check_given("suite" if suite else mode, given)
     if network_only and protocol not in ("host", "network"):
@@ -106,43 +111,19 @@ def bench(
         frame_hw=parse_size(frame, "--frame"),
         protocol=check_protocol("network" if network_only else protocol),
     )
-    options = replace(session_options(device, clip_weights, threads, backend, bf16), trust=trust)
+    seconds = parse_duration(duration or "5s")
+    options = replace(session_options(device, clip_weights, threads, backend, bf16, network_size), trust=trust)
     engine = resolve(engine, target, options)
     if suite is not None:
         from mirrordepth_edge.commands.bench_suite import run_suite
 
         run_suite(suite, engine, options, json_file)
     elif mode == "stream":
-        modes.stream(engine, options, config, fps or [15.0, 30.0, 60.0], duration or 5.0, json_file)
+        modes.stream(engine, options, config, fps or [15.0, 30.0, 60.0], seconds, json_file)
     elif mode == "throughput":
-        modes.throughput(engine, options, config, in_flight or 2, duration or 5.0, json_file)
+        modes.throughput(engine, options, config, in_flight or 2, seconds, json_file)
     else:
         modes.latency([engine, *(vs or ())], options, config, fail_if or (), json_file, html)
 
 
-@bench_app.command()
-def compare(
-    results: Annotated[
-        list[Path], typer.Argument(help="What --json wrote; the first is what others are held against.")
-    ],
-    anyway: Annotated[bool, typer.Option("--anyway", help="Compare across machines, sizes and boundaries.")] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables, as GitHub shows them.")] = None,
-) -> None:
-    """Compare stored results: ratios of medians with their uncertainty."""
-    from mirrordepth_edge.bench import compare as comparing
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.files import written_whole
-
-    if len(results) < 2:
-        raise OptionError("There is nothing to compare.", "One result was named.", "mde bench compare A.json B.json")
-    first, *others = [comparing.read_result(path) for path in results]
-    comparisons = [comparing.compare(first, other, anyway=anyway) for other in others]
-    for comparison in comparisons:
-        console.print(f"{comparison.second.source} against {first.source}: {comparison.verdict}")
-        for difference in comparison.differences:
-            console.print(f"  note: {difference}")
-    if markdown is not None:
-        with written_whole(markdown) as temporary:
-            temporary.write_text(comparing.markdown(comparisons), encoding="utf-8")
-        console.print(f"wrote {markdown}")
+bench_app.command()(compare)

@@ -99,16 +99,21 @@ def stream(
 def throughput(
     model: str, options: SessionOptions, config: BenchConfig, in_flight: int, seconds: float, json_file: Path | None
 ) -> None:
-    """Several sessions side by side, which share the CPU's threads."""
+    """Several frames in work: in one engine, or in sessions side by side, which share the CPU's threads."""
     from mirrordepth_edge.backends.registry import PLAN_SUFFIXES
+    from mirrordepth_edge.bench.in_flight import bench_in_flight
     from mirrordepth_edge.bench.measure import bench_throughput
     from mirrordepth_edge.deploy.parity import reference_frames
 
     check_outputs(json_file)
-    if options.threads is None and not model.endswith(PLAN_SUFFIXES):
-        options = replace(options, threads=max(1, (os.cpu_count() or 1) // in_flight))
-    with opened([model] * in_flight, options) as candidates:
-        result = bench_throughput(candidates, reference_frames(), config, seconds)
+    if model.endswith(PLAN_SUFFIXES):
+        with opened([model], replace(options, in_flight=in_flight)) as (candidate,):
+            result = bench_in_flight(candidate, reference_frames(), config, in_flight, seconds)
+    else:
+        if options.threads is None:
+            options = replace(options, threads=max(1, (os.cpu_count() or 1) // in_flight))
+        with opened([model] * in_flight, options) as candidates:
+            result = bench_throughput(candidates, reference_frames(), config, seconds)
     view.report_throughput(result)
     write(result, json_file)
 

@@ -62,11 +62,11 @@ def report(result: BenchResult, ratio: str | None = None) -> None:
 
 
 def report_throughput(result: ThroughputMeasurement) -> None:
-    """Frames a second of several sessions."""
+    """Frames a second, several in work at once."""
     _head(result)
     console.print(
-        f"throughput: {result.rate_hz:.1f} frames/s with {result.in_flight} in work at once, over "
-        f"{len(result.samples_ms)} frames in {result.seconds:.1f} s; {result.boundary}"
+        f"throughput: {result.rate_hz:.1f} frames/s with {result.in_flight} in work at once "
+        f"({result.arrangement}), over {len(result.samples_ms)} frames in {result.seconds:.1f} s; {result.boundary}"
     )
     console.print(f"a frame meanwhile, ms: {_figures(result.latency)}")
     _agreement(result)

@@ -1,14 +1,15 @@
-"""Sessions side by side: every frame once, all at work at once, failures and an end to all of it."""
+"""Sessions side by side, and one that keeps frames in work: every frame once, failures and an end to all of it."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from time import sleep
 
 import numpy as np
 import pytest
 
-from mirrordepth_edge.bench.throughput import throughput
+from mirrordepth_edge.bench.throughput import throughput, throughput_of_one
 from mirrordepth_edge.errors import MdeError, OptionError
 
 
@@ -51,3 +52,38 @@ def test_what_measures_nothing_is_refused(sessions: int, seconds: float) -> None
     with pytest.raises(OptionError) as caught:
         throughput([lambda number: None] * sessions, seconds)
     assert isinstance(caught.value, MdeError)
+
+
+def test_one_thread_finishes_what_it_began() -> None:
+    """Frames are begun two at a time and end in pairs, 20 ms later; the last one is alone, or not."""
+    taken: list[int] = []
+
+    def work(numbers: Iterator[int]) -> Iterator[int]:
+        for number in numbers:
+            pair = [number, *(each for each in [next(numbers, None)] if each is not None)]
+            sleep(0.02)
+            taken.extend(pair)
+            yield from pair
+
+    result = throughput_of_one(work, 0.1)
+    assert taken == [*range(len(taken))]
+    assert len(result.frames_ms) == len(taken)
+    assert (result.frames_ms >= 20).all()
+    assert result.seconds >= 0.1
+    assert result.rate_hz == pytest.approx(len(taken) / result.seconds)
+
+
+def test_one_frame_is_the_least() -> None:
+    def work(numbers: Iterator[int]) -> Iterator[int]:
+        for number in numbers:
+            sleep(0.1)
+            yield number
+
+    result = throughput_of_one(work, 0.01)
+    np.testing.assert_allclose(result.frames_ms, [1e3 * result.seconds], rtol=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises(OptionError):
+        throughput_of_one(iter, seconds)

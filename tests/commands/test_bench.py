@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from mirrordepth_edge.backends.base import Arrays, CheckedSession
+from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.commands.bench_options import parse_duration
+from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.deploy.reference import Reference, read_reference, reference_path, write_reference
-from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.runtime import NANO_ONNX, DepthPredictor
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
 
@@ -77,10 +87,54 @@ def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stored = tmp_path / "throughput.json"
     quick = ("--device", "cpu", "--warmup", 1, "--frame", "60x80", "--duration", 0.5)
     assert mde("bench", *quick, "--mode", "throughput", "--in-flight", 3, "--json", stored) == 0
-    assert "frames/s with 3 in work at once" in capfd.readouterr().out
+    assert "frames/s with 3 in work at once (3 sessions)" in capfd.readouterr().out
     data = json.loads(stored.read_text())
-    assert data["in_flight"] == 3
+    assert (data["in_flight"], data["arrangement"]) == (3, "3 sessions")
     assert data["rate_hz"] == pytest.approx(len(unpack(data["samples_ns"]["frame"])) / data["seconds"])
+
+
+class Engine(CheckedSession):
+    """2 m everywhere, for each frame that was submitted."""
+
+    backend, device, precision, version = "tensorrt", "Fake GPU", "fp16", "10.3.0"
+    waiting = 0
+
+    def __init__(self) -> None:
+        kinds: dict[str, Any] = {"range": "", "unit": ""}
+        self.inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, 96, 128, 3), layout="NHWC", **kinds),)
+        self.outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, 96, 128), layout="NHW", **kinds),)
+
+    def infer(self, feeds: Mapping[str, Any]) -> Arrays:
+        raise AssertionError("that is one context only")
+
+    def submit(self, feeds: Mapping[str, Any]) -> None:
+        self.check(feeds)
+        self.waiting += 1
+
+    def collect(self) -> Arrays:
+        assert self.waiting
+        self.waiting -= 1
+        return {"depth": np.full((1, 96, 128), 2, np.float32)}
+
+
+def test_an_engine_is_opened_once_for_all_frames_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[tuple[Path, SessionOptions]] = []
+
+    def load(path: Path, options: SessionOptions, batch: int) -> DepthPredictor:
+        opened.append((path, options))
+        return DepthPredictor(Engine(), replace(PRESETS["nano"], size_hw=(96, 128)), batch=batch)
+
+    monkeypatch.setattr(measure, "load", load)
+    plan, stored = tmp_path / "model.plan", tmp_path / "throughput.json"
+    plan.write_bytes(b"a plan")
+    asked = ("--mode", "throughput", "--in-flight", 3, "--duration", 0.5, "--frame", "60x80", "--warmup", 2)
+    assert mde("bench", "--engine", plan, *asked, "--json", stored) == 0
+    assert opened == [(plan, SessionOptions(in_flight=3))]
+    assert "frames/s with 3 in work at once (3 in one engine)" in capfd.readouterr().out
+    data = json.loads(stored.read_text())
+    assert (data["in_flight"], data["arrangement"]) == (3, "3 in one engine")
 
 
 def test_a_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +181,26 @@ def test_depth_is_compared_with_what_was_stored(tmp_path: Path, capfd: pytest.Ca
 )
 def test_options_without_effect_are_refused(arguments: tuple[str, ...]) -> None:
     assert mde("bench", "--engine", NANO_ONNX["fp32"], *arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10s", 10.0), ("10", 10.0), (" .5 S", 0.5), ("1500ms", 1.5), ("2min", 120.0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0.4s", "10h", "1,5s", "1e3"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(OptionError, match="no time to measure") as caught:
+        parse_duration(text)
+    assert caught.value.cure == "--duration 10s"
+
+
+def test_a_model_may_be_named_without_an_option(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["bench", "nano", "--device", "cpu", "--warmup", "1", "--iterations", "2"]) == 0
+    assert "nano.onnx  FP32" in capfd.readouterr().out
+    assert run_app(["bench", "absent.plan"]) == 1
+    assert "absent.plan" in capfd.readouterr().err
+    assert run_app(["bench", "comprae"]) == 2
+    assert "compare" in capfd.readouterr().err
