@@ -6,11 +6,16 @@ Nothing here imports anything heavy, reads a file or has behaviour beyond checki
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from mirrordepth_edge.errors import OptionError
+
 SizeHW = tuple[int, int]
+BatchHW = tuple[int, int, int]
+"""Frames at once, and their height and width in pixels."""
 NormalisedFocal = tuple[float, float]
 """fx/W and fy/H: focal lengths over the size of the picture, both in pixels."""
 Precision = Literal["fp32", "fp16", "int8"]
@@ -153,6 +158,23 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+def check_size(config: ModelConfig, size_hw: SizeHW) -> None:
+    """Refuse a network size that the tower cannot be cut into.
+
+    Raises:
+        OptionError: a side is no positive multiple of the patch.
+    """
+    multiple = config.size_multiple
+    if all(side > 0 and side % multiple == 0 for side in size_hw):
+        return
+    near = tuple(max(multiple, round(side / multiple) * multiple) for side in size_hw)
+    raise OptionError(
+        f"{config.preset} cannot run at {size_hw[0]}x{size_hw[1]} pixels.",
+        f"Height and width must be multiples of {multiple} (its patch or deepest stride).",
+        f"--size {near[0]}x{near[1]}",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Strict):
     """Where pictures with measured depth are, and how they are read."""
@@ -241,12 +263,46 @@ TRAINING: dict[str, TrainConfig] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeRange(Strict):
+    """Sizes of a network that takes several. A length that is the same in all three is fixed."""
+
+    smallest: BatchHW
+    usual: BatchHW
+    """What it is measured at, and an engine is tuned for."""
+    largest: BatchHW
+
+    def __post_init__(self) -> None:
+        each = zip(self.smallest, self.usual, self.largest, strict=True)
+        if any(not 0 < low <= usual <= high for low, usual, high in each):
+            raise ValueError("sizes go from the smallest over the usual to the largest, and are above 0")
+
+    def __iter__(self) -> Iterator[BatchHW]:
+        return iter((self.smallest, self.usual, self.largest))
+
+    def __str__(self) -> str:
+        """As it is typed: `160x224,224x288,448x576`, with the frames before where they are not 1 throughout."""
+        first = 1 if self.largest[0] == 1 else 0
+        return ",".join("x".join(map(str, each[first:])) for each in self)
+
+    def has(self, size: BatchHW) -> bool:
+        """Whether a size lies within."""
+        return all(low <= n <= high for low, n, high in zip(self.smallest, size, self.largest, strict=True))
+
+    @property
+    def opened(self) -> str:
+        """Which lengths are not fixed, of N, H and W."""
+        return "".join(c for c, low, high in zip("NHW", self.smallest, self.largest, strict=True) if low < high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """What an exported ONNX file should be."""
 
     precision: Precision = "fp32"
     size_hw: SizeHW | None = None
     """Network input size; the model's own where None."""
+    sizes: SizeRange | None = None
+    """Sizes that one file shall take; its usual one is the network's then."""
     io: InputKind = "uint8"
     opset: int = 18
     batch: int = 1
@@ -310,8 +366,8 @@ class BuildConfig(Strict):
     """Keep what kernels were timed at, for the next build on this GPU."""
     verbosity: Literal["detailed", "layer-names", "none"] = "detailed"
     """What the engine can tell of its layers."""
-    dynamic: tuple[SizeHW, SizeHW, SizeHW] | None = None
-    """Smallest, usual and largest input size, for a network whose sizes are open."""
+    dynamic: SizeRange | None = None
+    """For a network whose sizes are open; the range that it was exported with where None."""
     hardware_compat: Literal["none", "ampere+", "same-cc"] = "none"
     """Other GPUs that the engine runs on: any since Ampere, or those of the same compute capability."""
     version_compat: bool = False
@@ -324,10 +380,6 @@ class BuildConfig(Strict):
             raise ValueError("workspace_gib is above 0")
         if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
             raise ValueError("optimisation_level is 0 to 5")
-        if self.dynamic is not None and any(
-            not 0 < low <= usual <= high for low, usual, high in zip(*self.dynamic, strict=True)
-        ):
-            raise ValueError("dynamic sizes go from the smallest over the usual to the largest")
 
 
 BenchProtocol = Literal["host", "network", "trtexec-10", "trtexec-11"]
@@ -369,5 +421,9 @@ class SessionOptions:
     """Engines: let the GPU read and write the host's own buffers; where None, only if they are the same memory."""
     trust: bool = False
     """Engines: load one without a manifest, which is to run a program of whoever made it."""
+    network_hw: SizeHW | None = None
+    """Artefacts whose sizes are open: the network's input size; the usual one where None."""
+    batch: int | None = None
+    """Those whose batch is open: frames of one inference; the fewest that it takes where None."""
     in_flight: int = 1
     """Engines: frames that `submit` takes before one is collected, each with a context and buffers of its own."""

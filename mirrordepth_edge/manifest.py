@@ -7,20 +7,24 @@ so that trtexec, Netron, Triton and Polygraphy read the files unchanged.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from mirrordepth_edge.config import (
+    BatchHW,
     BuildConfig,
     CalibrationMethod,
+    InputKind,
     ModelConfig,
     Precision,
     PreprocessConfig,
     QuantisationScheme,
+    SizeHW,
+    SizeRange,
     Strict,
 )
-from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.files import existing_file, read_json, sha256_of, written_whole
 from mirrordepth_edge.strict import read_strict
 
@@ -30,6 +34,10 @@ CHECKPOINT_KEY = "mirrordepth"
 """Key of the model description in a checkpoint's safetensors metadata."""
 
 
+DIMENSIONS: Final = {"N": "batch", "H": "height", "W": "width"}
+"""What open lengths are called in an ONNX graph, by the letter of the layout."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec(Strict):
     """One input or output of a network."""
@@ -37,12 +45,35 @@ class TensorSpec(Strict):
     name: str
     dtype: Literal["uint8", "float32"]
     shape: tuple[int, ...]
+    """-1 where a length is open."""
     layout: str
     """Such as `NHWC`."""
     range: str
     """Such as `0..255`."""
     unit: str
     """Such as `metres`."""
+
+    def at(self, size: BatchHW) -> TensorSpec:
+        """The same for so many frames of that height and width."""
+        lengths = dict(zip("NHW", size, strict=True))
+        shape = tuple(lengths.get(letter, n) for letter, n in zip(self.layout, self.shape, strict=True))
+        return replace(self, shape=shape)
+
+    @property
+    def io(self) -> InputKind:
+        """What an input takes."""
+        return "uint8" if self.dtype == "uint8" else "float"
+
+    @property
+    def size(self) -> BatchHW:
+        """Frames, height and width."""
+        frames, height, width = (self.shape[self.layout.index(letter)] for letter in "NHW")
+        return frames, height, width
+
+    def open(self, letters: str) -> TensorSpec:
+        """The same with some lengths open, by the letters of the layout."""
+        shape = tuple(-1 if letter in letters else n for letter, n in zip(self.layout, self.shape, strict=True))
+        return replace(self, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +87,8 @@ class Parity(Strict):
     max_relative: float
     """Largest |artefact - reference| / reference over all pixels of all frames."""
     mean_relative: float
+    block_relative: float | None = None
+    """Largest mean of that over 8x8 pixels; None where it was not measured."""
     limit: str
     """The gate that was held, in words."""
 
@@ -77,6 +110,8 @@ class EngineInfo(Strict):
     """Where it was built, such as "linux-x86_64"; a plan of TensorRT runs on no other system."""
     gpu: str | None = None
     """The GPU it was built on; None where it was built for others."""
+    board: str | None = None
+    """The Jetson it was built on: CUDA calls the GPU of every Orin module "Orin"; None elsewhere."""
     driver: str | None = None
     """NVIDIA's driver there, such as "560.35.05, CUDA 12.6"; None without one."""
     options: BuildConfig | None = None
@@ -169,6 +204,8 @@ class Manifest(Strict):
     preprocess: PreprocessConfig
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    sizes: SizeRange | None = None
+    """Sizes that the file takes, where it takes several; `model` and `preprocess` then have the usual one."""
     precision: Precision
     """Precision of the heavy layers; LayerNormalization and the metric head stay FP32."""
     quantisation: Quantisation | None = None
@@ -178,6 +215,56 @@ class Manifest(Strict):
     engine: EngineInfo | None = None
     tools: dict[str, str]
     """Versions of what made the artefact."""
+
+    def at(self, size_hw: SizeHW | None = None, batch: int | None = None) -> Manifest:
+        """What the artefact is at one of its sizes; itself where it has only one.
+
+        Args:
+            size_hw: of the network's input; the usual one where None.
+            batch: frames of one inference; the fewest where None.
+
+        Raises:
+            OptionError: it does not take this size.
+        """
+        own = self.sizes
+        if own is None and size_hw is None and batch is None:
+            return self
+        frames, *usual = self.inputs[0].size if own is None else (own.smallest[0], *own.usual[1:])
+        height, width = size_hw or usual
+        wanted = (batch or frames, height, width)
+        if own is None and wanted == self.inputs[0].size:
+            return self
+        if own is None or not own.has(wanted) or any(n % self.model.size_multiple for n in wanted[1:]):
+            raise _no_such_size(self, wanted)
+        return replace(
+            self,
+            model=replace(self.model, size_hw=wanted[1:]),
+            preprocess=replace(self.preprocess, size_hw=wanted[1:]),
+            inputs=tuple(spec.at(wanted) for spec in self.inputs),
+            outputs=tuple(spec.at(wanted) for spec in self.outputs),
+            sizes=None,
+        )
+
+
+def _no_such_size(manifest: Manifest, wanted: BatchHW) -> OptionError:
+    frames, height, width = wanted
+    own = manifest.sizes
+    what = f"This model cannot run {frames} frame{'' if frames == 1 else 's'} of {height}x{width} pixels at once."
+    if own is None:
+        (n, h, w), (batch, height, width) = manifest.inputs[0].size, wanted
+        sizes = SizeRange(
+            smallest=(min(n, batch), min(h, height), min(w, width)),
+            usual=(n, h, w),
+            largest=(max(n, batch), max(h, height), max(w, width)),
+        )
+        cure = f"Export it for several: mde export --dynamic {sizes}"
+        return OptionError(what, f"Its size is fixed: {n} of {h}x{w}.", cure)
+    return OptionError(
+        what,
+        f"It takes {own.smallest[0]} to {own.largest[0]} frames, {own.smallest[1]} to {own.largest[1]} pixels high and "
+        f"{own.smallest[2]} to {own.largest[2]} wide, in steps of {manifest.model.size_multiple}.",
+        f"--network-size {own.usual[1]}x{own.usual[2]}, or export it with a wider --dynamic",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

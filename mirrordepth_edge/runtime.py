@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -17,13 +18,11 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.preprocess import Frame, Preprocessor
+from mirrordepth_edge.shipped import MODELS_DIR as MODELS_DIR
+from mirrordepth_edge.shipped import NANO_CHECKPOINT as NANO_CHECKPOINT
+from mirrordepth_edge.shipped import NANO_ONNX as NANO_ONNX
+from mirrordepth_edge.shipped import SHIPPED as SHIPPED
 from mirrordepth_edge.stabilise import Stabiliser
-
-MODELS_DIR = Path(__file__).parent / "models"
-NANO_CHECKPOINT = MODELS_DIR / "nano.safetensors"
-NANO_ONNX = {"fp32": MODELS_DIR / "nano.onnx", "fp16": MODELS_DIR / "nano.fp16.onnx"}
-SHIPPED = {"nano": NANO_ONNX["fp32"], "nano.fp16": NANO_ONNX["fp16"]}
-"""Models that are named rather than pathed."""
 
 
 class DepthPredictor:
@@ -67,7 +66,7 @@ class DepthPredictor:
             )
         self.batch = batch
         self._input, self._output = image.name, depth.name
-        self._preprocess = Preprocessor(model.preprocess, "uint8" if image.dtype == "uint8" else "float")
+        self._preprocess = Preprocessor(model.preprocess, image.io)
         self._postprocess = Postprocessor()
         self.stabiliser: Stabiliser | None = None
         """Smooths depth over time, for frames of one video in order."""
@@ -171,7 +170,9 @@ def load(
     session, manifest = open_session(path, options)
     try:
         if manifest is None:
-            return DepthPredictor(session, read_checkpoint_info(path).model, camera=camera, batch=batch)
+            _, height, width = session.inputs[0].size
+            described = replace(read_checkpoint_info(path).model, size_hw=(height, width))
+            return DepthPredictor(session, described, camera=camera, batch=batch)
         return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera, batch=batch)
     except BaseException:
         session.close()

@@ -54,6 +54,7 @@ def _audit(file: Path) -> tuple[Audit, Manifest | None]:
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
     from mirrordepth_edge.deploy.audit import audit_onnx, read_onnx
     from mirrordepth_edge.deploy.audit_engine import audit_engine, layer_information
+    from mirrordepth_edge.deploy.open_sizes import fixed
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.files import existing_file
     from mirrordepth_edge.manifest import manifest_path, read_manifest
@@ -78,7 +79,8 @@ def _audit(file: Path) -> tuple[Audit, Manifest | None]:
             "Name an ONNX file, an engine, or the layers that trtexec --exportLayerInfo wrote.",
         )
     known = read_manifest(file) if manifest_path(file).is_file() else None
-    return audit_onnx(read_onnx(file), known), known
+    model = read_onnx(file)
+    return audit_onnx(model if known is None else fixed(model, known.at().inputs), known), known
 
 
 def _print(file: Path, found: Audit) -> None:

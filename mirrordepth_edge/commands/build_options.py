@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.config import BuildConfig, SizeHW
+    from mirrordepth_edge.config import BuildConfig
 
 Workspace = Annotated[
     float | None, typer.Option(metavar="GIB", help="Most GPU memory for a kernel's intermediates.  [no limit]")
@@ -21,7 +21,7 @@ NoTimingCache = Annotated[
 Verbosity = Annotated[str, typer.Option(help="What mde audit can read in it: detailed, layer-names or none.")]
 Dynamic = Annotated[
     str | None,
-    typer.Option(metavar="MIN,OPT,MAX", help="Input sizes, each HEIGHTxWIDTH, for ONNX whose sizes are open."),
+    typer.Option(metavar="MIN,OPT,MAX", help="ONNX whose sizes are open: [Nx]HxW each.  [all that it takes]"),
 ]
 HardwareCompat = Annotated[
     str, typer.Option(help="TensorRT: other GPUs it shall run on, at a cost: none, ampere+ or same-cc.")
@@ -47,6 +47,7 @@ def build_config(
     Raises:
         OptionError: a value is none of those known.
     """
+    from mirrordepth_edge.commands.sizes import parse_range
     from mirrordepth_edge.config import BuildConfig
     from mirrordepth_edge.errors import OptionError
 
@@ -60,31 +61,11 @@ def build_config(
         optimisation_level=optimisation_level,
         timing_cache=not no_timing_cache,
         verbosity=verbosity,  # type: ignore[arg-type]
-        dynamic=None if dynamic is None else parse_dynamic(dynamic),
+        dynamic=None if dynamic is None else parse_range(dynamic),
         hardware_compat=hardware_compat,  # type: ignore[arg-type]
         version_compat=version_compat,
         weights=weights,  # type: ignore[arg-type]
     )
-
-
-def parse_dynamic(text: str) -> tuple[SizeHW, SizeHW, SizeHW]:
-    """Smallest, usual and largest input size, in pixels, of text such as `160x224,224x288,448x576`.
-
-    Raises:
-        OptionError: there are not three, one is no size, or they do not grow.
-    """
-    from mirrordepth_edge.commands.parameters import parse_size
-    from mirrordepth_edge.errors import OptionError
-
-    sizes = [parse_size(part, "--dynamic") for part in text.split(",")]
-    if len(sizes) != 3 or any(not low <= usual <= high for low, usual, high in zip(*sizes, strict=True)):
-        raise OptionError(
-            f"--dynamic {text} names no range of sizes.",
-            "It is the smallest, the usual and the largest HEIGHTxWIDTH, which may be the same.",
-            "--dynamic 160x224,224x288,448x576",
-        )
-    smallest, usual, largest = sizes
-    return smallest, usual, largest
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -45,7 +45,7 @@ def calibrate_camera(
     tells mde run, live and evaluate the lens: --calibration camera.yaml
     """
     from mirrordepth_edge.calibration import Board, ViewPicker, calibrate
-    from mirrordepth_edge.commands.parameters import parse_size
+    from mirrordepth_edge.commands.sizes import parse_size
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.errors import GateError
     from mirrordepth_edge.files import ensure_folder, require_suffix

@@ -22,7 +22,7 @@ def render(
     No download and no GPU. Started again, it goes on where it stopped. Several may fill one folder
     at the same time, each with a --seed of its own.
     """
-    from mirrordepth_edge.commands.parameters import parse_size
+    from mirrordepth_edge.commands.sizes import parse_size
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.rendered import NYU_FOV_DEG, RenderedRooms, written
 

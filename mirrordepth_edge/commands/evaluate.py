@@ -28,6 +28,7 @@ from mirrordepth_edge.commands.parameters import (
     data_config,
     session_options,
 )
+from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
     from mirrordepth_edge.evaluation import Evaluation, Protocol
@@ -59,6 +60,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     backend: Backend = None,
+    network_size: NetworkSize = None,
     bf16: Bf16 = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every picture's errors.")] = None,
     report_file: Annotated[
@@ -98,7 +100,7 @@ def evaluate(
     source = data_config(root, data, list_file, depth_root, kb_crop, units_per_metre)
     dataset, kind = choose_dataset(source, "test"), kind_of(source)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
+    options = replace(session_options(device, clip_weights, None, backend, bf16, network_size), trust=trust)
     scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
     convention, with_baselines = CONVENTIONS[kind], wanted(kind, baselines)
     camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None

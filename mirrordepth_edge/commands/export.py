@@ -14,10 +14,9 @@ from mirrordepth_edge.commands.parameters import (
     DepthRoot,
     KbCrop,
     ListFile,
-    Size,
     UnitsPerMetre,
-    parse_size,
 )
+from mirrordepth_edge.commands.sizes import Size, asked_sizes
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import Precision
@@ -32,6 +31,10 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="INT8 where depth allows it; needs --calib.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")] = Path("model.onnx"),
     size: Size = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(metavar="MIN,OPT,MAX", help="One file for several sizes: 160x224,224x288,448x576, or NxHxW each."),
+    ] = None,
     io: Annotated[str, typer.Option(help="uint8: RGB [1,H,W,3]; float: normalised [1,3,H,W].")] = "uint8",
     target: Annotated[str | None, typer.Option(help="Where it will run, such as cpu, orin-nano, rtx-ada.")] = None,
     frames: Annotated[Path | None, typer.Option(help="Picture or folder for parity and FP16 ranges.")] = None,
@@ -55,7 +58,10 @@ def export(
     sweep: Annotated[bool, typer.Option("--sweep", help="INT8: table and picture of accuracy against cost.")] = False,
     pick: Annotated[int | None, typer.Option(help="INT8: write this point of the sweep.")] = None,
     triton: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also put it into this model repository of NVIDIA Triton.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Put the ONNX file, or the .onnx or .plan named, into a repository of Triton."
+        ),
     ] = None,
     clip_weights: ClipWeights = None,
     untrained: Annotated[
@@ -71,15 +77,17 @@ def export(
 
     --sweep without --target is for this machine's CPU, timed; with a GPU target it is an estimate.
     """
+    from mirrordepth_edge.backends.registry import ONNX_SUFFIX, PLAN_SUFFIXES
     from mirrordepth_edge.commands.export_int8 import Gate, export_int8
-    from mirrordepth_edge.commands.export_onnx import Source, build_if_possible, export_onnx
+    from mirrordepth_edge.commands.export_onnx import Source, build_if_possible, export_onnx, serve
     from mirrordepth_edge.commands.parameters import data_config
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.build import load_targets
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.files import ensure_folder, require_suffix
 
-    if fp32 + fp16 + (int8 or sweep or pick is not None) > 1:
+    quantised = int8 or sweep or pick is not None
+    if fp32 + fp16 + quantised > 1:
         raise OptionError(
             "--fp32, --fp16 and --int8 exclude each other.", "A file has one precision.", "Give one of them."
         )
@@ -87,13 +95,17 @@ def export(
         raise OptionError(f"--io {io!r} is unknown.", "It is uint8 or float.", "--io uint8")
     if untrained is not None and (model != NANO or clip_weights is not None):
         raise OptionError("--untrained takes no weights.", "Its own are random.", "Leave one of the two out.")
+    if triton is not None and model.endswith((ONNX_SUFFIX, *PLAN_SUFFIXES)) and not (quantised or fp32 or fp16):
+        serve(Path(model), triton)
+        return
     recipes = load_targets(target) if target else ()
     for_cpu = bool(recipes) and all(recipe.backend == "onnxruntime" for recipe in recipes)
     default: Precision = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
-    quantised = int8 or sweep or pick is not None or (default == "int8" and not fp32 and not fp16)
+    quantised = quantised or (default == "int8" and not fp32 and not fp16)
     require_suffix(output, (".onnx",), "an ONNX file")
     ensure_folder(output.parent)
-    source = Source(model, untrained, clip_weights, frames, parse_size(size) if size else None, io)  # type: ignore[arg-type]
+    size_hw, sizes = asked_sizes(size, dynamic)
+    source = Source(model, untrained, clip_weights, frames, size_hw, io, sizes)  # type: ignore[arg-type]
     if quantised:
         gate = Gate(
             calib=calib,
@@ -119,9 +131,7 @@ def export(
                 raise OptionError(f"{option} is for INT8.", "FP32 and FP16 are proven against PyTorch.", "Add --int8.")
         export_onnx(source._replace(calib=of_fp16), output, precision)
     if triton is not None:
-        from mirrordepth_edge.deploy.triton import write_triton_repository
-
-        console.print(f"wrote {write_triton_repository(output, triton)}, for NVIDIA Triton")
+        serve(output, triton)
     if for_cpu:
         return
     if target is not None or fp16 or quantised:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.config import InputKind, Precision, SizeHW
+    from mirrordepth_edge.config import InputKind, Precision, SizeHW, SizeRange
     from mirrordepth_edge.manifest import Manifest
     from mirrordepth_edge.preprocess import Frame
 
@@ -25,6 +25,8 @@ class Source(NamedTuple):
     frames: Path | None
     size_hw: SizeHW | None
     io: InputKind
+    sizes: SizeRange | None = None
+    """Those that one file shall take."""
     calib: str | None = None
     """For FP16: a set whose frames join the others."""
 
@@ -67,7 +69,7 @@ def produce(source: Source, output: Path, precision: Precision, on_stage: Callab
         digest = sha256_of(path)
     return produce_onnx(
         network,
-        ExportConfig(precision=precision, size_hw=source.size_hw, io=source.io),
+        ExportConfig(precision=precision, size_hw=source.size_hw, sizes=source.sizes, io=source.io),
         output,
         pictures,
         checkpoint_sha256=digest,
@@ -102,8 +104,8 @@ def fp32_file(source: Source, folder: Path, on_stage: Callable[[str], object]) -
     if as_it_ships or source.model.endswith(ONNX_SUFFIX):
         path = model_path(source.model)
         manifest = read_manifest(path)
-        if source.size_hw not in (None, manifest.preprocess.size_hw):
-            raise OptionError(f"{path} has its size.", "An ONNX file is for one size.", "Name its checkpoint.")
+        if source.size_hw not in (None, manifest.preprocess.size_hw) or source.sizes not in (None, manifest.sizes):
+            raise OptionError(f"{path} has its size.", "It was decided at its export.", "Name its checkpoint.")
         return path, manifest, manifest.artefact_sha256
     require_export_packages()
     path = folder / "fp32.onnx"
@@ -117,15 +119,22 @@ def report(output: Path, manifest: Manifest) -> None:
 
     height, width = manifest.preprocess.size_hw
     parity = manifest.parity
-    console.print(
-        f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, {width}x{height} pixels"
-    )
+    sizes = f"{width}x{height} pixels" if manifest.sizes is None else f"for {manifest.sizes} (height x width) pixels"
+    console.print(f"wrote {output}  {output.stat().st_size / 1e6:.1f} MB, {manifest.precision.upper()}, {sizes}")
     console.print(
         f"parity: {parity.frames} frames against {'PyTorch' if manifest.quantisation is None else 'FP32'}, worst pixel "
         f"{parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative (gate: {parity.limit})"
     )
     if not manifest.trained:
         console.print("note: the weights are random; this file is for measuring speed, its depth means nothing")
+
+
+def serve(model: Path, repository: Path) -> None:
+    """Put an ONNX file or a plan where NVIDIA Triton finds it."""
+    from mirrordepth_edge.commands.terminal import console
+    from mirrordepth_edge.deploy.triton import write_triton_repository
+
+    console.print(f"wrote {write_triton_repository(model, repository)}, for NVIDIA Triton")
 
 
 def build_if_possible(onnx_path: Path, target: str | None) -> None:

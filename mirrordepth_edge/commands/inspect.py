@@ -33,9 +33,10 @@ def inspect(
     if file.suffix == CHECKPOINT_SUFFIX:
         rows = _checkpoint_rows(read_checkpoint_info(file))
     else:
-        rows = _manifest_rows(read_manifest(file))
+        manifest = read_manifest(file)
+        rows = _manifest_rows(manifest)
         if file.suffix == ONNX_SUFFIX:
-            rows += _graph_rows(file)
+            rows += _graph_rows(file, manifest)
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in [("file", str(file)), ("size", f"{file.stat().st_size / 1e6:.2f} MB"), *rows]:
         table.add_row(Text(key, style="bold"), Text(value))
@@ -80,6 +81,8 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         rows += [(label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors]
+    if manifest.sizes is not None:
+        rows.append(("sizes", f"from {manifest.sizes}, in steps of {manifest.model.size_multiple} pixels"))
     rows += [
         (
             "parity" if engine is None or not parity.runner.startswith("onnxruntime") else "its ONNX's parity",
@@ -94,16 +97,18 @@ def _manifest_rows(manifest: Manifest) -> Rows:
     return rows
 
 
-def _graph_rows(file: Path) -> Rows:
+def _graph_rows(file: Path, manifest: Manifest) -> Rows:
     import onnx
 
     from mirrordepth_edge.deploy.cost import graph_cost
+    from mirrordepth_edge.deploy.open_sizes import fixed
 
-    cost = graph_cost(onnx.load(file))
+    cost = graph_cost(fixed(onnx.load(file), manifest.at().inputs))
+    usual = "" if manifest.sizes is None else f" of its usual size, {'x'.join(map(str, manifest.at().inputs[0].size))}"
     return [
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),
         (
             "cost",
-            f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a run",
+            f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a run{usual}",
         ),
     ]

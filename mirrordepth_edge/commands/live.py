@@ -20,9 +20,9 @@ from mirrordepth_edge.commands.parameters import (
     Model,
     Near,
     announce,
-    parse_size,
     session_options,
 )
+from mirrordepth_edge.commands.sizes import NetworkSize, parse_size
 from mirrordepth_edge.commands.target_option import Target, resolve
 
 
@@ -34,6 +34,7 @@ def live(
     trust: Trust = False,
     device: Device = "auto",
     backend: Backend = None,
+    network_size: NetworkSize = None,
     bf16: Bf16 = False,
     size: of.Size = None,
     rate: of.Rate = None,
@@ -92,7 +93,7 @@ def live(
     size_hw = parse_size(size) if size else None
     asked = CameraOptions(size_hw=size_hw, rate_hz=rate, pixel_format=pixel_format, exposure_ms=exposure)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
+    options = replace(session_options(device, clip_weights, None, backend, bf16, network_size), trust=trust)
     with ExitStack() as stack:
         predictor = stack.enter_context(load(resolve(model, target, options), options, camera))
         limits_m = colour_limits(near, far, predictor.model.depth_limits_m)

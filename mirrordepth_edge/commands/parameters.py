@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +22,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by n
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Backend = Annotated[str | None, typer.Option(help="openvino: run ONNX with it.  [what the file is for]")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="OpenVINO: multiply in bfloat16, on CPUs that can.")]
-Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
 # Another camera than the model was trained with, told in one of three ways (`camera.camera_of`).
 FocalPx = Annotated[float | None, typer.Option(metavar="F", help="The camera's focal length, in pixels of its frames.")]
@@ -78,18 +76,6 @@ def check_crop(crop: str | None) -> None:
         raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
 
 
-def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """`224x288` as (height, width).
-
-    Raises:
-        OptionError: it is no size.
-    """
-    match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
-    if match is None:
-        raise OptionError(f"{option} {text!r} is no size.", "A size is HEIGHTxWIDTH in pixels.", f"{option} 224x288")
-    return int(match[1]), int(match[2])
-
-
 def announce(predictor: DepthPredictor, name: str) -> None:
     """Say what runs on what, so that no fallback and no random weights go unseen."""
     from mirrordepth_edge.commands.terminal import errors
@@ -119,17 +105,26 @@ def session_options(
     threads: int | None = None,
     backend: str | None = None,
     bf16: bool = False,
+    network_size: str | None = None,
 ) -> SessionOptions:
     """Options for opening a model.
 
     Raises:
         OptionError: the device is none of those known.
     """
+    from mirrordepth_edge.commands.sizes import parse_size
     from mirrordepth_edge.config import SessionOptions
 
     if device not in ("auto", "cpu", "cuda"):
         raise OptionError(f"--device {device!r} is no device.", "It is auto, cpu or cuda.", "--device auto")
-    return SessionOptions(device=device, clip_weights=clip_weights, threads=threads, backend=backend, bf16=bf16)  # type: ignore[arg-type]
+    return SessionOptions(
+        device=device,  # type: ignore[arg-type]
+        clip_weights=clip_weights,
+        threads=threads,
+        backend=backend,
+        bf16=bf16,
+        network_hw=parse_size(network_size, "--network-size") if network_size else None,
+    )
 
 
 def torch_device(device: str) -> str:

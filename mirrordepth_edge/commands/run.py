@@ -24,6 +24,7 @@ from mirrordepth_edge.commands.parameters import (
     session_options,
 )
 from mirrordepth_edge.commands.run_writer import Writer
+from mirrordepth_edge.commands.sizes import NetworkSize
 from mirrordepth_edge.commands.target_option import Target, resolve
 
 FORMATS = ("png", "npy", "colour")
@@ -38,6 +39,7 @@ def run(
     trust: Trust = False,
     device: Device = "auto",
     backend: Backend = None,
+    network_size: NetworkSize = None,
     bf16: Bf16 = False,
     near: Near = None,
     far: Far = None,
@@ -65,7 +67,7 @@ def run(
     paths = _inputs(files)
     kinds = _kinds(formats) | _points(ply, paths)
     camera = camera_of(focal_px, fov_deg, calibration)
-    options = replace(session_options(device, clip_weights, backend=backend, bf16=bf16), trust=trust)
+    options = replace(session_options(device, clip_weights, None, backend, bf16, network_size), trust=trust)
     file = resolve(model, target, options)
     lines = []
     try:

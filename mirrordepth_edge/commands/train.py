@@ -16,10 +16,10 @@ from mirrordepth_edge.commands.parameters import (
     KbCrop,
     ListFile,
     Root,
-    Size,
     UnitsPerMetre,
     data_config,
 )
+from mirrordepth_edge.commands.sizes import Size, parse_size
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     """
     from dataclasses import replace
 
-    from mirrordepth_edge.commands.parameters import parse_size, torch_device
+    from mirrordepth_edge.commands.parameters import torch_device
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.commands.train_view import watched
     from mirrordepth_edge.data.choose import CONVENTIONS, kind_of, training_focal

@@ -12,6 +12,7 @@ import typer
 
 from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import Backend, Device, session_options
+from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
     from mirrordepth_edge.bench.context import Context
@@ -25,6 +26,7 @@ def verify(
     soak: Annotated[float, typer.Option(min=0, metavar="MINUTES", help="Then run it for so long.")] = 0.0,
     device: Device = "auto",
     backend: Backend = None,
+    network_size: NetworkSize = None,
     trust: Trust = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found.")] = None,
 ) -> None:
@@ -54,7 +56,9 @@ def verify(
         )
     if json_file is not None:
         ensure_folder(json_file.parent)
-    session, manifest = open_session(path, replace(session_options(device, backend=backend), trust=trust))
+    session, manifest = open_session(
+        path, replace(session_options(device, backend=backend, network_size=network_size), trust=trust)
+    )
     assert manifest is not None, "every model but a checkpoint has one"
     with session:
         errors.print(f"{model} on {session.device} ({session.backend} {session.version}, {session.precision})")

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mirrordepth_edge.config import check_size
 from mirrordepth_edge.core.clip import EMBEDDED, create_clip, tensors_sha256
-from mirrordepth_edge.core.network import DepthNetwork, check_size
+from mirrordepth_edge.core.network import DepthNetwork
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.files import existing_file, written_whole
 from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info

@@ -162,16 +162,19 @@ def resize_input(clip: ClipModel, size_hw: SizeHW) -> None:
 
     The resize is open_clip's (bicubic, antialiased, class token untouched). Its own function cannot
     be called: it compares numbers of tokens, and so leaves 2x8 cells with an embedding for 4x4.
+    The embedding that CLIP was trained with is kept, and every later resize begins from it again.
     Convolutional towers take any size and are left alone.
     """
     visual = clip.visual
     if not hasattr(visual, "grid_size"):
         return
     patch_h, patch_w = visual.patch_size
-    old_grid, new_grid = tuple(visual.grid_size), (size_hw[0] // patch_h, size_hw[1] // patch_w)
-    if new_grid == old_grid:
+    if not hasattr(visual, "trained_positions"):
+        visual.trained_positions = visual.positional_embedding.detach(), tuple(visual.grid_size)
+    embedding, old_grid = visual.trained_positions
+    new_grid = (size_hw[0] // patch_h, size_hw[1] // patch_w)
+    if new_grid == tuple(visual.grid_size):
         return
-    embedding = visual.positional_embedding.detach()
     class_token, cells = embedding[:1], embedding[1:]
     cells = cells.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     cells = F.interpolate(cells, size=new_grid, mode="bicubic", antialias=True, align_corners=False)

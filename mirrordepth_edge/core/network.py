@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mirrordepth_edge.config import ModelConfig, PreprocessConfig, SizeHW
+from mirrordepth_edge.config import ModelConfig, PreprocessConfig, SizeHW, check_size
 from mirrordepth_edge.core.clip import ClipModel, ImageTower, Taps, TextPath, clip_sha256, create_clip, resize_input
 from mirrordepth_edge.core.decoder import Decoder, PyramidDecoder, TokenDecoder
 from mirrordepth_edge.core.mirror import Mirror
@@ -60,6 +62,18 @@ class DepthNetwork(nn.Module):
         """The parameters that learn, by name: `mirror.*` and `decoder.*`."""
         return {name: p for name, p in self.named_parameters() if name.startswith(("mirror.", "decoder."))}
 
+    def at(self, size_hw: SizeHW) -> DepthNetwork:
+        """A copy for images of another size, with the same weights.
+
+        Raises:
+            OptionError: the tower cannot run at this size.
+        """
+        check_size(self.config, size_hw)
+        other = copy.deepcopy(self)
+        other.config = replace(self.config, size_hw=size_hw)
+        resize_input(other.clip, size_hw)
+        return other
+
     def text_feature(self) -> Tensor:
         """The mirror's text feature, shape `[feature]`: a constant once training is over."""
         return self.text(self.mirror())
@@ -92,20 +106,3 @@ def create_network(config: ModelConfig, clip_weights: Path | None = None, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DepthNetwork(config, clip)
-
-
-def check_size(config: ModelConfig, size_hw: SizeHW) -> None:
-    """Refuse a network size that the tower cannot be cut into.
-
-    Raises:
-        OptionError: a side is no positive multiple of the patch.
-    """
-    multiple = config.size_multiple
-    if all(side > 0 and side % multiple == 0 for side in size_hw):
-        return
-    near = tuple(max(multiple, round(side / multiple) * multiple) for side in size_hw)
-    raise OptionError(
-        f"{config.preset} cannot run at {size_hw[0]}x{size_hw[1]} pixels.",
-        f"Height and width must be multiples of {multiple} (its patch or deepest stride).",
-        f"--size {near[0]}x{near[1]}",
-    )

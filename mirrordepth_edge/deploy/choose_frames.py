@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.deploy.calibset import Dropped, Statistics
+from mirrordepth_edge.deploy.open_sizes import fixed
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.preprocess import Frame, Preprocessor
@@ -70,16 +71,16 @@ class TowerFeatures:
         found = probe()
         if isinstance(found, Missing):
             raise MissingError("Choosing frames needs ONNX Runtime.", found.reason, found.cure)
-        manifest = read_manifest(path)
+        manifest = read_manifest(path).at()
         image = manifest.inputs[0]
         if image.shape[0] != 1:
             raise OptionError(f"{model} takes {image.shape[0]} frames at once.", "One is looked at.", "--model nano")
         self.model = model if model in SHIPPED else path.name
         self.sha256 = manifest.artefact_sha256
         self.size_hw = manifest.preprocess.size_hw
-        self._prepare = Preprocessor(manifest.preprocess, "uint8" if image.dtype == "uint8" else "float")
+        self._prepare = Preprocessor(manifest.preprocess, image.io)
         self._input = image.name
-        alone = bytes(_tower_of(onnx.load(path), path).SerializeToString())
+        alone = bytes(_tower_of(fixed(onnx.load(path), manifest.inputs), path).SerializeToString())
         self._session = bare_session(alone, SessionOptions(device="cpu"))
 
     @property

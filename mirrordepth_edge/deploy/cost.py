@@ -104,7 +104,8 @@ class Tensors:
             raise InputError(
                 f"The shape of '{name}' is not fixed.",
                 "Work and bytes are counted for one size; this model takes several, or has operators of its own.",
-                "Fix its sizes first: python -m onnxruntime.tools.make_dynamic_shape_fixed --help",
+                "Fix its sizes first: python -m onnxruntime.tools.make_dynamic_shape_fixed --help; files of mde export "
+                "need none of it, if their manifest is beside them.",
             )
         return self.shapes[name]
 

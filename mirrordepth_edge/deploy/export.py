@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import ExportConfig, InputKind, ModelConfig
+from mirrordepth_edge.config import ExportConfig, ModelConfig, SizeRange
 from mirrordepth_edge.errors import missing_package
-from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.manifest import DIMENSIONS, TensorSpec
 from mirrordepth_edge.quiet import quiet_log
 
 if TYPE_CHECKING:
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "depth"
+DEPTH_LAYOUT = "NHW"
 HEAD_PREFIX = "decoder/head/"
 """Node names under which the metric head lies, which keeps FP32 in every precision."""
+POSITIONS_PREFIX = "tower/positions/"
+"""Those of a ViT's position embedding that is resized in the graph, which keeps it too: it counts cells."""
 
 
 def require_export_packages() -> None:
@@ -46,7 +49,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
     Args:
         network: in eval mode, at the size to export.
-        config: input kind, batch and opset; precision is a later pass.
+        config: input kind, sizes, batch and opset; precision is a later pass.
 
     Returns:
         A checked model with input `image` and output `depth`.
@@ -56,19 +59,19 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
     from mirrordepth_edge.deploy.fold import FoldedNetwork
 
-    folded = FoldedNetwork(network, config.io)
-    height, width = network.config.size_hw
-    example = (
-        torch.zeros(config.batch, height, width, 3, dtype=torch.uint8)
-        if config.io == "uint8"
-        else torch.zeros(config.batch, 3, height, width)
-    )
+    image, sizes = input_spec(network.config, config), config.sizes
+    opened = "" if sizes is None else sizes.opened
+    folded = FoldedNetwork(network, config.io, open_size=opened not in ("", "N"))
+    # Of open lengths the trace sees the largest: a single frame, or cell, it would take for a constant.
+    shape = image.shape if sizes is None else image.at(sizes.largest).shape
+    example = torch.zeros(shape, dtype=getattr(torch, image.dtype))
     with torch.no_grad(), _quiet_exporter():
         program: Any = torch.onnx.export(
             folded,
             (example,),
             dynamo=True,
             opset_version=config.opset,
+            dynamic_shapes=None if sizes is None else (_open_lengths(network.config, sizes, image.layout),),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             verbose=False,
@@ -76,6 +79,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model)
     _strip_traces(model)
+    _name_dimensions(model, opened, image.layout)
     model.producer_name, model.producer_version = "mirrordepth-edge", __version__
     model.graph.name = network.config.preset
     onnx.checker.check_model(model)
@@ -116,30 +120,51 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     model.doc_string = model.graph.doc_string = ""
 
 
-def input_spec(config: ModelConfig, io_kind: InputKind, batch: int = 1) -> TensorSpec:
-    """The exported network's input."""
-    height, width = config.size_hw
-    if io_kind == "uint8":
-        return TensorSpec(
-            name=INPUT_NAME, dtype="uint8", shape=(batch, height, width, 3), layout="NHWC", range="0..255", unit="RGB"
-        )
-    return TensorSpec(
+def _open_lengths(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int, Any]:
+    """What `torch.export` is told of the input's lengths: sides are whole multiples, of how many is open."""
+    from torch.export import Dim
+
+    told: dict[int, Any] = {}
+    for letter, low, high in zip("NHW", sizes.smallest, sizes.largest, strict=True):
+        if low < high:
+            unit = 1 if letter == "N" else model.size_multiple
+            told[layout.index(letter)] = unit * Dim(DIMENSIONS[letter], min=low // unit, max=high // unit)
+    return told
+
+
+def _name_dimensions(model: onnx.ModelProto, opened: str, layout: str) -> None:
+    """Plain names instead of the trace's products, which say in `value_info` what ONNX infers itself."""
+    if not opened:
+        return
+    del model.graph.value_info[:]
+    for value, letters in ((model.graph.input[0], layout), (model.graph.output[0], DEPTH_LAYOUT)):
+        for dimension, letter in zip(value.type.tensor_type.shape.dim, letters, strict=True):
+            if letter in opened:
+                dimension.dim_param = DIMENSIONS[letter]
+
+
+def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's input; open lengths are -1."""
+    uint8 = config.io == "uint8"
+    spec = TensorSpec(
         name=INPUT_NAME,
-        dtype="float32",
-        shape=(batch, 3, height, width),
-        layout="NCHW",
-        range="(rgb/255 - mean) / std",
-        unit="normalised RGB",
+        dtype="uint8" if uint8 else "float32",
+        shape=(config.batch, *model.size_hw, 3) if uint8 else (config.batch, 3, *model.size_hw),
+        layout="NHWC" if uint8 else "NCHW",
+        range="0..255" if uint8 else "(rgb/255 - mean) / std",
+        unit="RGB" if uint8 else "normalised RGB",
     )
+    return spec if config.sizes is None else spec.at(config.sizes.usual).open(config.sizes.opened)
 
 
-def output_spec(config: ModelConfig, batch: int = 1) -> TensorSpec:
-    """The exported network's output."""
-    return TensorSpec(
+def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's output; open lengths are -1."""
+    spec = TensorSpec(
         name=OUTPUT_NAME,
         dtype="float32",
-        shape=(batch, *config.size_hw),
-        layout="NHW",
+        shape=(config.batch, *model.size_hw),
+        layout=DEPTH_LAYOUT,
         range="> 0",
         unit="metres",
     )
+    return spec if config.sizes is None else spec.at(config.sizes.usual).open(config.sizes.opened)

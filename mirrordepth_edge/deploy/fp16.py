@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.config import InputKind, PreprocessConfig
+from mirrordepth_edge.config import PreprocessConfig
 from mirrordepth_edge.deploy.cost import Tensors
-from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME
+from mirrordepth_edge.deploy.export import HEAD_PREFIX, INPUT_NAME, POSITIONS_PREFIX
+from mirrordepth_edge.deploy.open_sizes import fixed
 from mirrordepth_edge.deploy.parity import batches
 from mirrordepth_edge.deploy.ranges import collect
 from mirrordepth_edge.deploy.subgraph import downstream
@@ -26,6 +27,8 @@ from mirrordepth_edge.quiet import quiet_log
 if TYPE_CHECKING:
     import onnx
 
+    from mirrordepth_edge.manifest import TensorSpec
+
 FP32_OPERATORS = ("LayerNormalization", "Softplus")
 """Operators that overflow or lose metric depth in FP16, whatever the layer."""
 LARGEST = 65504.0
@@ -35,14 +38,14 @@ ACTIVATION_LIMIT = 32768.0
 
 
 def to_fp16(
-    onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, io: InputKind, batch: int = 1
+    onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, image: TensorSpec
 ) -> onnx.ModelProto:
     """Convert all but LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
 
     Args:
         onnx_path: the FP32 model.
         frames: real pictures, whose activations decide what would overflow.
-        batch: frames of one inference.
+        image: its input; at one of its sizes, where it takes several.
 
     Raises:
         MissingError: Model Optimizer is not installed.
@@ -60,8 +63,10 @@ def to_fp16(
         )
     with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
         warnings.simplefilter("ignore")
-        metric = [node.name for node in downstream(model, head).graph.node]
-        return _autocast(onnx_path, metric, batches(frames, Preprocessor(preprocess, io), batch))
+        exact = [node.name for node in downstream(fixed(model, [image]), head).graph.node]
+        exact += [node.name for node in model.graph.node if node.name.startswith(POSITIONS_PREFIX)]
+        prepare = Preprocessor(preprocess, image.io)
+        return _autocast(onnx_path, exact, batches(frames, prepare, image.size[0]))
 
 
 def check_range(onnx_path: Path, half: onnx.ModelProto, images: Iterable[npt.NDArray[Any]]) -> None:
@@ -95,8 +100,8 @@ def check_range(onnx_path: Path, half: onnx.ModelProto, images: Iterable[npt.NDA
         )
 
 
-def _autocast(onnx_path: Path, metric: Sequence[str], images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
-    """All but the nodes named `metric`, the head and whatever passes its metres on: FP16 has no digits for them."""
+def _autocast(onnx_path: Path, exact: Sequence[str], images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
+    """All but the nodes named `exact`, the head and whatever passes its metres on: FP16 has no digits for them."""
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
@@ -109,7 +114,7 @@ def _autocast(onnx_path: Path, metric: Sequence[str], images: Iterable[npt.NDArr
         model: onnx.ModelProto = convert_to_mixed_precision(
             str(onnx_path),
             low_precision_type="fp16",
-            nodes_to_exclude=[f"^{re.escape(name)}$" for name in metric],
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in exact],
             op_types_to_exclude=list(FP32_OPERATORS),
             data_max=ACTIVATION_LIMIT,
             keep_io_types=True,

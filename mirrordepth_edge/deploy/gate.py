@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.data.sample import DepthDataset, Sample
+from mirrordepth_edge.deploy.parity import CPU
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.evaluation import Evaluation, Protocol, evaluate
 from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest
@@ -123,7 +123,7 @@ class Judge:
 
 
 def _predictor(path: Path, manifest: Manifest) -> DepthPredictor:
-    return DepthPredictor(OnnxRuntimeSession(path, manifest, SessionOptions(device="cpu")), manifest.model)
+    return DepthPredictor(OnnxRuntimeSession(path, manifest, CPU), manifest.model)
 
 
 def _figures(found: Evaluation) -> DepthFigures:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import QuantisationScheme
-from mirrordepth_edge.deploy.export import HEAD_PREFIX
+from mirrordepth_edge.deploy.export import HEAD_PREFIX, POSITIONS_PREFIX
 from mirrordepth_edge.deploy.ranges import Range, Ranges
 from mirrordepth_edge.errors import InputError
 
@@ -60,10 +60,11 @@ def weight_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def quantisable(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes that are quantised by default: all with weights, but for two kinds.
+    """Names of the nodes that are quantised by default: all with weights, but for three kinds.
 
-    The metric head's, and products that read a transformer's residual sum with no normalisation between, as the
-    decoder reads a ViT's taps: the sum's outlier channels would set the scale of all others.
+    The metric head's, those that resize positions, and products that read a transformer's residual sum with no
+    normalisation between, as the decoder reads a ViT's taps: the sum's outlier channels would set the scale of all
+    others.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     constants = {initializer.name for initializer in model.graph.initializer}
@@ -78,7 +79,8 @@ def quantisable(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         name
         for name, node in weight_nodes(model).items()
-        if not name.startswith(HEAD_PREFIX) and (node.op_type in CONVOLUTIONS or not reads_a_sum(node))
+        if not name.startswith((HEAD_PREFIX, POSITIONS_PREFIX))
+        and (node.op_type in CONVOLUTIONS or not reads_a_sum(node))
     )
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import PRESETS, ExportConfig, SizeHW
+from mirrordepth_edge.config import PRESETS, ExportConfig, Precision, SizeHW, check_size
 from mirrordepth_edge.deploy.export import export_onnx, input_spec, output_spec
 from mirrordepth_edge.deploy.fp16 import check_range, to_fp16
-from mirrordepth_edge.deploy.parity import batches, check_parity, make_reference, measure_parity
+from mirrordepth_edge.deploy.parity import batches, check_parity, make_reference, measure_parity, worst_parity
 from mirrordepth_edge.deploy.reference import write_reference
 from mirrordepth_edge.device import installed_versions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.files import sha256_of
-from mirrordepth_edge.manifest import Manifest, write_artefact
+from mirrordepth_edge.manifest import Manifest, Parity, write_artefact
 from mirrordepth_edge.preprocess import Frame, Preprocessor
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def produce_onnx(
     """Export `network` to `output`, if and only if its depth is the network's.
 
     Args:
-        network: in eval mode, at the size to export.
+        network: in eval mode, at the size to export, or the usual one of several.
         frames: real pictures, for AutoCast and for parity.
         checkpoint_sha256: of the file that `network` came from.
         trained: False for random weights.
@@ -47,25 +47,29 @@ def produce_onnx(
 
     Raises:
         GateError: parity does not hold; nothing is written.
+        OptionError: the tower cannot run at one of the sizes.
     """
     import onnx
 
+    for _, height, width in config.sizes or ():
+        check_size(network.config, (height, width))
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "fp32.onnx"
         on_stage("folding and tracing")
         onnx.save(export_onnx(network, config), candidate)
         on_stage("comparing with PyTorch")
-        parity = measure_parity(candidate, network, frames, "fp32", config.io, config.batch)
+        parity = _parity(candidate, network, frames, "fp32", config)
         check_parity(parity, "fp32")
         if config.precision == "fp16":
             on_stage("converting to FP16")
-            model = to_fp16(candidate, frames, network.config.preprocess, config.io, config.batch)
+            image = input_spec(network.config, replace(config, sizes=None))
+            model = to_fp16(candidate, frames, network.config.preprocess, image)
             prepare = Preprocessor(network.config.preprocess, config.io)
             check_range(candidate, model, batches(frames, prepare, config.batch))
             candidate = Path(folder) / "fp16.onnx"
             onnx.save(model, candidate)
             on_stage("comparing FP16 with PyTorch")
-            parity = measure_parity(candidate, network, frames, "fp16", config.io, config.batch)
+            parity = _parity(candidate, network, frames, "fp16", config)
             check_parity(parity, "fp16")
         manifest = Manifest(
             kind="onnx",
@@ -76,8 +80,9 @@ def produce_onnx(
             trained=trained,
             model=network.config,
             preprocess=network.config.preprocess,
-            inputs=(input_spec(network.config, config.io, config.batch),),
-            outputs=(output_spec(network.config, config.batch),),
+            inputs=(input_spec(network.config, config),),
+            outputs=(output_spec(network.config, config),),
+            sizes=config.sizes,
             precision=config.precision,
             opset=config.opset,
             parity=parity,
@@ -86,6 +91,18 @@ def produce_onnx(
         write_reference(output, make_reference(network, frames, config.io))
         write_artefact(output, candidate.read_bytes(), manifest)
     return manifest
+
+
+def _parity(
+    onnx_path: Path, network: DepthNetwork, frames: Sequence[Frame], precision: Precision, config: ExportConfig
+) -> Parity:
+    """Over all frames; of a file that takes several sizes at the smallest, the usual and the largest one."""
+    if config.sizes is None:
+        return measure_parity(onnx_path, network, frames, precision, config.io, config.batch)
+    return worst_parity(
+        measure_parity(onnx_path, network.at((height, width)), frames, precision, config.io, batch)
+        for batch, height, width in config.sizes
+    )
 
 
 def untrained_network(preset: str, size_hw: SizeHW | None = None) -> tuple[DepthNetwork, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.config import InputKind, QuantiseConfig, SessionOptions
+from mirrordepth_edge.config import QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.deploy.calibset import CalibrationSet
 from mirrordepth_edge.deploy.damage import measure_damage
@@ -20,7 +20,8 @@ from mirrordepth_edge.deploy.fp16 import check_range, to_fp16
 from mirrordepth_edge.deploy.gate import GateFrames, Judge, check_accuracy
 from mirrordepth_edge.deploy.int8 import FEWEST_OPSET, calibrated_tensors, is_quantised, layer_groups, quantisable
 from mirrordepth_edge.deploy.int8 import quantise as quantise_nodes
-from mirrordepth_edge.deploy.parity import measure_parity_with, reference_frames
+from mirrordepth_edge.deploy.open_sizes import at_every_size, fixed
+from mirrordepth_edge.deploy.parity import CPU, measure_parity_with, reference_frames, worst_parity
 from mirrordepth_edge.deploy.ranges import ActivationStatistics, Ranges, collect, coverage
 from mirrordepth_edge.deploy.reference import copy_reference
 from mirrordepth_edge.errors import InputError
@@ -62,7 +63,7 @@ class Fitted:
 
 @dataclass(kw_only=True)
 class Int8Workshop:
-    """Candidates of one FP32 file: the same ranges, other layers.
+    """Candidates of one FP32 file: the same ranges, other layers. A file of several sizes is judged at its usual one.
 
     Args:
         fp32: an ONNX file in FP32.
@@ -86,7 +87,9 @@ class Int8Workshop:
     def __post_init__(self) -> None:
         import onnx
 
-        self.model = onnx.load(self.fp32)
+        self.whole = onnx.load(self.fp32)
+        self.usual = self.manifest.at()
+        self.model = fixed(self.whole, self.usual.inputs)
         if is_quantised(self.model) or self.manifest.precision != "fp32":
             raise InputError(
                 f"{self.fp32} is {self.manifest.precision.upper()} already.",
@@ -98,12 +101,8 @@ class Int8Workshop:
         self.held_out: list[Frame] = []
         self.statistics = self._calibrate()
 
-    @property
-    def io(self) -> InputKind:
-        return "uint8" if self.manifest.inputs[0].dtype == "uint8" else "float"
-
     def prepared(self, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
-        prepare = Preprocessor(self.manifest.preprocess, self.io)
+        prepare = Preprocessor(self.usual.preprocess, self.usual.inputs[0].io)
         return [prepare(frame).copy() for frame in frames]
 
     def _calibrate(self) -> ActivationStatistics:
@@ -112,8 +111,8 @@ class Int8Workshop:
         every = max(every, total // MOST_HELD_OUT)
 
         def calibrating() -> Iterator[npt.NDArray[Any]]:
-            prepare = Preprocessor(self.manifest.preprocess, self.io)
-            for number, image in enumerate(self.calibration.images(self.manifest.preprocess)):
+            prepare = Preprocessor(self.usual.preprocess, self.usual.inputs[0].io)
+            for number, image in enumerate(self.calibration.images(self.usual.preprocess)):
                 if number % every == every - 1:
                     self.held_out.append(image[0].copy())
                 else:
@@ -123,7 +122,7 @@ class Int8Workshop:
         self.watcher.stage("calibrating", total - total // every)
         found = collect(self.model, tensors, calibrating(), on_frame=self._step)
         if not self.held_out:  # too few to spare one
-            self.held_out = [image[0].copy() for image in self.calibration.images(self.manifest.preprocess)]
+            self.held_out = [image[0].copy() for image in self.calibration.images(self.usual.preprocess)]
         return found
 
     def _step(self, done: int) -> None:
@@ -144,12 +143,12 @@ class Int8Workshop:
     def base(self) -> onnx.ModelProto:
         """What stays floating point: FP16 for GPUs, FP32 for CPUs."""
         if self.config.scheme == "cpu":
-            return self.model
+            return self.whole
         import onnx
 
         self.watcher.stage("converting the rest to FP16", 0)
         frames = self.held_out[:: -(-len(self.held_out) // CAST_FRAMES)]
-        half = to_fp16(self.fp32, frames, self.manifest.preprocess, self.io)
+        half = to_fp16(self.fp32, frames, self.usual.preprocess, self.usual.inputs[0])
         check_range(self.fp32, half, self.prepared(frames))
         if half.opset_import[0].version < FEWEST_OPSET["float16"]:
             half = onnx.version_converter.convert_version(half, FEWEST_OPSET["float16"])
@@ -272,8 +271,9 @@ class Int8Workshop:
             opset=next(each.version for each in model.opset_import if not each.domain),
             quantisation=self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy),
         )
-        session = OnnxRuntimeSession(candidate, manifest, SessionOptions(device="cpu"))
-        parity = measure_parity_with(session, self.fp32, self.manifest, "none: INT8 is judged on depth")
+        sessions = (OnnxRuntimeSession(candidate, manifest, each) for each in at_every_size(manifest, CPU))
+        judged = "none: INT8 is judged on depth"
+        parity = worst_parity(measure_parity_with(each, self.fp32, self.manifest, judged) for each in sessions)
         write_artefact(output, candidate.read_bytes(), replace(manifest, parity=parity))
         copy_reference(self.fp32, output)
         return replace(manifest, parity=parity)

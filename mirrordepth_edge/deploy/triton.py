@@ -2,8 +2,9 @@
 
 Sources: Triton's documentation, "Model Repository" and "Model Configuration" (docs/user_guide/model_repository.md and
 model_configuration.md of github.com/triton-inference-server/server), and the configuration's schema, model_config.proto
-of github.com/triton-inference-server/common, by which the tests read what is written here. Files of `mde export`
-have a fixed batch, so that Triton may not put requests together: `max_batch_size` is 0, and `dims` are whole shapes.
+of github.com/triton-inference-server/common, by which the tests read what is written here. A file whose batch is open
+lets Triton put requests together, up to the most frames that it takes; `dims` are then without the batch. Of one whose
+batch is fixed `max_batch_size` is 0, and `dims` are whole shapes.
 
 Not yet served by Triton itself.
 """
@@ -59,7 +60,7 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
     if instances < 1:
         raise OptionError(f"{instances} instances serve nobody.", "There is at least one.", "Take 1.")
     if why_not := _not_for_triton(manifest):
-        cure = "Give it the ONNX file, or an engine that mde build made with TensorRT, whole and of one size."
+        cure = "Give it an ONNX file, or an engine that mde build made with TensorRT, whole and of one size."
         raise OptionError(f"Triton cannot serve {model}.", why_not, cure)
     file = FILES[manifest.kind]
     target = folder / name
@@ -87,10 +88,16 @@ def _not_for_triton(manifest: Manifest) -> str | None:
         return f"It is an engine of {engine.flavour}, and Triton's TensorRT backend takes those of TensorRT."
     if engine is not None and engine.options is not None and engine.options.weights == "stripped":
         return "Its weights are not in it, and Triton does not put them back."
-    opened = engine is not None and engine.options is not None and engine.options.dynamic is not None
-    if opened or any(length < 1 for spec in (*manifest.inputs, *manifest.outputs) for length in spec.shape):
-        return "Its sizes are open, and a client could not tell which to send."
+    if manifest.sizes is not None and set(manifest.sizes.opened) & set("HW"):
+        return "Its height and width are open, and a client could not tell which to send."
+    if manifest.sizes is not None and manifest.sizes.smallest[0] > 1:
+        return f"It takes no fewer than {manifest.sizes.smallest[0]} frames, and a request may come alone."
     return None
+
+
+def most_at_once(manifest: Manifest) -> int:
+    """Requests that Triton may put together; 0 where the batch is fixed."""
+    return 0 if manifest.sizes is None else manifest.sizes.largest[0]
 
 
 def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
@@ -103,9 +110,10 @@ def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
     lines = [
         f"name: {json.dumps(name)}",
         f"backend: {json.dumps(BACKENDS[manifest.kind])}",
-        "max_batch_size: 0  # the file's batch is fixed",
-        *_tensors("input", manifest.inputs),
-        *_tensors("output", manifest.outputs),
+        f"max_batch_size: {most}" if (most := most_at_once(manifest)) else "max_batch_size: 0  # the batch is fixed",
+        *_tensors("input", manifest.inputs, batched=most > 0),
+        *_tensors("output", manifest.outputs, batched=most > 0),
+        *(["dynamic_batching { }"] if most else []),
         "version_policy: { latest: { num_versions: 1 } }",
         f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
     ]
@@ -116,9 +124,9 @@ def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensors(field: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
+def _tensors(field: str, specs: tuple[TensorSpec, ...], *, batched: bool) -> Iterator[str]:
     for spec in specs:
-        dims = ", ".join(map(str, spec.shape))
+        dims = ", ".join(map(str, spec.shape[1:] if batched else spec.shape))
         yield f"{field} [ {{ name: {json.dumps(spec.name)} data_type: {TYPES[spec.dtype]} dims: [ {dims} ] }} ]"
 
 
@@ -193,6 +201,13 @@ def _readme(manifest: Manifest, name: str, file: str) -> str:
     if engine is not None and engine.options is not None and engine.options.version_compat:
         where += " Being version-compatible it runs in later ones too, if tritonserver is also given\n"
         where += "`--backend-config=tensorrt,version-compatible=true`."
+    together = (
+        f"Requests that wait at the same time are run together, up to {most} (`dynamic_batching` in `config.pbtxt`)."
+        if (most := most_at_once(manifest))
+        else "One picture a request: the batch is fixed, so there is no dynamic batching. More at a time take more "
+        "instances\n(`instance_group` in `config.pbtxt`), or a file with an open batch: mde export --dynamic "
+        f"1x{height}x{width},4x{height}x{width},8x{height}x{width}."
+    )
     trained = (
         "" if manifest.trained else "\nIts weights are random: it is for measuring speed, and its depth is none.\n"
     )
@@ -225,8 +240,7 @@ After: depth is metres at the network's size, to be stretched bilinearly to the 
 saw them that the model was trained with; for another lens they are multiplied by the ratio of focal lengths, as
 `mde run --fov-deg` does.
 
-One picture a request: the file's batch is fixed, so there is no dynamic batching. More at a time take more instances
-(`instance_group` in `config.pbtxt`).
+{together}
 """
 
 
@@ -270,7 +284,7 @@ def main():
     server = triton.InferenceServerClient(told.url)
     described = server.get_model_metadata(told.model)
     (given,), (wanted,) = described["inputs"], described["outputs"]
-    shape = [int(side) for side in given["shape"]]
+    shape = [1, *(int(side) for side in given["shape"][1:])]
     if given["datatype"] == "UINT8":
         image = shrink(frame, *shape[1:3])[None]
     else:

@@ -121,6 +121,11 @@ def test_an_empty_video(capfd: pytest.CaptureFixture[str]) -> None:
     [
         (["export", "--size", "225x288"], ("multiples of 32", "224x288")),
         (["export", "--size", "big"], ("HEIGHTxWIDTH",)),
+        (["export", "--dynamic", "100x128,128x128,128x160"], ("100x128", "multiples of 32")),
+        (["export", "--dynamic", "128x128,128x128,128x128"], ("leaves nothing open", "--size 128x128")),
+        (["export", "--dynamic", "96x96,128x128,160x160", "--size", "128x128"], ("exclude", "Leave --size out")),
+        (["export", "--dynamic", "128x128"], ("no range of sizes",)),
+        (["bench", "--network-size", "big"], ("--network-size", "HEIGHTxWIDTH")),
         (["export", "--target", "gtx-480"], ("gtx-480", "orin-nano")),
         (["export", "--fp32", "--fp16"], ("exclude",)),
         (["export", "--io", "int4"], ("uint8 or float",)),

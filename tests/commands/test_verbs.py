@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.preprocess import Frame
 from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
 
 
@@ -71,6 +73,33 @@ def test_export_at_another_size_and_input(tmp_path: Path, capsys: pytest.Capture
     assert manifest.parity.max_relative <= 1e-4
     capsys.readouterr()
     assert run_app(["bench", "--engine", str(output), "--device", "cpu", "--iterations", "2"]) == 0
+
+
+@pytest.mark.slow
+def test_one_file_for_several_sizes(
+    tiny_checkpoint: Path, frames: list[Frame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
+    output, picture, written = tmp_path / "open.onnx", tmp_path / "picture.png", tmp_path / "depth"
+    cv2.imwrite(str(picture), frames[0])
+    sizes = "1x64x64,1x64x96,2x96x128"
+    assert run_app(["export", str(tiny_checkpoint), "--dynamic", sizes, "-o", str(output)]) == 0
+    assert f"for {sizes} (height x width) pixels" in capsys.readouterr().out
+    assert run_app(["inspect", str(output)]) == 0
+    assert f"from {sizes}, in steps of 16 pixels" in capsys.readouterr().out
+    asked = ["--device", "cpu", "--network-size", "96x112"]
+    assert run_app(["run", str(picture), "--model", str(output), *asked, "-o", str(written)]) == 0
+    assert np.load(written / "picture.depth.npy").shape == frames[0].shape[:2]
+    assert run_app(["bench", "--engine", str(output), *asked, "--iterations", "2"]) == 0
+    assert run_app(["run", str(picture), "--model", str(output), "--network-size", "96x160", "-o", str(written)]) == 2
+    assert "64 to 128 wide" in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_goes_to_triton_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = NANO_ONNX["fp32"]
+    assert run_app(["export", str(model), "--triton", str(tmp_path)]) == 0
+    assert f"wrote {tmp_path / model.stem}" in capsys.readouterr().out
+    assert (tmp_path / model.stem / "1" / "model.onnx").read_bytes() == model.read_bytes()
 
 
 @pytest.mark.slow

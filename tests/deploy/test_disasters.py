@@ -28,7 +28,7 @@ from mirrordepth_edge.deploy.produce import produce_onnx
 from mirrordepth_edge.deploy.produce_int8 import Int8Workshop
 from mirrordepth_edge.deploy.write_calibset import pictures_as_set
 from mirrordepth_edge.errors import GateError
-from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.manifest import TensorSpec, read_manifest
 from mirrordepth_edge.preprocess import Frame
 from mirrordepth_edge.runtime import NANO_ONNX
 
@@ -117,6 +117,9 @@ def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(worksho
     assert accuracy.loss > 5 * workshop.accuracy(workshop.nodes).loss
 
 
+IMAGE = TensorSpec(name="image", dtype="uint8", shape=(1, 8, 8, 3), layout="NHWC", range="0..255", unit="RGB")
+
+
 def decomposed_normalisation() -> ModelProto:
     """LayerNormalization spelled out, as exports before opset 17 have it, on activations as large as CLIP's."""
     constants = {
@@ -161,11 +164,11 @@ def test_a_decomposed_normalisation_of_large_activations_does_not_overflow(tmp_p
     feed = {"image": frames[0][None]}
     (expected,) = bare_session(path, SessionOptions(device="cpu")).run(None, feed)
 
-    half = to_fp16(path, frames, preprocess, "uint8")
+    half = to_fp16(path, frames, preprocess, IMAGE)
     check_range(path, half, [feed["image"]])
     np.testing.assert_allclose(ReferenceEvaluator(half).run(None, feed)[0], expected, rtol=4e-3)
 
-    blind = to_fp16(path, grey, preprocess, "uint8")
+    blind = to_fp16(path, grey, preprocess, IMAGE)
     with np.errstate(over="ignore"):
         (ruined,) = ReferenceEvaluator(blind).run(None, feed)
     assert not np.allclose(ruined, expected, rtol=0.1)

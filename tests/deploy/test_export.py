@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="exporting needs PyTorch")
 from mirrordepth_edge.config import ExportConfig  # noqa: E402
 from mirrordepth_edge.core.network import DepthNetwork  # noqa: E402
 from mirrordepth_edge.deploy.cost import graph_cost  # noqa: E402
-from mirrordepth_edge.deploy.export import export_onnx  # noqa: E402
+from mirrordepth_edge.deploy.export import export_onnx, input_spec  # noqa: E402
 from mirrordepth_edge.deploy.fp16 import to_fp16  # noqa: E402
 from mirrordepth_edge.deploy.parity import check_parity, measure_parity  # noqa: E402
 from mirrordepth_edge.errors import GateError  # noqa: E402
@@ -177,7 +177,7 @@ def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
     network: DepthNetwork = request.getfixturevalue(tower)
     path = tmp_path / "fp32.onnx"
     onnx.save(export_onnx(network, ExportConfig()), path)
-    model = to_fp16(path, frames, network.config.preprocess, "uint8")
+    model = to_fp16(path, frames, network.config.preprocess, input_spec(network.config, ExportConfig()))
     half = tmp_path / "fp16.onnx"
     onnx.save(model, half)
     check_parity(measure_parity(half, network, frames, "fp16", "uint8"), "fp16")

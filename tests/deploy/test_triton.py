@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.config import BuildConfig, SessionOptions
+from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.config import BuildConfig, SessionOptions, SizeRange
 from mirrordepth_edge.deploy.reference import read_reference
 from mirrordepth_edge.deploy.triton import CLIENT, config_pbtxt, write_triton_repository
 from mirrordepth_edge.errors import InputError, OptionError
@@ -120,6 +121,22 @@ def test_the_configuration_by_tritons_schema(manifest: Manifest) -> None:
     assert not config.parameters
 
 
+def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
+    inputs, outputs = (
+        tuple(spec.at(sizes.usual).open(sizes.opened) for spec in specs)
+        for specs in (manifest.inputs, manifest.outputs)
+    )
+    return replace(manifest, sizes=sizes, inputs=inputs, outputs=outputs)
+
+
+def test_requests_are_put_together_where_the_batch_is_open(manifest: Manifest) -> None:
+    config = parsed(config_pbtxt(open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288")), "depth"))
+    assert config.max_batch_size == 8
+    assert config.HasField("dynamic_batching")
+    (given,), (wanted,) = config.input, config.output
+    assert (list(given.dims), list(wanted.dims)) == ([224, 288, 3], [224, 288])
+
+
 def test_an_engine_by_tritons_schema(tmp_path: Path, manifest: Manifest) -> None:
     target = write_triton_repository(plan_of(manifest, tmp_path), tmp_path / "repository")
     assert (target / "1" / "model.plan").read_bytes() == b"machine code"
@@ -157,14 +174,20 @@ def test_names_that_are_no_folder_or_no_address(name: str, tmp_path: Path) -> No
 
 
 def test_what_triton_cannot_serve(tmp_path: Path, manifest: Manifest) -> None:
-    sizes = ((64, 64), (64, 64), (96, 96))
     for flavour, options, why in (
         ("tensorrt-rtx", None, "an engine of tensorrt-rtx"),
         ("tensorrt", BuildConfig(weights="stripped"), "weights are not in it"),
-        ("tensorrt", BuildConfig(dynamic=sizes), "sizes are open"),
     ):
         with pytest.raises(OptionError, match="cannot serve") as caught:
             write_triton_repository(plan_of(manifest, tmp_path, flavour, options), tmp_path)
+        assert why in caught.value.why
+    for sizes, why in (
+        ("64x64,64x64,96x96", "height and width are open"),
+        ("2x64x64,4x64x64,4x64x64", "no fewer than 2"),
+    ):
+        opened = open_sizes(manifest, parse_range(sizes))
+        with pytest.raises(OptionError, match="cannot serve") as caught:
+            write_triton_repository(plan_of(opened, tmp_path), tmp_path)
         assert why in caught.value.why
     with pytest.raises(OptionError, match="serve nobody"):
         write_triton_repository(NANO, tmp_path, instances=0)
@@ -308,6 +331,15 @@ def run_client(stub: Stub, folder: Path, picture: Path, monkeypatch: pytest.Monk
     runpy.run_path(str(client), run_name="__main__")
     depth: npt.NDArray[np.float32] = np.load(written)
     return depth
+
+
+def test_the_client_asks_one_picture_of_an_open_batch(
+    tmp_path: Path, pictures: dict[str, Frame], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288"))
+    stub = Stub(opened, lambda fed: np.full((1, 224, 288), 2.5, np.float32))
+    assert run_client(stub, tmp_path, tmp_path / "near.png", monkeypatch).max() == 2.5
+    assert stub.fed["image"].shape == (1, 224, 288, 3)
 
 
 @pytest.mark.parametrize("name", ["near", "large"])

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig
-from mirrordepth_edge.deploy.trtexec import trtexec_command
+from mirrordepth_edge.deploy.trtexec import trtexec_command, trtexec_commands
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import Manifest, read_manifest
 from mirrordepth_edge.runtime import NANO_ONNX
 
 ONNX, PLAN = Path("depth.onnx"), Path("depth.plan")
+SIZES = parse_range("160x224,224x288,448x576")
 EVERYTHING = BuildConfig(
     workspace_gib=0.5,
     optimisation_level=5,
     verbosity="layer-names",
-    dynamic=((160, 224), (224, 288), (448, 576)),
+    dynamic=SIZES,
     hardware_compat="ampere+",
     version_compat=True,
     weights="stripped",
@@ -32,9 +35,9 @@ def manifest() -> Manifest:
 
 
 def opened(manifest: Manifest, name: str = "image", layout: str = "NHWC", *shape: int) -> Manifest:
-    """As of a file whose height and width are open."""
+    """As of a file whose height and width are open, or more."""
     spec = replace(manifest.inputs[0], name=name, layout=layout, shape=shape or (1, -1, -1, 3))
-    return replace(manifest, inputs=(spec,))
+    return replace(manifest, inputs=(spec,), sizes=SIZES)
 
 
 def flags(manifest: Manifest, version: str, config: BuildConfig | None = None) -> list[str]:
@@ -100,11 +103,36 @@ def test_paths_survive_a_shell(manifest: Manifest) -> None:
 
 
 def test_sizes_go_with_files_that_leave_them_open(manifest: Manifest) -> None:
-    with pytest.raises(OptionError, match="needs them") as caught:
-        flags(opened(manifest), "11.1")
-    assert caught.value.cure.startswith("Give")
-    with pytest.raises(OptionError, match="needs them") as caught:
+    assert "--optShapes=image:1x224x288x3" in flags(opened(manifest), "11.1")
+    narrower = flags(opened(manifest), "11.1", BuildConfig(dynamic=parse_range("224x224,224x288,224x288")))
+    assert "--minShapes=image:1x224x224x3" in narrower
+    with pytest.raises(OptionError, match="sizes are fixed") as caught:
         flags(manifest, "11.1", EVERYTHING)
-    assert caught.value.cure.startswith("Leave")
+    assert "leave --dynamic out" in caught.value.cure
     with pytest.raises(OptionError, match="takes no shapes"):
         flags(opened(manifest, "a,b"), "11.1", EVERYTHING)
+
+
+def test_a_version_that_lacks_an_option_does_not_hide_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """As typed: SAME_COMPUTE_CAPABILITY came with 10.9, and 10.3 is the oldest that is supported."""
+    assert run_app(["build", "nano.fp16", "--print-trtexec", "--hardware-compat", "same-cc"]) == 0
+    ten, reason, eleven, command = capsys.readouterr().out.splitlines()
+    assert (ten, eleven) == ("# TensorRT 10", "# TensorRT 11")
+    assert reason.startswith("#")
+    assert "10.9" in reason
+    assert "--hardwareCompatibilityLevel=sameComputeCapability" in shlex.split(command)
+
+
+def test_what_no_version_does_is_refused(manifest: Manifest) -> None:
+    with pytest.raises(OptionError, match="takes no shapes"):
+        trtexec_commands(ONNX, PLAN, opened(manifest, "ima,ge"), (), EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("rtx-ada", 2), ("rtx-ada,orin-nano", 2), ("orin-nano", 0), ("here", 0)]
+)
+def test_trtexec_builds_for_tensorrt_only(target: str, status: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["build", "nano.fp16", "--print-trtexec", "--target", target]) == status
+    out, err = capfd.readouterr()
+    assert ("trtexec --onnx=" in out) is (status == 0)
+    assert ("trtexec builds nothing for rtx-ada" in err) is (status == 2)
