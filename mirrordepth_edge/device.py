@@ -210,12 +210,13 @@ def machine() -> Machine:
         cpu=parse_cpu_name(_read(CPU_INFO)) or platform.processor() or platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpus=nvidia_gpus(),
-        jetson=_jetson_model(),
+        jetson=jetson_model(),
         l4t=parse_l4t_release(_read(L4T_RELEASE)),
     )
 
 
-def _jetson_model() -> str | None:
+def jetson_model() -> str | None:
+    """Board name, such as "NVIDIA Jetson Orin Nano Developer Kit"; None where this is no Jetson."""
     model = _read(JETSON_MODEL).strip("\0\n ")
     return model if "jetson" in model.lower() or "orin" in model.lower() else None
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mirrordepth_edge"
 # Lowest first. A module may import its own layer and those below it.
 LAYERS = (
     {"errors"},
-    {"config", "strict", "files", "lengths", "manifest", "recipes", "quiet"},
+    {"config", "strict", "files", "lengths", "manifest", "recipes", "quiet", "child", "shipped"},
     {
         "camera",
         "calibration",

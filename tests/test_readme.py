@@ -104,7 +104,7 @@ def test_every_verb_and_exit_code_is_in_the_readme() -> None:
         assert f"mde {verb}" in README, verb
     from mirrordepth_edge import cli, errors
 
-    codes = {0, cli.EXIT_USAGE, cli.EXIT_BUG, cli.EXIT_INTERRUPTED}
+    codes = {0, cli.EXIT_USAGE, cli.EXIT_BUG, cli.EXIT_INTERRUPTED, cli.EXIT_TERMINATED}
     codes |= {kind.exit_code for kind in (errors.MdeError, errors.OptionError, errors.GateError, errors.MissingError)}
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     assert listed == codes

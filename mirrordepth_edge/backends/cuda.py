@@ -6,8 +6,10 @@ and `cuda.cudart` in its first releases), to which `tests/backends/test_engine_a
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
+from mirrordepth_edge.device import Gpu, installed_versions, nvidia_gpus
 from mirrordepth_edge.errors import DeviceError, MissingError
 
 # Of CUDA's codes, those of a machine without a GPU or driver that works together with this runtime.
@@ -19,12 +21,60 @@ NOTHING_HERE = (
 )
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 TOO_OLD = 35  # cudaErrorInsufficientDriver, which a machine without any driver answers too
+OLDEST: Final = (12, 6)
+"""CUDA of the oldest cuda-python that calls are written for."""
 
 DRIVER_CURE = "Check the driver with nvidia-smi (desktop) or tegrastats (Jetson); mde doctor shows what is here."
 MEMORY_CURE = "Close other programs that use the GPU, or export and build the model at a smaller --size."
 FAULT_CURE = (
     "Run it again; if it stays, build the engine again with mde build, or report it with what mde doctor shows."
 )
+
+
+def install(gpu: Gpu | None = None) -> str:
+    """What to type for a cuda-python that this machine's driver serves.
+
+    A driver serves CUDA of its own major version and of older ones, minor versions notwithstanding
+    (https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html). That is said of drivers of
+    graphics cards; a Jetson's is part of its system, and newer CUDA needs a package of its own there
+    (https://developer.nvidia.com/blog/simplifying-cuda-upgrades-for-nvidia-jetson-users/). On JetPack 6 a program of
+    CUDA 12.8 was answered 35 (https://github.com/anduril/jetpack-nixos/issues/328). So there it is the driver's own.
+
+    Args:
+        gpu: None where it is unknown.
+    """
+    if gpu is None:
+        return (
+            "pip install 'cuda-python==12.6.*' (JetPack 6), 'cuda-python>=12.6,<13' or, for CUDA 13, 'cuda-python>=13'"
+        )
+    major = _version(gpu.cuda)[0]
+    if major < OLDEST[0] or (gpu.integrated and _version(gpu.cuda) < OLDEST):
+        newer = "Install JetPack 6.1 or later" if gpu.integrated else "Update NVIDIA's driver"
+        return f"{newer}: this driver serves CUDA {gpu.cuda}, and cuda-python is needed from 12.6 on."
+    if gpu.integrated:
+        return f"pip install 'cuda-python=={gpu.cuda}.*'"
+    return "pip install 'cuda-python>=12.6,<13'" if major == 12 else f"pip install 'cuda-python>={major},<{major + 1}'"
+
+
+def too_new(gpu: Gpu) -> str | None:
+    """Why the installed cuda-python cannot work with this GPU's driver, without importing it; None where it may."""
+    installed = installed_bindings()
+    if installed is None or _version(installed)[0] <= _version(gpu.cuda)[0]:
+        return None
+    return f"cuda-python {installed} is newer than the driver, which serves CUDA {gpu.cuda}"
+
+
+def installed_bindings() -> str | None:
+    """Version of the installed cuda-python, which is CUDA's; None without one."""
+    found = installed_versions(("cuda-bindings", "cuda-python"))  # up to 12.6.0 it was one distribution
+    return found.get("cuda-bindings") or found.get("cuda-python")
+
+
+def _version(text: str) -> tuple[int, int]:
+    """Major and minor."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    major, minor = (*numbers, 0, 0)[:2]
+    return major, minor
 
 
 def runtime() -> Any:
@@ -42,7 +92,7 @@ def runtime() -> Any:
             raise MissingError(
                 "Engines need cuda-python, which is not installed.",
                 "It carries the CUDA calls that move frames to and from the GPU.",
-                "pip install 'cuda-python>=12.6,<13'  (JetPack 6), or 'cuda-python>=13' for CUDA 13",
+                install(next(iter(nvidia_gpus()), None)),
             ) from error
     return module
 
@@ -65,9 +115,16 @@ def call(function: Any, *arguments: Any) -> Any:
         if number == TOO_OLD:
             why += " The driver is older than the CUDA that cuda-python calls, or there is none."
         if number in NOTHING_HERE:
-            raise MissingError(what, why, DRIVER_CURE)
+            raise MissingError(what, why, _older_cuda_python() if number == TOO_OLD else DRIVER_CURE)
         raise DeviceError(what, why, MEMORY_CURE if number == OUT_OF_MEMORY else FAULT_CURE)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _older_cuda_python() -> str:
+    """What to type after `TOO_OLD`: an older cuda-python, where the installed one is newer than the driver at all."""
+    gpus, installed = nvidia_gpus(), installed_bindings()
+    newer = gpus and installed and _version(installed) > _version(gpus[0].cuda)
+    return install(gpus[0]) if newer else DRIVER_CURE
 
 
 def attempt(function: Any, *arguments: Any) -> tuple[str | None, Any]:

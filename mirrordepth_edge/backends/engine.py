@@ -19,7 +19,7 @@ from mirrordepth_edge.backends import cuda
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.engine_graph import NotCapturedError
 from mirrordepth_edge.backends.engine_lane import Lane
-from mirrordepth_edge.backends.engine_plan import check_tensors, load_plan, said, start_runtime
+from mirrordepth_edge.backends.engine_plan import check_tensors, load_plan, said, source_of, start_runtime
 from mirrordepth_edge.backends.trust import require_served
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.device import nvidia_gpus
@@ -27,8 +27,11 @@ from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import Manifest
 
 
-def require_gpu(path: Path, flavour: str) -> None:
+def require_gpu(path: Path, flavour: str, manifest: Manifest | None) -> None:
     """Plans run on NVIDIA GPUs only; say so before a runtime fails in its own words.
+
+    Args:
+        manifest: the plan's, to say what runs here in its place.
 
     Raises:
         MissingError: no GPU is visible.
@@ -39,17 +42,24 @@ def require_gpu(path: Path, flavour: str) -> None:
         f"{path} needs an NVIDIA GPU, and this machine shows none.",
         f"A plan is machine code for a GPU; {flavour} would fail with cudaErrorInsufficientDriver (35) "
         "or cudaErrorNoDevice (100).",
-        f"Run it on the target, or run its ONNX here: replace {path.name} by {path.stem}.onnx.",
+        f"Run it on the target, or run its ONNX here: {_by_its_onnx(path, manifest)}.",
     )
 
 
-def refuse_other_options(path: Path, options: SessionOptions) -> None:
+def _by_its_onnx(path: Path, manifest: Manifest | None) -> str:
+    return f"replace {path} by {source_of(path, None if manifest is None else manifest.parent_sha256)}"
+
+
+def refuse_other_options(path: Path, options: SessionOptions, manifest: Manifest | None) -> None:
     """A plan runs on the GPU with what is inside it; options that ask for more are not ignored.
+
+    Args:
+        manifest: see `require_gpu`.
 
     Raises:
         OptionError: one of them was given.
     """
-    run_its_onnx = f"run its ONNX: replace {path.name} by {path.stem}.onnx."
+    run_its_onnx = f"run its ONNX: {_by_its_onnx(path, manifest)}."
     if options.device == "cpu":
         raise OptionError(
             f"{path} cannot run on the CPU.",
@@ -133,11 +143,12 @@ class EngineSession(CheckedSession):
             )
         gpus = nvidia_gpus()
         if manifest.engine is not None:
-            require_served(path, manifest.engine, gpus)
+            require_served(path, manifest.engine, gpus, manifest.parent_sha256)
         gpu = gpus[0]
         self.backend, self.version = backend, str(trt.__version__)
         self.precision = manifest.precision
-        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        here = manifest.at(options.network_hw, options.batch)
+        self.inputs, self.outputs = here.inputs, here.outputs
         self.device = gpu.name
         self.zero_copy = gpu.integrated if options.zero_copy is None else options.zero_copy
         """Whether the GPU works in the host's own buffers; `device_ms` then has nothing for the copies."""

@@ -74,6 +74,13 @@ class Lane:
         self._stream = cuda.call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
         for _ in range(len(DEVICE_STAGES) + 1):
             self._events.append(cuda.call(runtime.cudaEventCreate))
+        for spec in self._inputs:  # before addresses: outputs, and what the context needs, follow from it
+            if not self._context.set_input_shape(spec.name, spec.shape):
+                raise DeviceError(
+                    f"{self._runtime} cannot run {self._path} at {list(spec.shape)}.",
+                    "set_input_shape returned False." + self._said(),
+                    "Build it for a range that has this size: mde build --dynamic, or run it at its usual size.",
+                )
         for spec in specs:
             buffer = self._buffers[spec.name] = allocate(spec.shape, spec.dtype, zero_copy=zero_copy)
             if not self._context.set_tensor_address(spec.name, int(buffer.device_pointer)):

@@ -5,6 +5,7 @@ Not yet run on hardware; what a runtime says of damaged plans before it needs a 
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from mirrordepth_edge.backends.refit import refit
 from mirrordepth_edge.errors import DeviceError, InputError, MissingError
 from mirrordepth_edge.files import existing_file, sha256_of
 from mirrordepth_edge.manifest import Manifest
+from mirrordepth_edge.shipped import SHIPPED, shipped_name
 
 # What a plan says of a dtype, by the name both runtimes give it.
 DTYPE_NAMES = {"UINT8": "uint8", "FLOAT": "float32"}
@@ -90,7 +92,7 @@ def load_plan(trt: Any, runtime: Any, backend: str, path: Path, manifest: Manife
         f"{backend} {trt.__version__} cannot load {path}.",
         f"It was built by {_built_by(manifest)}; a plan is tied to TensorRT's version, the system and the GPU."
         + reason,
-        build_here(path),
+        build_here(path, manifest.parent_sha256),
     )
 
 
@@ -129,9 +131,25 @@ def check_tensors(engine: Any, path: Path, manifest: Manifest) -> None:
         )
 
 
-def build_here(path: Path) -> str:
-    """What to type for a plan of this machine's GPU."""
-    return f"Build it here: mde build {path.stem}.onnx -o {path.name} --target here"
+def source_of(path: Path, parent_sha256: str | None = None) -> str:
+    """What verbs take for the ONNX file that a plan was built from.
+
+    Args:
+        parent_sha256: that file's, by the plan's manifest; None where the plan has none.
+
+    Returns:
+        The name of the model that ships as this file; else the path of the file that the plan's name tells.
+    """
+    onnx_path = path.with_suffix(".onnx")
+    if parent_sha256 is not None:
+        return shipped_name(parent_sha256) or str(onnx_path)
+    return path.stem if path.stem in SHIPPED and not onnx_path.exists() else str(onnx_path)
+
+
+def build_here(path: Path, parent_sha256: str | None = None) -> str:
+    """What to type for a plan of this machine's GPU; see `source_of`."""
+    words = ["mde", "build", source_of(path, parent_sha256), "-o", str(path), "--target", "here"]
+    return f"Build it here: {shlex.join(words)}"
 
 
 def _built_by(manifest: Manifest) -> str:

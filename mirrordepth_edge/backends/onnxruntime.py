@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
-from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.config import BatchHW, SessionOptions
 from mirrordepth_edge.device import cuda_driver, nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError
-from mirrordepth_edge.manifest import Manifest
+from mirrordepth_edge.manifest import DIMENSIONS, Manifest
 
 NAME: Final = "onnxruntime"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -111,7 +111,9 @@ def _small_model() -> bytes:
     return bytes(helper.make_model(graph, ir_version=8, opset_imports=opset).SerializeToString())
 
 
-def bare_session(model: Path | bytes, options: SessionOptions, *, qdq_as_written: bool = False) -> Any:
+def bare_session(
+    model: Path | bytes, options: SessionOptions, *, qdq_as_written: bool = False, size: BatchHW | None = None
+) -> Any:
     """An `onnxruntime.InferenceSession` on exactly the provider that was asked for.
 
     `device="auto"` is the GPU where this machine has one and CUDA loads, else the CPU; the session
@@ -123,6 +125,7 @@ def bare_session(model: Path | bytes, options: SessionOptions, *, qdq_as_written
             bit. ONNX Runtime's own integer kernels for int8 activations are slow on x86, and wrong where the rest is
             FP16: its QuantizeLinear cuts digits off instead of rounding (nano's depth is 9 % off then instead of
             3 %), and a convolution's bias becomes integers of a scale that FP16 cannot hold (32 %). Both in 1.24.
+        size: the one that a model whose sizes are open is optimised for, and then runs at; any where None.
 
     Raises:
         MissingError: `cuda` was asked for and does not load, or does not take this model.
@@ -133,6 +136,8 @@ def bare_session(model: Path | bytes, options: SessionOptions, *, qdq_as_written
     name = str(model) if isinstance(model, Path) else "the model"
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = LOG_FATAL  # errors arrive as exceptions, and are ours to word
+    for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
+        settings.add_free_dimension_override_by_name(dimension, length)
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     if options.yields:
@@ -191,10 +196,13 @@ class OnnxRuntimeSession(CheckedSession):
     def __init__(self, path: Path, manifest: Manifest, options: SessionOptions) -> None:
         import onnxruntime
 
+        opened, manifest = manifest.sizes is not None, manifest.at(options.network_hw, options.batch)
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self.precision = manifest.precision
         for_gpu = manifest.quantisation is not None and manifest.quantisation.scheme == "gpu"
-        self._session = bare_session(path, options, qdq_as_written=for_gpu)
+        self._session = bare_session(
+            path, options, qdq_as_written=for_gpu, size=self.inputs[0].size if opened else None
+        )
         self.version = str(onnxruntime.__version__)
         self._binding = self._session.io_binding()
         self._bound: dict[str, int] = {}

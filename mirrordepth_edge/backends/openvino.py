@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -57,10 +57,13 @@ def cpu_capabilities(core: Any) -> tuple[str, ...]:
     return tuple(core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
 
 
-def compiled_model(path: Path, options: SessionOptions) -> Any:
+def compiled_model(path: Path, options: SessionOptions, shapes: Mapping[str, Sequence[int]] | None = None) -> Any:
     """An `openvino.CompiledModel` for one frame at a time on the CPU, in the precision that was asked for.
 
     Left alone, OpenVINO multiplies in bfloat16 on any CPU that can, whatever the file's precision.
+
+    Args:
+        shapes: of the inputs, for a file whose sizes are open.
 
     Raises:
         MissingError: bfloat16 was asked for, and this CPU has none.
@@ -81,7 +84,10 @@ def compiled_model(path: Path, options: SessionOptions) -> Any:
     try:
         # The ONNX reader by name: asked to find one, OpenVINO tries all it has, and TensorFlow's prints.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
-        return core.compile_model(reader.convert(reader.load(str(path))), CPU, settings)
+        model = reader.convert(reader.load(str(path)))
+        if model.is_dynamic() and shapes is not None:
+            model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
+        return core.compile_model(model, CPU, settings)
     except Exception as error:  # RuntimeError, or classes of its own that have no common base
         raise InputError(
             f"OpenVINO cannot load {path}.",
@@ -99,9 +105,11 @@ class OpenVinoSession(CheckedSession):
     def __init__(self, path: Path, manifest: Manifest, options: SessionOptions) -> None:
         self._openvino = module()
         self.version = str(self._openvino.__version__)
+        manifest = manifest.at(options.network_hw, options.batch)
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self.precision = "bf16" if options.bf16 else manifest.precision
-        self._request = compiled_model(path, options).create_infer_request()
+        shapes = {spec.name: spec.shape for spec in self.inputs}
+        self._request = compiled_model(path, options, shapes).create_infer_request()
         self._bound: dict[str, int] = {}
         self._results = empty_outputs(self.outputs)
         for name, array in self._results.items():

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
-from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.config import ExportConfig, SessionOptions
 from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.manifest import Manifest
 
@@ -61,8 +61,9 @@ class TorchSession(CheckedSession):
         from mirrordepth_edge.core.checkpoint import load_checkpoint
         from mirrordepth_edge.deploy.export import input_spec, output_spec
 
-        network, info = load_checkpoint(path, clip_weights=options.clip_weights)
-        self.inputs, self.outputs = (input_spec(info.model, "uint8"),), (output_spec(info.model),)
+        network, _ = load_checkpoint(path, clip_weights=options.clip_weights, size_hw=options.network_hw)
+        model, shaped = network.config, ExportConfig(batch=options.batch or 1)
+        self.inputs, self.outputs = (input_spec(model, shaped),), (output_spec(model, shaped),)
         wants_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
         if wants_gpu and not torch.cuda.is_available():
             raise MissingError("PyTorch cannot use a GPU here.", "torch.cuda.is_available() is False.", "--device cpu")
@@ -72,7 +73,7 @@ class TorchSession(CheckedSession):
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._network = network.to(self._torch_device)
-        self._preprocess = info.model.preprocess
+        self._preprocess = model.preprocess
         with torch.no_grad():  # a constant, as in every other form of the model
             self._text_feature = self._network.text_feature()
         self._results = empty_outputs(self.outputs)

@@ -85,7 +85,7 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
     A plan is held to this machine too (`backends.trust`); what is doubtful of it is in the session's `notes`.
 
     Returns:
-        The session, and the manifest (None for a checkpoint, which describes itself).
+        The session, and the manifest at the session's size (None for a checkpoint, which describes itself).
 
     Raises:
         InputError: the file is not what its manifest says, or a plan was not built for this machine.
@@ -116,7 +116,23 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
             "Only OpenVINO multiplies in bfloat16, on CPUs that can.",
             "Leave --bf16 out; for an ONNX file, --backend openvino.",
         )
+    if path.suffix not in PLAN_SUFFIXES:
+        _refuse_engine_options(name, options)
     session: Any = backend(name).open(path, manifest, options)
     if doubts:
         session.notes = (*doubts, *getattr(session, "notes", ()))
-    return session, manifest
+    return session, None if manifest is None else manifest.at(options.network_hw, options.batch)
+
+
+def _refuse_engine_options(name: str, options: SessionOptions) -> None:
+    asked = {
+        f"in_flight={options.in_flight}": options.in_flight != 1,
+        f"zero_copy={options.zero_copy}": options.zero_copy is not None,
+        f"cuda_graph={options.cuda_graph}": not options.cuda_graph,
+    }
+    if useless := [option for option, given in asked.items() if given]:
+        raise OptionError(
+            f"{name} has no use for {', '.join(useless)}.",
+            "Only engines take frames in flight, and are told of CUDA graphs and of memory shared with the GPU.",
+            "Leave it out, or run an engine, as mde build makes it.",
+        )

@@ -44,6 +44,7 @@ class JitContexts:
         self._engine, self._store = engine, store
         strategies = trt.CudaGraphStrategy
         self._strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graph else strategies.DISABLED
+        self._specialisation = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._configs: list[Any] = []  # they must outlive their contexts
         first = engine.create_runtime_config()
         self._kept = store.read()
@@ -56,6 +57,8 @@ class JitContexts:
         config = self._engine.create_runtime_config()
         self._configs.append(config)
         config.cuda_graph_strategy = self._strategy
+        # A session keeps one size, so kernels made for it are worth waiting for; else they come while frames run.
+        config.dynamic_shapes_kernel_specialization_strategy = self._specialisation
         if config.cuda_graph_strategy != self._strategy:
             self.cuda_graph = False
             self.notes.append(f"TensorRT for RTX did not take the CUDA graph strategy {self._strategy.name}.")
@@ -114,6 +117,8 @@ def probe() -> Probe:
         return Missing(
             reason=f"it does not serve {gpu.name}, compute capability {gpu.compute_capability}", cure=USE_TENSORRT
         )
+    if problem := cuda.too_new(gpu):
+        return Missing(reason=problem, cure=cuda.install(gpu))
     try:
         cuda.runtime()
     except MissingError as error:
@@ -125,8 +130,8 @@ def probe() -> Probe:
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> EngineSession:  # noqa: A001
     """Open a plan that `mde build --target rtx-…` wrote."""
-    refuse_other_options(path, options)
-    require_gpu(path, "TensorRT for RTX")
+    refuse_other_options(path, options, manifest)
+    require_gpu(path, "TensorRT for RTX", manifest)
     assert manifest is not None, "the registry reads it for every plan"
     trt = module()
     store = jit_store(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mirrordepth_edge.backends.engine_plan import build_here
-from mirrordepth_edge.device import Gpu, nvidia_gpus
+from mirrordepth_edge.device import Gpu, jetson_model, nvidia_gpus
 from mirrordepth_edge.environment import parse_driver
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.files import existing_file, sha256_of
 from mirrordepth_edge.known_bad import version_key
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
+from mirrordepth_edge.shipped import SHIPPED
 from mirrordepth_edge.strict import read_strict
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -74,18 +75,22 @@ def admit(path: Path, *, trust: bool = False, wanted: str | None = None) -> Admi
                 f"{manifest_path(path).name}, which says where it is from and what it takes, is not beside it.",
                 f"Copy the manifest along with it. {build_here(path)}. One that you built yourself: --trust",
             )
-        manifest = _stand_in(path, wanted)
+        onnx_path = _its_onnx(path)
+        manifest = _stand_in(path, onnx_path, wanted)
         notes = (
             f"{path.name} has no manifest and is trusted: inputs, precision and units are those of "
-            f"{path.with_suffix('.onnx').name}, and what it was built for is not checked.",
+            f"{onnx_path.name}, and what it was built for is not checked.",
         )
     if manifest.engine is not None and nvidia_gpus():
-        notes += check_plan(path, manifest.engine)
+        notes += check_plan(path, manifest.engine, manifest.parent_sha256)
     return Admitted(manifest=manifest, notes=notes)
 
 
-def check_plan(path: Path, engine: EngineInfo) -> tuple[str, ...]:
+def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None) -> tuple[str, ...]:
     """Hold what a plan was built by and for to this machine, which has a GPU.
+
+    Args:
+        parent_sha256: of the ONNX file that it was built from, to say what to build it from here.
 
     Returns:
         What makes it likely, and not certain, that it fails or is slow.
@@ -98,13 +103,17 @@ def check_plan(path: Path, engine: EngineInfo) -> tuple[str, ...]:
     if mismatches := [*_runtime_mismatch(engine), *_system_mismatch(engine)]:
         if not runs_on(engine, gpus[0].compute_capability):
             mismatches.append(_gpu_mismatch(engine, gpus))
-        raise InputError(f"{path} was not built for this machine.", " ".join(mismatches), build_here(path))
-    require_served(path, engine, gpus)
+        cure = build_here(path, parent_sha256)
+        raise InputError(f"{path} was not built for this machine.", " ".join(mismatches), cure)
+    require_served(path, engine, gpus, parent_sha256)
     return tuple(_warnings(engine, gpus[0]))
 
 
-def require_served(path: Path, engine: EngineInfo, gpus: tuple[Gpu, ...]) -> None:
+def require_served(path: Path, engine: EngineInfo, gpus: tuple[Gpu, ...], parent_sha256: str | None = None) -> None:
     """Sessions run on GPU 0, which must be one that the plan was built for.
+
+    Args:
+        parent_sha256: see `check_plan`.
 
     Raises:
         InputError: it is not; names every GPU, and how to choose one that is.
@@ -115,7 +124,9 @@ def require_served(path: Path, engine: EngineInfo, gpus: tuple[Gpu, ...]) -> Non
     raise InputError(
         f"{path} was not built for the GPU that would run it.",
         _gpu_mismatch(engine, gpus),
-        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(fitting[0])}" if fitting else build_here(path),
+        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(fitting[0])}"
+        if fitting
+        else build_here(path, parent_sha256),
     )
 
 
@@ -213,11 +224,24 @@ def _warnings(engine: EngineInfo, gpu: Gpu) -> Iterator[str]:
             "if it fails to load or gives wrong depth, update the driver."
         )
     portable = engine.options is not None and engine.options.hardware_compat != "none"
-    if engine.flavour == "tensorrt" and not portable and engine.gpu not in (None, gpu.name):
+    if engine.flavour == "tensorrt" and not portable and (moved := _moved(engine, gpu)):
+        built_on, here = moved
         yield (
-            f"The plan was built on {engine.gpu} and runs on {gpu.name}: other kernels may be faster there; mde build "
+            f"The plan was built on {built_on} and runs on {here}: other kernels may be faster there; mde build "
             "--target here chooses them."
         )
+
+
+def _moved(engine: EngineInfo, gpu: Gpu) -> tuple[str, str] | None:
+    """Where a plan was built and where it is, if these are known and differ.
+
+    The CUDA driver calls the GPU of every Orin module "Orin", whose compute capability is 8.7 in all of them; what
+    tells them apart is the board's name.
+    """
+    board_here = jetson_model()
+    if engine.board is not None and board_here is not None and engine.board != board_here:
+        return engine.board, board_here
+    return None if engine.gpu in (None, gpu.name) else (str(engine.gpu), gpu.name)
 
 
 def driver_here(gpu: Gpu) -> str:
@@ -235,13 +259,20 @@ def _driver_keys(driver: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return version_key(driver), version_key(cuda[1] if cuda else "")
 
 
-def _stand_in(path: Path, wanted: str | None) -> Manifest:
+def _its_onnx(path: Path) -> Path:
+    """The ONNX file that the name of a plan without a manifest tells: beside it, else the one that ships by that name,
+    as in trtexec's `nano.fp16.plan` of `mde build nano.fp16 --print-trtexec`."""
+    beside = path.with_suffix(".onnx")
+    return beside if manifest_path(beside).is_file() else SHIPPED.get(path.stem, beside)
+
+
+def _stand_in(path: Path, onnx_path: Path, wanted: str | None) -> Manifest:
     """A manifest for a plan without one: what its ONNX file's manifest says, and what the plan's header does.
 
     Raises:
         InputError: there is no such manifest, or it cannot be read.
     """
-    sidecar = manifest_path(path.with_suffix(".onnx"))
+    sidecar = manifest_path(onnx_path)
     if not sidecar.is_file():
         raise InputError(
             f"{path} has no manifest, and its ONNX file has none here either.",

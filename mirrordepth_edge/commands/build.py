@@ -65,25 +65,25 @@ def build(
         weights,
     )
     if print_trtexec:
-        _print_trtexec(path, output or beside, config)
+        _print_trtexec(path, output or beside, target, config)
         return
     build_and_report(path, output or beside, target, config)
 
 
-def _print_trtexec(model: Path, output: Path, config: BuildConfig) -> None:
+def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildConfig) -> None:
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.deploy.trtexec import trtexec_command
+    from mirrordepth_edge.deploy.build import HERE, load_targets
+    from mirrordepth_edge.deploy.trtexec import trtexec_commands
     from mirrordepth_edge.manifest import read_manifest
 
-    manifest = read_manifest(model)
-    for name, version in (("TensorRT 10", "10.3"), ("TensorRT 11", "11.0")):
-        console.print(f"# {name}\n{trtexec_command(model, output, manifest, version=version, config=config)}")
+    console.print(trtexec_commands(model, output, read_manifest(model), load_targets(target or HERE), config))
 
 
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build and print what came of it."""
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.deploy.build import build_engine, plan_build
+    from mirrordepth_edge.deploy.build import build_engine, is_proven, plan_build
+    from mirrordepth_edge.deploy.parity import figures
     from mirrordepth_edge.manifest import read_manifest
 
     plan = plan_build(target)
@@ -104,10 +104,10 @@ def build_and_report(model: Path, output: Path, target: str | None, config: Buil
         f"{engine.version} for compute capability {', '.join(engine.compute_capabilities)}, {_effort(engine)}"
     )
     parity = manifest.parity
-    if parity.runner.startswith(engine.flavour):  # else it is the ONNX file's
-        console.print(f"parity: {parity.runner}, mean {parity.mean_relative:.1e} relative (gate: {parity.limit})")
+    if is_proven(manifest):
+        console.print(f"parity: {parity.runner}, {figures(parity)} (gate: {parity.limit})")
     else:
-        console.print(f"note: this engine has not been run: {_why_not_run(plan, engine)}")
+        console.print(f"note: this engine has not been run: {_why_not_run(plan)}")
     if engine.flavour == "tensorrt-rtx":
         console.print(f"  for a Jetson: copy {model.name} and its manifest there and type: mde build {model.name}")
 
@@ -139,10 +139,9 @@ def _effort(engine: EngineInfo) -> str:
     return f"built in {engine.build_seconds:.1f} s{peak}"
 
 
-def _why_not_run(plan: BuildPlan, engine: EngineInfo) -> str:
-    options = engine.options
-    if plan.runs_here and options is not None and options.dynamic is not None:
-        return "its sizes are open, and mde runs one size"
-    if plan.runs_here and options is not None and options.weights == "stripped":
-        return "its weights are not in it"
+def _why_not_run(plan: BuildPlan) -> str:
+    from mirrordepth_edge.device import nvidia_gpus
+
+    if any(gpu.compute_capability in plan.compute_capabilities for gpu in nvidia_gpus()):
+        return "it is for another GPU than the first one, which is what runs here"
     return "no GPU of its kind is here"

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 Level = Literal["wrong", "missing", "slow", "hint"]
 LEVELS: tuple[Level, ...] = ("wrong", "missing", "slow", "hint")
 ENGINES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
-OLDEST_TENSORRT = "10.3"
 LITTLE_MEMORY_MIB, LITTLE_FREE_MIB, LITTLE_DISK_MIB = 9000, 1500, 2000
 NEW_VENV = "-m venv --system-site-packages ~/mde  (then install mde there)"
 ADD_SWAP = "sudo fallocate -l 8G /swap && sudo chmod 600 /swap && sudo mkswap /swap && sudo swapon /swap"
@@ -37,6 +36,7 @@ def to_do(facts: Facts) -> tuple[ToDo, ...]:
 
 def _known_bad(facts: Facts) -> Iterator[ToDo]:
     from mirrordepth_edge.backends.base import Available
+    from mirrordepth_edge.deploy.trt_versions import OLDEST_TENSORRT
     from mirrordepth_edge.known_bad import known_problems, version_key
 
     packaged = facts.environment.tensorrt_package
@@ -69,24 +69,27 @@ def _gpu(facts: Facts) -> Iterator[ToDo]:
 
 
 def _engine(facts: Facts) -> Iterator[ToDo]:
+    from mirrordepth_edge.backends import cuda
     from mirrordepth_edge.backends.base import Available, Missing
+    from mirrordepth_edge.backends.tensorrt import NOT_INSTALLED
 
     probe = facts.probes.get("tensorrt")
     works = any(isinstance(facts.probes.get(name), Available) for name in ENGINES)
     if works or not facts.machine.gpus or not isinstance(probe, Missing):
         return
-    why, cure, systems = f"{probe.reason}.", probe.cure, facts.environment.system_tensorrt
-    if "tensorrt" not in facts.packages and systems:
+    why, cure, systems = f"{probe.reason.rstrip('.')}.", probe.cure, facts.environment.system_tensorrt
+    # JetPack's bindings have no metadata of pip's: only the import tells whether they are there.
+    absent = probe.reason == NOT_INSTALLED and "tensorrt" not in facts.packages
+    if absent and systems:
         mine = facts.python.version.rpartition(".")[0]
         same = any(system.python == mine for system in systems)
         why = f"It is in {systems[-1].folder}, for Python {systems[-1].python}; this is Python {mine}"
         why += "." if facts.python.system_packages else ", which does not see the system's packages."
         cure = f"{'python3' if same else f'/usr/bin/python{systems[-1].python}'} {NEW_VENV}"
-    elif "tensorrt" not in facts.packages:
+    elif absent:
         cure = "sudo apt install nvidia-jetpack" if facts.is_jetson else "pip install 'mirrordepth-edge[tensorrt]'"
     elif "cuda-python" in probe.reason:
-        cuda_12 = facts.machine.gpus[0].cuda.startswith("12.")
-        cure = f"pip install '{'cuda-python>=12.6,<13' if cuda_12 else 'cuda-python>=13'}'"
+        cure = cuda.install(facts.machine.gpus[0])
     yield ToDo(level="missing", what="TensorRT does not work here, so that the GPU runs no engine.", why=why, next=cure)
 
 

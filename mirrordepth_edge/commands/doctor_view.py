@@ -32,7 +32,7 @@ ONNX_RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
 ARM_HINTS = {
     "tensorrt": "comes with JetPack, for a venv made with --system-site-packages",
     "tensorrt-rtx": "x86-64 only",
-    "cuda-bindings": "pip install 'cuda-python>=12.6,<13' on JetPack 6, 'cuda-python>=13' on JetPack 7",
+    "cuda-bindings": "pip install 'cuda-python==12.6.*' on JetPack 6, 'cuda-python==13.0.*' on JetPack 7.0",
 }
 STYLES: dict[Level, str] = {"wrong": "red", "missing": "red", "slow": "yellow", "hint": "default"}
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mirrordepth_edge.backends import tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends import cuda, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.engine import require_gpu
 from mirrordepth_edge.deploy.audit import HALF, Audit, Finding, Verdict
 from mirrordepth_edge.errors import InputError
@@ -193,12 +193,15 @@ def layer_information(path: Path, manifest: Manifest) -> str:
     """The inspector's JSON of a plan, from the runtime that it was built for.
 
     Raises:
-        MissingError: there is no GPU, or the runtime is not installed.
+        MissingError: there is no GPU or driver that works, or the runtime or cuda-python is not installed.
+        DeviceError: the GPU is there and failed.
         InputError: the plan cannot be loaded here.
     """
     rtx = manifest.engine is not None and manifest.engine.flavour == tensorrt_rtx.NAME
-    require_gpu(path, "TensorRT for RTX" if rtx else "TensorRT")
+    require_gpu(path, "TensorRT for RTX" if rtx else "TensorRT", manifest)
     trt = tensorrt_rtx.module() if rtx else tensorrt.module()
+    # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
+    cuda.call(cuda.runtime().cudaSetDevice, 0)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

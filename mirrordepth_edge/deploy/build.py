@@ -12,21 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge.backends import tensorrt, tensorrt_rtx
-from mirrordepth_edge.backends.base import Available
+from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, TargetConfig
 from mirrordepth_edge.deploy import timing_cache
-from mirrordepth_edge.deploy.build_process import OnProgress, run_worker
-from mirrordepth_edge.deploy.parity import measure_engine_parity
+from mirrordepth_edge.deploy.build_process import OnProgress, refuse_cpu_int8, run_worker
+from mirrordepth_edge.deploy.open_sizes import at_every_size, of_sizes, with_sizes
+from mirrordepth_edge.deploy.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.deploy.reference import reference_path
-from mirrordepth_edge.deploy.trt_versions import Flavour, has_timing_cache, refuse_unsupported
+from mirrordepth_edge.deploy.trt_versions import (
+    Flavour,
+    has_timing_cache,
+    refuse_unsupported,
+    require_new_enough,
+)
 from mirrordepth_edge.deploy.verify import require_repeatable
-from mirrordepth_edge.device import installed_versions, nvidia_gpus
+from mirrordepth_edge.device import installed_versions, jetson_model, nvidia_gpus
 from mirrordepth_edge.environment import parse_driver
 from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.files import ensure_folder, require_suffix, sha256_of, written_whole
 from mirrordepth_edge.known_bad import KnownProblem, known_problems
-from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
+from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
 
 HERE = "here"
@@ -42,7 +48,8 @@ class BuildPlan:
     compute_capabilities: tuple[str, ...]
     """GPUs the engine will run on."""
     runs_here: bool
-    """This machine's GPU is one of them, so the engine can be proven before it is written."""
+    """This machine's first GPU, which is the one that runs engines, is one of them: it is proven before it is
+    written."""
     version: str = ""
     """Of the builder; empty where it does not say."""
 
@@ -133,7 +140,9 @@ def _require_tensorrt(where: str) -> str:
             "Copy the .onnx and its .manifest.json to the target and type there: mde build model.onnx "
             "(TensorRT for RTX builds here: --target rtx-ada)",
         )
-    return str(getattr(tensorrt.module(), "__version__", ""))
+    version = str(getattr(tensorrt.module(), "__version__", ""))
+    require_new_enough(version)
+    return version
 
 
 def _require_this_is(target: TargetConfig) -> None:
@@ -162,8 +171,8 @@ def build_engine(
 ) -> Manifest:
     """Build an engine and write it with its manifest.
 
-    Where the engine can run on this machine its depth is compared with ONNX Runtime's first: known TensorRT releases
-    build engines that are fast and wrong. Engines whose size is open, and those without weights, are not run.
+    Where the engine is for this machine's GPU its depth is compared with ONNX Runtime's first, at the smallest, the
+    usual and the largest of its sizes: known TensorRT releases build engines that are fast and wrong.
 
     Args:
         config: the builder's own settings where None.
@@ -172,14 +181,18 @@ def build_engine(
     Raises:
         InputError: the ONNX file is not one of ours, the parser or builder refused it, or a file cannot be written.
         OptionError: an option that this builder does not have, or that does not fit the file.
+        MissingError: the engine is for this machine's GPU and could not be run on it; nothing was built.
         DeviceError: memory ran out.
         GateError: the engine's depth is not the ONNX file's, or another each time; nothing is written.
     """
-    config = config or BuildConfig()
     require_suffix(output, PLAN_SUFFIXES, "an engine")
-    refuse_unsupported(config, plan.flavour, plan.version)
     source = read_manifest(onnx_path)
-    _require_multiples(config, source)
+    refuse_cpu_int8(onnx_path, source)
+    config = with_sizes(config or BuildConfig(), source)
+    integrated = plan.runs_here and any(gpu.integrated for gpu in nvidia_gpus()[:1])
+    refuse_unsupported(config, plan.flavour, plan.version, integrated=integrated)
+    if plan.runs_here:
+        _require_runtime(plan.flavour)
     ensure_folder(output.parent)
     cache = _timing_cache(plan) if config.timing_cache else None
     with tempfile.TemporaryDirectory() as folder:
@@ -199,23 +212,50 @@ def build_engine(
         if cache is not None:
             timing_cache.keep(timed, cache)
         manifest = replace(
-            source,
+            of_sizes(source, config.dynamic),
             kind="plan",
             artefact_sha256=sha256_of(built),
             parent_sha256=source.artefact_sha256,
             engine=_engine_info(plan, config, answer),
         )
-        provable = plan.runs_here and config.dynamic is None and config.weights == "full"
-        if provable and isinstance(backend(plan.flavour).probe(), Available):
-            session = backend(plan.flavour).open(built, manifest, SessionOptions())
-            with session:
-                require_repeatable(session, manifest, output.name)
-                manifest = replace(manifest, parity=measure_engine_parity(session, onnx_path, source))
+        if plan.runs_here:
+            if config.weights == "stripped":
+                _place_beside(built, onnx_path)
+            manifest = replace(manifest, parity=_proven(built, manifest, onnx_path, source, output.name))
         with ExitStack() as stack:  # the reference takes its place after the plan, if that could be written
             if reference_path(onnx_path).is_file():
                 shutil.copyfile(reference_path(onnx_path), stack.enter_context(written_whole(reference_path(output))))
             write_artefact(output, built.read_bytes(), manifest)
     return manifest
+
+
+def is_proven(manifest: Manifest) -> bool:
+    """Whether an engine was run before it was written; else its parity is that of the ONNX file."""
+    return manifest.engine is not None and manifest.parity.runner.startswith(manifest.engine.flavour)
+
+
+def _require_runtime(flavour: Flavour) -> None:
+    """Minutes of building are for nothing where the engine cannot be run afterwards, and one not proven may be wrong.
+
+    Raises:
+        MissingError: engines do not run here.
+    """
+    probe = backend(flavour).probe()
+    if isinstance(probe, Missing):
+        raise MissingError(
+            f"{flavour} could not run the engine on this machine, so it is not built.",
+            f"An engine is compared with its ONNX file before it is written; {probe.reason.rstrip('.')}.",
+            probe.cure,
+        )
+
+
+def _place_beside(built: Path, onnx_path: Path) -> None:
+    """Put the ONNX file where an engine without weights is given them from."""
+    beside = built.with_suffix(".onnx")
+    try:
+        beside.symlink_to(onnx_path.resolve())
+    except OSError:  # Windows, where that is for administrators
+        shutil.copyfile(onnx_path, beside)
 
 
 def _timing_cache(plan: BuildPlan) -> Path | None:
@@ -226,15 +266,19 @@ def _timing_cache(plan: BuildPlan) -> Path | None:
     return timing_cache.timing_cache_path(gpus[0], plan.flavour, plan.version, _driver() or "")
 
 
-def _require_multiples(config: BuildConfig, source: Manifest) -> None:
-    multiple = source.model.size_multiple
-    if wrong := [hw for hw in config.dynamic or () if any(length % multiple for length in hw)]:
-        near = [max(multiple, round(length / multiple) * multiple) for length in wrong[0]]
-        raise OptionError(
-            f"{wrong[0][0]}x{wrong[0][1]} is no input size of this model.",
-            f"Height and width must be multiples of {multiple}.",
-            f"The nearest is {near[0]}x{near[1]}.",
-        )
+def _proven(built: Path, manifest: Manifest, onnx_path: Path, source: Manifest, name: str) -> Parity:
+    """Run an engine before it is written.
+
+    Raises:
+        GateError: its depth is not the ONNX file's, or another each time.
+    """
+    measured = []
+    for options in at_every_size(manifest, SessionOptions()):
+        session = backend(manifest.engine.flavour).open(built, manifest, options)  # type: ignore[union-attr]
+        with session:
+            require_repeatable(session, manifest.at(options.network_hw, options.batch), name)
+            measured.append(measure_engine_parity(session, onnx_path, source))
+    return worst_parity(measured)
 
 
 def _engine_info(plan: BuildPlan, config: BuildConfig, answer: dict[str, Any]) -> EngineInfo:
@@ -249,6 +293,7 @@ def _engine_info(plan: BuildPlan, config: BuildConfig, answer: dict[str, Any]) -
         peak_memory_mb=None if peak is None else round(peak, 1),
         system=f"{platform.system()}-{platform.machine()}".lower(),
         gpu=nvidia_gpus()[0].name if plan.runs_here and nvidia_gpus() else None,
+        board=jetson_model() if plan.runs_here else None,
         driver=_driver(),
         options=config,
     )

@@ -6,26 +6,31 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mirrordepth_edge.child import command_of
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.deploy.build_progress import BuildProgress
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, OptionError
-from mirrordepth_edge.files import unwritable
+from mirrordepth_edge.manifest import Manifest
 
 OnProgress = Callable[[BuildProgress], None]
 
-COMMAND = (sys.executable, "-m", "mirrordepth_edge.deploy.build_worker")
+COMMAND = command_of("mirrordepth_edge.deploy.build_worker")
 OUT_OF_MEMORY = re.compile(
     r"out ?of ?memory|cudaErrorMemoryAllocation|bad_alloc|MemoryError|insufficient workspace|workspace (limit|size)",
     re.IGNORECASE,
 )
 """How TensorRT, CUDA, C++ and Python say it; "OutOfMemory (Requested size was N bytes.)" is TensorRT's own."""
+PARSER_ERROR = re.compile(r"^node (.+?) \(([^()]*)\): (.*?)(?=\nnode |\Z)", re.MULTILINE | re.DOTALL)
+"""A line of `build_worker.parser_errors`: node, operator ("?" where the error is not one node's) and reason."""
+UNNAMED = "?"
+UNTOLD = ("", "false")
+"""What stands for a reason where the parser's check is a mere `false`, as for operators that TensorRT lacks."""
 LOGGED_ERROR = re.compile(r"\[[EF]\]|IN_ERROR|Internal Error")
 KILLED = -9  # SIGKILL, which Windows lacks; Linux sends it to who has most when memory runs out
 MOST_LINES = 3
@@ -78,6 +83,23 @@ def run_worker(request: dict[str, Any], config: BuildConfig, on_progress: OnProg
     raise explain(said, worker.returncode, lines, request, config)
 
 
+def refuse_cpu_int8(onnx_path: Path, source: Manifest) -> None:
+    """Refuse a file whose INT8 is a CPU's before a builder is started.
+
+    Raises:
+        InputError: its zero points are not 0, as those that TensorRT takes are
+            (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html).
+    """
+    if source.quantisation is None or source.quantisation.scheme != "cpu":
+        return
+    raise InputError(
+        f"{onnx_path} is INT8 for a CPU, and no engine can be built of it.",
+        "Its activations are quantised with zero points of their own; TensorRT takes symmetric INT8, with none.",
+        "Export it for a GPU: mde export --int8 as before, without --target cpu. On a CPU the file runs as it is: "
+        f"mde run PICTURE --model {onnx_path}",
+    )
+
+
 def explain(
     said: dict[str, Any], status: int, lines: Sequence[str], request: dict[str, Any], config: BuildConfig
 ) -> MdeError:
@@ -92,7 +114,16 @@ def explain(
     if "refused" in said:
         return OptionError(*said["refused"])
     if "unwritable" in said:
-        return unwritable(Path(request["plan"]), OSError(0, said["unwritable"]))
+        folder = Path(request["plan"]).parent
+        return InputError(
+            f"Cannot write {request['plan']}.",
+            said["unwritable"],
+            f"Engines are built in the folder for temporary files: free space in {folder}, or build in another one: "
+            f"TMPDIR=/path mde build {request['onnx']} …",
+        )
+    failed = str(said.get("failed", ""))
+    if (errors := PARSER_ERROR.findall(failed)) and not OUT_OF_MEMORY.search(failed):
+        return _not_parsed(what, errors, request)
     logged = [line for line in lines if LOGGED_ERROR.search(line)][-MOST_LINES:]
     if said:
         words = [str(said.get("failed") or said.get("memory")), *logged]
@@ -107,7 +138,23 @@ def explain(
         return DeviceError(
             f"Memory ran out while {request['flavour']} built {request['onnx']}.", why, _relief(config, request)
         )
-    return InputError(what, why, "mde inspect FILE shows what it is; another --target or --fp32 may build.")
+    cure = f"mde inspect {request['onnx']} shows what it is; another --target, or mde export again, may do."
+    return InputError(what, why, cure)
+
+
+def _not_parsed(what: str, errors: Sequence[tuple[str, str, str]], request: dict[str, Any]) -> InputError:
+    """The parser names the operators; what it logs beside that is a dump of the node, a line a field."""
+    words, cure = [], "Make the file again with this version's mde export"
+    for node, operator, said in errors:
+        if operator == UNNAMED:  # the file as a whole
+            words.append(said)
+            continue
+        where = "" if node == UNNAMED else f" (node {node})"
+        reason = "." if said in UNTOLD else f": {said}"
+        words.append(f"TensorRT has no operator {operator}, or not in this form{where}{reason}")
+    if all(operator != UNNAMED for _, operator, _ in errors):
+        cure += f", or run the ONNX file itself: mde run PICTURE --model {request['onnx']}"
+    return InputError(what, "\n".join(dict.fromkeys(words)), f"{cure}.")
 
 
 def _relief(config: BuildConfig, request: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mirrordepth_edge.config import BuildConfig, SizeHW
+from mirrordepth_edge.config import BuildConfig, SizeRange
 from mirrordepth_edge.deploy.build_progress import BuildProgress, Phases
 from mirrordepth_edge.deploy.trt_versions import create_config, needs_strong_flag
 from mirrordepth_edge.errors import OptionError
@@ -52,17 +52,15 @@ def peak_memory_mb() -> float | None:
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def profile_shapes(
-    shape: Sequence[int], layout: str | None, sizes: tuple[SizeHW, SizeHW, SizeHW]
-) -> tuple[tuple[int, ...], ...]:
-    """Smallest, usual and largest shape of an input whose height and width are open.
+def profile_shapes(shape: Sequence[int], layout: str | None, sizes: SizeRange) -> tuple[tuple[int, ...], ...]:
+    """Smallest, usual and largest shape of an input whose sizes are open.
 
     Args:
         shape: as the network has it, -1 where a length is open.
         layout: such as `NHWC`.
 
     Raises:
-        OptionError: another length than batch, height and width is open; a batch is then one frame.
+        OptionError: another length than batch, height and width is open.
     """
     fits = layout is not None and len(layout) == len(shape)
     if layout is None or not fits or not {c for c, n in zip(layout, shape, strict=True) if n < 0} <= set("NHW"):
@@ -71,7 +69,7 @@ def profile_shapes(
             f"By its manifest its lengths are {layout or 'unknown'}; only batch, height and width may be open.",
             "Export it with fixed sizes: mde export --size HEIGHTxWIDTH",
         )
-    asked = ({"N": 1, "H": height, "W": width} for height, width in sizes)
+    asked = (dict(zip("NHW", size, strict=True)) for size in sizes)
     return tuple(tuple(n if n >= 0 else of[c] for n, c in zip(shape, layout, strict=True)) for of in asked)
 
 
@@ -94,7 +92,7 @@ def profiles(network: Any, config: BuildConfig, layouts: Mapping[str, str]) -> d
         raise OptionError(
             "--dynamic has nothing to work on: the ONNX file's sizes are fixed.",
             f"Its input is {fixed}, and its positions and reshapes were computed for that.",
-            "Leave --dynamic out, and export and build one file a size: mde export --size HEIGHTxWIDTH",
+            f"Export it with open ones: mde export --dynamic {config.dynamic}; or leave --dynamic out.",
         )
     sizes = config.dynamic
     return {} if sizes is None else {n: profile_shapes(s, layouts.get(n), sizes) for n, s in opened.items()}
@@ -165,6 +163,8 @@ def build(request: dict[str, Any], say: Say) -> None:
         )
     except PolygraphyException as error:
         return say("failed", f"the builder failed: {error}")
+    except OSError as error:  # the timing cache, which is written beside the plan
+        return say("unwritable", error.strerror or str(error))
     built = time.perf_counter()
     try:
         Path(request["plan"]).write_bytes(plan)

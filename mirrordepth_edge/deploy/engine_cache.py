@@ -125,7 +125,8 @@ def cached_engine(
     now = built_with(plan)
     place = folder / f"{onnx_path.stem}-{_digest([asdict(source), asdict(options)])[:12]}" / _digest(asdict(now))[:12]
     path = place / f"{onnx_path.stem}.{plan.flavour}.plan"
-    if _is_whole(path, source.artefact_sha256):
+    flaw = _flaw(path, source.artefact_sha256, plan)
+    if flaw is None:
         with suppress(OSError):  # a cache that is read-only serves as well
             os.utime(place / RECORD)
         kept = _read(place / RECORD)
@@ -135,7 +136,7 @@ def cached_engine(
     def tell(progress: BuildProgress) -> None:
         on_stage(f"{title}, {progress.fraction:.0%}")
 
-    why = "what was kept of it is damaged" if place.exists() else _why_anew(place.parent, now)
+    why = flaw if place.exists() else _why_anew(place.parent, now)
     scratch = ensure_folder(place.parent) / f".{secrets.token_hex(4)}"
     try:
         scratch.mkdir(parents=True)
@@ -149,7 +150,7 @@ def cached_engine(
             built=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
         )
         write_json(scratch / RECORD, asdict(record))
-        _put(scratch, place, path, source.artefact_sha256)
+        _put(scratch, place, lambda: _flaw(path, source.artefact_sha256, plan) is None)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     prune(folder, place)
@@ -208,14 +209,14 @@ def prune(folder: Path, keep: Path) -> None:
             total += size
 
 
-def _put(scratch: Path, place: Path, path: Path, onnx_sha256: str) -> None:
+def _put(scratch: Path, place: Path, is_good: Callable[[], bool]) -> None:
     """Rename a finished engine into place, unless another process was quicker."""
-    if place.exists() and not _is_whole(path, onnx_sha256):
+    if place.exists() and not is_good():
         _remove(place)
     try:
         scratch.rename(place)
     except OSError as error:
-        if not _is_whole(path, onnx_sha256):
+        if not is_good():
             raise unwritable(place, error) from error
 
 
@@ -229,11 +230,17 @@ def _remove(engine: Path) -> None:
             engine.parent.rmdir()
 
 
-def _is_whole(path: Path, onnx_sha256: str) -> bool:
+def _flaw(path: Path, onnx_sha256: str, plan: BuildPlan) -> str | None:
+    """Why an engine that is kept cannot be used, in words; None where it can."""
     try:
-        return read_manifest(path).parent_sha256 == onnx_sha256
+        manifest = read_manifest(path)
     except InputError:
-        return False
+        return "what was kept of it is damaged"
+    if manifest.parent_sha256 != onnx_sha256:
+        return "what was kept of it is damaged"
+    if plan.runs_here and not build.is_proven(manifest):
+        return "the one that was kept was never compared with its ONNX file"
+    return None
 
 
 def _why_anew(folder: Path, now: BuiltWith) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from mirrordepth_edge.device import Gpu
@@ -25,9 +26,15 @@ def timing_cache_path(gpu: Gpu, flavour: str, version: str, driver: str) -> Path
 
 
 def take(cache: Path, copy: Path) -> None:
-    """Copy a kept cache, if there is one, to where a builder may change it."""
-    if cache.is_file():
+    """Copy a kept cache to where a builder may change it.
+
+    Where there is none, or no room for the copy, the builder times its kernels anew.
+    """
+    try:
         shutil.copyfile(cache, copy)
+    except OSError:
+        with suppress(OSError):
+            copy.unlink(missing_ok=True)  # half of one
 
 
 def keep(copy: Path, cache: Path) -> bool:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from mirrordepth_edge.config import BuildConfig
-from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.known_bad import version_key
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+
+OLDEST_TENSORRT: Final = "10.3"
+"""JetPack 6.1's; before 10.0 networks and plans are handled by calls that are not used here."""
 
 HARDWARE_LEVELS: Final = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 """Members of `HardwareCompatibilityLevel`."""
@@ -43,6 +46,23 @@ def has_timing_cache(flavour: Flavour) -> bool:
     return flavour == "tensorrt"
 
 
+def require_new_enough(version: str) -> None:
+    """Refuse TensorRT before `OLDEST_TENSORRT`.
+
+    Args:
+        version: such as "10.3.0"; one that cannot be read passes.
+
+    Raises:
+        MissingError: it is older.
+    """
+    if (known := version_key(version)) and known < version_key(OLDEST_TENSORRT):
+        raise MissingError(
+            f"TensorRT {version} cannot build this engine.",
+            f"It is older than {OLDEST_TENSORRT}, the oldest that mde is written for.",
+            "Jetson: install JetPack 6.1 or later; desktop: pip install --upgrade tensorrt",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """An option that a flavour serves from some version on, or never."""
@@ -52,11 +72,23 @@ class Limit:
     flavour: Flavour
     since: str | None
     """None: no version does."""
+    integrated: bool | None = None
+    """Of which GPUs that is said: True for a Jetson's, which shares the CPU's memory; None for all."""
     why: str
     link: str
 
 
 LIMITS: Final = (
+    Limit(
+        option="--hardware-compat",
+        asked=lambda config: config.hardware_compat != "none",
+        flavour="tensorrt",
+        since=None,
+        integrated=True,
+        why="NVIDIA does not support engines for other GPUs than their own on JetPack.",
+        # The section Hardware Compatibility, of 8.6 (then in the developer guide) to 11.
+        link="https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html",
+    ),
     Limit(
         option="--hardware-compat same-cc",
         asked=lambda config: config.hardware_compat == "same-cc",
@@ -100,22 +132,23 @@ LIMITS: Final = (
 )
 
 
-def refuse_unsupported(config: BuildConfig, flavour: Flavour, version: str) -> None:
+def refuse_unsupported(config: BuildConfig, flavour: Flavour, version: str, *, integrated: bool = False) -> None:
     """Refuse what this builder would not do.
 
     Args:
         version: of the runtime, such as "10.3.0"; one that cannot be read serves what any version serves.
+        integrated: whether it builds for a GPU that shares the CPU's memory, as a Jetson's.
 
     Raises:
         OptionError: naming the option.
     """
     for limit in LIMITS:
-        if limit.flavour != flavour or not limit.asked(config):
+        if limit.flavour != flavour or limit.integrated not in (None, integrated) or not limit.asked(config):
             continue
-        known = version_key(version)
+        known, on = version_key(version), " on this GPU" if limit.integrated else ""
         if limit.since is None or (known and known < version_key(limit.since)):
             raise OptionError(
-                f"{limit.option} is nothing that {flavour} {version} does.".replace("  ", " "),
+                f"{limit.option} is nothing that {flavour} {version} does{on}.".replace("  ", " "),
                 f"{limit.why} See {limit.link}",
                 f"Leave {limit.option} out.",
             )

@@ -11,12 +11,14 @@ types, so that no flag has to name it, and none may change it. TF32 is on in trt
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from mirrordepth_edge.config import BuildConfig
+from mirrordepth_edge.config import BuildConfig, TargetConfig
+from mirrordepth_edge.deploy.build_process import refuse_cpu_int8
 from mirrordepth_edge.deploy.build_worker import profile_shapes
+from mirrordepth_edge.deploy.open_sizes import with_sizes
 from mirrordepth_edge.deploy.trt_versions import needs_strong_flag, refuse_unsupported
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import Manifest
@@ -25,6 +27,43 @@ HARDWARE_LEVELS: Final = {"ampere+": "ampere+", "same-cc": "sameComputeCapabilit
 VERBOSITIES: Final = {"detailed": "detailed", "layer-names": "layer_names_only", "none": "none"}
 MARKS = ",'"
 """By which trtexec tells inputs apart, so that no name may have them; a colon may, for it takes the last one."""
+
+
+VERSIONS: Final = {"TensorRT 10": "10.3", "TensorRT 11": "11.0"}
+"""Majors whose commands differ, each with its oldest version that is supported."""
+
+
+def trtexec_commands(
+    onnx: Path, plan: Path, manifest: Manifest, targets: Sequence[TargetConfig], config: BuildConfig
+) -> str:
+    """A line a major version, under a comment that names it.
+
+    Args:
+        targets: as `load_targets` gives them; none is this machine.
+
+    Raises:
+        OptionError: a target has no TensorRT, no version has an option, or the input cannot be given sizes.
+        InputError: the file is INT8 for a CPU.
+    """
+    if others := [target.name for target in targets if target.backend != "tensorrt"]:
+        raise OptionError(
+            f"trtexec builds nothing for {', '.join(others)}.",
+            "It is TensorRT's own, and builds on the GPU that will run the engine.",
+            "Leave --print-trtexec out, or name the machine it will run on: --target here",
+        )
+    refuse_cpu_int8(onnx, manifest)
+    lines: list[str] = []
+    refusals: list[OptionError] = []
+    for name, version in VERSIONS.items():
+        try:
+            command = trtexec_command(onnx, plan, manifest, version=version, config=config)
+        except OptionError as error:
+            refusals.append(error)
+            command = f"# {error.what} {error.why}"
+        lines.append(f"# {name}\n{command}")
+    if len(refusals) == len(lines):
+        raise refusals[-1]
+    return "\n".join(lines)
 
 
 def trtexec_command(
@@ -76,19 +115,14 @@ def _flags(config: BuildConfig, timing_cache: Path | None) -> Iterator[str]:
 
 
 def _shapes(config: BuildConfig, manifest: Manifest) -> Iterator[str]:
-    """Bounds of the input whose sizes are open; files of `mde export` have none."""
+    """Bounds of the input whose sizes are open."""
+    sizes = with_sizes(config, manifest).dynamic
+    if sizes is None:
+        return
     opened = [spec for spec in manifest.inputs if any(length < 0 for length in spec.shape)]
-    if config.dynamic is None or not opened:
-        if config.dynamic is None and not opened:
-            return
-        raise OptionError(
-            "Sizes are for a file whose sizes are open, and it needs them.",
-            f"This one's {'are' if opened else 'are not'}.",
-            "Give the smallest, usual and largest size." if opened else "Leave them out.",
-        )
     if names := [spec.name for spec in opened if any(mark in spec.name for mark in MARKS)]:
         why = f"Its name has one of {MARKS}, by which trtexec tells inputs apart."
         raise OptionError(f"trtexec takes no shapes for the input {names[0]}.", why, "Rename it in the ONNX file.")
-    bounds = {spec.name: profile_shapes(spec.shape, spec.layout, config.dynamic) for spec in opened}
+    bounds = {spec.name: profile_shapes(spec.shape, spec.layout, sizes) for spec in opened}
     for place, flag in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
         yield f"{flag}={','.join(f'{name}:' + 'x'.join(map(str, each[place])) for name, each in bounds.items())}"

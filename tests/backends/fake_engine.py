@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from functools import partial, wraps
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -363,6 +364,8 @@ class Script:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(
         default_factory=lambda: {"image": ("UINT8", IMAGE.shape), "depth": ("FLOAT", DEPTH.shape)}
     )
+    longest: int = 64
+    """Of a length that is open, by the profile that the engine was built with."""
     runs: bool = True
     capturable: bool = True
     breaks_capture: bool = False
@@ -408,10 +411,23 @@ class FakeContext:
     def __init__(self, script: Script) -> None:
         self._script = script
         self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._ran = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        built = self._script.tensors[name][1]
+        assert len(shape) == len(built), "a shape has all lengths"
+        bounds = zip(shape, built, strict=True)
+        fits = all(given == has or (has == -1 and 0 < given <= self._script.longest) for given, has in bounds)
+        if fits:
+            self._shapes[name] = shape
+        else:
+            self._script.log("ERROR", f"supplied shape {list(shape)} is out of the profile")
+        return fits
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert isinstance(memory, int)
+        assert self._shapes, "outputs have no shape yet"
         self._addresses[name] = memory
         return name != self._script.refused_tensor
 
@@ -427,15 +443,16 @@ class FakeContext:
                 return False
         if script.runs:
             self._ran = True
-            stream.add(partial(mean_plus_one, script.cuda, dict(self._addresses)), COMPUTE_MS)
+            pixels = prod(self._shapes["image"]) // 3
+            stream.add(partial(mean_plus_one, script.cuda, dict(self._addresses), pixels), COMPUTE_MS)
         else:
             script.log("ERROR", "misaligned address")
         return script.runs
 
 
-def mean_plus_one(cuda: FakeCuda, addresses: dict[str, int]) -> None:
+def mean_plus_one(cuda: FakeCuda, addresses: dict[str, int], pixels: int) -> None:
     """The network, as a kernel."""
-    pixels, places = HEIGHT * WIDTH, ("device", "seen by the GPU")
+    places = ("device", "seen by the GPU")
     image = np.frombuffer(cuda.block(addresses["image"], pixels * 3, *places), np.uint8)
     depth = np.frombuffer(cuda.block(addresses["depth"], pixels * 4, *places), np.float32)
     depth[:] = image.reshape(pixels, 3).mean(1) + 1
@@ -467,6 +484,12 @@ class FakeCudaGraphStrategy(Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
+class FakeSpecialisation(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
 class FakeRuntimeCache:
     """Compiled kernels; what is serialised starts with a word of its own."""
 
@@ -485,12 +508,21 @@ class FakeRuntimeCache:
 
 
 class FakeRuntimeConfig:
-    __slots__ = ("_cache", "_script", "_strategy")
+    __slots__ = ("_cache", "_script", "_specialisation", "_strategy")
 
     def __init__(self, script: Script) -> None:
         self._script = script
         self._strategy = FakeCudaGraphStrategy.DISABLED
+        self._specialisation = FakeSpecialisation.LAZY
         self._cache: FakeRuntimeCache | None = None
+
+    @property
+    def dynamic_shapes_kernel_specialization_strategy(self) -> FakeSpecialisation:
+        return self._specialisation
+
+    @dynamic_shapes_kernel_specialization_strategy.setter
+    def dynamic_shapes_kernel_specialization_strategy(self, strategy: FakeSpecialisation) -> None:
+        self._specialisation = strategy
 
     @property
     def cuda_graph_strategy(self) -> FakeCudaGraphStrategy:
@@ -555,6 +587,7 @@ def fake_module(script: Script, *, rtx: bool = False) -> Any:
     vars(module).update(__version__="1.7.1" if rtx else "10.3.0", ILogger=FakeILogger, Runtime=start)
     if rtx:
         vars(module)["CudaGraphStrategy"] = FakeCudaGraphStrategy
+        vars(module)["DynamicShapesKernelSpecializationStrategy"] = FakeSpecialisation
     return module
 
 
@@ -570,6 +603,7 @@ STANDS_FOR_IN_RTX: dict[type, str] = {
     FakeRuntimeConfig: "IRuntimeConfig",
     FakeRuntimeCache: "IRuntimeCache",
     FakeCudaGraphStrategy: "CudaGraphStrategy",
+    FakeSpecialisation: "DynamicShapesKernelSpecializationStrategy",
 }
 
 

@@ -253,7 +253,7 @@ def test_a_real_plan_without_a_gpu_is_refused_before_tensorrt_is_asked(rtx_plan:
     with pytest.raises(MissingError, match="needs an NVIDIA GPU") as caught:
         open_session(rtx_plan)
     assert caught.value.exit_code == 4
-    assert "nano.onnx" in caught.value.cure
+    assert f"replace {rtx_plan} by nano.fp16." in caught.value.cure
 
 
 def test_a_driver_that_does_not_work_is_named_before_tensorrt_is_asked(

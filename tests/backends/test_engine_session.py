@@ -15,8 +15,10 @@ from mirrordepth_edge.backends import cuda, engine, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.buffers import MappedArray, PinnedArray, allocate
 from mirrordepth_edge.backends.engine_plan import listener
 from mirrordepth_edge.backends.jit_store import JitStore
-from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.config import SessionOptions, SizeRange
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError, OptionError
+from mirrordepth_edge.files import sha256_of
+from mirrordepth_edge.shipped import SHIPPED
 
 from .fake_engine import (
     COMPUTE_MS,
@@ -337,7 +339,7 @@ def test_after_a_fault_that_stays_the_first_error_is_the_one_raised(machine: Mac
     ("name", "error", "what", "cure"),
     [
         ("runtime", MissingError, "tensorrt 10.3.0 does not start", "driver"),
-        ("engine", InputError, "tensorrt 10.3.0 cannot load", "mde build tiny.onnx"),
+        ("engine", InputError, "tensorrt 10.3.0 cannot load", "tiny.plan --target here"),
         ("context", DeviceError, "cannot prepare", "smaller --size"),
     ],
 )
@@ -405,6 +407,67 @@ def test_a_plan_that_its_manifest_does_not_describe(
     assert not machine.cuda.leaked
 
 
+OPEN_SIZES = SizeRange(smallest=(1, 2, 2), usual=(1, 4, 6), largest=(3, 8, 8))
+OPENED = dataclasses.replace(
+    MANIFEST,
+    sizes=OPEN_SIZES,
+    model=dataclasses.replace(MANIFEST.model, size_multiple=2),
+    inputs=(IMAGE.open("NHW"),),
+    outputs=(DEPTH.open("NHW"),),
+)
+
+
+@pytest.fixture
+def opened(machine: Machine) -> Machine:
+    """An engine of several sizes."""
+    machine.script.tensors = {"image": ("UINT8", (-1, -1, -1, 3)), "depth": ("FLOAT", (-1, -1, -1))}
+    machine.script.longest = 8
+    return machine
+
+
+@pytest.mark.parametrize("size", [None, (1, 2, 8), (3, 8, 8)], ids=str)
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_engine_of_several_sizes_runs_at_one(
+    size: tuple[int, int, int] | None, graph: bool, in_flight: int, opened: Machine
+) -> None:
+    options = SessionOptions(
+        network_hw=size and size[1:], batch=size and size[0], cuda_graph=graph, in_flight=in_flight
+    )
+    batch, height, width = size or (1, 4, 6)
+    with opened.open(options, OPENED) as session:
+        assert session.inputs[0].shape == (batch, height, width, 3)
+        assert session.outputs[0].shape == (batch, height, width)
+        assert session.cuda_graph == graph
+        for seed in range(3):
+            image = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
+            found = session.infer({"image": image})["depth"]
+            np.testing.assert_allclose(found, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
+        with pytest.raises(InputError, match="do not fit"):
+            session.infer({"image": np.zeros((1, 6, 6, 3), np.uint8)})
+    assert not opened.cuda.leaked
+
+
+def test_a_size_beyond_the_manifests_is_refused_before_the_gpu_is_asked(opened: Machine) -> None:
+    with pytest.raises(OptionError, match="cannot run 1 frame of 10x10"):
+        opened.open(SessionOptions(network_hw=(10, 10)), OPENED)
+    assert not opened.cuda.leaked
+
+
+def test_a_size_beyond_the_engines_own_range(opened: Machine) -> None:
+    opened.script.longest = 6
+    with pytest.raises(DeviceError, match=r"cannot run .* at") as caught:
+        opened.open(SessionOptions(network_hw=(8, 8)), OPENED)
+    assert "out of the profile" in caught.value.why
+    assert "--dynamic" in caught.value.cure
+    assert not opened.cuda.leaked
+
+
+def test_an_engine_whose_manifest_says_another_range(opened: Machine) -> None:
+    with pytest.raises(InputError, match="not the plan its manifest describes"):
+        opened.open(manifest=dataclasses.replace(OPENED, inputs=(IMAGE.open("N"),)))
+
+
 @pytest.mark.parametrize(
     ("visible", "chosen"), [(None, "1"), ("", "1"), ("2,5", "5"), ("GPU-aa, GPU-bb", "GPU-bb")], ids=str
 )
@@ -432,7 +495,7 @@ def test_a_gpu_that_no_plan_is_for(machine: Machine, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu("Ada", "8.9"),))
     with pytest.raises(InputError, match="not built for the GPU") as caught:
         machine.open()
-    assert "mde build tiny.onnx" in caught.value.cure
+    assert f"mde build {machine.plan.with_suffix('.onnx')} -o {machine.plan} " in caught.value.cure
     assert MANIFEST.engine is not None
     anywhere = dataclasses.replace(MANIFEST.engine, compute_capabilities=())
     with machine.open(manifest=dataclasses.replace(MANIFEST, engine=anywhere)):  # its builder's default GPUs
@@ -443,7 +506,7 @@ def test_a_gpu_that_no_plan_is_for(machine: Machine, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("options", "what", "cure"),
     [
-        (SessionOptions(device="cpu"), "cannot run on the CPU", "run its ONNX: replace model.plan by model.onnx"),
+        (SessionOptions(device="cpu"), "cannot run on the CPU", "replace model.plan by model.onnx"),
         (SessionOptions(threads=2), "no use for 2 CPU threads", "Leave --threads out"),
         (SessionOptions(clip_weights=Path("clip.pt")), "no use for clip.pt", "Leave --clip-weights out"),
     ],
@@ -455,6 +518,19 @@ def test_options_that_mean_nothing_to_a_plan_are_refused(
     with pytest.raises(OptionError, match=what) as caught:
         backend.open(Path("model.plan"), MANIFEST, options)
     assert cure in caught.value.cure
+
+
+@pytest.mark.parametrize("backend", [tensorrt, tensorrt_rtx])
+def test_a_plan_of_a_shipped_model_is_replaced_by_it(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nano.plan` of `nano.fp16`: no `nano.onnx` lies beside it."""
+    shipped = dataclasses.replace(MANIFEST, parent_sha256=sha256_of(SHIPPED["nano.fp16"]))
+    with pytest.raises(OptionError, match="CPU") as refused:
+        backend.open(Path("a/nano.plan"), shipped, SessionOptions(device="cpu"))
+    assert "replace a/nano.plan by nano.fp16." in refused.value.cure
+    monkeypatch.setattr(engine, "nvidia_gpus", lambda: ())
+    with pytest.raises(MissingError, match="needs an NVIDIA GPU") as missing:
+        backend.open(Path("a/nano.plan"), shipped, SessionOptions())
+    assert "replace a/nano.plan by nano.fp16." in missing.value.cure
 
 
 @pytest.mark.parametrize("backend", [tensorrt, tensorrt_rtx])

@@ -145,6 +145,7 @@ def wide_session(tmp_path: Path) -> backend.OpenVinoSession:
         outputs=(TensorSpec(name="depth", dtype="float32", shape=shape, layout="NHWC", range="", unit="metres"),),
         precision="fp32",
     )
+    about.at = lambda *_: about
     return backend.OpenVinoSession(path, about, SessionOptions(threads=1))
 
 

@@ -7,6 +7,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge import device
-from mirrordepth_edge.backends import cuda, pytorch, tensorrt_rtx
+from mirrordepth_edge.backends import cuda, pytorch, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends import onnxruntime as ort_backend
 from mirrordepth_edge.backends.base import Available, Missing
 from mirrordepth_edge.backends.registry import MODULES, backend
@@ -49,11 +50,22 @@ def _nothing_remembered() -> Iterator[None]:
     ort_backend.cuda_problem.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _bindings(_nothing_remembered: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_bindings(monkeypatch, "12.6.2.post1")  # as old as the drivers below
+
+
 def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
     """A machine with these GPUs, for every backend."""
     driver = CudaDriver(gpus=gpus, problem=None if gpus else "libcuda.so.1 is not there: no NVIDIA driver")
     monkeypatch.setattr(device, "cuda_driver", lambda: driver)
     monkeypatch.setattr(ort_backend, "cuda_driver", lambda: driver)
+
+
+def use_bindings(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    """This version of cuda-python, or none, by its metadata."""
+    found = {} if version is None else {"cuda-bindings": version}
+    monkeypatch.setattr(cuda, "installed_versions", lambda names: found)
 
 
 def use_package(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
@@ -146,6 +158,78 @@ def test_engines_need_cuda_python(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert "cuda-python" in probe.cure
 
 
+def of_cuda(version: str, *, integrated: bool = False) -> Gpu:
+    return replace(ADA, cuda=version, integrated=integrated)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "gpu", "problem"),
+    [
+        ("13.5.0", of_cuda("12.6"), "cuda-python 13.5.0 is newer than the driver, which serves CUDA 12.6"),
+        ("13.0.1", of_cuda("12.6", integrated=True), "cuda-python 13.0.1 is newer"),
+        ("12.9.4", of_cuda("12.6"), None),  # minor versions are compatible
+        ("12.6.2.post1", of_cuda("13.0"), None),  # and drivers serve what is older
+        ("13.2.0", of_cuda("13.0"), None),
+        (None, of_cuda("12.6"), None),
+    ],
+)
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_cuda_python_newer_than_the_driver(
+    name: str, bindings: str | None, gpu: Gpu, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every session would fail with cudaErrorInsufficientDriver (35)."""
+    use_bindings(monkeypatch, bindings)
+    use_gpus(monkeypatch, gpu)
+    use_package(monkeypatch, PACKAGES[name], __version__="10.7.0")
+    monkeypatch.setattr(cuda, "runtime", lambda: None)
+    if problem is None:
+        assert isinstance(backend(name).probe(), Available)
+        return
+    probe = missing(name)
+    assert probe.reason.startswith(problem)
+    assert probe.cure == cuda.install(gpu)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cure"),
+    [
+        (of_cuda("12.6", integrated=True), "pip install 'cuda-python==12.6.*'"),
+        (of_cuda("13.2", integrated=True), "pip install 'cuda-python==13.2.*'"),
+        (of_cuda("12.2"), "pip install 'cuda-python>=12.6,<13'"),
+        (of_cuda("13.0"), "pip install 'cuda-python>=13,<14'"),
+        (of_cuda("11.8"), "Update NVIDIA's driver"),
+        (of_cuda("12.2", integrated=True), "Install JetPack 6.1 or later"),
+        (None, "pip install 'cuda-python==12.6.*' (JetPack 6)"),
+    ],
+)
+def test_which_cuda_python_a_driver_needs(gpu: Gpu | None, cure: str) -> None:
+    assert cuda.install(gpu).startswith(cure)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "gpus", "cured"),
+    [
+        ("13.5.0", (ADA,), True),
+        ("12.9.4", (of_cuda("12.6", integrated=True),), True),  # what is said of minor versions is not of a Jetson
+        ("12.6.2.post1", (ADA,), False),
+        ("13.5.0", (), False),
+        (None, (ADA,), False),
+    ],
+)
+def test_a_driver_that_is_too_old_is_cured_by_an_older_cuda_python(
+    bindings: str | None, gpus: tuple[Gpu, ...], cured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cudaSetDevice(number: int) -> tuple[int]:  # noqa: N802
+        return (35,)
+
+    use_bindings(monkeypatch, bindings)
+    monkeypatch.setattr(cuda, "nvidia_gpus", lambda: gpus)
+    with pytest.raises(MissingError, match="cudaSetDevice") as caught:
+        cuda.call(cudaSetDevice, 0)
+    assert "(35)" in caught.value.why
+    assert caught.value.cure == (cuda.install(gpus[0]) if cured else cuda.DRIVER_CURE)
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_broken_cuda_python(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
@@ -193,6 +277,38 @@ def test_on_arm_no_engine_comes_from_pip(
     else:
         break_package(monkeypatch, tmp_path, PACKAGES[name], body)
     assert "pip install" not in missing(name).cure
+
+
+@pytest.mark.parametrize(
+    ("architecture", "body", "cure"),
+    [
+        (
+            "aarch64",
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file: No such file or directory')",
+            "sudo apt update && sudo apt install --reinstall nvidia-jetpack libnvinfer10",
+        ),
+        (
+            "aarch64",
+            "raise OSError('/usr/lib/aarch64-linux-gnu/libcudart.so.12: file too short')",
+            "sudo apt update && sudo apt install --reinstall nvidia-jetpack",
+        ),
+        ("x86_64", "raise ImportError('libnvinfer.so.10: cannot open')", "pip install --force-reinstall tensorrt"),
+        ("AMD64", "raise ImportError('DLL load failed while importing it')", "pip install --force-reinstall tensorrt"),
+        ("aarch64", "raise ImportError('No module named tensorrt.tensorrt')", tensorrt.JETPACK),
+        ("x86_64", "raise ImportError('tensorrt.so: undefined symbol: _Py_x')", tensorrt.INSTALL),
+    ],
+)
+def test_a_missing_library_is_no_missing_package(
+    architecture: str, body: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the bindings are there, another venv would find them again, and not what they need."""
+    use_gpus(monkeypatch, ADA)
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    break_package(monkeypatch, tmp_path, "tensorrt", body)
+    assert missing("tensorrt").cure == cure
+    with pytest.raises(MissingError) as caught:
+        tensorrt.module()
+    assert caught.value.cure == cure
 
 
 def fake_torch(name: Any) -> SimpleNamespace:
@@ -398,7 +514,8 @@ def test_sessions_tell_the_runtimes_version(tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     path = tmp_path / "small.onnx"
     path.write_bytes(ort_backend._small_model())
-    about: Any = SimpleNamespace(inputs=(), outputs=(), precision="fp32", quantisation=None)
+    about: Any = SimpleNamespace(inputs=(), outputs=(), precision="fp32", quantisation=None, sizes=None)
+    about.at = lambda *_: about
     with ort_backend.OnnxRuntimeSession(path, about, SessionOptions(device="cpu", threads=1)) as session:
         assert (session.version, session.device) == (ort.__version__, "cpu")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,20 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge import device
 from mirrordepth_edge.backends import cuda, engine, tensorrt, tensorrt_rtx, trust
 from mirrordepth_edge.backends.engine_plan import listener
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.backends.trust import admit, runs_in, runs_on
+from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.commands import build as build_command
 from mirrordepth_edge.config import BuildConfig, SessionOptions
 from mirrordepth_edge.device import Gpu, nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, write_artefact
 from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.shipped import SHIPPED
 
 from .fake_engine import CONTENT, MANIFEST, FakeCuda, Script, depth_of, fake_module, frame, gpu
 
-REBUILD = "mde build tiny.onnx -o tiny.plan --target here"
 ORIN = EngineInfo(
     flavour="tensorrt",
     version="10.3.0",
@@ -40,6 +45,11 @@ ORIN = EngineInfo(
 RTX = EngineInfo(
     flavour="tensorrt-rtx", version="1.7.1.116", compute_capabilities=("8.6", "8.9"), build_seconds=1.0, options=None
 )
+
+
+def rebuild(plan: Path) -> str:
+    """What is typed to build it here, from any folder."""
+    return f"mde build {plan.with_suffix('.onnx')} -o {plan} --target here"
 
 
 def untouchable(version: str) -> Any:
@@ -126,19 +136,51 @@ def test_a_mismatch_names_both_sides_and_the_rebuild(
     with pytest.raises(InputError, match="was not built for") as caught:
         open_session(plan)
     assert all(side in caught.value.why for side in sides)
-    assert REBUILD in caught.value.cure
+    assert rebuild(plan) in caught.value.cure
     with pytest.raises(InputError, match="was not built for"):
         open_session(plan, SessionOptions(trust=True))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_plan_of_a_shipped_model_is_built_again_from_it(
+    name: str, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed, typed: no ONNX file lies beside the plan, whatever its name."""
+    plan = tmp_path / "a plan" / "front.plan"
+    plan.parent.mkdir()
+    plan.write_bytes(CONTENT)
+    parent = sha256_of(SHIPPED[name])
+    manifest = replace(MANIFEST, artefact_sha256=sha256_of(plan), parent_sha256=parent, engine=ORIN)
+    write_artefact(plan, CONTENT, manifest)
+    cures = []
+    for change in (("8.9", "10.3.0"), ("8.7", "10.13.3")):
+        board.gpus, board.installed = (gpu("Any", change[0]),), {"tensorrt": untouchable(change[1])}
+        with pytest.raises(InputError, match="was not built for") as caught:
+            open_session(plan)
+        cures.append(caught.value.cure)
+    manifest_path(plan).unlink()
+    named = plan.rename(plan.with_name(f"{name}.plan"))
+    with pytest.raises(InputError, match="has no manifest") as caught:
+        open_session(named)
+    cures.append(caught.value.cure)
+    typed: list[Any] = []
+    monkeypatch.setattr(build_command, "build_and_report", lambda *arguments: typed.append(arguments[:3]))
+    for cure in cures:
+        command = re.search("mde (build .* --target here)", cure)
+        assert command is not None
+        assert run_app(shlex.split(command[1])) == 0
+    assert typed == [*[(SHIPPED[name], plan, "here")] * 2, (SHIPPED[name], named, "here")]
 
 
 def test_all_mismatches_are_told_at_once(board: Board, tmp_path: Path) -> None:
     board.system, board.gpus = ("Linux", "x86_64"), (gpu("Ada", "8.9"), gpu("Orin"))
     board.installed["tensorrt"] = untouchable("11.1.0")
+    plan = write_plan(tmp_path)
     with pytest.raises(InputError) as caught:
-        admit(write_plan(tmp_path))
+        admit(plan)
     for side in ("10.3.0", "11.1.0", "linux-aarch64", "linux-x86_64", "8.7", "8.9"):
         assert side in caught.value.why
-    assert REBUILD in caught.value.cure  # the other GPU alone would not do
+    assert rebuild(plan) in caught.value.cure  # the other GPU alone would not do
 
 
 def test_another_gpu_of_this_machine_would_do(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +292,33 @@ def test_another_gpu_of_the_same_kind_is_told(board: Board, tmp_path: Path) -> N
     assert admit(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano", options=same_cc))).notes == ()
 
 
+NANO, AGX = "NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit"
+
+
+@pytest.mark.parametrize(
+    ("built_on", "here", "warns"),
+    [(AGX, NANO, True), (AGX, AGX, False), (None, NANO, False), (AGX, None, False), (None, None, False)],
+)
+def test_another_orin_is_told(
+    built_on: str | None, here: str | None, warns: bool, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA calls all their GPUs "Orin", 8.7."""
+    monkeypatch.setattr(trust, "jetson_model", lambda: here)
+    told = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
+    assert bool(told) is warns
+    if warns:
+        assert f"built on {AGX} and runs on {NANO}" in told[0]
+        same_cc = replace(ORIN, options=BuildConfig(hardware_compat="same-cc"))
+        assert trust.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
+
+
+def test_the_boards_name_is_the_device_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    (tmp_path / "model").write_bytes(NANO.encode() + bytes(1))
+    monkeypatch.setattr(device, "JETSON_MODEL", tmp_path / "model")
+    (note,) = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=AGX))
+    assert f"runs on {NANO}:" in note
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_plan_that_is_not_its_manifests_is_refused(trusted: bool, board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
@@ -267,7 +336,7 @@ def test_a_plan_without_a_manifest_is_refused(board: Board, tmp_path: Path) -> N
         open_session(plan)
     assert "native code" in caught.value.why
     assert "tiny.plan.manifest.json" in caught.value.why
-    assert REBUILD in caught.value.cure
+    assert rebuild(plan) in caught.value.cure
     assert "--trust" in caught.value.cure
 
 
@@ -307,6 +376,22 @@ def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
         found = admit(plan, trust=True, wanted=wanted).manifest
         assert found.engine is not None
         assert found.engine.flavour == wanted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_trtexecs_plan_of_a_shipped_model(name: str, board: Board, tmp_path: Path) -> None:
+    """Its ONNX file and that file's manifest are in the package."""
+    plan = tmp_path / f"{name}.plan"
+    plan.write_bytes(CONTENT)
+    with pytest.raises(InputError, match="has no manifest"):
+        admit(plan)
+    admitted = admit(plan, trust=True)
+    assert admitted.manifest.parent_sha256 == sha256_of(SHIPPED[name])
+    assert admitted.manifest.precision == ("fp16" if "fp16" in name else "fp32")
+    assert f"those of {SHIPPED[name].name}," in admitted.notes[0]
+    own = replace(MANIFEST, kind="onnx", artefact_sha256="e" * 64, engine=None)
+    (tmp_path / f"{name}.onnx.manifest.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
+    assert admit(plan, trust=True).manifest.parent_sha256 == "e" * 64  # what lies beside it goes first
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
+from mirrordepth_edge import device
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
-from mirrordepth_edge.commands.build_options import parse_dynamic
+from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.deploy import build as build_module
 from mirrordepth_edge.deploy.build import BuildPlan
 from mirrordepth_edge.deploy.build_progress import BuildProgress
+from mirrordepth_edge.device import Gpu
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest, write_artefact
 from mirrordepth_edge.runtime import NANO_ONNX
@@ -42,7 +44,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         (["--optimisation-level", "0"], BuildConfig(optimisation_level=0)),
         (["--no-timing-cache"], BuildConfig(timing_cache=False)),
         (["--verbosity", "layer-names"], BuildConfig(verbosity="layer-names")),
-        (["--dynamic", "96x128,224x288, 448X576"], BuildConfig(dynamic=((96, 128), (224, 288), (448, 576)))),
+        (["--dynamic", "96x128,224x288, 448X576"], BuildConfig(dynamic=parse_range("96x128,224x288,448x576"))),
         (["--hardware-compat", "ampere+"], BuildConfig(hardware_compat="ampere+")),
         (["--version-compat"], BuildConfig(version_compat=True)),
         (["--weights", "stripped"], BuildConfig(weights="stripped")),
@@ -78,13 +80,30 @@ def test_values_that_make_no_sense(
     assert not typed
 
 
-def test_a_range_may_be_one_size_and_must_grow_in_both_lengths() -> None:
-    assert parse_dynamic("32x64,32x64,32x64") == ((32, 64),) * 3
-    with pytest.raises(OptionError, match="no range"):
-        parse_dynamic("32x64,64x32,96x96")
-    for sizes in (((64, 64), (32, 64), (96, 96)), ((0, 1), (1, 1), (1, 1))):
-        with pytest.raises(ValueError, match="smallest"):
-            BuildConfig(dynamic=sizes)
+def test_ranges_of_sizes() -> None:
+    assert tuple(parse_range("32x64,32x64,32x64")) == ((1, 32, 64),) * 3
+    assert tuple(parse_range("1x32x64, 4X64x64,8×64x96")) == ((1, 32, 64), (4, 64, 64), (8, 64, 96))
+    for text in (
+        "32x64,64x32,96x96",
+        "2x32x64,1x32x64,4x32x64",
+        "32x64,32x64",
+        "32x64,32x64,32x64,32x64",
+        "0x1,1x1,1x1",
+    ):
+        with pytest.raises(OptionError, match="no range"):
+            parse_range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [("32x64,32x64,32x64", ""), ("32x64,32x64,64x64", "H"), ("1x32x64,1x32x64,2x32x96", "NW")],
+)
+def test_a_range_says_what_it_opens_and_how_it_is_typed(text: str, opened: str) -> None:
+    sizes = parse_range(text)
+    assert sizes.opened == opened
+    assert str(sizes) == text
+    assert sizes.has(sizes.usual)
+    assert not sizes.has((3, 32, 64))
 
 
 ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
@@ -124,6 +143,7 @@ def test_a_known_problem_is_told_before_building(
     assert "https://github.com/" in err
     assert "built in 61.2 s, 1234 MB of main memory at most" in out
     assert "parity: tensorrt 10.3.0 on Orin" in out
+    assert "worst pixel" in out
 
 
 def test_no_problem_no_word(orin: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -132,25 +152,31 @@ def test_no_problem_no_word(orin: pytest.MonkeyPatch, tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == ""
 
 
+def gpu(capability: str) -> Gpu:
+    return Gpu(name="GPU", compute_capability=capability, memory_mib=8192, integrated=False, cuda="12.6")
+
+
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("gpus", "reason"),
     [
-        (BuildConfig(weights="stripped"), "weights are not in it"),
-        (BuildConfig(dynamic=((32, 32), (32, 32), (64, 64))), "sizes are open"),
-        (BuildConfig(), "no GPU of its kind"),
+        ((), "no GPU of its kind is here"),
+        ((gpu("12.0"),), "no GPU of its kind is here"),
+        ((gpu("12.0"), gpu("8.9")), "it is for another GPU than the first one, which is what runs here"),
     ],
 )
 def test_an_engine_that_was_not_run_says_why(
-    config: BuildConfig,
+    gpus: tuple[Gpu, ...],
     reason: str,
     orin: pytest.MonkeyPatch,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    build_command.build_and_report(NANO_ONNX["fp32"], tmp_path / "x.plan", None, config)
-    out = capfd.readouterr().out
-    assert "has not been run" in out
-    assert reason in out
+    plan = replace(ORIN, compute_capabilities=("8.6", "8.9"), runs_here=False)
+    orin.setattr(build_module, "plan_build", lambda target: plan)
+    orin.setattr(device, "nvidia_gpus", lambda: gpus)
+    build_command.build_and_report(NANO_ONNX["fp32"], tmp_path / "x.plan", None, BuildConfig())
+    out = " ".join(capfd.readouterr().out.split())
+    assert f"note: this engine has not been run: {reason}" in out
 
 
 def group_is_alive(group: int) -> bool:

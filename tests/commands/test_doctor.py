@@ -105,7 +105,7 @@ def test_hints_on_a_jetson(here: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "mirrordepth-edge[tensorrt]" not in text
     assert "mirrordepth-edge[rtx]" not in text
     assert "JetPack" in text
-    assert "cuda-bindings     not installed  (pip install 'cuda-python>=12.6,<13' on JetPack 6" in text
+    assert "cuda-bindings     not installed  (pip install 'cuda-python==12.6.*' on JetPack 6" in text
 
 
 def test_hints_on_a_pc(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ BLACKWELL = Gpu(
 )
 SYSTEM_PYTHON = Python(version="3.10.12", abi="cp310", venv=True, system_packages=True)
 BARE_VENV = replace(SYSTEM_PYTHON, system_packages=False)
-NO_TENSORRT = Missing(reason="the package tensorrt is not installed", cure=tensorrt.JETPACK)
+NO_TENSORRT = Missing(reason=tensorrt.NOT_INSTALLED, cure=tensorrt.JETPACK)
 
 
 @pytest.fixture
@@ -236,13 +236,30 @@ def test_another_python_than_the_one_tensorrt_is_for(boot: Any, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("gpu", "wanted"), [(ORIN, "'cuda-python>=12.6,<13'"), (replace(ORIN, cuda="13.2"), "'cuda-python>=13'")]
+    ("gpu", "wanted"), [(ORIN, "'cuda-python==12.6.*'"), (replace(ORIN, cuda="13.2"), "'cuda-python==13.2.*'")]
 )
 def test_the_cuda_python_for_this_cuda(gpu: Gpu, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lacks = Missing(reason="Engines need cuda-python, which is not installed.", cure="pip install cuda-python")
     boot("orin-nano", gpu, engine=lacks, packages={"tensorrt": "10.3.0"})
     (engine,) = (each for each in to_do(capsys) if each["level"] == "missing")
     assert engine["next"] == f"pip install {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        ("import tensorrt: libnvinfer.so.10: cannot open shared object file", "sudo apt install --reinstall it"),
+        ("Engines need cuda-python, which is not installed.", "pip install 'cuda-python==12.6.*'"),
+    ],
+)
+def test_bindings_of_jetpack_that_do_not_work_are_not_called_absent(
+    reason: str, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lie in dist-packages, where no pip knows of them, and this Python sees them."""
+    boot("orin-nano", ORIN, engine=Missing(reason=reason, cure="sudo apt install --reinstall it"), packages={})
+    (engine,) = (each for each in to_do(capsys) if "TensorRT does not work" in each["what"])
+    assert reason.rstrip(".") in engine["why"]
+    assert engine["next"] == wanted
 
 
 def test_an_orin_nano_with_jetpack_7(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:

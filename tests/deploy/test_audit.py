@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mirrordepth_edge.deploy.audit import Audit, audit_onnx, read_onnx
 from mirrordepth_edge.deploy.audit_engine import audit_engine, layer_information
-from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Quantisation, read_manifest
 from mirrordepth_edge.runtime import NANO_ONNX
 
@@ -596,7 +596,7 @@ def test_the_inspector_exists(name: str) -> None:
 
 
 class FakeRuntime:
-    """A runtime module whose engine tells `ENGINE`, or that cannot load it."""
+    """A runtime module whose engine tells `ENGINE`, or that cannot load it; CUDA is asked before it starts."""
 
     __version__ = "11.4"
 
@@ -608,10 +608,11 @@ class FakeRuntime:
     class LayerInformationFormat:
         JSON = "json"
 
-    def __init__(self, loads: bool = True) -> None:
-        self.loads = loads
+    def __init__(self, asked: list[int], loads: bool = True) -> None:
+        self.asked, self.loads = asked, loads
 
     def Runtime(self, logger: Any) -> FakeRuntime:  # noqa: N802  # TensorRT's name
+        assert self.asked == [0], "TensorRT is started before CUDA was asked"
         return self
 
     def deserialize_cuda_engine(self, plan: bytes) -> FakeRuntime | None:
@@ -625,23 +626,68 @@ class FakeRuntime:
         return json.dumps(ENGINE)
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
-    flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mirrordepth_edge.backends import engine, tensorrt, tensorrt_rtx
+class FakeCuda:
+    """CUDA's runtime as far as an audit asks it: device 0, answered with a code."""
 
-    plan = tmp_path / "model.plan"
-    plan.write_bytes(b"plan")
-    info = EngineInfo(flavour=flavour, version="1", compute_capabilities=("8.9",), build_seconds=1.0)  # type: ignore[arg-type]
-    known = replace(manifest("fp16"), kind="plan", engine=info)
+    def __init__(self, code: int = 0) -> None:
+        self.code = code
+        self.asked: list[int] = []
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:  # noqa: N802
+        self.asked.append(device)
+        return (self.code,)
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def plan(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Manifest]:
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"plan")
+    info = EngineInfo(flavour=request.param, version="1", compute_capabilities=("8.9",), build_seconds=1.0)
+    return path, replace(manifest("fp16"), kind="plan", engine=info)
+
+
+def module_of(known: Manifest) -> Any:
+    """The backend of a plan."""
+    from mirrordepth_edge.backends import tensorrt, tensorrt_rtx
+
+    assert known.engine is not None
+    return tensorrt if known.engine.flavour == "tensorrt" else tensorrt_rtx
+
+
+def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
+    plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mirrordepth_edge.backends import cuda, engine
+
+    _, known = plan
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="needs an NVIDIA GPU"):
-        layer_information(plan, known)
+        layer_information(*plan)
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ("a GPU",))
-    module = tensorrt if flavour == "tensorrt" else tensorrt_rtx
-    monkeypatch.setattr(module, "module", FakeRuntime)
-    assert audit_engine(layer_information(plan, known), known).work == {"INT8": 2, "FP16": 4, "FP32": 1}
-    monkeypatch.setattr(module, "module", lambda: FakeRuntime(loads=False))
-    with pytest.raises(InputError, match="cannot load"):
-        layer_information(plan, known)
+    for loads in (True, False):
+        fake = FakeCuda()
+        monkeypatch.setattr(cuda, "runtime", lambda fake=fake: fake)
+        monkeypatch.setattr(
+            module_of(known), "module", lambda fake=fake, loads=loads: FakeRuntime(fake.asked, loads=loads)
+        )
+        if loads:
+            assert audit_engine(layer_information(*plan), known).work == {"INT8": 2, "FP16": 4, "FP32": 1}
+        else:
+            with pytest.raises(InputError, match="cannot load"):
+                layer_information(*plan)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(35, MissingError), (803, MissingError), (700, DeviceError)])
+def test_cuda_says_what_is_wrong_before_a_runtime_fails_on_it(
+    code: int, kind: type[MdeError], plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mirrordepth_edge.backends import cuda, engine
+
+    _, known = plan
+    fake = FakeCuda(code)
+    monkeypatch.setattr(engine, "nvidia_gpus", lambda: ("a GPU",))
+    monkeypatch.setattr(cuda, "runtime", lambda: fake)
+    monkeypatch.setattr(module_of(known), "module", lambda: FakeRuntime([]))  # its Runtime is not to be started
+    with pytest.raises(kind, match="CUDA refused cudaSetDevice") as caught:
+        layer_information(*plan)
+    assert f"({code})" in caught.value.why

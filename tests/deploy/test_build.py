@@ -20,15 +20,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.backends.base import Arrays, Available
+from mirrordepth_edge.backends.base import Arrays, Available, Missing
+from mirrordepth_edge.backends.engine_plan import _weights_of
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions
+from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
 from mirrordepth_edge.deploy import build as build_module
-from mirrordepth_edge.deploy import build_process, timing_cache
+from mirrordepth_edge.deploy import build_process, timing_cache, verify
 from mirrordepth_edge.deploy.build import BuildPlan, build_engine, plan_build, problems_of
 from mirrordepth_edge.deploy.build_process import run_worker
 from mirrordepth_edge.deploy.build_progress import BuildProgress, Phases
 from mirrordepth_edge.deploy.build_worker import profile_shapes, profiles
+from mirrordepth_edge.deploy.trt_versions import Flavour
 from mirrordepth_edge.device import Gpu, nvidia_gpus
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.files import sha256_of
@@ -120,13 +123,16 @@ def test_targets_that_make_no_sense(target: str, message: str, machine: pytest.M
         plan_build(target)
 
 
-def write_tiny(path: Path, precision: Precision = "fp32", open_sizes: bool = False) -> Path:
+SIZES = parse_range("32x64,64x96,128x192")
+
+
+def write_tiny(path: Path, precision: Precision = "fp32", sizes: SizeRange | None = None) -> Path:
     """A network of one convolution over an RGB picture, and a manifest that fits it.
 
     In INT8 the convolution's input and weights go through a pair of quantisers, symmetric.
     """
     rng = np.random.default_rng(0)
-    height, width = ("height", "width") if open_sizes else (32, 64)
+    height, width = ("height", "width") if sizes else (32, 64)
     float_kind = TensorProto.FLOAT if precision == "fp32" else TensorProto.FLOAT16
     numbers = {
         "weights": rng.standard_normal((8, 3, 3, 3)),
@@ -162,13 +168,14 @@ def write_tiny(path: Path, precision: Precision = "fp32", open_sizes: bool = Fal
     graph = helper.make_graph(nodes, "tiny", [image], [depth], kept)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     source = read_manifest(NANO_ONNX["fp32"])
-    shape = (1, -1, -1, 3) if open_sizes else (1, 32, 64, 3)
+    shape = (1, -1, -1, 3) if sizes else (1, 32, 64, 3)
     manifest = replace(
         source,
         artefact_sha256=sha256_of(path),
         precision=precision,
         inputs=(replace(source.inputs[0], name="image", shape=shape),),
         outputs=(replace(source.outputs[0], name="depth", shape=shape[:3]),),
+        sizes=sizes,
     )
     write_artefact(path, path.read_bytes(), manifest)
     return path
@@ -215,40 +222,41 @@ def test_a_real_engine_is_built(precision: Precision, ada: BuildPlan, tmp_path: 
 
 
 def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
-    source, plan = write_tiny(tmp_path / "open.onnx", "fp16", open_sizes=True), tmp_path / "open.plan"
-    with pytest.raises(OptionError, match="sizes are open") as caught:
-        build_engine(source, plan, ada)
-    assert "--dynamic" in caught.value.cure
-    assert not plan.exists()
-    config = BuildConfig(dynamic=((32, 64), (64, 96), (128, 192)))
-    manifest = build_engine(source, plan, ada, config)
-    assert manifest.engine is not None
-    assert manifest.engine.options == config
+    source, plan = write_tiny(tmp_path / "open.onnx", "fp16", sizes=SIZES), tmp_path / "open.plan"
+    whole = build_engine(source, plan, ada)
+    assert whole.engine is not None
+    assert (whole.sizes, whole.engine.options) == (SIZES, BuildConfig(dynamic=SIZES))
+    narrower = parse_range("32x64,96x96,96x96")
+    manifest = build_engine(source, plan, ada, BuildConfig(dynamic=narrower))
     assert read_manifest(plan) == manifest
+    assert manifest.inputs == read_manifest(source).inputs
+    assert (manifest.sizes, manifest.model.size_hw, manifest.preprocess.size_hw) == (narrower, (96, 96), (96, 96))
 
 
 def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(OptionError, match="sizes are fixed") as caught:
-        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(dynamic=((32, 64), (32, 64), (64, 96))))
-    assert "mde export --size" in caught.value.cure
+        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
+    assert f"mde export --dynamic {SIZES}" in caught.value.cure
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.onnx.manifest.json"}
 
 
 def test_sizes_must_suit_the_model(tmp_path: Path) -> None:
-    source = write_tiny(tmp_path / "open.onnx", open_sizes=True)
+    source = write_tiny(tmp_path / "open.onnx", sizes=SIZES)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
-    with pytest.raises(OptionError, match="no input size") as caught:
-        build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=((32, 70), (64, 96), (64, 96))))
+    with pytest.raises(OptionError, match="cannot run at 32x70") as caught:
+        build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96")))
     assert "32x64" in caught.value.cure
-
-
-SIZES = ((32, 64), (64, 96), (128, 192))
+    for beyond in ("32x32,64x96,64x96", "32x64,64x96,160x192", "1x32x64,1x64x96,2x64x96"):
+        with pytest.raises(OptionError, match="more than the ONNX file takes") as caught:
+            build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
+        assert str(SIZES) in caught.value.cure
 
 
 def test_profiles_follow_the_layout() -> None:
     assert profile_shapes((1, -1, -1, 3), "NHWC", SIZES) == ((1, 32, 64, 3), (1, 64, 96, 3), (1, 128, 192, 3))
-    assert profile_shapes((-1, 3, -1, 96), "NCHW", SIZES) == ((1, 3, 32, 96), (1, 3, 64, 96), (1, 3, 128, 96))
+    more = parse_range("1x32x96,2x64x96,4x128x96")
+    assert profile_shapes((-1, 3, -1, 96), "NCHW", more) == ((1, 3, 32, 96), (2, 3, 64, 96), (4, 3, 128, 96))
     for shape, layout in (((1, 32, 64, -1), "NHWC"), ((1, -1, -1), "NHWC"), ((1, -1, -1, 3), None)):
         with pytest.raises(OptionError, match="cannot be given sizes"):
             profile_shapes(shape, layout, SIZES)
@@ -262,7 +270,7 @@ def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
         builder = trt.Builder(logger)
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, logger)
-        assert parser.parse_from_file(str(write_tiny(tmp_path / "tiny.onnx", open_sizes=open_sizes)))
+        assert parser.parse_from_file(str(write_tiny(tmp_path / "tiny.onnx", sizes=SIZES if open_sizes else None)))
         if open_sizes:
             assert profiles(network, config, layouts) == {"image": profile_shapes((1, -1, -1, 3), "NHWC", SIZES)}
         else:
@@ -404,8 +412,9 @@ ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=Tr
 
 @pytest.fixture
 def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An Orin whose engines cannot be opened, so that none is; its cache folder."""
+    """An Orin whose engines are not run; its cache folder."""
     with_gpu(machine, "8.7")
+    machine.setattr(build_module, "_proven", lambda built, manifest, *_: manifest.parity)
     machine.setattr(build_module, "backend", lambda name: SimpleNamespace(probe=lambda: None))
     machine.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache"
@@ -466,17 +475,86 @@ def test_an_engine_says_where_it_was_built(
     assert engine.driver == "CUDA 12.6"
 
 
-@pytest.mark.parametrize("config", [BuildConfig(weights="stripped"), BuildConfig(dynamic=SIZES)])
-def test_what_no_session_opens_is_not_opened(
-    config: BuildConfig, played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_where_engines_cannot_run_none_is_built_for_this_gpu(
+    flavour: Flavour,
+    played: list[dict[str, Any]],
+    orin: Path,
+    tmp_path: Path,
+    machine: pytest.MonkeyPatch,
 ) -> None:
-    def opened(*_: Any) -> None:
-        raise AssertionError("it was opened")
+    """Without cuda-python it would be written unproven, after minutes."""
+    lacks = Missing(
+        reason="Engines need cuda-python, which is not installed.", cure="pip install 'cuda-python==12.6.*'"
+    )
+    asked: list[str] = []
 
-    available = Available(version="10.3.0", devices=("GPU",))
-    machine.setattr(build_module, "backend", lambda name: SimpleNamespace(probe=lambda: available, open=opened))
-    manifest = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
-    assert manifest.parity == read_manifest(NANO_ONNX["fp16"]).parity
+    def runtime(name: str) -> Any:
+        asked.append(name)
+        return SimpleNamespace(probe=lambda: lacks)
+
+    machine.setattr(build_module, "backend", runtime)
+    order = replace(ORIN, flavour=flavour)
+    with pytest.raises(MissingError, match=f"^{flavour} could not run the engine") as caught:
+        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", order)
+    assert "Engines need cuda-python, which is not installed." in caught.value.why
+    assert caught.value.cure == lacks.cure
+    assert (played, asked) == ([], [flavour])
+    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(order, runs_here=False))
+    assert len(played) == 1, "for another GPU nothing need run here"
+
+
+def test_a_stripped_engine_is_proven_with_the_weights_of_its_onnx(
+    played: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the plan is, its runtime finds the ONNX file as beside one that was copied to another board."""
+    source = NANO_ONNX["fp16"]
+
+    class Played:
+        def probe(self) -> Available:
+            return Available(version="1", devices=("GPU",))
+
+        def open(self, path: Path, manifest: Manifest, options: SessionOptions) -> OnnxRuntimeSession:
+            weights = _weights_of(path, manifest)
+            assert weights.parent == path.parent
+            return OnnxRuntimeSession(weights, manifest, SessionOptions(device="cpu"))
+
+    monkeypatch.setattr(build_module, "backend", lambda name: Played())
+    monkeypatch.setattr(verify, "REPEATS", 1)
+    for link in (True, False):
+        if not link:
+            monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("not allowed")))
+        manifest = build_engine(source, tmp_path / "nano.plan", ORIN, BuildConfig(weights="stripped"))
+        assert manifest.parity.runner.endswith("against its FP16 ONNX")
+        assert manifest.parity.block_relative == 0
+    assert sha256_of(source) == read_manifest(source).artefact_sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["nano.plan", "nano.plan.manifest.json", "nano.plan.reference.npz"]
+    )
+
+
+def test_hardware_compatibility_is_not_for_a_jetson(
+    played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
+) -> None:
+    machine.setattr(build_module, "nvidia_gpus", lambda: (replace(gpu("8.7"), integrated=True),))
+    config = BuildConfig(hardware_compat="ampere+")
+    with pytest.raises(OptionError, match="--hardware-compat is nothing that") as caught:
+        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+    assert "JetPack" in caught.value.why
+    assert not played
+    machine.setattr(build_module, "nvidia_gpus", lambda: (gpu("8.9"),))
+    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+    assert played[0]["config"]["hardware_compat"] == "ampere+"
+
+
+def test_too_old_a_tensorrt_is_refused(machine: pytest.MonkeyPatch) -> None:
+    with_gpu(machine, "8.7")
+    machine.setattr(build_module.tensorrt, "module", lambda: SimpleNamespace(__version__="8.6.2"))
+    for target in ("here", "orin-nano"):
+        with pytest.raises(MissingError, match=r"TensorRT 8\.6\.2 cannot build") as caught:
+            plan_build(target)
+        assert "10.3" in caught.value.why
+        assert "JetPack 6.1" in caught.value.cure
 
 
 def test_an_option_that_the_builder_lacks_is_refused_first(played: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -570,7 +648,16 @@ class WrongEngine(OnnxRuntimeSession):
         return {name: array * np.float32(1.05) for name, array in super().infer(feeds).items()}
 
 
-@pytest.mark.parametrize(("session", "right"), [(OnnxRuntimeSession, True), (WrongEngine, False)])
+class WrongPatch(OnnxRuntimeSession):
+    """An engine with a kernel that is wrong at its tiles' borders: three times too far on 12x10 pixels."""
+
+    def infer(self, feeds: Mapping[str, Any]) -> Arrays:
+        found = {name: array.copy() for name, array in super().infer(feeds).items()}
+        found["depth"][0, 100:112, 60:70] *= 3
+        return found
+
+
+@pytest.mark.parametrize(("session", "right"), [(OnnxRuntimeSession, True), (WrongEngine, False), (WrongPatch, False)])
 def test_an_engine_that_can_run_here_is_proven_first(
     session: type[OnnxRuntimeSession],
     right: bool,
@@ -590,11 +677,14 @@ def test_an_engine_that_can_run_here_is_proven_first(
             return session(source, manifest, SessionOptions(device="cpu"))
 
     monkeypatch.setattr(build_module, "backend", lambda name: Played())
+    monkeypatch.setattr(verify, "REPEATS", 1)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True)
     if right:
         manifest = build_engine(source, plan, order)
         assert manifest.parity.max_relative == 0.0
         assert "against its FP16 ONNX" in manifest.parity.runner
+        assert manifest.parity.limit == "mean <= 0.004, worst 8x8 pixels <= 0.03 relative"
+        assert read_manifest(plan).parity == manifest.parity
         return
     with pytest.raises(GateError, match="nothing was written"):
         build_engine(source, plan, order)

@@ -60,6 +60,8 @@ class Board:
     plan: BuildPlan = PLAN
     built: int = 0
     meanwhile: Callable[[], object] = lambda: None
+    proves: bool = True
+    """Whether engines are run before they are kept."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -92,6 +94,8 @@ class Board:
         output.write_bytes(content)
         info = EngineInfo(flavour=plan.flavour, version=plan.version, compute_capabilities=(), build_seconds=1.0)
         made = replace(source, kind="plan", artefact_sha256=sha256_of(output), engine=info)
+        if self.proves:
+            made = replace(made, parity=replace(source.parity, runner=f"{plan.flavour} {plan.version} on Orin"))
         write_artefact(output, content, replace(made, parent_sha256=source.artefact_sha256))
 
     def engine(self, **about: Any) -> Cached:
@@ -220,6 +224,25 @@ def test_what_is_damaged_is_built_anew(board: Board) -> None:
         again = board.engine()
         assert (again.built, again.why, board.built) == (True, "what was kept of it is damaged", 1 + number)
         assert read_manifest(again.path).kind == "plan"
+
+
+def test_what_was_never_proven_is_built_anew(board: Board) -> None:
+    """Kept by a version that built without running, where cuda-python was missing."""
+    board.proves = False
+    first = board.engine()
+    board.proves = True
+    again = board.engine()
+    assert (again.built, again.path, board.built) == (True, first.path, 2)
+    assert again.why == "the one that was kept was never compared with its ONNX file"
+    assert again.path.read_bytes() == b"engine 2"
+    assert not board.engine().built
+
+
+def test_what_is_for_another_gpu_needs_no_proof(board: Board) -> None:
+    board.proves = False
+    board.plan = replace(PLAN, runs_here=False)
+    board.engine()
+    assert not board.engine().built
 
 
 @pytest.mark.parametrize("said", ["", "{", "[]", '{"onnx": 3}'])

@@ -31,9 +31,10 @@ from mirrordepth_edge.deploy.trt_versions import (
     has_timing_cache,
     needs_strong_flag,
     refuse_unsupported,
+    require_new_enough,
 )
 from mirrordepth_edge.device import nvidia_gpus
-from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.errors import InputError, MissingError, OptionError
 
 # Both our own names and those that Polygraphy's loaders use for the arguments we give them.
 BUILDER_API = {
@@ -145,6 +146,24 @@ def test_same_compute_capability_came_with_10_9() -> None:
     for version in ("10.9.0", "10.13.3.9", "11.0.0", ""):
         refuse_unsupported(asked, "tensorrt", version)
     refuse_unsupported(BuildConfig(hardware_compat="ampere+"), "tensorrt", "10.3.0")
+
+
+def test_a_jetsons_engine_is_for_its_own_gpu_only() -> None:
+    for version in ("10.3.0", "10.16.1", "11.4.1", ""):
+        for level in ("ampere+", "same-cc"):
+            with pytest.raises(OptionError, match=f"^--hardware-compat is nothing that tensorrt {version}") as caught:
+                refuse_unsupported(BuildConfig(hardware_compat=level), "tensorrt", version, integrated=True)
+            assert "JetPack" in caught.value.why
+        refuse_unsupported(BuildConfig(), "tensorrt", version, integrated=True)
+        refuse_unsupported(BuildConfig(version_compat=True), "tensorrt", version, integrated=True)
+
+
+def test_tensorrt_before_10_3_is_too_old() -> None:
+    for version in ("8.6.2", "9.3.0.post12", "10.2.0"):
+        with pytest.raises(MissingError, match="cannot build this engine"):
+            require_new_enough(version)
+    for version in ("10.3", "10.3.0.30-1+cuda12.5", "10.16.1", "11.0.0", "", "unknown"):
+        require_new_enough(version)
 
 
 @pytest.mark.parametrize(
