@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Timer
@@ -244,6 +244,7 @@ Runner = Callable[[Subject, Effort, OnStage], SubjectResult]
 def run_selftest(
     *,
     quick: bool = False,
+    soak_s: float | None = None,
     on_stage: Callable[[str], object] = lambda stage: None,
     on_tested: Callable[[SubjectResult], object] = lambda tested: None,
     run: Runner | None = None,
@@ -252,6 +253,7 @@ def run_selftest(
 
     Args:
         quick: `nano` alone, and less of everything.
+        soak_s: seconds of runs without pause, for each subject; those of `Effort` where None.
         on_stage: told what is being done.
         on_tested: told of each subject when it is done.
         run: what tests one subject; `in_child` where None.
@@ -260,6 +262,8 @@ def run_selftest(
         The result as it is on this machine: `anonymous` makes of it what may be sent.
     """
     began, effort, no_engine = perf_counter(), QUICK if quick else Effort(), None
+    if soak_s is not None:
+        effort = replace(effort, soak_s=soak_s)
 
     def staged(subject: Subject) -> OnStage:
         return lambda stage: on_stage(f"{subject}: {stage}")

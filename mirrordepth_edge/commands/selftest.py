@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def selftest(
     report: Annotated[Path, typer.Option(metavar="DIR", help="Folder for selftest.json and .html.")] = Path("selftest"),
     quick: Annotated[bool, typer.Option("--quick", help="nano alone, and less of everything.")] = False,
+    soak: Annotated[
+        float | None, typer.Option(min=0.01, metavar="MINUTES", help="Of runs without pause, in each precision.  [0.5]")
+    ] = None,
 ) -> None:
     """Build, verify and measure on this machine, and write a report to send back.
 
@@ -33,12 +36,13 @@ def selftest(
         result = anonymous(
             run_selftest(
                 quick=quick,
+                soak_s=None if soak is None else soak * 60,
                 on_stage=lambda stage: bar.update(task, description=stage),
                 on_tested=lambda tested: bar.console.print(_line(tested), style=_style(tested)),
             )
         )
     write_json(report / "selftest.json", _plain(result))
-    command = "mde selftest --report DIR" + (" --quick" if quick else "")
+    command = "mde selftest --report DIR" + " --quick" * quick + ("" if soak is None else f" --soak {soak:g}")
     save_page(report / "selftest.html", selftest_page(result, command=command))
     console.print(verdict(result))
     if result.no_engine is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from mirrordepth_edge.backends import cuda, engine, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.buffers import MappedArray, PinnedArray, allocate
 from mirrordepth_edge.backends.engine_plan import listener
-from mirrordepth_edge.backends.jit_store import JitStore
 from mirrordepth_edge.config import SessionOptions, SizeRange
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.files import sha256_of
@@ -22,16 +20,13 @@ from mirrordepth_edge.shipped import SHIPPED
 
 from .fake_engine import (
     COMPUTE_MS,
-    CONTENT,
     COPY_MS,
     DEPTH,
     IMAGE,
     MANIFEST,
     Code,
     Executable,
-    FakeCuda,
     Machine,
-    Script,
     depth_of,
     fake_module,
     frame,
@@ -48,17 +43,6 @@ OPENING = ["cudaSetDevice", *LANE, *PLAIN, *CAPTURE, *REPLAY]
 NO_GRAPH = SessionOptions(cuda_graph=False)
 ZERO_COPY = SessionOptions(zero_copy=True)
 TWO = SessionOptions(in_flight=2)
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu(),))
-    plan = tmp_path / "tiny.plan"
-    plan.write_bytes(CONTENT)
-    yield Machine(fake, Script(fake), plan, JitStore(tmp_path / "cache" / "tiny.kernels"))
-    listener.cache_clear()
 
 
 def test_a_session_says_what_it_is(machine: Machine) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mirrordepth_edge.backends import cuda, engine
-from mirrordepth_edge.backends.engine_plan import listener
-from mirrordepth_edge.backends.jit_store import JitStore
 from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.config import BenchConfig, SessionOptions
@@ -19,21 +14,9 @@ from mirrordepth_edge.deploy.reference import Reference
 from mirrordepth_edge.preprocess import Frame
 from mirrordepth_edge.runtime import DepthPredictor
 
-from .fake_engine import CONTENT, HEIGHT, MANIFEST, WIDTH, FakeCuda, Machine, Script, depth_of, frame, gpu
+from .fake_engine import HEIGHT, MANIFEST, WIDTH, Machine, depth_of, frame
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu(),))
-    plan = tmp_path / "tiny.plan"
-    plan.write_bytes(CONTENT)
-    yield Machine(fake, Script(fake), plan, JitStore(tmp_path / "tiny.kernels"))
-    assert not fake.leaked
-    listener.cache_clear()
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
@@ -43,6 +26,7 @@ def test_each_answer_is_of_its_frame(in_flight: int, zero_copy: bool, machine: M
         feeds = ({"image": frame(number)} for number in range(8))
         found = [outputs["depth"].copy() for outputs in answers(session, feeds, in_flight)]
     np.testing.assert_allclose(found, [depth_of(frame(number)) for number in range(8)], rtol=1e-6)
+    assert not machine.cuda.leaked
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
@@ -56,6 +40,7 @@ def test_an_engine_keeps_frames_in_work(flavour: str, in_flight: int, machine: M
         candidate = Candidate(predictor=predictor, name="tiny.plan", sha256="0" * 64, reference=reference)
         result = bench_in_flight(candidate, frames, BenchConfig(warmup=4, frame_hw=(8, 12)), in_flight, 0.05)
         np.testing.assert_allclose(session.infer({"image": frame(9)})["depth"], depth_of(frame(9)), rtol=1e-6)
+    assert not machine.cuda.leaked
     assert (result.backend, result.device) == (flavour, "Fake GPU")
     assert (result.in_flight, result.arrangement) == (in_flight, f"{in_flight} in one engine")
     assert result.agreement is not None

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mirrordepth_edge.backends import cuda, engine, tensorrt_rtx
-from mirrordepth_edge.backends.engine_plan import listener
+from mirrordepth_edge.backends import tensorrt_rtx
 from mirrordepth_edge.backends.jit_store import KEPT, SUFFIX, JitStore, jit_store
 from mirrordepth_edge.config import SessionOptions
 
-from .fake_engine import CONTENT, MANIFEST, FakeCuda, Machine, Script, depth_of, fake_module, frame, gpu
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    fake = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu(),))
-    plan = tmp_path / "tiny.plan"
-    plan.write_bytes(CONTENT)
-    yield Machine(fake, Script(fake), plan, JitStore(tmp_path / "cache" / f"tiny{SUFFIX}"))
-    listener.cache_clear()
+from .fake_engine import MANIFEST, Machine, depth_of, fake_module, frame, gpu
 
 
 def opened_again(machine: Machine) -> bool:

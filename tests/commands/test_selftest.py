@@ -81,10 +81,13 @@ def test_without_a_gpu_it_says_so_and_exits_with_4(
     tested: dict[str, SubjectResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
-    code, said = run("--quick", "--report", str(tmp_path))
+    code, said = run("--quick", "--soak", "10", "--report", str(tmp_path))
     assert code == 4
     assert "no NVIDIA GPU" in said
-    assert read_selftest(tmp_path / "selftest.json").quick
+    result = read_selftest(tmp_path / "selftest.json")
+    assert result.quick
+    assert result.effort.soak_s == 600
+    assert "mde selftest --report DIR --quick --soak 10" in (tmp_path / "selftest.html").read_text(encoding="utf-8")
 
 
 def test_neither_file_tells_who_or_where(
