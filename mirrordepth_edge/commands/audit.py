@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.deploy.audit import Audit, Finding
+    from mirrordepth_edge.deploy.audit import Audit
+    from mirrordepth_edge.deploy.audit_findings import Finding
     from mirrordepth_edge.manifest import Manifest
 
 SHOWN = 2  # nodes named with a finding; --json has all of them

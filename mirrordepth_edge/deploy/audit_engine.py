@@ -24,7 +24,9 @@ from typing import Any, Final
 
 from mirrordepth_edge.backends import cuda, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.engine import require_gpu
-from mirrordepth_edge.deploy.audit import HALF, Audit, Finding, Verdict
+from mirrordepth_edge.deploy.audit import Audit, Verdict
+from mirrordepth_edge.deploy.audit_findings import Finding
+from mirrordepth_edge.deploy.audit_graph import HALF
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import Manifest
 
