@@ -174,6 +174,8 @@ def open_foreign(path: Path, given: Description, options: SessionOptions) -> tup
         outputs=(given.output.spec,),
         precision=WEIGHTS.get(weights, weights),
         quantisation=None,
+        sizes=None,
+        at=lambda *_: described,
     )
     session = OnnxRuntimeSession(path, described, options)
     try:

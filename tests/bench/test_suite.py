@@ -42,7 +42,15 @@ from mirrordepth_edge.deploy import build, export, produce
 from mirrordepth_edge.deploy.build import BuildPlan
 from mirrordepth_edge.deploy.export import input_spec, output_spec
 from mirrordepth_edge.errors import GateError, InputError, MdeError, MissingError, OptionError
-from mirrordepth_edge.manifest import Manifest, Parity, TensorSpec, manifest_path, read_manifest, write_artefact
+from mirrordepth_edge.manifest import (
+    EngineInfo,
+    Manifest,
+    Parity,
+    TensorSpec,
+    manifest_path,
+    read_manifest,
+    write_artefact,
+)
 from mirrordepth_edge.preprocess import Frame
 from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX, DepthPredictor
 
@@ -209,8 +217,8 @@ class Kitchen:
             trained=True,
             model=model,
             preprocess=model.preprocess,
-            inputs=(input_spec(model, config.io, config.batch),),
-            outputs=(output_spec(model, config.batch),),
+            inputs=(input_spec(model, config),),
+            outputs=(output_spec(model, config),),
             precision=config.precision,
             opset=config.opset,
             parity=Parity(runner="", frames=1, max_relative=0, mean_relative=0, limit=""),
@@ -229,7 +237,12 @@ class Kitchen:
         manifest = read_manifest(onnx_path)
         content = b"plan"
         made = self.manifest(manifest.model, ExportConfig(precision=manifest.precision), content)
-        write_artefact(output, content, replace(made, parent_sha256=manifest.artefact_sha256))
+        proven = replace(made.parity, runner=f"{plan.flavour} {plan.version} on a GPU against its ONNX")
+        engine = EngineInfo(
+            flavour=plan.flavour, version=plan.version, compute_capabilities=("8.7",), build_seconds=1.0
+        )
+        parent = manifest.artefact_sha256
+        write_artefact(output, content, replace(made, parent_sha256=parent, engine=engine, parity=proven))
 
 
 @pytest.fixture

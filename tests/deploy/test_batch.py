@@ -48,12 +48,12 @@ def test_each_frame_of_a_batch_has_its_own_depth(
     tower: str, io: InputKind, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     network: DepthNetwork = request.getfixturevalue(tower)
-    path = tmp_path / "batch.onnx"
-    onnx.save(export_onnx(network, ExportConfig(io=io, batch=3)), path)
+    path, config = tmp_path / "batch.onnx", ExportConfig(io=io, batch=3)
+    onnx.save(export_onnx(network, config), path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (image,), (depth,) = session.get_inputs(), session.get_outputs()
-    assert tuple(image.shape) == input_spec(network.config, io, 3).shape
-    assert tuple(depth.shape) == output_spec(network.config, 3).shape == (3, *network.config.size_hw)
+    assert tuple(image.shape) == input_spec(network.config, config).shape
+    assert tuple(depth.shape) == output_spec(network.config, config).shape == (3, *network.config.size_hw)
     (feed,) = batches(frames, Preprocessor(network.config.preprocess, io), 3)
     (delivered,) = session.run(None, {image.name: feed})
     normalised = Preprocessor(network.config.preprocess, "float")
