@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,12 +11,10 @@ from typing import TYPE_CHECKING, get_args
 from mirrordepth_edge.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mirrordepth_edge.commands.export_onnx import Source
     from mirrordepth_edge.config import DataConfig, QuantiseConfig, TargetConfig
     from mirrordepth_edge.deploy.gate import GateFrames
-    from mirrordepth_edge.deploy.produce_int8 import Fitted, Int8Workshop, Watcher
+    from mirrordepth_edge.deploy.produce_int8 import Fitted, Int8Workshop
     from mirrordepth_edge.manifest import Manifest
 
 
@@ -45,6 +42,7 @@ def export_int8(
 ) -> bool:
     """Quantise, or sweep; whether a model was written."""
     from mirrordepth_edge.commands.export_onnx import fp32_file
+    from mirrordepth_edge.commands.export_scratch import room_for_scratch, stages
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.deploy.calibset import load_calibration
     from mirrordepth_edge.deploy.produce_int8 import Int8Workshop
@@ -57,7 +55,10 @@ def export_int8(
             "mde calibrate --from FOLDER_OR_VIDEO_OR_CAMERA -o mine, then --calib mine",
         )
     calibration = load_calibration(gate.calib)
-    with tempfile.TemporaryDirectory() as scratch, _progress() as watcher:
+    if output.exists() and Path(source.model).exists() and output.samefile(source.model):
+        why = "INT8 is made of it, and cannot be undone."
+        raise OptionError(f"{output} would be overwritten by what is made of it.", why, "-o another.onnx")
+    with room_for_scratch(), tempfile.TemporaryDirectory() as scratch, stages() as watcher:
         folder = Path(scratch)
         fp32, manifest, parent = fp32_file(source, folder, lambda stage: watcher.stage(stage, 0))
         workshop = Int8Workshop(
@@ -69,7 +70,7 @@ def export_int8(
             labelled=None if gate.data is None else _labelled(gate.data, gate.frames, manifest),
             watcher=watcher,
         )
-        if (problem := workshop.domain_problem()) is not None:
+        if (problem := workshop.domain_problem) is not None:
             console.print(f"warning: {problem}", style="yellow")
         if sweep or pick is not None:
             from mirrordepth_edge.commands.export_sweep import run_sweep
@@ -103,13 +104,14 @@ def _labelled(config: DataConfig, most: int, manifest: Manifest) -> GateFrames:
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.data.sample import Selected
     from mirrordepth_edge.deploy.gate import GateFrames
-    from mirrordepth_edge.evaluation import Protocol
+    from mirrordepth_edge.evaluation import Protocol, check_samples
 
     dataset, kind = choose_dataset(config, "test"), kind_of(config)
     count = min(most, len(dataset))
     chosen = Selected(of=dataset, indices=tuple(len(dataset) * place // count for place in range(count)))
     limits_m = depth_limits_on(kind, manifest.model.depth_limits_m)
     protocol = Protocol(limits_m=limits_m, crop=CONVENTIONS[kind].crop)
+    check_samples((chosen[place] for place in range(len(chosen))), protocol)
     return GateFrames(samples=chosen, protocol=protocol, data=f"{config.root} ({protocol})")
 
 
@@ -127,19 +129,5 @@ def _report(output: Path, workshop: Int8Workshop, fitted: Fitted, written: Manif
         console.print("given back to floating point, by what each does to depth alone:")
         for group in fitted.given_back:
             console.print(f"  {workshop.damage[group]:8.2%}  {group}, {len(workshop.groups[group])} layers")
-    if not fitted.accuracy.holds:
+    if written.quantisation is not None and written.quantisation.forced:
         console.print("warning: the accuracy gate failed; written because of --force, and marked so", style="yellow")
-
-
-@contextmanager
-def _progress() -> Iterator[Watcher]:
-    """A bar for each stage, gone when the next begins."""
-    from mirrordepth_edge.commands.terminal import progress_bar
-    from mirrordepth_edge.deploy.produce_int8 import Watcher
-
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
-        yield Watcher(
-            stage=lambda name, steps: bar.reset(task, description=name, total=steps or None),
-            step=lambda: bar.advance(task),
-        )

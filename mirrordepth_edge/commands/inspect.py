@@ -75,6 +75,8 @@ def _manifest_rows(manifest: Manifest) -> Rows:
             ),
             ("accuracy", f"{quantisation.accuracy}; {verdict}"),
         ]
+        if quantisation.domain_problem is not None:
+            rows.append(("calibrated on", quantisation.domain_problem))
         if quantisation.given_back:
             rows.append(("given back", ", ".join(quantisation.given_back)))
     if engine is not None:

@@ -137,6 +137,10 @@ def _int8_verdict(audit: Audit, graph: Graph, manifest: Manifest) -> tuple[bool,
     share = f"{audit.share('INT8'):.1%} of the multiply-adds run in INT8"
     if manifest.quantisation is None:
         return audit.share("INT8") >= LOWEST_INT8_SHARE, f"{share}, {LOWEST_INT8_SHARE:.0%} at least are asked for."
+    if manifest.quantisation.forced:
+        share += "; its accuracy gate failed, and it was written by --force"
+    if manifest.quantisation.domain_problem is not None:
+        share += f"; {manifest.quantisation.domain_problem}"
     named = manifest.quantisation.int8_nodes
     found = {name_of(node) for node in graph.products if graph.arithmetic(node) == "INT8"}
     missing = [name for name in named if name not in found]

@@ -59,7 +59,10 @@ def _one_sided(graph: Graph) -> Iterator[Finding]:
             f"{{n}} layer{{s}} with quantised {own} only: no integer arithmetic. The {other} are floats, so the "
             "integers are turned back first; that saves bytes at most, no multiplications."
         )
-        yield from _finding(kind, nodes, text, f"Quantise their {other} too: mde export --int8")
+        # Of what mde export --int8 gave back to floating point, activations are all that is quantised.
+        kept = "Nothing where they were given back to keep the depth, or are the metric head's; otherwise quantise"
+        quantise = "Quantise" if kind == "weights-only" else kept
+        yield from _finding(kind, nodes, text, f"{quantise} their {other} too.")
 
 
 def _norms(graph: Graph) -> Iterator[Finding]:
@@ -168,14 +171,14 @@ def _unfused_pairs(graph: Graph) -> Iterator[Finding]:
         _once(float_only),
         f"Quantised values go into {_kinds(float_only)} ({{n}}): they work in floats, so the pair is two passes over "
         "memory, and rounding, for nothing.",
-        "Take the Q/DQ in front of them out: mde export --int8 puts none there.",
+        "Take the Q/DQ in front of them out; but on a CPU, ONNX Runtime's integer convolutions need it behind them.",
     )
     yield from _finding(
         "dq-residual",
         _once(sums),
         "{n} residual sum{s} of transformer blocks with quantised operands: a few outlier channels set the scale of "
         "all others, which costs the most accuracy of all.",
-        "Leave residual sums in floats: mde export --int8 does.",
+        "Leave residual sums in floats: take the Q/DQ of their operands out, also behind convolutions.",
     )
     yield from _finding(
         "dq-unfused",

@@ -21,10 +21,17 @@ from mirrordepth_edge.deploy.gate import GateFrames, Judge, check_accuracy
 from mirrordepth_edge.deploy.int8 import FEWEST_OPSET, calibrated_tensors, is_quantised, layer_groups, quantisable
 from mirrordepth_edge.deploy.int8 import quantise as quantise_nodes
 from mirrordepth_edge.deploy.open_sizes import at_every_size, fixed
-from mirrordepth_edge.deploy.parity import CPU, measure_parity_with, reference_frames, worst_parity
+from mirrordepth_edge.deploy.parity import (
+    CPU,
+    LIMITS_ELSEWHERE,
+    figures,
+    measure_parity_with,
+    reference_frames,
+    worst_parity,
+)
 from mirrordepth_edge.deploy.ranges import ActivationStatistics, Ranges, collect, coverage
 from mirrordepth_edge.deploy.reference import copy_reference
-from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.files import sha256_of
 from mirrordepth_edge.manifest import Accuracy, Manifest, Quantisation, write_artefact
 from mirrordepth_edge.preprocess import Frame, Preprocessor
@@ -90,6 +97,13 @@ class Int8Workshop:
         self.whole = onnx.load(self.fp32)
         self.usual = self.manifest.at()
         self.model = fixed(self.whole, self.usual.inputs)
+        opset = next(each.version for each in self.whole.opset_import if each.domain in ("", "ai.onnx"))
+        if opset < FEWEST_OPSET["float32"]:
+            raise InputError(
+                f"{self.fp32} cannot be quantised: its opset is {opset}.",
+                f"Scales of one channel each came with opset {FEWEST_OPSET['float32']}.",
+                "Export it again: mde export makes opset 18.",
+            )
         if is_quantised(self.model) or self.manifest.precision != "fp32":
             raise InputError(
                 f"{self.fp32} is {self.manifest.precision.upper()} already.",
@@ -99,6 +113,7 @@ class Int8Workshop:
         self.nodes = quantisable(self.model)
         self.groups = layer_groups(self.nodes)
         self.held_out: list[Frame] = []
+        self._held_out_words = "held out"
         self.statistics = self._calibrate()
 
     def prepared(self, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
@@ -122,6 +137,7 @@ class Int8Workshop:
         self.watcher.stage("calibrating", total - total // every)
         found = collect(self.model, tensors, calibrating(), on_frame=self._step)
         if not self.held_out:  # too few to spare one
+            self._held_out_words = "the very ones that were calibrated on: too few to hold some out"
             self.held_out = [image[0].copy() for image in self.calibration.images(self.usual.preprocess)]
         return found
 
@@ -133,6 +149,7 @@ class Int8Workshop:
         self.watcher.stage("choosing ranges", 0)
         return self.statistics.ranges(self.config.method, symmetric=self.config.scheme == "gpu")
 
+    @cached_property
     def domain_problem(self) -> str | None:
         """Why the calibration set looks unlike the package's own photographs; None where it does not."""
         images = self.prepared(reference_frames())
@@ -150,7 +167,7 @@ class Int8Workshop:
         frames = self.held_out[:: -(-len(self.held_out) // CAST_FRAMES)]
         half = to_fp16(self.fp32, frames, self.usual.preprocess, self.usual.inputs[0])
         check_range(self.fp32, half, self.prepared(frames))
-        if half.opset_import[0].version < FEWEST_OPSET["float16"]:
+        if next(each.version for each in half.opset_import if not each.domain) < FEWEST_OPSET["float16"]:
             half = onnx.version_converter.convert_version(half, FEWEST_OPSET["float16"])
         return half
 
@@ -184,7 +201,7 @@ class Int8Workshop:
         frames = self.labelled or GateFrames(
             samples=InMemory(samples=unmeasured),
             protocol=None,
-            data=f"the calibration set {self.calibration.name}",
+            data=f"the calibration set {self.calibration.name}, {self._held_out_words}",
         )
         folder = self.folder / "fp32-depth"
         folder.mkdir(exist_ok=True)
@@ -228,10 +245,20 @@ class Int8Workshop:
             else:
                 fails = count
         if holds is None:
-            check_accuracy(trail[0][1])
-            raise AssertionError("the gate did not hold")
+            raise self._refused(trail)
         back = tuple(order[: holds[0]])
         return Fitted(nodes=self.without(back), given_back=back, accuracy=holds[1], trail=tuple(trail))
+
+    def _refused(self, trail: Sequence[tuple[int, Accuracy]]) -> GateError:
+        """What was tried, and what harms most."""
+        tried = "; ".join(f"{count} given back: {found.loss:+.2%}" for count, found in trail)
+        worst = ", ".join(f"{group} ({damage:.2%})" for group, damage in list(self.damage.items())[:3])
+        return GateError(
+            "INT8 costs more depth than allowed, however much goes back to floating point; nothing was written.",
+            f"{trail[0][1]}. Of {len(self.groups)} groups of layers, with {tried}. Worst by themselves: {worst}.",
+            "Allow more (--max-absrel-loss), try another --calib-method, take --fp16, or see what each layer costs: "
+            "mde export --sweep. --force writes it all the same, marked as failed.",
+        )
 
     def described(self, nodes: Sequence[str]) -> Manifest:
         """The manifest of a candidate, as far as it is known before it was judged."""
@@ -248,13 +275,14 @@ class Int8Workshop:
             given_back=back,
             accuracy=accuracy,
             forced=accuracy is not None and not accuracy.holds,
+            domain_problem=self.domain_problem,
         )
 
     def write(self, output: Path, fitted: Fitted, parent_sha256: str) -> Manifest:
         """Write what was fitted, with its manifest and the reference depth of its FP32 file.
 
         Raises:
-            GateError: it does not hold the gate, and not by force.
+            GateError: it does not hold the gate, or is off its FP32 file at one of its sizes, and not by force.
         """
         import onnx
 
@@ -272,8 +300,18 @@ class Int8Workshop:
             quantisation=self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy),
         )
         sessions = (OnnxRuntimeSession(candidate, manifest, each) for each in at_every_size(manifest, CPU))
-        judged = "none: INT8 is judged on depth"
-        parity = worst_parity(measure_parity_with(each, self.fp32, self.manifest, judged) for each in sessions)
+        limits = LIMITS_ELSEWHERE["int8"]
+        parity = worst_parity(measure_parity_with(each, self.fp32, self.manifest, f"{limits}") for each in sessions)
+        if not limits.hold(parity):
+            if not self.config.force:
+                raise GateError(
+                    "INT8 is too far off FP32 on the package's photographs; nothing was written.",
+                    f"Over {parity.frames} frames, at all sizes of the file: {figures(parity)}; the limit is {limits}. "
+                    + (self.domain_problem or "The frames it was calibrated on may be of another kind."),
+                    "Calibrate on the camera's own pictures, narrow --dynamic, or --force it: marked as failed.",
+                )
+            quantisation = replace(self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy), forced=True)
+            manifest = replace(manifest, quantisation=quantisation)
         write_artefact(output, candidate.read_bytes(), replace(manifest, parity=parity))
         copy_reference(self.fp32, output)
         return replace(manifest, parity=parity)

@@ -37,6 +37,8 @@ class Cost:
     """What is told, such as what was timed where."""
     of: Callable[[Sequence[str]], tuple[float, float]]
     """Milliseconds of the candidate whose named nodes multiply in INT8, and of the FP32 file's, by the same clock."""
+    settings: Any = None
+    """What else it follows from, as JSON has it, such as the figures of a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,6 @@ def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
         workshop: candidates of one file.
         store: JSON file that keeps what was measured.
     """
-    began = perf_counter()
     kept = _Store(store, workshop, cost)
     damage = workshop.measured_damage(kept.damage, kept.add_damage)
     work = _multiply_adds(workshop)
@@ -82,7 +83,7 @@ def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
             for group, each in damage.items()
         ),
         points=tuple(points),
-        seconds=perf_counter() - began,
+        seconds=kept.seconds(),
     )
 
 
@@ -92,7 +93,7 @@ def _method_in_words(config: QuantiseConfig) -> str:
 
 
 def picked(workshop: Int8Workshop, cost: Cost, store: Path, result: SweepResult, number: int) -> Fitted:
-    """A point of a sweep, to be written.
+    """A point of a sweep, to be written. The workshop takes the groups' damage from the sweep.
 
     Raises:
         OptionError: there is no such point.
@@ -101,6 +102,7 @@ def picked(workshop: Int8Workshop, cost: Cost, store: Path, result: SweepResult,
     if point is None:
         numbers = f"{result.points[0].number} to {result.points[-1].number}"
         raise OptionError(f"The sweep has no point {number}.", f"Its points are {numbers}.", f"--pick {numbers[0]}")
+    workshop.damage = {each.group: each.damage for each in result.groups}
     back = tuple(each.group for each in result.groups if each.group not in point.int8_groups)
     accuracy = _Store(store, workshop, cost).tried(workshop, cost, back).accuracy
     limit = workshop.config.max_loss
@@ -144,6 +146,8 @@ class _Store:
         self.key = settings_sha256(workshop, cost)
         self.damage: dict[str, float] = {}
         self.points: dict[str, _Tried] = {}
+        self.seconds_before = 0.0
+        self.began = perf_counter()
         if path.is_file():
             self._read()
 
@@ -157,9 +161,14 @@ class _Store:
         try:
             points = {name: read_strict(_Tried, each, str(self.path), "") for name, each in data["points"].items()}
             damage = {str(name): float(each) for name, each in data["damage"].items()}
+            seconds = float(data["seconds"])
         except (InputError, KeyError, AttributeError, TypeError, ValueError):
             return
-        self.points, self.damage = points, damage
+        self.points, self.damage, self.seconds_before = points, damage, seconds
+
+    def seconds(self) -> float:
+        """That measuring has taken so far, with what was stored before."""
+        return self.seconds_before + perf_counter() - self.began
 
     def add_damage(self, group: str, damage: float) -> None:
         self.damage[group] = damage
@@ -172,13 +181,15 @@ class _Store:
             nodes = workshop.without(back)
             accuracy = workshop.accuracy(nodes)
             ms, fp32_ms = cost.of(nodes)
+            if not nodes and workshop.config.scheme == "cpu":
+                ms = fp32_ms  # the FP32 file itself: a difference would be the clock's
             self.points[name] = _Tried(accuracy=accuracy, cost_ms=ms, fp32_ms=fp32_ms)
             self._write()
         return self.points[name]
 
     def _write(self) -> None:
         points = {name: asdict(each) for name, each in self.points.items()}
-        write_json(self.path, {"key": self.key, "damage": self.damage, "points": points})
+        write_json(self.path, {"key": self.key, "seconds": self.seconds(), "damage": self.damage, "points": points})
 
 
 def settings_sha256(workshop: Int8Workshop, cost: Cost) -> str:
@@ -192,5 +203,6 @@ def settings_sha256(workshop: Int8Workshop, cost: Cost) -> str:
         workshop.config.method,
         None if judged is None else [judged.samples.fingerprint(), str(judged.protocol), judged.data],
         cost.words,
+        cost.settings,
     ]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

@@ -78,23 +78,29 @@ class SweepResult(Strict):
     groups: tuple[GroupDamage, ...]
     points: tuple[SweepPoint, ...]
     seconds: float
-    """That the sweep took."""
+    """That the sweep took, before and after interruptions."""
 
 
 def pareto(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
-    """The same points, in their order, with `on_front` set: those whose `abs_rel` and `cost_ratio` no other beats.
+    """The same points, in their order, with `on_front` set: those whose accuracy and `cost_ratio` no other beats.
 
     A point beats another if it is at least as good in both and better in one; so of equal points all are on the front.
+    To be more accurate than FP32 is chance: it counts as no loss, and among those without a loss FP32 is the best.
     """
     points = tuple(points)
-    front: set[tuple[float, float]] = set()
-    best = float("inf")
+    front: set[tuple[float, tuple[float, bool]]] = set()
+    best = (float("inf"), True)
     # From cheap to dear, and from good to bad at one cost: on the front is what is better than all that came before.
-    for cost_ratio, abs_rel in sorted((point.cost_ratio, point.abs_rel) for point in points):
-        if abs_rel < best:
-            best = abs_rel
-            front.add((cost_ratio, abs_rel))
-    return tuple(replace(point, on_front=(point.cost_ratio, point.abs_rel) in front) for point in points)
+    for cost_ratio, inaccuracy in sorted((point.cost_ratio, _inaccuracy(point)) for point in points):
+        if inaccuracy < best:
+            best = inaccuracy
+            front.add((cost_ratio, inaccuracy))
+    return tuple(replace(point, on_front=(point.cost_ratio, _inaccuracy(point)) in front) for point in points)
+
+
+def _inaccuracy(point: SweepPoint) -> tuple[float, bool]:
+    """The less, the better: the loss, and whether depth differs from FP32's at all."""
+    return max(point.loss, 0.0), point.worst > 0
 
 
 def save_sweep(path: Path, result: SweepResult) -> None:

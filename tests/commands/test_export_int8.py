@@ -69,7 +69,7 @@ def test_without_depth_it_is_judged_against_fp32(capsys: pytest.CaptureFixture[s
     assert manifest.parent_sha256 == read_manifest(Path("tiny.onnx")).artefact_sha256
     assert run_app(["audit", str(output)]) == 0
     assert run_app(["inspect", str(output)]) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "frames of office" in shown
     assert "against FP32's depth" in shown
 
@@ -175,8 +175,26 @@ def test_depth_that_does_not_count_is_refused(capsys: pytest.CaptureFixture[str]
     output = tmp_path / "out.onnx"
     code = run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "--root", str(tmp_path / "empty"), "-o", str(output)])
     assert code == 1
-    assert "measured depth" in capsys.readouterr().err
+    assert "0 has no depth that counts" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_file_that_it_is_made_of_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("tiny.onnx").read_bytes()
+    assert run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "-o", "./tiny.onnx", "--max-absrel-loss", "20%"]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert Path("tiny.onnx").read_bytes() == before
+
+
+def test_a_full_disk_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mirrordepth_edge.deploy.produce_int8.collect", full)
+    assert run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "-o", str(tmp_path / "out.onnx")]) == 1
+    assert "TMPDIR=" in capsys.readouterr().err
 
 
 def test_nothing_but_fp32_is_quantised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

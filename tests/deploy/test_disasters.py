@@ -187,6 +187,9 @@ def test_calibrating_on_noise_is_flagged(tmp_path: Path) -> None:
         config=QuantiseConfig(scheme="gpu"),
         folder=tmp_path,
     )
-    problem = workshop.domain_problem()
+    problem = workshop.domain_problem
+    quantisation = workshop.described(workshop.nodes).quantisation
+    assert quantisation is not None
+    assert quantisation.domain_problem == problem
     assert problem is not None
     assert "another domain" in problem

@@ -17,12 +17,14 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from onnx import load
 
+from mirrordepth_edge.commands.export_sweep import estimated
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.core.network import DepthNetwork
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.deploy import sweep as sweeping
 from mirrordepth_edge.deploy.audit import audit_onnx
 from mirrordepth_edge.deploy.gate import GateFrames, Judge
+from mirrordepth_edge.deploy.parity import LIMITS_ELSEWHERE, Limits
 from mirrordepth_edge.deploy.produce import produce_onnx
 from mirrordepth_edge.deploy.produce_int8 import Int8Workshop
 from mirrordepth_edge.deploy.reference import read_reference
@@ -32,6 +34,7 @@ from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.evaluation import Protocol, evaluate
 from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest, read_manifest
 from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.recipes import load_target
 from mirrordepth_edge.runtime import load as load_predictor
 
 
@@ -107,15 +110,15 @@ def test_figures_are_those_of_an_evaluation(folder: Path, tmp_path: Path) -> Non
     assert manifest.quantisation.accuracy == accuracy
 
 
-def figures(abs_rel: float) -> DepthFigures:
-    return DepthFigures(abs_rel=abs_rel, delta1=0.9, boundary_f1=None)
+def figures(abs_rel: float, delta1: float = 0.9) -> DepthFigures:
+    return DepthFigures(abs_rel=abs_rel, delta1=delta1, boundary_f1=None)
 
 
-def accuracy(abs_rel: float, fp32: float | None, limit: float) -> Accuracy:
+def accuracy(abs_rel: float, fp32: float | None, limit: float, delta1: float | None = None) -> Accuracy:
     return Accuracy(
         data="frames",
         frames=1,
-        figures=figures(abs_rel),
+        figures=figures(abs_rel, delta1 or (1.0 if fp32 is None else 0.9)),
         fp32=None if fp32 is None else figures(fp32),
         mean_relative=0.0,
         max_relative=0.0,
@@ -130,6 +133,53 @@ def test_loss_is_relative_to_fp32_and_absolute_without_labels(abs_rel: float, fp
     found = accuracy(abs_rel, fp32, 0.05)
     assert found.loss == pytest.approx(loss)
     assert found.holds is (loss <= 0.05)
+
+
+@pytest.mark.parametrize(("fp32", "delta1", "holds"), [(0.1, 0.86, True), (0.1, 0.84, False), (None, 0.94, False)])
+def test_delta1_is_held_too(fp32: float | None, delta1: float, holds: bool) -> None:
+    """A bias of all depth may make AbsRel better, where it cancels FP32's own error."""
+    found = accuracy(0.04, fp32, 0.05, delta1)
+    assert found.delta1_loss == pytest.approx((1.0 if fp32 is None else 0.9) - delta1)
+    assert found.holds is holds
+
+
+def test_what_is_far_off_on_real_photographs_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mde verify` would refuse it afterwards."""
+    monkeypatch.setitem(LIMITS_ELSEWHERE, "int8", Limits(mean=1e-6, block=1e-6))
+    output = tmp_path / "far.onnx"
+    made = workshop(folder, tmp_path, FOR_CPU)
+    with pytest.raises(GateError, match="package's photographs") as caught:
+        made.write(output, made.fit(), "2" * 64)
+    assert "--force" in caught.value.cure
+    assert not output.exists()
+    forced = replace(made, config=replace(FOR_CPU, force=True))
+    quantisation = forced.write(output, forced.fit(), "2" * 64).quantisation
+    assert quantisation is not None
+    assert quantisation.forced
+    verdict = audit_onnx(load(output), read_manifest(output)).verdict
+    assert verdict is not None
+    assert "written by --force" in verdict.text
+
+
+def test_too_old_an_opset_is_said_before_anything_is_calibrated(folder: Path, tmp_path: Path) -> None:
+    model = load(folder / "fp32.onnx")
+    model.opset_import[0].version = 12
+    path = tmp_path / "old.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="its opset is 12"):
+        replace(workshop(folder, tmp_path, FOR_CPU), fp32=path)
+
+
+def test_too_few_frames_to_hold_some_out_is_said(folder: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted((folder / "pictures").iterdir())[:4]:
+        (few / file.name).write_bytes(file.read_bytes())
+    made = replace(workshop(folder, tmp_path, FOR_CPU), calibration=pictures_as_set(few))
+    assert "calibrated on" in made.judge.frames.data
+    assert workshop(folder, tmp_path, FOR_CPU).judge.frames.data.endswith("held out")
 
 
 def test_a_depth_that_is_no_number_never_holds() -> None:
@@ -321,9 +371,70 @@ def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(folder: Path, t
 def test_another_setting_is_another_sweep(folder: Path, tmp_path: Path) -> None:
     made = workshop(folder, tmp_path, FOR_CPU)
     key = sweeping.settings_sha256(made, Cost("words", Clock(1)))
+    assert key == sweeping.settings_sha256(made, Cost("words", Clock(2)))
     assert key != sweeping.settings_sha256(made, Cost("other words", Clock(1)))
     made.config = replace(made.config, method="max")
     assert key != sweeping.settings_sha256(made, Cost("words", Clock(1)))
+
+
+def test_a_target_with_another_figure_is_another_sweep(folder: Path, tmp_path: Path) -> None:
+    """Though it kept its name: a copied recipe in which a figure was changed."""
+    made, target = workshop(folder, tmp_path, FOR_CPU), load_target("orin-nano")
+    assert target.bandwidth_gb_s is not None
+    slower = replace(target, bandwidth_gb_s=target.bandwidth_gb_s / 2)
+    key, same, other = (sweeping.settings_sha256(made, estimated(made, [each])) for each in (target, target, slower))
+    assert key == same != other
+
+
+def two_groups(folder: Path, tmp_path: Path) -> Int8Workshop:
+    made = workshop(folder, tmp_path, FOR_CPU)
+    few = {group: made.groups[group] for group in [*made.groups][-2:]}
+    made.groups, made.nodes = few, tuple(node for nodes in few.values() for node in nodes)
+    return made
+
+
+def test_fp32_takes_as_long_as_itself(folder: Path, tmp_path: Path) -> None:
+    """Whatever a clock says that is 11 % fast."""
+    result = sweep(two_groups(folder, tmp_path), Cost("noise", lambda nodes: (8.9, 10.0)), tmp_path / "sweep.json")
+    assert (result.baseline.cost_ratio, result.baseline.cost_ms) == (1.0, 10.0)
+    assert {point.cost_ratio for point in result.points} == {8.9 / 10.0}
+
+
+def test_time_is_told_over_all_sittings(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still but for 100 s at each point; broken off at the third, which then is timed again."""
+    made, now, broken = two_groups(folder, tmp_path), 0.0, False
+    monkeypatch.setattr(sweeping, "perf_counter", lambda: now)
+
+    def of(nodes: Sequence[str]) -> tuple[float, float]:
+        nonlocal now, broken
+        if not nodes and not broken:
+            broken = True
+            raise KeyboardInterrupt
+        now += 100
+        return 1.0, 2.0
+
+    cost, store = Cost("clock", of), tmp_path / "sweep.json"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(made, cost, store)
+    now = 1e6
+    assert sweep(made, cost, store).seconds == 300
+    now = 2e6
+    assert sweep(made, cost, store).seconds == 300
+
+
+def test_a_picked_point_tells_the_damage_that_the_sweep_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, store = Cost("layers", lambda nodes: (1.0, 2.0)), tmp_path / "sweep.json"
+    result = sweep(two_groups(folder, tmp_path), cost, store)
+    made = two_groups(folder, tmp_path)
+    picked(made, cost, store, result, 1)
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Int8Workshop, "measured_damage", never)
+    assert made.damage == {each.group: each.damage for each in result.groups}
 
 
 def test_a_manifest_of_before_has_no_quantisation(folder: Path) -> None:

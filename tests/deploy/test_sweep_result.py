@@ -79,6 +79,16 @@ def test_a_front_of_none_and_a_stale_one() -> None:
     ]
 
 
+def test_to_be_better_than_fp32_is_no_loss_and_no_gain() -> None:
+    """FP32 has AbsRel 0.1; of three others, two are better by chance."""
+    fp32 = replace(point(9, 1.0, 0.1), loss=0.0, worst=0.0)
+    lucky, dearer = replace(point(0, 0.5, 0.098), loss=-0.02), replace(point(1, 0.6, 0.09), loss=-0.1)
+    worse = replace(point(2, 0.4, 0.101), loss=0.01)
+    assert [each.on_front for each in pareto([lucky, dearer, worse, fp32])] == [True, False, True, True]
+    # The same where nothing of it is FP32 any more: then the cheaper one is as good.
+    assert [each.on_front for each in pareto([lucky, replace(fp32, worst=0.01)])] == [True, False]
+
+
 def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     save_sweep(path, RESULT)
