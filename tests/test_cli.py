@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ import pytest
 from mirrordepth_edge import cli
 from mirrordepth_edge.manifest import manifest_path
 from mirrordepth_edge.runtime import NANO_ONNX
+
+COPIED = {NANO_ONNX["fp32"].name, manifest_path(NANO_ONNX["fp32"]).name}
 
 
 def alive(group: int) -> bool:
@@ -25,21 +29,15 @@ def alive(group: int) -> bool:
     return True
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are told by Linux's /proc")
-@pytest.mark.parametrize("whole_group", [False, True], ids=["kill", "systemd"])
-def test_sigterm_during_a_build(whole_group: bool, tmp_path: Path) -> None:
-    """While a real builder works: `kill` ends one process, systemd all of a service's at once."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    work, temporary = tmp_path / "work", tmp_path / "temporary"
-    work.mkdir()
-    temporary.mkdir()
+@contextmanager
+def building(work: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """`mde build` in a group of its own, once its real builder is at work."""
     for source in (NANO_ONNX["fp32"], manifest_path(NANO_ONNX["fp32"])):
         shutil.copy(source, work)
-    before = {path.name for path in work.iterdir()}
     with subprocess.Popen(
         [sys.executable, "-m", "mirrordepth_edge", "build", "nano.onnx", "--target", "rtx-ada"],
         cwd=work,
-        env={**os.environ, "TMPDIR": str(temporary)},
+        env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -50,6 +48,34 @@ def test_sigterm_during_a_build(whole_group: bool, tmp_path: Path) -> None:
             assert time.monotonic() < until, "no builder was started"
             time.sleep(0.02)
         time.sleep(0.3)
+        yield mde
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are told by Linux's /proc")
+
+
+@needs_proc
+def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
+    """The signal goes to the whole group, as a terminal sends it."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    with building(tmp_path) as mde:
+        os.killpg(mde.pid, signal.SIGINT)
+        _, err = mde.communicate(timeout=30)
+    assert mde.returncode == 130
+    assert err.strip() == "interrupted"
+    assert not alive(mde.pid)
+    assert {path.name for path in tmp_path.iterdir()} == COPIED
+
+
+@needs_proc
+@pytest.mark.parametrize("whole_group", [False, True], ids=["kill", "systemd"])
+def test_sigterm_during_a_build(whole_group: bool, tmp_path: Path) -> None:
+    """`kill` ends one process, systemd all of a service's at once."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    work, temporary = tmp_path / "work", tmp_path / "temporary"
+    work.mkdir()
+    temporary.mkdir()
+    with building(work, TMPDIR=str(temporary)) as mde:
         assert any(temporary.iterdir()), "the builder has nowhere to put its plan"
         if whole_group:
             os.killpg(mde.pid, signal.SIGTERM)
@@ -60,7 +86,7 @@ def test_sigterm_during_a_build(whole_group: bool, tmp_path: Path) -> None:
     assert err.strip() == "interrupted"
     assert not alive(mde.pid)
     assert list(temporary.iterdir()) == []
-    assert {path.name for path in work.iterdir()} == before
+    assert {path.name for path in work.iterdir()} == COPIED
 
 
 def test_sigterm_is_python_s_own_again_afterwards() -> None:

@@ -154,7 +154,7 @@ def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
         range="0..255" if uint8 else "(rgb/255 - mean) / std",
         unit="RGB" if uint8 else "normalised RGB",
     )
-    return spec if config.sizes is None else spec.at(config.sizes.usual).open(config.sizes.opened)
+    return _opened(spec, config.sizes)
 
 
 def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
@@ -167,4 +167,9 @@ def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
         range="> 0",
         unit="metres",
     )
-    return spec if config.sizes is None else spec.at(config.sizes.usual).open(config.sizes.opened)
+    return _opened(spec, config.sizes)
+
+
+def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
+    """With the lengths open that the file leaves so."""
+    return spec if sizes is None else spec.at(sizes.usual).open(sizes.opened)

@@ -25,6 +25,10 @@ from mirrordepth_edge.runtime import DepthPredictor
 
 AGAINST_FP32 = Protocol(limits_m=(1e-6, 1e6))
 """Every pixel counts where depth is compared with depth of the same model."""
+TOO_MUCH_CURE = (
+    "Allow more (--max-absrel-loss), try another --calib-method, take --fp16, or see what each layer costs: "
+    "mde export --sweep. --force writes it all the same, marked as failed."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,5 @@ def check_accuracy(accuracy: Accuracy) -> None:
     raise GateError(
         "INT8 costs more depth than allowed; nothing was written.",
         f"{accuracy}; worst pixel {accuracy.max_relative:.0%} off FP32.",
-        "Allow more (--max-absrel-loss), try another --calib-method, take --fp16, or see what each layer costs: "
-        "mde export --sweep. --force writes it all the same, marked as failed.",
+        TOO_MUCH_CURE,
     )

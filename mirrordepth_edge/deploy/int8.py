@@ -54,6 +54,11 @@ class Placement:
     """Names of Adds whose residual operand is read dequantised."""
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators."""
+    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
 def weight_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Nodes that multiply by constant weights, by name, in the order in which they run."""
     constants = {initializer.name for initializer in model.graph.initializer}
@@ -208,9 +213,10 @@ class _Pass:
         self.by_name = {node.name: node for node in self.graph.node}
         self.twins: dict[str, str] = {}
         """The dequantised twin of each tensor that has a pair."""
-        self._made: dict[str, onnx.TensorProto] = {}
+        self.scales: dict[str, npt.NDArray[Any]] = {}
+        """The scale of each dequantised twin."""
         self.nodes: list[onnx.NodeProto] = []
-        self.opset = next(each.version for each in model.opset_import if not each.domain)
+        self.opset = opset_of(model)
 
     def is_done(self, name: str) -> bool:
         """Whether a node reads dequantised weights already, or is not there."""
@@ -267,6 +273,7 @@ class _Pass:
         ends = self._constant(f"{name}_scale", scale), self._constant(f"{name}_zero", zero)
         self._add("QuantizeLinear", [name, *ends], f"{name}_q", f"{name}/Q")
         self.twins[name] = self._add("DequantizeLinear", [f"{name}_q", *ends], f"{name}_dq", f"{name}/DQ")
+        self.scales[self.twins[name]] = scale
         return self.twins[name]
 
     def _range(self, name: str) -> tuple[float, float]:
@@ -300,6 +307,7 @@ class _Pass:
             self._constant(f"{name}_zero", np.zeros(len(scale), np.int8)),
         ]
         self.twins[name] = self._add("DequantizeLinear", ends, f"{name}_dq", f"{name}/DQ", axis=axis)
+        self.scales[self.twins[name]] = scale
         return self.twins[name]
 
     def _bias(self, node: onnx.NodeProto) -> str:
@@ -310,7 +318,7 @@ class _Pass:
         """
         import onnx
 
-        of_input, of_weights = (onnx.numpy_helper.to_array(self._made[f"{each[:-3]}_scale"]) for each in node.input[:2])
+        of_input, of_weights = (self.scales[twin] for twin in node.input[:2])
         scale = (of_input.astype(np.float64) * of_weights).astype(np.float32)
         bias = onnx.numpy_helper.to_array(self.constants[node.input[2]]).astype(np.float64)
         integers = np.rint(bias / scale)
@@ -323,8 +331,7 @@ class _Pass:
     def _constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
         import onnx
 
-        self._made[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
-        self.graph.initializer.append(self._made[name])
+        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def _add(self, operator: str, inputs: list[str], output: str, name: str, **attributes: Any) -> str:

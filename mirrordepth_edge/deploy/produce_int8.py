@@ -17,8 +17,15 @@ from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.deploy.calibset import CalibrationSet
 from mirrordepth_edge.deploy.damage import measure_damage
 from mirrordepth_edge.deploy.fp16 import check_range, to_fp16
-from mirrordepth_edge.deploy.gate import GateFrames, Judge, check_accuracy
-from mirrordepth_edge.deploy.int8 import FEWEST_OPSET, calibrated_tensors, is_quantised, layer_groups, quantisable
+from mirrordepth_edge.deploy.gate import TOO_MUCH_CURE, GateFrames, Judge, check_accuracy
+from mirrordepth_edge.deploy.int8 import (
+    FEWEST_OPSET,
+    calibrated_tensors,
+    is_quantised,
+    layer_groups,
+    opset_of,
+    quantisable,
+)
 from mirrordepth_edge.deploy.int8 import quantise as quantise_nodes
 from mirrordepth_edge.deploy.open_sizes import at_every_size, fixed
 from mirrordepth_edge.deploy.parity import (
@@ -97,8 +104,7 @@ class Int8Workshop:
         self.whole = onnx.load(self.fp32)
         self.usual = self.manifest.at()
         self.model = fixed(self.whole, self.usual.inputs)
-        opset = next(each.version for each in self.whole.opset_import if each.domain in ("", "ai.onnx"))
-        if opset < FEWEST_OPSET["float32"]:
+        if (opset := opset_of(self.whole)) < FEWEST_OPSET["float32"]:
             raise InputError(
                 f"{self.fp32} cannot be quantised: its opset is {opset}.",
                 f"Scales of one channel each came with opset {FEWEST_OPSET['float32']}.",
@@ -113,7 +119,6 @@ class Int8Workshop:
         self.nodes = quantisable(self.model)
         self.groups = layer_groups(self.nodes)
         self.held_out: list[Frame] = []
-        self._held_out_words = "held out"
         self.statistics = self._calibrate()
 
     def prepared(self, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
@@ -137,7 +142,6 @@ class Int8Workshop:
         self.watcher.stage("calibrating", total - total // every)
         found = collect(self.model, tensors, calibrating(), on_frame=self._step)
         if not self.held_out:  # too few to spare one
-            self._held_out_words = "the very ones that were calibrated on: too few to hold some out"
             self.held_out = [image[0].copy() for image in self.calibration.images(self.usual.preprocess)]
         return found
 
@@ -167,7 +171,7 @@ class Int8Workshop:
         frames = self.held_out[:: -(-len(self.held_out) // CAST_FRAMES)]
         half = to_fp16(self.fp32, frames, self.usual.preprocess, self.usual.inputs[0])
         check_range(self.fp32, half, self.prepared(frames))
-        if next(each.version for each in half.opset_import if not each.domain) < FEWEST_OPSET["float16"]:
+        if opset_of(half) < FEWEST_OPSET["float16"]:
             half = onnx.version_converter.convert_version(half, FEWEST_OPSET["float16"])
         return half
 
@@ -197,11 +201,13 @@ class Int8Workshop:
 
     @cached_property
     def judge(self) -> Judge:
+        shared = self.statistics.frames == self.calibration.count
+        held_out = "the very ones that were calibrated on: too few to hold some out" if shared else "held out"
         unmeasured = [_unmeasured(number, frame) for number, frame in enumerate(self.held_out)]
         frames = self.labelled or GateFrames(
             samples=InMemory(samples=unmeasured),
             protocol=None,
-            data=f"the calibration set {self.calibration.name}, {self._held_out_words}",
+            data=f"the calibration set {self.calibration.name}, {held_out}",
         )
         folder = self.folder / "fp32-depth"
         folder.mkdir(exist_ok=True)
@@ -256,8 +262,7 @@ class Int8Workshop:
         return GateError(
             "INT8 costs more depth than allowed, however much goes back to floating point; nothing was written.",
             f"{trail[0][1]}. Of {len(self.groups)} groups of layers, with {tried}. Worst by themselves: {worst}.",
-            "Allow more (--max-absrel-loss), try another --calib-method, take --fp16, or see what each layer costs: "
-            "mde export --sweep. --force writes it all the same, marked as failed.",
+            TOO_MUCH_CURE,
         )
 
     def described(self, nodes: Sequence[str]) -> Manifest:
@@ -296,7 +301,7 @@ class Int8Workshop:
             artefact_sha256=sha256_of(candidate),
             parent_sha256=parent_sha256,
             precision="int8",
-            opset=next(each.version for each in model.opset_import if not each.domain),
+            opset=opset_of(model),
             quantisation=self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy),
         )
         sessions = (OnnxRuntimeSession(candidate, manifest, each) for each in at_every_size(manifest, CPU))

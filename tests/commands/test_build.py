@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +18,7 @@ from mirrordepth_edge.deploy.build import BuildPlan
 from mirrordepth_edge.deploy.build_progress import BuildProgress
 from mirrordepth_edge.device import Gpu
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest, write_artefact
+from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
 from mirrordepth_edge.runtime import NANO_ONNX
 
 
@@ -177,34 +171,3 @@ def test_an_engine_that_was_not_run_says_why(
     build_command.build_and_report(NANO_ONNX["fp32"], tmp_path / "x.plan", None, BuildConfig())
     out = " ".join(capfd.readouterr().out.split())
     assert f"note: this engine has not been run: {reason}" in out
-
-
-def group_is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are told by Linux's /proc")
-def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
-    """The signal goes to the whole group, as a terminal sends it, while a real builder works."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    for source in (NANO_ONNX["fp32"], manifest_path(NANO_ONNX["fp32"])):
-        shutil.copy(source, tmp_path)
-    before = {path.name for path in tmp_path.iterdir()}
-    command = [sys.executable, "-m", "mirrordepth_edge", "build", "nano.onnx", "--target", "rtx-ada"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as mde:
-        children = Path(f"/proc/{mde.pid}/task/{mde.pid}/children")
-        until = time.monotonic() + 30
-        while not children.read_text().strip():
-            assert time.monotonic() < until, "no builder was started"
-            time.sleep(0.02)
-        time.sleep(0.3)
-        os.killpg(mde.pid, signal.SIGINT)
-        _, err = mde.communicate(timeout=30)
-    assert mde.returncode == 130
-    assert err.strip() == "interrupted"
-    assert not group_is_alive(mde.pid)
-    assert {path.name for path in tmp_path.iterdir()} == before
