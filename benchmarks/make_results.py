@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mirrordepth_edge.bench.results_table import results_page
-from mirrordepth_edge.files import written_whole
+from mirrordepth_edge.support.files import written_whole
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.core.network import DepthNetwork
+    from mirrordepth_edge.model.network import DepthNetwork
 
 
 def with_outliers(network: DepthNetwork, channels: int = 3, size: float = 60.0, seed: int = 0) -> DepthNetwork:

@@ -27,16 +27,16 @@ from mirrordepth_edge.commands.parameters import data_config
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
 from mirrordepth_edge.data.sample import Selected
-from mirrordepth_edge.deploy.build import build_engine, plan_build
-from mirrordepth_edge.deploy.calibset import load_calibration
-from mirrordepth_edge.deploy.gate import GateFrames
-from mirrordepth_edge.deploy.parity import reference_frames
-from mirrordepth_edge.deploy.produce import produce_onnx, untrained_network
-from mirrordepth_edge.deploy.produce_int8 import Int8Workshop, Watcher
+from mirrordepth_edge.engines.build import build_engine, plan_build
+from mirrordepth_edge.quantise.calibration_set import load_calibration
+from mirrordepth_edge.export.accuracy import GateFrames
+from mirrordepth_edge.export.parity import reference_frames
+from mirrordepth_edge.export.produce import produce_onnx, untrained_network
+from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.evaluation import Protocol
+from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
-from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.predictor import NANO_ONNX
 
 YIELDS = SessionOptions(device="cpu", yields=True)
 

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 import mirrordepth_edge
-from mirrordepth_edge.camera import Lens
+from mirrordepth_edge.camera.model import Lens
 
 STOP_M, FREE_M = 0.6, 2.0
 """Nearer than this the robot stands, and farther than this it goes as fast as it can."""

@@ -16,13 +16,13 @@ __all__ = ["DepthPredictor", "__version__", "load", "stream"]
 
 if TYPE_CHECKING:
     from mirrordepth_edge.live.stream import stream
-    from mirrordepth_edge.runtime import DepthPredictor, load
+    from mirrordepth_edge.predictor import DepthPredictor, load
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `import mirrordepth_edge` and `mde --help` cost nothing.
     if name in ("DepthPredictor", "load"):
-        from mirrordepth_edge import runtime
+        from mirrordepth_edge import predictor as runtime
 
         return getattr(runtime, name)
     if name == "stream":

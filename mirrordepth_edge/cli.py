@@ -15,19 +15,19 @@ import typer
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.commands.audit import audit
-from mirrordepth_edge.commands.bench import bench_app
+from mirrordepth_edge.commands.bench.command import bench_app
 from mirrordepth_edge.commands.build import build
 from mirrordepth_edge.commands.calibrate import calibrate
 from mirrordepth_edge.commands.calibrate_camera import calibrate_camera
 from mirrordepth_edge.commands.data import data_app
 from mirrordepth_edge.commands.demo import demo
-from mirrordepth_edge.commands.doctor import doctor
+from mirrordepth_edge.commands.doctor.command import doctor
 from mirrordepth_edge.commands.evaluate import evaluate
 from mirrordepth_edge.commands.explain import explain
-from mirrordepth_edge.commands.export import export
+from mirrordepth_edge.commands.export.command import export
 from mirrordepth_edge.commands.import_trtexec import import_trtexec
 from mirrordepth_edge.commands.inspect import inspect
-from mirrordepth_edge.commands.live import live
+from mirrordepth_edge.commands.live.command import live
 from mirrordepth_edge.commands.run import run
 from mirrordepth_edge.commands.selftest import selftest
 from mirrordepth_edge.commands.train import train

@@ -25,8 +25,8 @@ from mirrordepth_edge.config import (
     Strict,
 )
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file, read_json, sha256_of, written_whole
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, written_whole
+from mirrordepth_edge.support.schema import read_strict
 
 MANIFEST_VERSION: Final = 1
 CHECKPOINT_VERSION: Final = 1

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.support.schema import read_strict
 
 if sys.version_info >= (3, 11):
     import tomllib

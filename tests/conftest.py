@@ -14,10 +14,10 @@ import pytest
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PRESETS, ModelConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.imaging.preprocess import Frame
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.core.network import DepthNetwork
+    from mirrordepth_edge.model.network import DepthNetwork
 
 # Before torch is first imported: its threads cost models this small more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,7 +67,7 @@ def tiny_map_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_network(tiny_vit_config: ModelConfig) -> DepthNetwork:
     """Shared by all tests, which leave it as it is; what changes one makes its own."""
-    from mirrordepth_edge.core.network import create_network
+    from mirrordepth_edge.model.network import create_network
 
     return create_network(tiny_vit_config).eval()
 
@@ -75,7 +75,7 @@ def tiny_network(tiny_vit_config: ModelConfig) -> DepthNetwork:
 @pytest.fixture(scope="session")
 def tiny_map_network(tiny_map_config: ModelConfig) -> DepthNetwork:
     """Shared by all tests, which leave it as it is; what changes one makes its own."""
-    from mirrordepth_edge.core.network import create_network
+    from mirrordepth_edge.model.network import create_network
 
     return create_network(tiny_map_config).eval()
 
@@ -90,7 +90,7 @@ def network(request: pytest.FixtureRequest) -> DepthNetwork:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_network`, saved. Tests that damage it copy it first."""
-    from mirrordepth_edge.core.checkpoint import save_checkpoint
+    from mirrordepth_edge.model.checkpoint import save_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_checkpoint(tiny_network, path, training={"epochs": 3, "abs_rel": 0.25})

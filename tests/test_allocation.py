@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
-from mirrordepth_edge.camera import Lens
+from mirrordepth_edge.camera.model import Lens
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.manifest import TensorSpec
-from mirrordepth_edge.runtime import DepthPredictor, load
+from mirrordepth_edge.predictor import DepthPredictor, load
 
 HEIGHT, WIDTH = PRESETS["nano"].size_hw
 FEW_KIB = 16

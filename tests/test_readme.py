@@ -15,8 +15,8 @@ import pytest
 import typer.main
 
 from mirrordepth_edge.cli import app, run_app
-from mirrordepth_edge.deploy.build import load_targets
-from mirrordepth_edge.device import nvidia_gpus
+from mirrordepth_edge.engines.build import load_targets
+from mirrordepth_edge.machine.device import nvidia_gpus
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

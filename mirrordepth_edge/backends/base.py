@@ -151,7 +151,7 @@ def _misfit(inputs: Sequence[TensorSpec], found: str) -> InputError:
     return InputError(
         "The network's inputs do not fit.",
         f"It takes {wanted}, C-contiguous; {found}.",
-        "Prepare frames with mirrordepth_edge.preprocess.Preprocessor, or use DepthPredictor.",
+        "Prepare frames with mirrordepth_edge.imaging.preprocess.Preprocessor, or use DepthPredictor.",
     )
 
 

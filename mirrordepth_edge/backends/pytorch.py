@@ -58,8 +58,8 @@ class TorchSession(CheckedSession):
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
-        from mirrordepth_edge.core.checkpoint import load_checkpoint
-        from mirrordepth_edge.deploy.export import input_spec, output_spec
+        from mirrordepth_edge.model.checkpoint import load_checkpoint
+        from mirrordepth_edge.export.trace import input_spec, output_spec
 
         network, _ = load_checkpoint(path, clip_weights=options.clip_weights, size_hw=options.network_hw)
         model, shaped = network.config, ExportConfig(batch=options.batch or 1)
@@ -81,7 +81,7 @@ class TorchSession(CheckedSession):
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         import torch
 
-        from mirrordepth_edge.core.network import normalise_pixels
+        from mirrordepth_edge.model.network import normalise_pixels
 
         self.check(feeds)
         with torch.no_grad():

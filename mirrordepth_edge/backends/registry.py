@@ -9,7 +9,7 @@ from typing import Any, cast
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.manifest import Manifest, read_manifest
 
 MODULES = {
@@ -95,7 +95,7 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
     manifest: Manifest | None = None
     doubts: tuple[str, ...] = ()
     if path.suffix in PLAN_SUFFIXES:
-        from mirrordepth_edge.backends.trust import admit
+        from mirrordepth_edge.backends.trt.compatibility import admit
 
         admitted = admit(path, trust=options.trust, wanted=options.backend)
         manifest, doubts = admitted.manifest, admitted.notes

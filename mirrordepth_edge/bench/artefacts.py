@@ -13,9 +13,9 @@ from mirrordepth_edge import __version__
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.files import existing_file, sha256_of
+from mirrordepth_edge.support.files import existing_file, sha256_of
 from mirrordepth_edge.manifest import Manifest, read_checkpoint_info, read_manifest
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
 
 PRESET = "preset:"
 """Before a preset's name: the preset with random weights, fit to measure speed."""
@@ -140,9 +140,9 @@ def _exported(
     clip_weights: Path | None,
     on_stage: Callable[[str], None],
 ) -> Path:
-    from mirrordepth_edge.deploy.export import require_export_packages
-    from mirrordepth_edge.deploy.parity import reference_frames
-    from mirrordepth_edge.deploy.produce import produce_onnx, untrained_network
+    from mirrordepth_edge.export.trace import require_export_packages
+    from mirrordepth_edge.export.parity import reference_frames
+    from mirrordepth_edge.export.produce import produce_onnx, untrained_network
 
     assert config.size_hw is not None, "the caller knows the size"
     height, width = config.size_hw
@@ -156,7 +156,7 @@ def _exported(
     if source.checkpoint is None:
         network, sha256 = untrained_network(source.model.preset, config.size_hw)
     else:
-        from mirrordepth_edge.core.checkpoint import load_checkpoint
+        from mirrordepth_edge.model.checkpoint import load_checkpoint
 
         network, _ = load_checkpoint(source.checkpoint, clip_weights=clip_weights, size_hw=config.size_hw)
         sha256 = source.sha256
@@ -174,8 +174,8 @@ def _exported(
 
 def _engine(onnx_path: Path, flavour: str | None, folder: Path, on_stage: Callable[[str], None]) -> Path:
     """The engine of an ONNX file for this machine's GPU; one that was named is taken as it is."""
-    from mirrordepth_edge.deploy.build import HERE, plan_build
-    from mirrordepth_edge.deploy.engine_cache import cached_engine
+    from mirrordepth_edge.engines.build import HERE, plan_build
+    from mirrordepth_edge.engines.cache import cached_engine
 
     if read_manifest(onnx_path, verify=False).engine is not None:
         return onnx_path

@@ -15,8 +15,8 @@ from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, Subject, 
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
 from mirrordepth_edge.config import BenchProtocol, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import read_json
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.support.files import read_json
+from mirrordepth_edge.support.schema import read_strict
 
 MEASURE_AGAIN = "Measure again with this version: mde bench MODEL --json FILE.json"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from mirrordepth_edge.bench.compare import MEASURE_AGAIN, StoredResult, pipe_table, stored_result
 from mirrordepth_edge.bench.stats import findings, ratio_interval
 from mirrordepth_edge.bench.suite import Place, law_in_words
-from mirrordepth_edge.files import read_json
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.support.files import read_json
+from mirrordepth_edge.support.schema import read_strict
 
 HEAD = """# Measured results
 

@@ -23,15 +23,15 @@ from typing import Any, Final, Literal
 from mirrordepth_edge import __version__
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import backend
-from mirrordepth_edge.bench.anonymous import Anonymiser
-from mirrordepth_edge.child import command_of
+from mirrordepth_edge.bench.redact import Anonymiser
+from mirrordepth_edge.support.worker import command_of
 from mirrordepth_edge.config import Precision, Strict
-from mirrordepth_edge.deploy import build
-from mirrordepth_edge.device import installed_versions, machine
-from mirrordepth_edge.environment import PowerMode, Unknown, read_environment
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.machine.device import installed_versions, machine
+from mirrordepth_edge.machine.system import PowerMode, Unknown, read_environment
 from mirrordepth_edge.errors import MissingError
-from mirrordepth_edge.files import existing_file
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.support.schema import read_strict
 
 VERSION: Final = 1
 PACKAGES = (

@@ -22,19 +22,19 @@ from typing import Any, Final
 import numpy as np
 
 from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
-from mirrordepth_edge.bench.context import Context, Reading
+from mirrordepth_edge.machine.telemetry import Context, Reading
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest import STEPS, Effort, Figure, Step, StepName, Subject, skipped_after
-from mirrordepth_edge.bench.sensors import Sampler
+from mirrordepth_edge.machine.sampler import Sampler
 from mirrordepth_edge.bench.stream import stream
 from mirrordepth_edge.config import BenchConfig, Precision, QuantiseConfig
-from mirrordepth_edge.deploy.engine_cache import cached_engine
-from mirrordepth_edge.deploy.parity import FRAMES_DIR, reference_frames
-from mirrordepth_edge.deploy.verify import Runs, Verification, check_verification, verify
+from mirrordepth_edge.engines.cache import cached_engine
+from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
+from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
 from mirrordepth_edge.errors import MdeError, MissingError
 from mirrordepth_edge.manifest import read_manifest
-from mirrordepth_edge.preprocess import Frame
-from mirrordepth_edge.strict import read_strict
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.schema import read_strict
 
 Say = Callable[[str, Any], None]
 CAMERA_HZ: Final = 30.0
@@ -97,8 +97,8 @@ class Bench:
         return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
 
     def _int8(self) -> Path:
-        from mirrordepth_edge.deploy.produce_int8 import Int8Workshop, Watcher
-        from mirrordepth_edge.deploy.write_calibset import pictures_as_set
+        from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
+        from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
         fp32 = self._exported("fp32")
         manifest = read_manifest(fp32)

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.bench.context import Absent, Context
+from mirrordepth_edge.machine.telemetry import Absent, Context
 from mirrordepth_edge.bench.measure import BOUNDARIES
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import findings, summarise
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
-from mirrordepth_edge.device import Machine
+from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.manifest import read_manifest
 
 Times = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.deploy.audit import Audit
-    from mirrordepth_edge.deploy.audit_findings import Finding
+    from mirrordepth_edge.graph.audit import Audit
+    from mirrordepth_edge.graph.audit_findings import Finding
     from mirrordepth_edge.manifest import Manifest
 
 SHOWN = 2  # nodes named with a finding; --json has all of them
@@ -30,8 +30,8 @@ def audit(
 
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.errors import GateError
-    from mirrordepth_edge.files import ensure_folder, write_json
-    from mirrordepth_edge.runtime import model_path
+    from mirrordepth_edge.support.files import ensure_folder, write_json
+    from mirrordepth_edge.predictor import model_path
 
     file = model_path(model)
     if json_file is not None:
@@ -53,11 +53,11 @@ def audit(
 
 def _audit(file: Path) -> tuple[Audit, Manifest | None]:
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
-    from mirrordepth_edge.deploy.audit import audit_onnx, read_onnx
-    from mirrordepth_edge.deploy.audit_engine import audit_engine, layer_information
-    from mirrordepth_edge.deploy.open_sizes import fixed
+    from mirrordepth_edge.graph.audit import audit_onnx, read_onnx
+    from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
+    from mirrordepth_edge.export.dynamic_shapes import fixed
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.files import existing_file
+    from mirrordepth_edge.support.files import existing_file
     from mirrordepth_edge.manifest import manifest_path, read_manifest
 
     if file.suffix == CHECKPOINT_SUFFIX:

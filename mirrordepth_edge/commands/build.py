@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mirrordepth_edge.config import BuildConfig
-    from mirrordepth_edge.deploy.build import BuildPlan
+    from mirrordepth_edge.engines.build import BuildPlan
     from mirrordepth_edge.manifest import EngineInfo, Manifest
 
 
@@ -50,7 +50,7 @@ def build(
     With TensorRT for this machine's GPU, or with TensorRT for RTX for any RTX GPU, which needs no
     GPU to build. The engine has the precision of the ONNX file.
     """
-    from mirrordepth_edge.runtime import SHIPPED, model_path
+    from mirrordepth_edge.predictor import SHIPPED, model_path
 
     path = model_path(model)
     beside = Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan")
@@ -72,8 +72,8 @@ def build(
 
 def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildConfig) -> None:
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.deploy.build import HERE, load_targets
-    from mirrordepth_edge.deploy.trtexec import trtexec_commands
+    from mirrordepth_edge.engines.build import HERE, load_targets
+    from mirrordepth_edge.engines.trtexec import trtexec_commands
     from mirrordepth_edge.manifest import read_manifest
 
     console.print(trtexec_commands(model, output, read_manifest(model), load_targets(target or HERE), config))
@@ -82,8 +82,8 @@ def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildC
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build and print what came of it."""
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.deploy.build import build_engine, is_proven, plan_build
-    from mirrordepth_edge.deploy.parity import figures
+    from mirrordepth_edge.engines.build import build_engine, is_proven, plan_build
+    from mirrordepth_edge.export.parity import figures
     from mirrordepth_edge.manifest import read_manifest
 
     plan = plan_build(target)
@@ -127,7 +127,7 @@ def _progress() -> Progress:
 def _warn(plan: BuildPlan, manifest: Manifest) -> None:
     """What others saw go wrong with such engines, with their threads."""
     from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.deploy.build import problems_of
+    from mirrordepth_edge.engines.build import problems_of
 
     for problem in problems_of(plan, manifest.precision):
         errors.print(f"known problem ({problem.severity}, {problem.certainty}): {problem.what}", style="yellow")
@@ -140,7 +140,7 @@ def _effort(engine: EngineInfo) -> str:
 
 
 def _why_not_run(plan: BuildPlan) -> str:
-    from mirrordepth_edge.device import nvidia_gpus
+    from mirrordepth_edge.machine.device import nvidia_gpus
 
     if any(gpu.compute_capability in plan.compute_capabilities for gpu in nvidia_gpus()):
         return "it is for another GPU than the first one, which is what runs here"

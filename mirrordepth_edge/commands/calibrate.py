@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.deploy.calibset import CalibrationSet
-    from mirrordepth_edge.deploy.choose_frames import Chooser, Key
-    from mirrordepth_edge.live.sources import FrameSource
-    from mirrordepth_edge.preprocess import Frame
+    from mirrordepth_edge.quantise.calibration_set import CalibrationSet
+    from mirrordepth_edge.quantise.select_frames import Chooser, Key
+    from mirrordepth_edge.sources.open import FrameSource
+    from mirrordepth_edge.imaging.preprocess import Frame
 
 FEW = 128
 """Ranges of fewer frames may miss what the camera will see."""
@@ -40,10 +40,10 @@ def calibrate(
     are left out. A camera's frames are kept beside the recipe; Ctrl-C ends the taking, and what there is is used.
     """
     from mirrordepth_edge.commands.terminal import console, errors
-    from mirrordepth_edge.deploy.calibset import recipe_path
-    from mirrordepth_edge.deploy.choose_frames import Chooser, TowerFeatures
-    from mirrordepth_edge.deploy.write_calibset import refuse_foreign_sheet, sheet_path
-    from mirrordepth_edge.files import ensure_folder, require_suffix
+    from mirrordepth_edge.quantise.calibration_set import recipe_path
+    from mirrordepth_edge.quantise.select_frames import Chooser, TowerFeatures
+    from mirrordepth_edge.quantise.write_calibration_set import refuse_foreign_sheet, sheet_path
+    from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
     path = recipe_path(output)
     require_suffix(path, (".toml",), "a calibration set")
@@ -68,17 +68,9 @@ def calibrate(
 
 def _choose(chooser: Chooser, source: str, path: Path, *, count: int, seed: int, most: int) -> CalibrationSet:
     """Look at the source's frames, pick, and write the recipe."""
-    from mirrordepth_edge.deploy.calibset import video_frames, video_length
-    from mirrordepth_edge.deploy.write_calibset import (
-        keep_only,
-        make_set,
-        new_folder,
-        no_pictures,
-        picture_files,
-        pictures_of,
-        spread_evenly,
-    )
-    from mirrordepth_edge.live.sources import open_source
+    from mirrordepth_edge.quantise.calibration_set import video_frames, video_length
+    from mirrordepth_edge.quantise.write_calibration_set import keep_only, make_set, new_folder, no_pictures, picture_files, pictures_of, spread_evenly
+    from mirrordepth_edge.sources.open import open_source
 
     place, kept = Path(source), path.with_suffix("")
     if place.is_dir():
@@ -114,7 +106,7 @@ def _look(chooser: Chooser, candidates: Iterator[tuple[Key, Frame | None]], tota
 def _take(chooser: Chooser, source: FrameSource, folder: Path, most: int) -> None:
     """A live source's frames, until there are so many, it ends, or the user has had enough."""
     from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.deploy.write_calibset import kept_as_file
+    from mirrordepth_edge.quantise.write_calibration_set import kept_as_file
 
     def taken() -> Iterator[tuple[Key, Frame]]:
         frame = source.read()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.calibration import Board, ViewPicker
+    from mirrordepth_edge.camera.chessboard import Board, ViewPicker
     from mirrordepth_edge.config import SizeHW
-    from mirrordepth_edge.preprocess import Frame
+    from mirrordepth_edge.imaging.preprocess import Frame
 
 PATIENCE_S = 30.0
 """How long a camera may show no board; then what there is has to do."""
@@ -44,12 +44,12 @@ def calibrate_camera(
     themselves, with a beep each. With a camera, 30 seconds without the board end it, too. The result
     tells mde run, live and evaluate the lens: --calibration camera.yaml
     """
-    from mirrordepth_edge.calibration import Board, ViewPicker, calibrate
+    from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
     from mirrordepth_edge.commands.sizes import parse_size
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.errors import GateError
-    from mirrordepth_edge.files import ensure_folder, require_suffix
-    from mirrordepth_edge.lengths import parse_length
+    from mirrordepth_edge.support.files import ensure_folder, require_suffix
+    from mirrordepth_edge.support.units import parse_length
 
     chessboard = Board.parse(board, parse_length(square, "--square", "20mm"))
     if print_board is not None:
@@ -84,7 +84,7 @@ def _is_pictures(source: str) -> bool:
 def _frames_of(source: str, size_hw: SizeHW | None) -> Iterator[tuple[Iterator[tuple[str, Frame]], bool]]:
     """Frames with their names, and whether they go on for ever."""
     from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
-    from mirrordepth_edge.live.sources import CameraOptions, open_source
+    from mirrordepth_edge.sources.open import CameraOptions, open_source
 
     if _is_pictures(source):
         path = Path(source)

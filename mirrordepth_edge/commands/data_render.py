@@ -24,7 +24,7 @@ def render(
     """
     from mirrordepth_edge.commands.sizes import parse_size
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.rendered import NYU_FOV_DEG, RenderedRooms, written
+    from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, written
 
     rooms = RenderedRooms(count=count, seed=seed, size_hw=parse_size(size), fov_deg=fov_deg or NYU_FOV_DEG)
     with progress_bar() as bar:

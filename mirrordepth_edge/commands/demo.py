@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.metrics import DepthMetrics
-    from mirrordepth_edge.postprocess import DepthMap
-    from mirrordepth_edge.preprocess import Frame
+    from mirrordepth_edge.evaluation.metrics import DepthMetrics
+    from mirrordepth_edge.imaging.postprocess import DepthMap
+    from mirrordepth_edge.imaging.preprocess import Frame
 
 # Calibration of "Motorcycle" (Middlebury 2014) at the size scikit-image ships, from its docstring:
 # depth = focal * baseline / (disparity + shift of the principal point).
@@ -33,13 +33,13 @@ def demo(
 
     from mirrordepth_edge.backends.base import Available
     from mirrordepth_edge.backends.registry import backend, backend_for
-    from mirrordepth_edge.child import command_of
-    from mirrordepth_edge.commands.export import export
+    from mirrordepth_edge.support.worker import command_of
+    from mirrordepth_edge.commands.export.command import export
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.deploy.export import require_export_packages
-    from mirrordepth_edge.files import ensure_folder
+    from mirrordepth_edge.export.trace import require_export_packages
+    from mirrordepth_edge.support.files import ensure_folder
     from mirrordepth_edge.manifest import manifest_path, read_manifest
-    from mirrordepth_edge.runtime import load
+    from mirrordepth_edge.predictor import load
 
     photo, truth_m = motorcycle()
     require_export_packages()
@@ -101,7 +101,7 @@ def compare(depth_m: DepthMap, truth_m: DepthMap) -> tuple[DepthMetrics, DepthMe
     """Metrics as they come, metrics after scaling by the ratio of medians, and that ratio."""
     import numpy as np
 
-    from mirrordepth_edge.metrics import depth_metrics, valid_mask
+    from mirrordepth_edge.evaluation.metrics import depth_metrics, valid_mask
 
     valid = valid_mask(truth_m, LIMITS_M)
     scale = float(np.median(truth_m[valid]) / np.median(depth_m[valid]))
@@ -113,8 +113,8 @@ def write_picture(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap
     """Photo, prediction and truth on one metre scale, and the relative error, side by side."""
     import numpy as np
 
-    from mirrordepth_edge import draw
-    from mirrordepth_edge.postprocess import colourise
+    from mirrordepth_edge.imaging import draw
+    from mirrordepth_edge.imaging.postprocess import colourise
 
     measured = truth_m > 0
     # One scale for both, wide enough for both, in whole metres.

@@ -31,7 +31,7 @@ from mirrordepth_edge.commands.parameters import (
 from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.evaluation import Evaluation, Protocol
+    from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol
 
 
 def evaluate(
@@ -80,18 +80,18 @@ def evaluate(
 
     from dataclasses import replace
 
-    from mirrordepth_edge.baselines import wanted
-    from mirrordepth_edge.camera import camera_of
+    from mirrordepth_edge.evaluation.baselines import wanted
+    from mirrordepth_edge.camera.model import camera_of
     from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
-    from mirrordepth_edge.consistency import read_camera_path
+    from mirrordepth_edge.evaluation.consistency import read_camera_path
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
-    from mirrordepth_edge.evaluation import evaluate as run_evaluation
-    from mirrordepth_edge.files import ensure_folder, write_json
+    from mirrordepth_edge.evaluation.evaluate import evaluate as run_evaluation
+    from mirrordepth_edge.support.files import ensure_folder, write_json
     from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
     from mirrordepth_edge.report.examples import ExampleSheet
     from mirrordepth_edge.report.html import check_name, save_page
     from mirrordepth_edge.report.tables import baselines_table, results_table
-    from mirrordepth_edge.runtime import load, model_path
+    from mirrordepth_edge.predictor import load, model_path
 
     if report_file is not None:
         check_name(report_file, "--report")
@@ -139,7 +139,7 @@ def evaluate(
 
 def _protocol(crop: str, cap: float | None, flip: bool, align: str, limits_m: tuple[float, float]) -> Protocol:
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.evaluation import Protocol
+    from mirrordepth_edge.evaluation.evaluate import Protocol
 
     check_crop(crop)
     if align not in ("none", "median", "lsq"):

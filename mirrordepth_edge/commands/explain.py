@@ -22,7 +22,7 @@ from mirrordepth_edge.commands.parameters import (
 )
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.core.explain import Ablation, Reading
+    from mirrordepth_edge.training.explain import Ablation, Reading
 
 SHOWN = 10  # words and rows of the mirror that are printed; --json has all of them
 
@@ -56,11 +56,11 @@ def explain(
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.data.sample import Selected
-    from mirrordepth_edge.draw import save_png
+    from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.errors import MissingError, OptionError
-    from mirrordepth_edge.evaluation import Protocol
-    from mirrordepth_edge.files import ensure_folder, require_suffix, write_json
-    from mirrordepth_edge.runtime import NANO_CHECKPOINT, SHIPPED
+    from mirrordepth_edge.evaluation.evaluate import Protocol
+    from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
+    from mirrordepth_edge.predictor import NANO_CHECKPOINT, SHIPPED
 
     path = NANO_CHECKPOINT if checkpoint == NANO else SHIPPED.get(checkpoint, Path(checkpoint))
     if path.suffix in (".onnx", ".plan", ".engine"):
@@ -74,9 +74,9 @@ def explain(
         ensure_folder(file.parent)
     if isinstance(missing := probe(), Missing):
         raise MissingError("mde explain needs PyTorch.", missing.reason, missing.cure)
-    from mirrordepth_edge.core import explain as core
-    from mirrordepth_edge.core.checkpoint import load_checkpoint
-    from mirrordepth_edge.core.explain_picture import draw_reading
+    from mirrordepth_edge.training import explain as core
+    from mirrordepth_edge.model.checkpoint import load_checkpoint
+    from mirrordepth_edge.training.explain_picture import draw_reading
 
     network, info = load_checkpoint(path, clip_weights=clip_weights)
     network.to(torch_device(device))

@@ -11,7 +11,7 @@ from mirrordepth_edge.errors import OptionError
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import DataConfig, SessionOptions
-    from mirrordepth_edge.runtime import DepthPredictor
+    from mirrordepth_edge.predictor import DepthPredictor
 
 NANO = "nano"
 
@@ -89,7 +89,7 @@ def announce(predictor: DepthPredictor, name: str) -> None:
 def warn(predictor: DepthPredictor) -> None:
     """Notes on what a user would not expect of an opened model."""
     from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.device import nvidia_gpus
+    from mirrordepth_edge.machine.device import nvidia_gpus
 
     session = predictor.session
     if session.device == "cpu" and nvidia_gpus():

@@ -58,11 +58,11 @@ def run(
     """
     from dataclasses import replace
 
-    from mirrordepth_edge.camera import camera_of
+    from mirrordepth_edge.camera.model import camera_of
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
-    from mirrordepth_edge.draw import colour_limits
-    from mirrordepth_edge.runtime import load
+    from mirrordepth_edge.imaging.draw import colour_limits
+    from mirrordepth_edge.predictor import load
 
     paths = _inputs(files)
     kinds = _kinds(formats) | _points(ply, paths)
@@ -107,7 +107,7 @@ def _inputs(files: list[Path]) -> list[Path]:
     """The files to read, folders expanded to their pictures; all of them exist."""
     from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.errors import InputError
-    from mirrordepth_edge.files import existing_file
+    from mirrordepth_edge.support.files import existing_file
 
     paths: list[Path] = []
     for path in files:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mirrordepth_edge.postprocess import DepthMap
-    from mirrordepth_edge.runtime import DepthPredictor
+    from mirrordepth_edge.imaging.postprocess import DepthMap
+    from mirrordepth_edge.predictor import DepthPredictor
 
 VIDEO_RATE_HZ = 30.0  # where a video does not tell its own
 
@@ -28,9 +28,9 @@ class Writer:
         import numpy as np
 
         from mirrordepth_edge.data.sample import read_picture
-        from mirrordepth_edge.draw import save_png
-        from mirrordepth_edge.pointcloud import camera_for, save_ply
-        from mirrordepth_edge.postprocess import colourise
+        from mirrordepth_edge.imaging.draw import save_png
+        from mirrordepth_edge.camera.pointcloud import camera_for, save_ply
+        from mirrordepth_edge.imaging.postprocess import colourise
 
         frame = read_picture(path)
         points = "ply" in self.kinds  # the camera first: without one nothing is written
@@ -49,9 +49,9 @@ class Writer:
     def video(self, path: Path, bar: Progress) -> str:
         from contextlib import nullcontext
 
-        from mirrordepth_edge.draw import saved_video
-        from mirrordepth_edge.live.sources import open_video
-        from mirrordepth_edge.postprocess import colourise
+        from mirrordepth_edge.imaging.draw import saved_video
+        from mirrordepth_edge.sources.open import open_video
+        from mirrordepth_edge.imaging.postprocess import colourise
 
         target, count, frame = self.folder / path.stem, 0, None
         with open_video(path) as source:
@@ -69,8 +69,8 @@ class Writer:
         return f"{path}: {count} frames -> {target}*"
 
     def _write(self, depth_m: DepthMap, target: Path, *, durable: bool = True) -> None:
-        from mirrordepth_edge.draw import save_npy, save_png
-        from mirrordepth_edge.postprocess import to_millimetres
+        from mirrordepth_edge.imaging.draw import save_npy, save_png
+        from mirrordepth_edge.imaging.postprocess import to_millimetres
 
         if "png" in self.kinds:
             save_png(Path(f"{target}.depth.png"), to_millimetres(depth_m), durable=durable)

@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import SessionOptions
-    from mirrordepth_edge.deploy.engine_cache import Cached
+    from mirrordepth_edge.engines.cache import Cached
 
 Target = Annotated[str | None, typer.Option(help="here: build an engine of an ONNX file once, and run that.")]
 
@@ -27,11 +27,11 @@ def resolve(model: str, target: str | None, options: SessionOptions | None = Non
     if target is None:
         return model
     from mirrordepth_edge.commands.terminal import errors, progress_bar
-    from mirrordepth_edge.deploy.build import HERE, plan_build, problems_of
-    from mirrordepth_edge.deploy.engine_cache import cached_engine
+    from mirrordepth_edge.engines.build import HERE, plan_build, problems_of
+    from mirrordepth_edge.engines.cache import cached_engine
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.manifest import read_manifest
-    from mirrordepth_edge.runtime import model_path
+    from mirrordepth_edge.predictor import model_path
 
     path = model_path(model)
     if target != HERE:

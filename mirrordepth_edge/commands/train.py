@@ -63,10 +63,10 @@ def train(
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.commands.train_view import watched
     from mirrordepth_edge.data.choose import CONVENTIONS, kind_of, training_focal
-    from mirrordepth_edge.evaluation import Protocol
-    from mirrordepth_edge.files import ensure_folder, require_suffix, written_whole
+    from mirrordepth_edge.evaluation.evaluate import Protocol
+    from mirrordepth_edge.support.files import ensure_folder, require_suffix, written_whole
     from mirrordepth_edge.recipes import load_training
-    from mirrordepth_edge.runtime import NANO_CHECKPOINT
+    from mirrordepth_edge.predictor import NANO_CHECKPOINT
 
     require_suffix(output, (".safetensors",), "a checkpoint")
     check_options(validation, hold_out, cache_features, copies)
@@ -85,10 +85,10 @@ def train(
         model = replace(model, size_hw=parse_size(size))
     where = torch_device(device)
 
-    from mirrordepth_edge.core.fit import Means, fit
-    from mirrordepth_edge.core.processes import is_first
-    from mirrordepth_edge.core.runs import RunConfig, RunFolder
-    from mirrordepth_edge.core.trainer import Resources
+    from mirrordepth_edge.training.fit import Means, fit
+    from mirrordepth_edge.training.processes import is_first
+    from mirrordepth_edge.training.runs import RunConfig, RunFolder
+    from mirrordepth_edge.training.trainer import Resources
 
     ensure_folder(output.parent)
     run = RunConfig(

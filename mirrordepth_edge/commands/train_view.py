@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.core.fit import Watch
-    from mirrordepth_edge.core.runs import EpochResult
-    from mirrordepth_edge.core.trainer import Progress
-    from mirrordepth_edge.core.views import Problem
-    from mirrordepth_edge.evaluation import Protocol
+    from mirrordepth_edge.training.fit import Watch
+    from mirrordepth_edge.training.runs import EpochResult
+    from mirrordepth_edge.training.trainer import Progress
+    from mirrordepth_edge.training.views import Problem
+    from mirrordepth_edge.evaluation.evaluate import Protocol
 
 
 @contextmanager
 def watched(epochs: int, protocol: Protocol) -> Iterator[Watch]:
     """Two bars, a line an epoch, and a line for each sample that was skipped."""
     from mirrordepth_edge.commands.terminal import console, errors, progress_bar
-    from mirrordepth_edge.core.fit import Watch
+    from mirrordepth_edge.training.fit import Watch
 
     with progress_bar() as bar:
         cache, training = bar.add_task("tower features", visible=False), bar.add_task("training", visible=False)

@@ -15,8 +15,8 @@ from mirrordepth_edge.commands.parameters import Backend, Device, session_option
 from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.bench.context import Context
-    from mirrordepth_edge.deploy.verify import Verification
+    from mirrordepth_edge.machine.telemetry import Context
+    from mirrordepth_edge.export.verify import Verification
 
 REDRAW_S = 0.5
 
@@ -38,14 +38,14 @@ def verify(
     from dataclasses import asdict, replace
 
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_session
-    from mirrordepth_edge.bench.sensors import Sampler
+    from mirrordepth_edge.machine.sampler import Sampler
     from mirrordepth_edge.commands.terminal import console, errors
-    from mirrordepth_edge.deploy.verify import check_verification
-    from mirrordepth_edge.deploy.verify import verify as look
-    from mirrordepth_edge.device import machine
+    from mirrordepth_edge.export.verify import check_verification
+    from mirrordepth_edge.export.verify import verify as look
+    from mirrordepth_edge.machine.device import machine
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.files import ensure_folder, write_json
-    from mirrordepth_edge.runtime import model_path
+    from mirrordepth_edge.support.files import ensure_folder, write_json
+    from mirrordepth_edge.predictor import model_path
 
     path = model_path(model)
     if path.suffix == CHECKPOINT_SUFFIX:
@@ -91,7 +91,7 @@ def _report(found: Verification, context: Context) -> None:
 
 def _temperatures(context: Context) -> Iterator[str]:
     """The hottest zone, and NVML's GPU where there is one."""
-    from mirrordepth_edge.bench.context import Reading
+    from mirrordepth_edge.machine.telemetry import Reading
 
     zones = context.temperatures if isinstance(context.temperatures, dict) else {}
     named = {"GPU": context.gpu_temperature, **zones}

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import SizeHW, TrainConfig
-from mirrordepth_edge.preprocess import Frame, resize_frame
+from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 
 DepthMap = npt.NDArray[np.float32]
 

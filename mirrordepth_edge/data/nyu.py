@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mirrordepth_edge.data.hdf5 import read_hdf5
 from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import InputError, missing_package
-from mirrordepth_edge.files import existing_file
+from mirrordepth_edge.support.files import existing_file
 
 LABELLED = "nyu_depth_v2_labeled.mat"
 SIZE_HW = (480, 640)

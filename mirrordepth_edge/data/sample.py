@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.files import existing_file
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.imaging.preprocess import Frame
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

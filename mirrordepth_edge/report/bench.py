@@ -12,7 +12,7 @@ from mirrordepth_edge.bench.measure import MOST_WARMUP
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import Ratio
 from mirrordepth_edge.bench.stream import PeakRate, StreamResult
-from mirrordepth_edge.device import installed_versions
+from mirrordepth_edge.machine.device import installed_versions
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.evaluation import PACKAGES
 from mirrordepth_edge.report.html import described, render_page

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.draw import round_ticks
+from mirrordepth_edge.imaging.draw import round_ticks
 
 # Small enough that its letters stay legible on a phone, where a chart is as wide as the screen.
 WIDTH, HEIGHT = 440, 280

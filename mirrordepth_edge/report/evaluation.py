@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.baselines import baselines_of
+from mirrordepth_edge.evaluation.baselines import baselines_of
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.consistency import SAME_DEPTH_RATIO, ReprojectionConsistency
-from mirrordepth_edge.device import Machine, installed_versions, machine
-from mirrordepth_edge.draw import error_colours
-from mirrordepth_edge.edges import CONTOUR_RATIOS
-from mirrordepth_edge.evaluation import EVALUATION_VERSION, WIDE_PX, Evaluation, Protocol
-from mirrordepth_edge.files import sha256_of
-from mirrordepth_edge.postprocess import colourise
+from mirrordepth_edge.evaluation.consistency import SAME_DEPTH_RATIO, ReprojectionConsistency
+from mirrordepth_edge.machine.device import Machine, installed_versions, machine
+from mirrordepth_edge.imaging.draw import error_colours
+from mirrordepth_edge.evaluation.edges import CONTOUR_RATIOS
+from mirrordepth_edge.evaluation.evaluate import EVALUATION_VERSION, WIDE_PX, Evaluation, Protocol
+from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.examples import Example
 from mirrordepth_edge.report.html import described, picture_uri, render_page
@@ -36,7 +36,7 @@ from mirrordepth_edge.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.runtime import DepthPredictor
+    from mirrordepth_edge.predictor import DepthPredictor
 
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
 """Whose versions a result may depend on."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mirrordepth_edge.data.sample import DepthDataset
-from mirrordepth_edge.evaluation import Evaluation, evaluated_depth
-from mirrordepth_edge.metrics import Depth, Mask
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.evaluation.evaluate import Evaluation, evaluated_depth
+from mirrordepth_edge.evaluation.metrics import Depth, Mask
+from mirrordepth_edge.imaging.preprocess import Frame
 
 EACH = 2
 """Pictures shown of the best, of the median and of the worst."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrordepth_edge.bench.context import Absent, Context, Reading
+from mirrordepth_edge.machine.telemetry import Absent, Context, Reading
 from mirrordepth_edge.report.tables import Table
 
 SENSORS = {

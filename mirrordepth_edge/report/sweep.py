@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from mirrordepth_edge.deploy.sweep_result import SweepPoint, SweepResult
+from mirrordepth_edge.quantise.sweep_result import SweepPoint, SweepResult
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.html import render_page
 

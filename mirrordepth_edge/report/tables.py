@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mirrordepth_edge.baselines import Baseline, baselines_of, differences
+from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, differences
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.consistency import ReprojectionConsistency
-from mirrordepth_edge.evaluation import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
+from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency
+from mirrordepth_edge.evaluation.evaluate import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
 
 BOUNDARY_F1 = {
     "boundary_f1": "boundary F1",

@@ -13,7 +13,7 @@ from mirrordepth_edge.backends.base import Available, Missing, Session
 from mirrordepth_edge.backends.registry import MODULES, backend, open_session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 CPU = SessionOptions(device="cpu", threads=2)
 ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
@@ -36,7 +36,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found |= {"openvino": NANO_ONNX["fp32"], "openvino fp16": NANO_ONNX["fp16"]}
     for name, target in (("tensorrt", "here"), ("tensorrt-rtx", None)):
         if isinstance(backend(name).probe(), Available):
-            from mirrordepth_edge.deploy.build import build_engine, plan_build
+            from mirrordepth_edge.engines.build import build_engine, plan_build
 
             plan = tmp_path_factory.mktemp("plans") / f"{name}.plan"
             build_engine(NANO_ONNX["fp16"], plan, plan_build(target))
@@ -150,7 +150,7 @@ def test_unknown_backend() -> None:
 
 
 def test_a_device_asked_for_by_name_is_not_replaced() -> None:
-    from mirrordepth_edge.device import nvidia_gpus
+    from mirrordepth_edge.machine.device import nvidia_gpus
 
     if nvidia_gpus():
         pytest.skip("this machine has a GPU")
@@ -160,7 +160,7 @@ def test_a_device_asked_for_by_name_is_not_replaced() -> None:
 
 def test_onnx_runtime_lets_go_of_the_cores_only_where_another_session_is_next() -> None:
     from mirrordepth_edge.backends.onnxruntime import bare_session
-    from mirrordepth_edge.runtime import NANO_ONNX
+    from mirrordepth_edge.predictor import NANO_ONNX
 
     for yields in (False, True):
         options = bare_session(NANO_ONNX["fp32"], replace(CPU, yields=yields)).get_session_options()

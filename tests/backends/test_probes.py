@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge import device
-from mirrordepth_edge.backends import cuda, pytorch, tensorrt, tensorrt_rtx
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends import pytorch
 from mirrordepth_edge.backends import onnxruntime as ort_backend
 from mirrordepth_edge.backends.base import Available, Missing
 from mirrordepth_edge.backends.registry import MODULES, backend
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.device import CudaDriver, Gpu
+from mirrordepth_edge.machine.device import CudaDriver, Gpu
 from mirrordepth_edge.errors import InputError, MissingError
 
 PACKAGES = {

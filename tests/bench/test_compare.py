@@ -28,8 +28,8 @@ from mirrordepth_edge.bench.stats import summarise
 from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.manifest import TensorSpec
-from mirrordepth_edge.preprocess import Frame
-from mirrordepth_edge.runtime import DepthPredictor
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.predictor import DepthPredictor
 
 MODEL = PRESETS["nano"]
 HEIGHT, WIDTH = MODEL.size_hw

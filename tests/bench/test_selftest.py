@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mirrordepth_edge.bench import selftest, selftest_worker
-from mirrordepth_edge.bench.anonymous import Anonymiser
+from mirrordepth_edge.bench.redact import Anonymiser
 from mirrordepth_edge.bench.selftest import (
     ROW_HEADER,
     STEPS,
@@ -33,11 +33,11 @@ from mirrordepth_edge.bench.selftest import (
     run_selftest,
 )
 from mirrordepth_edge.bench.selftest_worker import Bench, Found, run_step, steps_of
-from mirrordepth_edge.deploy import build
-from mirrordepth_edge.deploy.build import BuildPlan
-from mirrordepth_edge.device import Gpu
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.engines.build import BuildPlan
+from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.errors import GateError, InputError, MissingError
-from mirrordepth_edge.files import write_json
+from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.manifest import read_manifest
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
@@ -263,7 +263,7 @@ def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: 
 
 
 def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirrordepth_edge.deploy.verify.REPEATS", 1)
+    monkeypatch.setattr("mirrordepth_edge.export.verify.REPEATS", 1)
     said: list[Any] = []
     with bench_of(NANO, tmp_path, said).stack:
         steps = {step.name: step for step in steps_of(bench_of(NANO, tmp_path, said))}
@@ -371,7 +371,7 @@ def test_a_kernel_that_someone_named_is_told_by_its_numbers(monkeypatch: pytest.
 
 def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     orin = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
-    monkeypatch.setattr("mirrordepth_edge.device.nvidia_gpus", lambda: (orin,))
+    monkeypatch.setattr("mirrordepth_edge.machine.device.nvidia_gpus", lambda: (orin,))
     assert describe_device().gpus == (GpuFacts(name="Orin", compute_capability="8.7", memory_mib=7620, cuda="12.6"),)
 
 

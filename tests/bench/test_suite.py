@@ -38,9 +38,10 @@ from mirrordepth_edge.bench.suite import (
 )
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, SessionOptions
-from mirrordepth_edge.deploy import build, export, produce
-from mirrordepth_edge.deploy.build import BuildPlan
-from mirrordepth_edge.deploy.export import input_spec, output_spec
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.export import trace as export, produce
+from mirrordepth_edge.engines.build import BuildPlan
+from mirrordepth_edge.export.trace import input_spec, output_spec
 from mirrordepth_edge.errors import GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.manifest import (
     EngineInfo,
@@ -51,8 +52,8 @@ from mirrordepth_edge.manifest import (
     read_manifest,
     write_artefact,
 )
-from mirrordepth_edge.preprocess import Frame
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX, DepthPredictor
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, DepthPredictor
 
 SUITES = ("backends", "batch", "edge", "precision", "quick", "resolutions")
 ROOT = Path(__file__).parents[2]
@@ -252,7 +253,7 @@ def kitchen(monkeypatch: pytest.MonkeyPatch) -> Kitchen:
     monkeypatch.setattr(produce, "untrained_network", lambda preset, size_hw: (PRESETS[preset], "1" * 64))
     monkeypatch.setattr(export, "require_export_packages", lambda: None)
     monkeypatch.setattr(build, "build_engine", own.build)
-    checkpoint = pytest.importorskip("mirrordepth_edge.core.checkpoint", reason="PyTorch is not installed")
+    checkpoint = pytest.importorskip("mirrordepth_edge.model.checkpoint", reason="PyTorch is not installed")
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, **_: (MODEL, None))
     return own
 

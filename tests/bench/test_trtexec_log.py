@@ -20,10 +20,10 @@ from mirrordepth_edge.bench.trtexec_log import (
     read_times,
     result_of,
 )
-from mirrordepth_edge.device import Gpu, machine
+from mirrordepth_edge.machine.device import Gpu, machine
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.files import sha256_of
-from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.predictor import NANO_ONNX
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "trtexec"
 PAIRS = ("10.3-copies", "11.1-default")

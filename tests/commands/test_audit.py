@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.files import sha256_of
+from mirrordepth_edge.support.files import sha256_of
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_what_is_refused(name: str, code: int, what: str, cure: str, capsys: pyt
 
 
 def test_an_engine_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from mirrordepth_edge.backends import engine
+    from mirrordepth_edge.backends.trt import session as engine
 
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ())
     Path("model.plan").write_bytes(b"plan")

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.calibration import Board
-from mirrordepth_edge.camera import read_camera
+from mirrordepth_edge.camera.chessboard import Board
+from mirrordepth_edge.camera.model import read_camera
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import calibrate_camera
 from mirrordepth_edge.commands.terminal import errors
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.imaging.preprocess import Frame
 
 WIDTH, HEIGHT, FOCAL_PX, CENTRE_PX = 640, 480, 560.0, (331.0, 236.0)
 MATRIX = np.array([[FOCAL_PX, 0, CENTRE_PX[0]], [0, FOCAL_PX, CENTRE_PX[1]], [0, 0, 1]])
@@ -139,7 +139,7 @@ def test_a_camera_that_shows_no_board(
 def test_a_camera_says_when_a_view_is_kept(
     boards: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mirrordepth_edge.live import sources
+    from mirrordepth_edge.sources import open as sources
 
     class Camera(sources.FrameSource):
         name, live = "camera", True

@@ -11,7 +11,7 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.predictor import NANO_ONNX
 
 TIMES = 1.7
 

@@ -17,7 +17,7 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_unwritable_output(picture: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_plan_without_a_gpu(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from mirrordepth_edge.device import nvidia_gpus
+    from mirrordepth_edge.machine.device import nvidia_gpus
 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     if nvidia_gpus():
@@ -215,7 +215,7 @@ def test_a_gate_that_does_not_hold_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch", reason="exporting needs PyTorch")
-    from mirrordepth_edge.deploy import parity
+    from mirrordepth_edge.export import parity
 
     monkeypatch.setattr(parity, "MAX_RELATIVE_FP32", 0.0)
     Path("out").mkdir()

@@ -19,11 +19,11 @@ import torch
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import ModelConfig, SessionOptions
-from mirrordepth_edge.core.checkpoint import save_checkpoint
-from mirrordepth_edge.core.network import DepthNetwork
+from mirrordepth_edge.model.checkpoint import save_checkpoint
+from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.data.folder import folder_dataset
-from mirrordepth_edge.evaluation import Protocol, evaluate
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX, load
+from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, load
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def reader(tiny_vit_config: ModelConfig, tmp_path: Path) -> list[str]:
     """Checkpoint and CLIP weights of a model whose CLIP counts as trained on text, and its training's folder."""
-    from mirrordepth_edge.core.network import create_network
+    from mirrordepth_edge.model.network import create_network
 
     network = create_network(tiny_vit_config)
     torch.save(network.clip.state_dict() | native_positions(tiny_vit_config), tmp_path / "clip.pt")
@@ -61,7 +61,7 @@ def reader(tiny_vit_config: ModelConfig, tmp_path: Path) -> list[str]:
 
 def native_positions(config: ModelConfig) -> dict[str, torch.Tensor]:
     """What a network resized in its own copy of CLIP."""
-    from mirrordepth_edge.core.clip import create_clip
+    from mirrordepth_edge.model.clip import create_clip
 
     name = "visual.positional_embedding"
     return {name: create_clip(config).state_dict()[name]}

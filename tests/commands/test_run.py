@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge import runtime
+from mirrordepth_edge import predictor as runtime
 from mirrordepth_edge.backends.base import CheckedSession
-from mirrordepth_edge.camera import Camera, Lens
+from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.commands.run import run
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.manifest import TensorSpec
-from mirrordepth_edge.postprocess import colourise
-from mirrordepth_edge.runtime import DepthPredictor
+from mirrordepth_edge.imaging.postprocess import colourise
+from mirrordepth_edge.predictor import DepthPredictor
 
 SIZE_HW = PRESETS["nano"].size_hw
 FRAME_HW = (48, 64)

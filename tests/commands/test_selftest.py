@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from mirrordepth_edge.bench import selftest as module
 from mirrordepth_edge.bench.selftest import Effort, Figure, Step, Subject, SubjectResult, read_selftest
 from mirrordepth_edge.commands.selftest import selftest
-from mirrordepth_edge.deploy import build
-from mirrordepth_edge.deploy.build import BuildPlan
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.engines.build import BuildPlan
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
 

@@ -13,14 +13,14 @@ from mirrordepth_edge.commands.train import train
 from mirrordepth_edge.config import TRAINING
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.core.runs import RunConfig
+    from mirrordepth_edge.training.runs import RunConfig
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Settings of every training, none of which happens."""
     pytest.importorskip("torch", reason="training needs PyTorch")
-    from mirrordepth_edge.core import fit
+    from mirrordepth_edge.training import fit
 
     runs: list[RunConfig] = []
 
@@ -145,7 +145,7 @@ def test_options_that_would_have_no_effect(
 
 
 def test_training_may_begin_with_the_shipped_model(asked: list[RunConfig], rgbd_folder: Path, tmp_path: Path) -> None:
-    from mirrordepth_edge.runtime import NANO_CHECKPOINT
+    from mirrordepth_edge.predictor import NANO_CHECKPOINT
 
     for start in (Path("nano"), tmp_path / "mine.safetensors", None):
         train(root=rgbd_folder, output=tmp_path / "model.safetensors", start_from=start)

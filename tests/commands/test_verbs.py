@@ -12,8 +12,8 @@ import pytest
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import read_manifest
-from mirrordepth_edge.preprocess import Frame
-from mirrordepth_edge.runtime import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 
 @pytest.mark.parametrize("model", ["nano", str(NANO_ONNX["fp16"]), str(NANO_CHECKPOINT)])
@@ -48,7 +48,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_finds_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from mirrordepth_edge.commands import doctor
+    from mirrordepth_edge.commands.doctor import command as doctor
 
     both = {"onnxruntime": "1.24.4", "onnxruntime-gpu": "1.24.4"}
     monkeypatch.setattr(doctor, "installed_packages", lambda: both)

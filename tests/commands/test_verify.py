@@ -13,9 +13,9 @@ import pytest
 from mirrordepth_edge.backends import registry
 from mirrordepth_edge.backends.base import Arrays
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.deploy.reference import reference_path
+from mirrordepth_edge.export.reference import reference_path
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.runtime import NANO_ONNX
+from mirrordepth_edge.predictor import NANO_ONNX
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mirrordepth_edge.config import SizeHW, TrainConfig
 from mirrordepth_edge.data.augment import augment, jitter_colour, resize_depth, rotate, zoom
-from mirrordepth_edge.preprocess import Frame, resize_frame
+from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 
 STILL = TrainConfig(flip_probability=0, rotate_deg=0, zoom_min=1, jitter=0)
 PER_ROW, PER_COLUMN = 0.03, 0.01

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.live.synthetic import SyntheticSource
+from mirrordepth_edge.sources.synthetic import SyntheticSource
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.imaging.preprocess import Frame
 
 # Elements without an end, as HTML defines them.
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.sample import DepthDataset, Sample
-from mirrordepth_edge.evaluation import Protocol, evaluate
-from mirrordepth_edge.metrics import Depth
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
+from mirrordepth_edge.evaluation.metrics import Depth
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page, protocol_words
 from mirrordepth_edge.report.examples import ExampleSheet
 

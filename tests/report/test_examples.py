@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.sample import DepthDataset, Sample
-from mirrordepth_edge.evaluation import Protocol, evaluate
-from mirrordepth_edge.metrics import Depth
-from mirrordepth_edge.preprocess import Frame
+from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
+from mirrordepth_edge.evaluation.metrics import Depth
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.report.examples import ExampleSheet, extremes
 
 PROTOCOL = Protocol(limits_m=(1e-3, 10.0))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.deploy.sweep_result import GroupDamage, SweepPoint, SweepResult, pareto
+from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, pareto
 from mirrordepth_edge.report.sweep import best_within, sweep_page
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed")

@@ -12,9 +12,9 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 
 import mirrordepth_edge
-from mirrordepth_edge.camera import Camera, Lens
-from mirrordepth_edge.live.pipeline import LiveResult
-from mirrordepth_edge.pointcloud import camera_matrix
+from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.live.loop import LiveResult
+from mirrordepth_edge.camera.pointcloud import camera_matrix
 
 
 class DepthNode(Node):

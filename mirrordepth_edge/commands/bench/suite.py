@@ -1,0 +1,119 @@
+"""`mde bench --suite`: several cases in turn, as a table."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirrordepth_edge.commands.bench.view import counting
+from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from mirrordepth_edge.bench.suite import Row, SuiteResult
+    from mirrordepth_edge.config import SessionOptions
+    from mirrordepth_edge.report.tables import Table
+
+
+def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Path | None) -> None:
+    """Measure a suite and tell what came of it.
+
+    Args:
+        name_or_path: of the suite.
+        model: of its cases that name none.
+        options: device and CLIP weights.
+        output: folder that takes each result as `DEVICE/SUITE-CASE.json`.
+
+    Raises:
+        OptionError, InputError: there is no such suite, or it is not valid.
+        MdeError: none of its cases can be measured here; the first one's reason.
+    """
+    from mirrordepth_edge.bench.measure import Candidate
+    from mirrordepth_edge.bench.suite import load_suite, measure, opened, store
+    from mirrordepth_edge.export.parity import reference_frames
+    from mirrordepth_edge.support.files import ensure_folder
+
+    name, suite = load_suite(name_or_path)
+    if output is not None:
+        ensure_folder(output)
+    frames = reference_frames()
+    console.print(f"{suite.title}\n{suite.purpose}")
+    with ExitStack() as stack:
+        with progress_bar() as bar:
+            task = bar.add_task("", total=len(suite.case))
+            cases = stack.enter_context(
+                opened(
+                    suite,
+                    frames,
+                    model=model,
+                    options=options,
+                    on_stage=lambda ready, stage: bar.update(task, completed=ready, description=stage),
+                )
+            )
+        ready = sum(isinstance(each, Candidate) for each in cases.values())
+        with counting(ready * suite.iterations) as on_frame:
+            result = measure(name, suite, cases, frames, on_frame)
+    _report(result)
+    problems = [row.problem for row in result.rows if row.problem is not None]
+    if len(problems) == len(result.rows):
+        raise problems[0]
+    for path in store(result, output) if output is not None else ():
+        console.print(f"wrote {path}")
+
+
+def _report(result: SuiteResult) -> None:
+    from mirrordepth_edge.commands.bench.view import report_context
+
+    print_table(suite_table(result))
+    if law := result.law():
+        console.print(f"law: {law}")
+    for place, measured in result.measured:
+        for finding in measured.findings:
+            console.print(f"warning: {place.case}: {finding.what}")
+    cures = dict.fromkeys(finding.cure for _, measured in result.measured for finding in measured.findings)
+    for cure in cures:
+        console.print(f"  next: {cure}")
+    for _, measured in result.measured[:1]:  # all cases of a group share it
+        report_context(measured)
+
+
+def suite_table(result: SuiteResult) -> Table:
+    """A row for each case; notes say why a case was not measured, and what to do about it."""
+    from mirrordepth_edge.report.tables import Table
+
+    first = next((row.case.name for row in result.rows if row.result is not None), "")
+    header = ("case", "runs as", "p50 ms (95 %)", "p99 ms", "frames/s", f"x {first}")
+    notes = []
+    for row in result.rows:
+        if row.problem is not None:
+            notes.append(f"{row.case.name}: not measured. {row.problem.what} {row.problem.why}")
+            notes.append(f"  next: {row.problem.cure}")
+    boundaries = dict.fromkeys(measured.boundary for _, measured in result.measured)
+    return Table(
+        header=header,
+        rows=tuple(_cells(row, first) for row in result.rows),
+        notes=(*(f"from {boundary}" for boundary in boundaries), *notes),
+    )
+
+
+def _cells(row: Row, first: str) -> tuple[str, ...]:
+    if row.result is None:
+        return (row.case.name, "not measured", "", "", "", "")
+    latency = row.result.latency
+    low_ms, high_ms = latency.p50_interval_ms
+    ratio = "1" if row.case.name == first else "not in turn"
+    if row.ratio is not None:
+        ratio = f"{row.ratio.ratio:.2f} ({row.ratio.low:.2f}–{row.ratio.high:.2f})"
+    return (
+        row.case.name,
+        f"{row.result.precision.upper()} {row.result.backend}",
+        f"{_ms(latency.p50_ms)} ({_ms(low_ms)}–{_ms(high_ms)})",
+        _ms(latency.p99_ms),
+        f"{row.case.batch * latency.throughput_hz:.1f}",
+        ratio,
+    )
+
+
+def _ms(value: float) -> str:
+    """Three figures, so that a table fits a terminal."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

@@ -1,1 +1,0 @@
-"""The PyTorch training core: towers, mirror, decoder, losses, training, checkpoints."""

@@ -1,0 +1,181 @@
+"""Random furnished rooms with their lamps, and a view of each. Geometry only, no renderer.
+
+World axes: x and y span the floor around the room's middle, z points up, the floor is z = 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mirrordepth_edge.data.rooms.furniture import BY_THE_WALL, IN_THE_ROOM, Colour, Paint, Piece, Points, Surface, ball, box, paint, placed, quad, turned, wood
+
+
+class Lamp(NamedTuple):
+    """A light with extent, as points that share its power."""
+
+    points_m: Points
+    """`[N, 3]`."""
+    power: Colour
+    """Light that falls on a surface that faces it from 1 m, red, green and blue."""
+
+
+class Pose(NamedTuple):
+    """Where the camera is and how it is turned."""
+
+    position_m: Points
+    """`[3]`."""
+    axes: Points
+    """`[3, 3]`: columns are the directions of the camera's right, down and forward in the world."""
+
+
+class Room(NamedTuple):
+    """Everything there is to see, and from where."""
+
+    surfaces: list[Surface]
+    lamps: list[Lamp]
+    pose: Pose
+    exposure: float
+
+
+class Footprint(NamedTuple):
+    """Rectangle on the floor, along the walls, in metres: its middle, half its sides, and how high it is built up."""
+
+    x: float
+    y: float
+    half_x: float
+    half_y: float
+    height: float
+
+    def meets(self, other: Footprint, gap: float) -> bool:
+        apart_x, apart_y = abs(self.x - other.x), abs(self.y - other.y)
+        return apart_x < self.half_x + other.half_x + gap and apart_y < self.half_y + other.half_y + gap
+
+
+def sides(width: float, depth: float) -> list[tuple[float, float, float]]:
+    """Of each wall its length, how far it is from the room's middle, and the yaw that turns +y towards it."""
+    return [
+        (width, depth / 2, 0.0),
+        (depth, width / 2, -np.pi / 2),
+        (width, depth / 2, np.pi),
+        (depth, width / 2, np.pi / 2),
+    ]
+
+
+def shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
+    """Floor, ceiling, four walls with what hangs there, and the daylight of their windows."""
+    floor = paint(rng, "tiles", "speckle", "plain", light=(0.15, 0.6))
+    if rng.random() < 0.5:
+        floor = wood(rng, plank_m=rng.uniform(0.08, 0.22))
+    wall = paint(rng, "plain", "plain", "plain", "stripes", light=(0.35, 0.85))
+    accent = paint(rng, "plain", "tiles", "blotches", "stripes", light=(0.1, 0.8)) if rng.random() < 0.3 else wall
+    ceiling, skirting = paint(rng, light=(0.65, 0.9)), paint(rng, light=(0.1, 0.85))
+    ex, ey, ez = np.diag([width / 2, depth / 2, height / 2])
+    surfaces, lamps = [quad(0 * ez, ex, -ey, floor), quad(2 * ez, ex, ey, ceiling)], []
+    for side, (length, away, yaw) in enumerate(sides(width, depth)):
+        hung, daylight = hangings(rng, length - 0.3, height)
+        hung.append(quad(ez, np.array([length / 2, 0, 0]), -ez, wall if side else accent))
+        hung += box(0, -0.008, 0, (length, 0.016, 0.08), skirting)
+        wall_m = turned(np.array([0, away, 0]), yaw)
+        surfaces += placed(hung, wall_m, yaw)
+        lamps += [lamp._replace(points_m=turned(lamp.points_m, yaw) + wall_m) for lamp in daylight]
+    return surfaces, lamps
+
+
+def hangings(rng: np.random.Generator, length: float, height: float) -> tuple[list[Surface], list[Lamp]]:
+    """Doors, windows and pictures on a wall at y = 0 that is seen from -y, and the windows' light."""
+    surfaces: list[Surface] = []
+    lamps: list[Lamp] = []
+    cells = max(1, int(length / 1.3))
+    for cell in range(cells):
+        x, kind = (cell + 0.5) * length / cells - length / 2, rng.random()
+        if kind < 0.15:
+            surfaces += box(x, -0.02, 0, (0.96, 0.04, 2.08), paint(rng, light=(0.3, 0.85)))
+            surfaces += box(x, -0.03, 0, (0.84, 0.04, 2.01), wood(rng))
+            surfaces += box(x + 0.35, -0.07, 1.0, (0.12, 0.03, 0.02), paint(rng, light=(0.3, 0.8)))
+        elif kind < 0.4:
+            wide, sill = rng.uniform(0.6, 1.2), rng.uniform(0.7, 1.0)
+            high, panes = min(rng.uniform(0.8, 1.4), height - sill - 0.15), int(rng.integers(1, 3))
+            surfaces += box(x, -0.015, sill, (wide + 0.12, 0.03, high + 0.12), paint(rng, light=(0.6, 0.9)))
+            for pane in range(panes):
+                at, each = x + ((pane + 0.5) / panes - 0.5) * wide, wide / panes - 0.04
+                surfaces += box(at, -0.0325, sill + 0.06, (each, 0.005, high), sky(rng), glow=0.5)
+            spread = np.array([[x + a * wide, -0.3, sill + b * high] for a, b in ((-0.3, 0.3), (0.3, 0.7), (0, 0.5))])
+            lamps.append(Lamp(spread, (0.7, 0.85, 1.0)))
+        elif kind < 0.75:
+            wide, high = rng.uniform(0.25, 1.0), rng.uniform(0.25, 0.9)
+            z = rng.uniform(1.1, max(1.2, height - high - 0.3))
+            surfaces += box(x, -0.0125, z, (wide, 0.025, high), paint(rng, light=(0.02, 0.7)))
+            art = paint(rng, "blotches", "stripes", "plain", light=(0.2, 0.9))
+            surfaces += box(x, -0.0265, z + 0.03, (wide - 0.06, 0.003, high - 0.06), art)
+    return surfaces, lamps
+
+
+def sky(rng: np.random.Generator) -> Paint:
+    seed = int(rng.integers(2**31))
+    return Paint(pattern="blotches", colour=(0.55, 0.7, 0.95), second=(0.7, 0.72, 0.7), step_m=0.5, seed=seed)
+
+
+def furnished(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
+    """Furniture by the walls and in the room, none in another's place."""
+    surfaces: list[Surface] = []
+    taken: list[Footprint] = []
+    walls = sides(width, depth)
+    makers = [(make, True) for make in rng.choice(np.array(BY_THE_WALL), rng.integers(5, 12))]
+    makers += [(make, False) for make in rng.choice(np.array(IN_THE_ROOM), rng.integers(3, 9))]
+    for make, by_wall in makers:
+        piece: Piece = make(rng)
+        for _ in range(8):
+            side = int(rng.integers(4))
+            length, away, yaw = walls[side]
+            half_x, half_y = piece.width / 2, piece.depth / 2
+            if not by_wall:  # whichever way it is turned
+                half_x = half_y = float(np.hypot(half_x, half_y))
+            # Clear of doors and what hangs on the wall.
+            free_x, free_y = length / 2 - half_x - 0.1, away - half_y - 0.1
+            if min(free_x, free_y) < 0:
+                continue
+            x, y, _ = turned(np.array([rng.uniform(-1, 1) * free_x, free_y * (1 if by_wall else rng.random()), 0]), yaw)
+            half_x, half_y = (half_x, half_y) if side % 2 == 0 else (half_y, half_x)
+            footprint = Footprint(x, y, half_x, half_y, piece.height)
+            if not any(footprint.meets(other, 0.05) for other in taken):
+                taken.append(footprint)
+                turn = yaw if by_wall else rng.uniform(0, 2 * np.pi)
+                surfaces += placed(piece.surfaces, np.array([x, y, 0]), turn)
+                break
+    return surfaces, taken
+
+
+def looking(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
+    """A camera's pose: `yaw` counter-clockwise from +y, `pitch` upwards, `roll` clockwise; radians."""
+    forward = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
+    level = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+    right = np.cos(roll) * level + np.sin(roll) * np.cross(forward, level)
+    return Pose(np.asarray(position_m, np.float64), np.stack([right, np.cross(forward, right), forward], axis=1))
+
+
+def viewpoint(rng: np.random.Generator, width: float, depth: float, taken: list[Footprint]) -> Pose:
+    """A standing or sitting person's view of the room, from where nothing stands."""
+    most_m = np.array([width / 2 - 0.4, depth / 2 - 0.4, 1.7])
+    for _ in range(100):
+        eye_m = rng.uniform([-most_m[0], -most_m[1], 0.9], most_m)
+        to_x, to_y = rng.uniform(-0.35, 0.35, 2) * (width, depth) - eye_m[:2]
+        person = Footprint(eye_m[0], eye_m[1], 0.4, 0.4, 0.0)
+        free = not any(person.meets(each, 0.0) and each.height > eye_m[2] - 0.4 for each in taken)
+        if free and np.hypot(to_x, to_y) > 1.2:
+            break
+    yaw = np.arctan2(-to_x, to_y) + rng.normal(0, 0.25)
+    return looking(eye_m, yaw, np.deg2rad(rng.uniform(-28, 2)), np.deg2rad(rng.normal(0, 1.5)))
+
+
+def random_room(rng: np.random.Generator) -> Room:
+    """A room of 9 to 45 m², its furniture, lamps and a view of it."""
+    width, depth, height = rng.uniform(3.0, 6.5), rng.uniform(3.0, 7.0), rng.uniform(2.35, 3.1)
+    surfaces, lamps = shell(rng, width, depth, height)
+    x, y = rng.uniform(-0.2, 0.2, 2) * (width, depth)
+    surfaces.append(ball(x, y, height - 0.2, 0.1, paint(rng, light=(0.8, 0.9)))._replace(glow=3.0))
+    bulbs, warmth = np.array([[0.15, 0, -0.15], [-0.15, 0.1, -0.15], [0, -0.15, -0.13]]), rng.uniform(0.6, 1.0)
+    lamps.append(Lamp(bulbs + np.array([x, y, height - 0.2]), (3.0, 1.2 + 1.8 * warmth, 3.0 * warmth)))
+    furniture, taken = furnished(rng, width, depth)
+    return Room(surfaces + furniture, lamps, viewpoint(rng, width, depth, taken), float(rng.uniform(0.35, 1.0)))

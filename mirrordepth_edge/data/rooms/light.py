@@ -1,0 +1,107 @@
+"""Light in a room, computed once for each surface and painted onto it.
+
+TinyRenderer itself knows one distant lamp and no more; so it is given surfaces that carry their light.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mirrordepth_edge.data.rooms.furniture import Points
+from mirrordepth_edge.data.rooms.layout import Lamp, Room
+from mirrordepth_edge.imaging.preprocess import Frame
+
+Blocked = Callable[[Points, Points], npt.NDArray[np.bool_]]
+"""Whether something is between pairs of points, `[N, 3]` each."""
+
+LIGHT_STEP_M = 0.22
+"""How far apart light is computed on a surface; between, it is interpolated."""
+CORNER_M = 0.7
+"""What is nearer than this keeps light that comes from everywhere from a surface."""
+EVERYWHERE = 0.55
+"""Share of the light that comes from all sides, off the walls."""
+
+
+class Patch(NamedTuple):
+    """A surface seen from one side, as a picture hung there: rows run down, columns to the right."""
+
+    points_m: Points
+    """`[R, C, 3]`, world metres; the surface is bilinear between them."""
+    picture: Frame
+    """uint8 RGB `[h, w, 3]`, shown as it is."""
+
+
+def lit(room: Room, blocked: Blocked) -> list[Patch]:
+    """The surfaces as a camera sees them: paint times light, exposed and gamma-coded.
+
+    A lamp's light falls off with the square of the distance and the cosine of its angle of incidence
+    (Lambert); what `blocked` sees in between casts a shadow. Light from all sides is held back by what
+    is near (ambient occlusion). The exposure evens out rooms of different light, as a camera does.
+    """
+    places = [_places(surface.points_m) for surface in room.surfaces]
+    points, areas_m2 = (np.concatenate([place[k].reshape(-1, 3) for place in places]) for k in (0, 1))
+    area_m2 = np.linalg.norm(areas_m2, axis=1)
+    normals = areas_m2 / area_m2[:, None]
+    starts = points + 0.01 * normals
+    light = np.zeros_like(points)
+    for lamp in room.lamps:
+        light += _light_of(lamp, starts, normals, blocked)
+    light *= (1 - EVERYWHERE) / max(np.average(light.mean(axis=1), weights=area_m2), 1e-6)
+    light += EVERYWHERE * _openness(starts, normals, blocked)[:, None]
+    ends = np.cumsum([points.size // 3 for points, _ in places])
+    patches = []
+    for surface, (at, _), part in zip(room.surfaces, places, np.split(light, ends[:-1]), strict=True):
+        painted = surface.paint.on(*surface.size_m)
+        cells = part.reshape(at.shape).astype(np.float32)
+        smooth = cv2.resize(cells, painted.shape[1::-1], interpolation=cv2.INTER_LINEAR) + np.float32(surface.glow)
+        shown = np.clip(painted * smooth * np.float32(room.exposure), 0, 1)
+        # Gamma 2: near that of a camera, and quick.
+        patches.append(Patch(surface.points_m, (255 * np.sqrt(shown) + 0.5).astype(np.uint8)))
+    return patches
+
+
+def _places(grid: Points) -> tuple[Points, Points]:
+    """Middles of the cells in which a surface's light is computed, and their normals times area, `[r, c, 3]`."""
+    lengths = (np.linalg.norm(np.diff(grid, axis=axis), axis=2).sum(axis=axis).max() for axis in (0, 1))
+    # What is round is lit from one side, however small.
+    least = [size // 2 for size in grid.shape[:2]]
+    cells = [int(np.clip(math.ceil(length / LIGHT_STEP_M), n, 40)) for length, n in zip(lengths, least, strict=True)]
+    at = [(np.arange(n) + 0.5) / n * (size - 1) for n, size in zip(cells, grid.shape[:2], strict=True)]
+    row, column = (np.minimum(where.astype(int), size - 2) for where, size in zip(at, grid.shape[:2], strict=True))
+    s, t = (at[0] - row)[:, None, None], (at[1] - column)[None, :, None]
+    a, b = grid[row][:, column], grid[row][:, column + 1]
+    c, d = grid[row + 1][:, column], grid[row + 1][:, column + 1]
+    points = (1 - s) * ((1 - t) * a + t * b) + s * ((1 - t) * c + t * d)
+    down, right = (1 - t) * (c - a) + t * (d - b), (1 - s) * (b - a) + s * (d - c)
+    share = math.prod((size - 1) / n for n, size in zip(cells, grid.shape[:2], strict=True))
+    return points, share * np.cross(down, right)
+
+
+def _light_of(lamp: Lamp, starts: Points, normals: Points, blocked: Blocked) -> Points:
+    """What a lamp throws on surfaces, `[N, 3]`: red, green, blue."""
+    light = np.zeros(len(starts))
+    for point in lamp.points_m:
+        ray = point - starts
+        square = (ray**2).sum(axis=1)
+        cosine = (ray * normals).sum(axis=1) / np.sqrt(square)
+        facing = np.flatnonzero(cosine > 0)
+        free = facing[~blocked(starts[facing], np.broadcast_to(point, (len(facing), 3)))]
+        light[free] += cosine[free] / (square[free] + 0.1) / len(lamp.points_m)
+    coloured: Points = light[:, None] * np.asarray(lamp.power)
+    return coloured
+
+
+def _openness(starts: Points, normals: Points, blocked: Blocked) -> Points:
+    """Share of the directions in which nothing is near, `[N]`, weighted by the cosine to the normal."""
+    axes = np.concatenate([np.eye(3), -np.eye(3)])
+    rays = normals[:, None] + 0.95 * axes  # points of a sphere on the surface: cosine-weighted directions
+    rays /= np.linalg.norm(rays, axis=2, keepdims=True)
+    hits = blocked(np.repeat(starts, len(axes), axis=0), (starts[:, None] + CORNER_M * rays).reshape(-1, 3))
+    open_: Points = 1 - 0.8 * hits.reshape(-1, len(axes)).mean(axis=1)
+    return open_

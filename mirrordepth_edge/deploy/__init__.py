@@ -1,1 +1,0 @@
-"""From checkpoint to ONNX to engine, each step measured against the one before."""

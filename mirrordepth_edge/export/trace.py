@@ -1,0 +1,175 @@
+"""PyTorch to ONNX: the folded network as a static graph with readable names."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mirrordepth_edge import __version__
+from mirrordepth_edge.config import ExportConfig, ModelConfig, SizeRange
+from mirrordepth_edge.errors import missing_package
+from mirrordepth_edge.manifest import DIMENSIONS, TensorSpec
+from mirrordepth_edge.support.quiet import quiet_log
+
+if TYPE_CHECKING:
+    import onnx
+
+    from mirrordepth_edge.model.network import DepthNetwork
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "depth"
+DEPTH_LAYOUT = "NHW"
+HEAD_PREFIX = "decoder/head/"
+"""Node names under which the metric head lies, which keeps FP32 in every precision."""
+POSITIONS_PREFIX = "tower/positions/"
+"""Those of a ViT's position embedding that is resized in the graph, which keeps it too: it counts cells."""
+
+
+def require_export_packages() -> None:
+    """Say what is missing before anything slow is imported.
+
+    Raises:
+        MissingError: PyTorch, open_clip or onnxscript is not installed.
+    """
+    from importlib.util import find_spec
+
+    for module, package in (("torch", "PyTorch"), ("open_clip", "open_clip"), ("onnxscript", "onnxscript")):
+        if find_spec(module) is None:
+            raise missing_package(package, "Exporting a checkpoint", "export")
+
+
+def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
+    """Fold `network` and trace it to ONNX in FP32.
+
+    Args:
+        network: in eval mode, at the size to export.
+        config: input kind, sizes, batch and opset; precision is a later pass.
+
+    Returns:
+        A checked model with input `image` and output `depth`.
+    """
+    import onnx
+    import torch
+
+    from mirrordepth_edge.export.fold import FoldedNetwork
+
+    image, sizes = input_spec(network.config, config), config.sizes
+    opened = "" if sizes is None else sizes.opened
+    folded = FoldedNetwork(network, config.io, open_size=opened not in ("", "N"))
+    # Of open lengths the trace sees the largest: a single frame, or cell, it would take for a constant.
+    shape = image.shape if sizes is None else image.at(sizes.largest).shape
+    example = torch.zeros(shape, dtype=getattr(torch, image.dtype))
+    with torch.no_grad(), _quiet_exporter():
+        program: Any = torch.onnx.export(
+            folded,
+            (example,),
+            dynamo=True,
+            opset_version=config.opset,
+            dynamic_shapes=None if sizes is None else (_open_lengths(network.config, sizes, image.layout),),
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            verbose=False,
+        )
+    model: onnx.ModelProto = program.model_proto
+    _name_nodes(model)
+    _strip_traces(model)
+    _name_dimensions(model, opened, image.layout)
+    model.producer_name, model.producer_version = "mirrordepth-edge", __version__
+    model.graph.name = network.config.preset
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter narrates to stdout, logging and warnings; none of it concerns the user."""
+    with quiet_log(logging.WARNING), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name nodes after the module they come from: `decoder/blocks/0/attention/MatMul_2`."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        properties = {entry.key: entry.value for entry in node.metadata_props}
+        # A list of module paths, outermost first, then the operation; rewrites may drop it.
+        scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
+        path = (scopes[-2] if len(scopes) > 1 else "").replace(".", "/")
+        stem = f"{path}/{node.op_type}" if path else node.op_type
+        node.name = f"{stem}_{seen[stem]}" if seen[stem] else stem
+        seen[stem] += 1
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Drop stack traces and the like: they bloat the file and tell of the exporting machine."""
+    for holder in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    for initializer in model.graph.initializer:
+        del initializer.metadata_props[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.functions[:]
+    model.doc_string = model.graph.doc_string = ""
+
+
+def _open_lengths(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int, Any]:
+    """What `torch.export` is told of the input's lengths: sides are whole multiples, of how many is open."""
+    from torch.export import Dim
+
+    told: dict[int, Any] = {}
+    for letter, low, high in zip("NHW", sizes.smallest, sizes.largest, strict=True):
+        if low < high:
+            unit = 1 if letter == "N" else model.size_multiple
+            told[layout.index(letter)] = unit * Dim(DIMENSIONS[letter], min=low // unit, max=high // unit)
+    return told
+
+
+def _name_dimensions(model: onnx.ModelProto, opened: str, layout: str) -> None:
+    """Plain names instead of the trace's products, which say in `value_info` what ONNX infers itself."""
+    if not opened:
+        return
+    del model.graph.value_info[:]
+    for value, letters in ((model.graph.input[0], layout), (model.graph.output[0], DEPTH_LAYOUT)):
+        for dimension, letter in zip(value.type.tensor_type.shape.dim, letters, strict=True):
+            if letter in opened:
+                dimension.dim_param = DIMENSIONS[letter]
+
+
+def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's input; open lengths are -1."""
+    uint8 = config.io == "uint8"
+    spec = TensorSpec(
+        name=INPUT_NAME,
+        dtype="uint8" if uint8 else "float32",
+        shape=(config.batch, *model.size_hw, 3) if uint8 else (config.batch, 3, *model.size_hw),
+        layout="NHWC" if uint8 else "NCHW",
+        range="0..255" if uint8 else "(rgb/255 - mean) / std",
+        unit="RGB" if uint8 else "normalised RGB",
+    )
+    return _opened(spec, config.sizes)
+
+
+def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's output; open lengths are -1."""
+    spec = TensorSpec(
+        name=OUTPUT_NAME,
+        dtype="float32",
+        shape=(config.batch, *model.size_hw),
+        layout=DEPTH_LAYOUT,
+        range="> 0",
+        unit="metres",
+    )
+    return _opened(spec, config.sizes)
+
+
+def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
+    """With the lengths open that the file leaves so."""
+    return spec if sizes is None else spec.at(sizes.usual).open(sizes.opened)

@@ -1,0 +1,151 @@
+"""What an artefact's precision really is: which work runs in INT8, FP16 and FP32, and what undoes the gain.
+
+A precision in a file's name is a wish. What a runtime multiplies in is decided by the graph: TensorRT builds strongly
+typed networks, and ONNX Runtime takes integer kernels only where quantised tensors meet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mirrordepth_edge.config import Precision
+from mirrordepth_edge.graph.audit_findings import CHECKS, Finding
+from mirrordepth_edge.graph.audit_graph import HALF, Attention, Graph, name_of
+from mirrordepth_edge.graph.cost import node_cost
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.manifest import Manifest
+
+if TYPE_CHECKING:
+    import onnx
+
+LOWEST_FP16_SHARE = 0.9
+"""Of the multiply-adds of what is called FP16: the metric head stays FP32, little else does."""
+LOWEST_INT8_SHARE = 0.5
+"""Of the multiply-adds of what is called INT8, where its manifest does not name its layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether an artefact is what was asked for."""
+
+    asked: Precision
+    holds: bool
+    text: str
+    cure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an artefact's precision is."""
+
+    unit: Literal["multiply-adds", "layers"]
+    work: dict[str, int]
+    """So many of `unit` in each precision, such as `INT8`. An engine's layers are counted by what they write: how long
+    each takes is unknown."""
+    parts: dict[str, dict[str, int]]
+    """Operators of one kind in each precision."""
+    attention: tuple[Attention, ...]
+    casts: int
+    """Changes of type at run time; for an engine, its reformatting layers."""
+    cast_bytes: int | None
+    """Read and written by them in one inference; unknown for an engine."""
+    findings: tuple[Finding, ...]
+    verdict: Verdict | None
+    """None where nothing says what was asked for."""
+
+    def share(self, *precisions: str) -> float:
+        """Of all work, 0 to 1."""
+        return sum(self.work.get(each, 0) for each in precisions) / max(1, sum(self.work.values()))
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file of any origin, with its weights.
+
+    Raises:
+        InputError: it is none, or its weights are in a file that is not there.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx
+
+    try:
+        model = onnx.load(path)
+        why = "" if model.graph.node else "it holds no graph"
+    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
+        why = str(error)
+    if why:
+        raise InputError(
+            f"{path} is no readable ONNX file.",
+            f"It is truncated, something else, or its weights are in a file that is not there: {why}.",
+            "Copy it again with everything beside it, or make it again with mde export.",
+        )
+    return model
+
+
+def audit_onnx(model: onnx.ModelProto, manifest: Manifest | None) -> Audit:
+    """Say what runs in which precision.
+
+    A layer with weights, or a product of two activations, runs in INT8 if both sides come through DequantizeLinear of
+    int8 or uint8; otherwise in the type of its inputs. No integers are multiplied where only one side is quantised.
+
+    Args:
+        model: an ONNX model with fixed shapes.
+        manifest: what was asked for; None for a foreign file, which gets no verdict.
+
+    Raises:
+        InputError: a shape is not fixed.
+    """
+    graph = Graph(model)
+    work: Counter[str] = Counter()
+    for node in graph.products:
+        work[graph.arithmetic(node)] += node_cost(node, graph.tensors).multiply_adds
+    attention = tuple(graph.attention())
+    casts = graph.casts()
+    audit = Audit(
+        unit="multiply-adds",
+        work=dict(work),
+        parts={label: dict(counts) for label, counts in graph.parts().items() if counts},
+        attention=attention,
+        casts=len(casts),
+        cast_bytes=sum(node_cost(node, graph.tensors).activation_bytes for node in casts),
+        findings=tuple(finding for check in CHECKS for finding in check(graph)),
+        verdict=None,
+    )
+    if manifest is None:
+        return audit
+    return replace(audit, verdict=_verdict(audit, graph, manifest))
+
+
+def _verdict(audit: Audit, graph: Graph, manifest: Manifest) -> Verdict:
+    asked = manifest.precision
+    low = audit.share(*HALF, "INT8", "FP8", "INT4")
+    if asked == "fp32":
+        holds = low == 0
+        text = f"{low:.1%} of the multiply-adds run below FP32."
+    elif asked == "fp16":
+        holds = low >= LOWEST_FP16_SHARE
+        text = f"{low:.1%} of the multiply-adds run in FP16 or lower, {LOWEST_FP16_SHARE:.0%} at least are asked for."
+    else:
+        holds, text = _int8_verdict(audit, graph, manifest)
+    return Verdict(asked=asked, holds=holds, text=text, cure=f"Make the file again: mde export --{asked}")
+
+
+def _int8_verdict(audit: Audit, graph: Graph, manifest: Manifest) -> tuple[bool, str]:
+    """Against the layers that the manifest names, or against half of the work where it names none."""
+    share = f"{audit.share('INT8'):.1%} of the multiply-adds run in INT8"
+    if manifest.quantisation is None:
+        return audit.share("INT8") >= LOWEST_INT8_SHARE, f"{share}, {LOWEST_INT8_SHARE:.0%} at least are asked for."
+    if manifest.quantisation.forced:
+        share += "; its accuracy gate failed, and it was written by --force"
+    if manifest.quantisation.domain_problem is not None:
+        share += f"; {manifest.quantisation.domain_problem}"
+    named = manifest.quantisation.int8_nodes
+    found = {name_of(node) for node in graph.products if graph.arithmetic(node) == "INT8"}
+    missing = [name for name in named if name not in found]
+    if not named:
+        return False, f"{share}; its manifest names no layer that does."
+    if missing:
+        return False, f"{share}; {len(missing)} of {len(named)} layers in its manifest do not, such as {missing[0]}."
+    return True, f"{share}, in all {len(named)} layers that its manifest names."

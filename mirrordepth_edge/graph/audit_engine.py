@@ -1,0 +1,215 @@
+"""What a TensorRT engine's precision is, by what its inspector says of each layer.
+
+The inspector's JSON (`IEngineInspector.get_engine_information`, or `trtexec --exportLayerInfo`) is a list `Layers`, of
+names only or, in an engine built with detailed profiling verbosity, of objects with `Name`, `LayerType`, `Inputs`,
+`Outputs`, `TacticName` and `Metadata`. A tensor's type stands in words in `Format/Datatype` ("Row major linear FP16
+format (kLINEAR)", or "Half" where Myelin made the kernel); from TensorRT 11 on, apart from its format.
+
+Sources: NVIDIA TensorRT documentation, "Engine Inspector" and "Migrating IEngineInspector Usage from TensorRT 10.x to
+11.x"; NVIDIA's TensorRT Engine Explorer (github.com/NVIDIA/TensorRT, tools/experimental/trt-engine-explorer); issue
+3243 there, by which a fused attention's kernel has `_mha` in its name.
+
+Not yet run on hardware. Every attribute used here is checked against the real runtime module by
+`tests/deploy/test_audit.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends.trt.session import require_gpu
+from mirrordepth_edge.graph.audit import Audit, Verdict
+from mirrordepth_edge.graph.audit_findings import Finding
+from mirrordepth_edge.graph.audit_graph import HALF
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.manifest import Manifest
+
+Layer = Mapping[str, Any]
+
+TYPE_FIELDS = ("DataType", "Datatype", "Format/Datatype", "Format/DataType", "Format")
+"""Where a tensor's type may stand, by TensorRT's version."""
+TYPE_WORDS: Final = {
+    "int8": "INT8",
+    "half": "FP16",
+    "fp16": "FP16",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "float": "FP32",
+    "fp32": "FP32",
+    "fp8": "FP8",
+    "fp4": "FP4",
+    "int4": "INT4",
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+WORDS = re.compile(rf"\b({'|'.join(TYPE_WORDS)})\b", re.IGNORECASE)
+ATTENTION = re.compile(r"mha|flash_?attention|fused_?attention", re.IGNORECASE)
+ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+"""How a layer's metadata name the nodes that it does the work of."""
+REFORMAT = "Reformat"
+REBUILD = "Build it again with this version: mde build model.onnx -o model.plan --target here"
+
+
+def audit_engine(layers: str | Layer, manifest: Manifest | None = None) -> Audit:
+    """Say which layers of an engine write which precision, and what of it is overhead.
+
+    Args:
+        layers: the inspector's JSON, as text or read.
+        manifest: the engine's, for a verdict.
+
+    Raises:
+        InputError: this is no such JSON.
+    """
+    found = _read(layers)
+    details = [layer for layer in found if layer.get("Outputs")]
+    reformats = [layer for layer in found if _is_reformat(layer)]
+    fused = [layer for layer in found if ATTENTION.search(_text(layer))]
+    work = Counter(_type(layer["Outputs"]) for layer in details)
+    if not details:
+        work = Counter({"unknown": len(found)})
+    parts = {
+        "layers that read": Counter(_type(layer["Inputs"]) for layer in details if layer.get("Inputs")),
+        "fused attention": Counter(_type(layer.get("Outputs", ())) for layer in fused),
+        "reformatting": Counter(_type(layer.get("Outputs", ())) for layer in reformats),
+    }
+    return Audit(
+        unit="layers",
+        work=dict(work),
+        parts={label: dict(counts) for label, counts in parts.items() if counts},
+        attention=(),
+        casts=len(reformats),
+        cast_bytes=None,
+        findings=tuple(_findings(found, details, reformats, fused)),
+        verdict=None if manifest is None or not details else _verdict(details, manifest),
+    )
+
+
+def _read(layers: str | Layer) -> list[Layer]:
+    """The engine's layers; those that are only names become objects."""
+    try:
+        data = json.loads(layers) if isinstance(layers, str) else layers
+        found = data["Layers"] if isinstance(data, Mapping) else None
+    except (ValueError, KeyError) as error:
+        raise _unreadable(f"{error!r}") from error
+    if not isinstance(found, list) or not all(isinstance(layer, str | Mapping) for layer in found):
+        raise _unreadable("'Layers' is no list of layers")
+    return [{"Name": layer} if isinstance(layer, str) else layer for layer in found]
+
+
+def _unreadable(why: str) -> InputError:
+    return InputError(
+        "This is not what TensorRT's engine inspector writes.",
+        f"It should be JSON with a list 'Layers': {why}.",
+        "Write it with: trtexec --loadEngine=model.plan --profilingVerbosity=detailed --exportLayerInfo=layers.json",
+    )
+
+
+def _type(tensors: Sequence[Layer]) -> str:
+    """Of a layer's first tensor whose type is told, such as `FP16`; `unknown` where none is."""
+    for tensor in tensors:
+        for field in TYPE_FIELDS:
+            if word := WORDS.search(str(tensor.get(field, ""))):
+                return TYPE_WORDS[word[1].lower()]
+    return "unknown"
+
+
+def _text(layer: Layer) -> str:
+    return f"{layer.get('Name', '')} {layer.get('TacticName', '')}"
+
+
+def _is_reformat(layer: Layer) -> bool:
+    return layer.get("LayerType") == REFORMAT or str(layer.get("Name", "")).startswith("Reformatting CopyNode")
+
+
+def _is_opaque(layer: Layer) -> bool:
+    return "ForeignNode[" in str(layer.get("Name", ""))
+
+
+def _softmaxes(layers: Iterable[Layer]) -> set[str]:
+    nodes = (node for layer in layers for node in ONNX_NODE.findall(str(layer.get("Metadata", ""))))
+    return {node for node in nodes if node.rsplit("/", 1)[-1].startswith("Softmax")}
+
+
+def _findings(
+    found: Sequence[Layer], details: Sequence[Layer], reformats: Sequence[Layer], fused: Sequence[Layer]
+) -> Iterator[Finding]:
+    if not details:
+        yield Finding(
+            kind="no-details",
+            text=f"The engine tells its {len(found)} layers' names only: in what they work stays unknown.",
+            cure=REBUILD,
+            nodes=(),
+        )
+    if unfused := sorted(_softmaxes(found) - _softmaxes(fused)):
+        yield Finding(
+            kind="attention",
+            text=f"{len(unfused)} Softmax nodes are not part of a fused attention kernel: their scores go to memory "
+            "and back.",
+            cure="See why in the engine's ONNX file: mde audit model.onnx",
+            nodes=tuple(unfused),
+        )
+    if opaque := [str(layer["Name"]) for layer in found if _is_opaque(layer)]:
+        yield Finding(
+            kind="opaque",
+            text=f"{len(opaque)} layers are whole parts of the network that TensorRT compiled as one (ForeignNode): "
+            "what is inside, attention too, is not told.",
+            cure="Look at the kernels' names while it runs: nsys profile mde bench model.plan",
+            nodes=tuple(opaque),
+        )
+    if reformats:
+        yield Finding(
+            kind="reformat",
+            text=f"{len(reformats)} of {len(found)} layers only change a tensor's format or type: each is a pass over "
+            "memory.",
+            cure="A few at inputs and outputs are normal; many mean that precisions alternate: mde audit model.onnx",
+            nodes=tuple(str(layer.get("Name", "")) for layer in reformats),
+        )
+
+
+def _verdict(details: Sequence[Layer], manifest: Manifest) -> Verdict:
+    """By whether any layer reads or writes the precision asked for: their times, and so their weights, are unknown."""
+    asked = manifest.precision
+    wanted = {"fp32": ("FP32",), "fp16": HALF, "int8": ("INT8",)}[asked]
+    touched = [{_type(layer.get("Inputs", ())), _type(layer["Outputs"])} for layer in details]
+    number = sum(not types.isdisjoint(wanted) for types in touched)
+    lower = sum(not types.isdisjoint((*HALF, "INT8", "FP8", "INT4")) for types in touched)
+    holds = lower == 0 if asked == "fp32" else number > 0
+    text = f"{number} of {len(details)} layers read or write {' or '.join(wanted)}"
+    return Verdict(
+        asked=asked,
+        holds=holds,
+        text=f"{text}, {lower} something lower." if asked == "fp32" else f"{text}.",
+        cure=f"See whether its ONNX file is what was asked for: mde export --{asked}, then mde audit model.onnx",
+    )
+
+
+def layer_information(path: Path, manifest: Manifest) -> str:
+    """The inspector's JSON of a plan, from the runtime that it was built for.
+
+    Raises:
+        MissingError: there is no GPU or driver that works, or the runtime or cuda-python is not installed.
+        DeviceError: the GPU is there and failed.
+        InputError: the plan cannot be loaded here.
+    """
+    rtx = manifest.engine is not None and manifest.engine.flavour == tensorrt_rtx.NAME
+    require_gpu(path, "TensorRT for RTX" if rtx else "TensorRT", manifest)
+    trt = tensorrt_rtx.module() if rtx else tensorrt.module()
+    # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
+    cuda.call(cuda.runtime().cudaSetDevice, 0)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise InputError(
+            f"{'TensorRT for RTX' if rtx else 'TensorRT'} {trt.__version__} cannot load {path}.",
+            "A plan is tied to TensorRT's version, the system and the GPU.",
+            f"Build it here: mde build {path.stem}.onnx -o {path.name} --target here",
+        )
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))

@@ -1,0 +1,478 @@
+"""Plans are held to their manifest and to the machine before a runtime sees their bytes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.backends.trt import cuda, session as engine, tensorrt, tensorrt_rtx, compatibility as trust
+from mirrordepth_edge.backends.trt.plan import listener
+from mirrordepth_edge.backends.registry import open_session
+from mirrordepth_edge.backends.trt.compatibility import admit, runs_in, runs_on
+from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.commands import build as build_command
+from mirrordepth_edge.config import BuildConfig, SessionOptions
+from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, write_artefact
+from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.artefact import SHIPPED
+
+from .fake_engine import CONTENT, MANIFEST, FakeCuda, Script, depth_of, fake_module, frame, gpu
+
+ORIN = EngineInfo(
+    flavour="tensorrt",
+    version="10.3.0",
+    compute_capabilities=("8.7",),
+    build_seconds=1.0,
+    system="linux-aarch64",
+    gpu="Orin",
+    driver="540.4.0, CUDA 12.6",
+    options=BuildConfig(),
+)
+RTX = EngineInfo(
+    flavour="tensorrt-rtx", version="1.7.1.116", compute_capabilities=("8.6", "8.9"), build_seconds=1.0, options=None
+)
+
+
+def rebuild(plan: Path) -> str:
+    """What is typed to build it here, from any folder."""
+    return f"mde build {plan.with_suffix('.onnx')} -o {plan} --target here"
+
+
+def untouchable(version: str) -> Any:
+    """A runtime's module of which nothing but the version may be used."""
+    return SimpleNamespace(__version__=version)
+
+
+@dataclass
+class Board:
+    """The machine that the tests believe to run on: by default the one that `ORIN` was built on."""
+
+    gpus: tuple[Gpu, ...] = (gpu("Orin"),)
+    installed: dict[str, Any] = field(default_factory=lambda: {"tensorrt": untouchable("10.3.0")})
+    system: tuple[str, str] = ("Linux", "aarch64")
+    driver: str = "540.4.0"
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    board = Board()
+
+    def module(name: str) -> Callable[[], Any]:
+        def found() -> Any:
+            if name not in board.installed:
+                raise MissingError(f"{name} is not usable here.", "not installed", f"pip install {name}")
+            return board.installed[name]
+
+        return found
+
+    class Driver:
+        def read_text(self, encoding: str) -> str:
+            return f"NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  {board.driver}  Release Build\n"
+
+    monkeypatch.setattr(trust, "nvidia_gpus", lambda: board.gpus)
+    monkeypatch.setattr(trust, "DRIVER", Driver())
+    monkeypatch.setattr(
+        trust, "find_spec", lambda package: package if package.replace("_", "-") in board.installed else None
+    )
+    monkeypatch.setattr(tensorrt, "module", module("tensorrt"))
+    monkeypatch.setattr(tensorrt_rtx, "module", module("tensorrt-rtx"))
+    monkeypatch.setattr(platform, "system", lambda: board.system[0])
+    monkeypatch.setattr(platform, "machine", lambda: board.system[1])
+    return board
+
+
+def write_plan(folder: Path, engine: EngineInfo = ORIN, content: bytes = CONTENT) -> Path:
+    """A plan with its manifest."""
+    plan = folder / "tiny.plan"
+    plan.write_bytes(content)
+    write_artefact(plan, content, replace(MANIFEST, artefact_sha256=sha256_of(plan), engine=engine))
+    return plan
+
+
+def write_onnx_manifest(folder: Path) -> Manifest:
+    manifest = replace(MANIFEST, kind="onnx", artefact_sha256="e" * 64, engine=None)
+    (folder / "tiny.onnx.manifest.json").write_text(json.dumps(asdict(manifest)), encoding="utf-8")
+    return manifest
+
+
+def test_a_plan_of_this_machine(board: Board, tmp_path: Path) -> None:
+    admitted = admit(write_plan(tmp_path))
+    assert admitted.manifest.engine == ORIN
+    assert admitted.notes == ()
+
+
+MISMATCHES: list[tuple[Callable[[Board], object], list[str]]] = [
+    (lambda board: board.installed.update(tensorrt=untouchable("10.13.3")), ["tensorrt 10.3.0", "tensorrt 10.13.3"]),
+    (lambda board: setattr(board, "system", ("Linux", "x86_64")), ["linux-aarch64", "linux-x86_64"]),
+    (lambda board: setattr(board, "gpus", (gpu("Ada", "8.9"),)), ["compute capability 8.7", "GPU 0 is Ada (8.9)"]),
+    (
+        lambda board: board.installed.update({"tensorrt-rtx": board.installed.pop("tensorrt")}),
+        ["a plan of tensorrt 10.3.0", "installed is tensorrt-rtx"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "sides"), MISMATCHES, ids=["version", "system", "gpu", "flavour"])
+def test_a_mismatch_names_both_sides_and_the_rebuild(
+    change: Callable[[Board], object], sides: list[str], board: Board, tmp_path: Path
+) -> None:
+    """Through the registry: the runtime's module is one that breaks where it is touched."""
+    plan = write_plan(tmp_path)
+    change(board)
+    with pytest.raises(InputError, match="was not built for") as caught:
+        open_session(plan)
+    assert all(side in caught.value.why for side in sides)
+    assert rebuild(plan) in caught.value.cure
+    with pytest.raises(InputError, match="was not built for"):
+        open_session(plan, SessionOptions(trust=True))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_plan_of_a_shipped_model_is_built_again_from_it(
+    name: str, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed, typed: no ONNX file lies beside the plan, whatever its name."""
+    plan = tmp_path / "a plan" / "front.plan"
+    plan.parent.mkdir()
+    plan.write_bytes(CONTENT)
+    parent = sha256_of(SHIPPED[name])
+    manifest = replace(MANIFEST, artefact_sha256=sha256_of(plan), parent_sha256=parent, engine=ORIN)
+    write_artefact(plan, CONTENT, manifest)
+    cures = []
+    for change in (("8.9", "10.3.0"), ("8.7", "10.13.3")):
+        board.gpus, board.installed = (gpu("Any", change[0]),), {"tensorrt": untouchable(change[1])}
+        with pytest.raises(InputError, match="was not built for") as caught:
+            open_session(plan)
+        cures.append(caught.value.cure)
+    manifest_path(plan).unlink()
+    named = plan.rename(plan.with_name(f"{name}.plan"))
+    with pytest.raises(InputError, match="has no manifest") as caught:
+        open_session(named)
+    cures.append(caught.value.cure)
+    typed: list[Any] = []
+    monkeypatch.setattr(build_command, "build_and_report", lambda *arguments: typed.append(arguments[:3]))
+    for cure in cures:
+        command = re.search("mde (build .* --target here)", cure)
+        assert command is not None
+        assert run_app(shlex.split(command[1])) == 0
+    assert typed == [*[(SHIPPED[name], plan, "here")] * 2, (SHIPPED[name], named, "here")]
+
+
+def test_all_mismatches_are_told_at_once(board: Board, tmp_path: Path) -> None:
+    board.system, board.gpus = ("Linux", "x86_64"), (gpu("Ada", "8.9"), gpu("Orin"))
+    board.installed["tensorrt"] = untouchable("11.1.0")
+    plan = write_plan(tmp_path)
+    with pytest.raises(InputError) as caught:
+        admit(plan)
+    for side in ("10.3.0", "11.1.0", "linux-aarch64", "linux-x86_64", "8.7", "8.9"):
+        assert side in caught.value.why
+    assert rebuild(plan) in caught.value.cure  # the other GPU alone would not do
+
+
+def test_another_gpu_of_this_machine_would_do(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.gpus = (gpu("Ada", "8.9"), gpu("Orin"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(InputError, match="not built for the GPU that would run it") as caught:
+        admit(write_plan(tmp_path))
+    assert caught.value.cure.endswith("CUDA_VISIBLE_DEVICES=5")
+
+
+def test_no_runtime_at_all(board: Board, tmp_path: Path) -> None:
+    board.installed.clear()
+    with pytest.raises(MissingError, match="tensorrt is not usable") as caught:
+        admit(write_plan(tmp_path))
+    assert caught.value.exit_code == 4
+
+
+def test_without_a_gpu_only_the_file_is_looked_at(board: Board, tmp_path: Path) -> None:
+    board.gpus, board.system = (), ("Linux", "x86_64")
+    plan = write_plan(tmp_path)
+    assert admit(plan).notes == ()
+    plan.write_bytes(CONTENT + b"!")
+    with pytest.raises(InputError, match="not the file its manifest describes"):
+        admit(plan)
+
+
+# What NVIDIA says of versions: `runs_in` has the addresses.
+@pytest.mark.parametrize(
+    ("built", "here", "compatible", "runs"),
+    [
+        ("10.3.0", "10.3.0", False, True),
+        ("10.3.0", "10.3.0.30", False, True),  # packages leave the build number out
+        ("10.3.0.26", "10.3.0.30", False, False),
+        ("10.3.0", "10.3.1", False, False),
+        ("10.3.0", "10.13.0", False, False),
+        ("10.3.0", "10.13.0", True, True),
+        ("10.13.0", "10.3.0", True, False),
+        ("10.3.0", "11.1.0", True, True),
+        ("8.6.1", "10.0.1", True, True),
+        ("8.6.1", "11.0.0", True, False),
+        ("11.0.0", "10.16.1", True, False),
+        ("10.16.1", "12.0.0", True, False),  # not known yet, so not promised
+        ("", "10.3.0", False, True),  # left to the runtime
+        ("10.3.0", "unknown", False, True),
+    ],
+)
+def test_versions_of_tensorrt(built: str, here: str, compatible: bool, runs: bool) -> None:
+    info = replace(ORIN, version=built, options=BuildConfig(version_compat=compatible))
+    assert runs_in(info, here) is runs
+
+
+@pytest.mark.parametrize(("here", "runs"), [("1.7.1", True), ("1.7.1.116", True), ("1.7.2", False), ("1.8.0", False)])
+def test_plans_of_tensorrt_for_rtx_run_in_their_release_only(here: str, runs: bool) -> None:
+    assert runs_in(RTX, here) is runs
+    assert runs_in(replace(RTX, options=BuildConfig(version_compat=True)), here) is runs
+
+
+@pytest.mark.parametrize(
+    ("level", "gpus"),
+    [
+        ("none", {"8.7": True, "8.6": False, "8.9": False, "12.0": False, "7.5": False}),
+        ("same-cc", {"8.7": True, "8.6": False, "8.9": False}),
+        ("ampere+", {"8.7": True, "8.6": True, "8.0": True, "8.9": True, "12.0": True, "7.5": False}),
+    ],
+)
+def test_gpus(level: Any, gpus: dict[str, bool]) -> None:
+    info = replace(ORIN, options=BuildConfig(hardware_compat=level))
+    assert {each: runs_on(info, each) for each in gpus} == gpus
+    assert runs_on(replace(info, compute_capabilities=()), "5.3")  # the builder's default GPUs
+
+
+def test_a_portable_plan_is_admitted_elsewhere(board: Board, tmp_path: Path) -> None:
+    board.gpus = (gpu("Ada", "8.9"),)
+    board.installed["tensorrt"] = untouchable("10.13.0")
+    portable = replace(ORIN, options=BuildConfig(hardware_compat="ampere+", version_compat=True))
+    assert admit(write_plan(tmp_path, portable)).notes == ()
+
+
+def test_a_plan_of_tensorrt_for_rtx_changes_systems(board: Board, tmp_path: Path) -> None:
+    board.gpus, board.system = (gpu("Ada", "8.9"),), ("Windows", "AMD64")
+    board.installed = {"tensorrt-rtx": untouchable("1.7.1.116")}
+    assert admit(write_plan(tmp_path, replace(RTX, system="linux-x86_64"))).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("built_under", "here", "warns"),
+    [
+        ("540.4.0, CUDA 12.6", "540.4.0", False),
+        ("540.3.0, CUDA 12.4", "540.4.0", False),
+        ("560.35.05, CUDA 12.6", "540.4.0", True),
+        ("CUDA 12.8", "540.4.0", True),
+        ("CUDA 12.6", "540.4.0", False),
+        (None, "540.4.0", False),
+    ],
+)
+def test_an_older_driver_is_told(built_under: str | None, here: str, warns: bool, board: Board, tmp_path: Path) -> None:
+    board.driver = here
+    notes = admit(write_plan(tmp_path, replace(ORIN, driver=built_under))).notes
+    assert bool(notes) is warns
+    if warns:
+        assert "540.4.0, CUDA 12.6" in notes[0]
+        assert str(built_under) in notes[0]
+
+
+def test_another_gpu_of_the_same_kind_is_told(board: Board, tmp_path: Path) -> None:
+    (note,) = admit(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano"))).notes
+    assert "built on Orin Nano and runs on Orin" in note
+    same_cc = BuildConfig(hardware_compat="same-cc")
+    assert admit(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano", options=same_cc))).notes == ()
+
+
+NANO, AGX = "NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit"
+
+
+@pytest.mark.parametrize(
+    ("built_on", "here", "warns"),
+    [(AGX, NANO, True), (AGX, AGX, False), (None, NANO, False), (AGX, None, False), (None, None, False)],
+)
+def test_another_orin_is_told(
+    built_on: str | None, here: str | None, warns: bool, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA calls all their GPUs "Orin", 8.7."""
+    monkeypatch.setattr(trust, "jetson_model", lambda: here)
+    told = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
+    assert bool(told) is warns
+    if warns:
+        assert f"built on {AGX} and runs on {NANO}" in told[0]
+        same_cc = replace(ORIN, options=BuildConfig(hardware_compat="same-cc"))
+        assert trust.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
+
+
+def test_the_boards_name_is_the_device_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    (tmp_path / "model").write_bytes(NANO.encode() + bytes(1))
+    monkeypatch.setattr(device, "JETSON_MODEL", tmp_path / "model")
+    (note,) = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=AGX))
+    assert f"runs on {NANO}:" in note
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_plan_that_is_not_its_manifests_is_refused(trusted: bool, board: Board, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    write_onnx_manifest(tmp_path)
+    plan.write_bytes(CONTENT[::-1])
+    with pytest.raises(InputError, match="not the file its manifest describes"):
+        open_session(plan, SessionOptions(trust=trusted))
+
+
+def test_a_plan_without_a_manifest_is_refused(board: Board, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    write_onnx_manifest(tmp_path)
+    manifest_path(plan).unlink()
+    with pytest.raises(InputError, match="has no manifest") as caught:
+        open_session(plan)
+    assert "native code" in caught.value.why
+    assert "tiny.plan.manifest.json" in caught.value.why
+    assert rebuild(plan) in caught.value.cure
+    assert "--trust" in caught.value.cure
+
+
+def test_trust_needs_to_know_what_the_network_takes(board: Board, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    manifest_path(plan).unlink()
+    with pytest.raises(InputError, match="its ONNX file has none here") as caught:
+        open_session(plan, SessionOptions(trust=True))
+    assert "tiny.onnx.manifest.json" in caught.value.cure
+    (tmp_path / "tiny.onnx.manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="no readable JSON"):
+        open_session(plan, SessionOptions(trust=True))
+    plan.unlink()
+    with pytest.raises(InputError, match="There is no model at"):
+        open_session(plan, SessionOptions(trust=True))
+
+
+def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    source = write_onnx_manifest(tmp_path)
+    manifest_path(plan).unlink()
+    admitted = admit(plan, trust=True)
+    found = admitted.manifest
+    assert (found.kind, found.artefact_sha256, found.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
+    assert (found.inputs, found.outputs, found.preprocess) == (source.inputs, source.outputs, source.preprocess)
+    assert found.engine is not None
+    assert (found.engine.flavour, found.engine.version) == ("tensorrt", "")
+    (note,) = admitted.notes
+    assert "has no manifest and is trusted" in note
+    assert not manifest_path(plan).exists()
+    board.installed = {"tensorrt-rtx": untouchable("1.7.1")}
+    found = admit(plan, trust=True).manifest
+    assert found.engine is not None
+    assert found.engine.flavour == "tensorrt-rtx"  # what is installed
+    board.installed["tensorrt"] = untouchable("10.3.0")
+    for wanted in ("tensorrt", "tensorrt-rtx"):
+        found = admit(plan, trust=True, wanted=wanted).manifest
+        assert found.engine is not None
+        assert found.engine.flavour == wanted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_trtexecs_plan_of_a_shipped_model(name: str, board: Board, tmp_path: Path) -> None:
+    """Its ONNX file and that file's manifest are in the package."""
+    plan = tmp_path / f"{name}.plan"
+    plan.write_bytes(CONTENT)
+    with pytest.raises(InputError, match="has no manifest"):
+        admit(plan)
+    admitted = admit(plan, trust=True)
+    assert admitted.manifest.parent_sha256 == sha256_of(SHIPPED[name])
+    assert admitted.manifest.precision == ("fp16" if "fp16" in name else "fp32")
+    assert f"those of {SHIPPED[name].name}," in admitted.notes[0]
+    own = replace(MANIFEST, kind="onnx", artefact_sha256="e" * 64, engine=None)
+    (tmp_path / f"{name}.onnx.manifest.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
+    assert admit(plan, trust=True).manifest.parent_sha256 == "e" * 64  # what lies beside it goes first
+
+
+@pytest.mark.parametrize(
+    ("head", "flavour", "version"),
+    [
+        (b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]), "tensorrt", "10.3.0.30"),
+        (b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]), "tensorrt-rtx", "1.7.1.116"),
+        (b"vtrt" + bytes(20) + bytes([200, 7, 1, 116]), "tensorrt-rtx", ""),
+        (b"abcd" + bytes(20) + bytes([10, 3, 0, 30]), None, ""),
+        (b"ftrt", None, ""),
+    ],
+)
+def test_a_plans_first_bytes(head: bytes, flavour: str | None, version: str, tmp_path: Path) -> None:
+    plan = tmp_path / "tiny.plan"
+    plan.write_bytes(head)
+    assert trust._header(plan) == (flavour, version)
+
+
+def test_a_trusted_plan_of_another_version_is_refused(board: Board, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, content=b"ftrt" + bytes(20) + bytes([10, 13, 3, 9]))
+    write_onnx_manifest(tmp_path)
+    manifest_path(plan).unlink()
+    with pytest.raises(InputError, match="was not built for this machine") as caught:
+        open_session(plan, SessionOptions(trust=True))
+    assert "10.13.3.9" in caught.value.why
+
+
+@pytest.fixture
+def fake_gpu(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A runtime that does run plans, on a GPU in host memory."""
+    fake = FakeCuda()
+    board.installed["tensorrt"] = fake_module(Script(fake))
+    monkeypatch.setattr(cuda, "runtime", lambda: fake)
+    for module in (engine, tensorrt):
+        monkeypatch.setattr(module, "nvidia_gpus", lambda: board.gpus)
+    yield
+    listener.cache_clear()
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_doubts_are_in_the_sessions_notes(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, replace(ORIN, gpu="Orin Nano"))
+    with open_session(plan)[0] as session:
+        assert "Orin Nano" in session.notes[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_trusted_plan_runs(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    write_onnx_manifest(tmp_path)
+    manifest_path(plan).unlink()
+    session, manifest = open_session(plan, SessionOptions(trust=True))
+    with session:
+        np.testing.assert_allclose(session.infer({"image": frame()})["depth"], depth_of(frame()), rtol=1e-6)
+        assert "trusted" in session.notes[0]  # type: ignore[attr-defined]
+    assert manifest is not None
+    assert manifest.kind == "plan"
+
+
+@pytest.mark.parametrize("name", ["nano.onnx", "nano.safetensors"])
+def test_trust_is_for_plans(name: str) -> None:
+    with pytest.raises(OptionError, match="no use for --trust"):
+        open_session(NANO_ONNX["fp32"].with_name(name), SessionOptions(trust=True))
+
+
+def test_a_real_plans_header_and_its_refusal(tmp_path: Path) -> None:
+    """The real builder's file; its own module says the version."""
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    if nvidia_gpus():
+        pytest.skip("this machine has a GPU")
+    from mirrordepth_edge.engines.build import build_engine, plan_build
+
+    plan = tmp_path / "nano.plan"
+    build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
+    assert trust._header(plan) == ("tensorrt-rtx", rtx.__version__)
+    assert admit(plan).notes == ()
+    with pytest.raises(MissingError, match="needs an NVIDIA GPU"):
+        open_session(plan)
+    manifest_path(plan).unlink()
+    (tmp_path / "nano.onnx.manifest.json").write_bytes(manifest_path(NANO_ONNX["fp16"]).read_bytes())
+    with pytest.raises(InputError, match="has no manifest"):
+        open_session(plan)
+    with pytest.raises(MissingError, match="needs an NVIDIA GPU"):
+        open_session(plan, SessionOptions(trust=True))

@@ -1,0 +1,77 @@
+"""Published figures: complete, in order, and derived as they say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, differences
+from mirrordepth_edge.config import DataKind
+from mirrordepth_edge.evaluation.evaluate import Protocol
+
+NYU = Protocol(limits_m=(1e-3, 10.0), crop="eigen")
+KITTI = Protocol(limits_m=(1e-3, 80.0), crop="garg")
+
+
+def by_name(kind: DataKind) -> dict[str, Baseline]:
+    return {baseline.name: baseline for baseline in baselines_of(kind)}
+
+
+def test_folders_have_none() -> None:
+    assert baselines_of("folder") == ()
+    assert baselines_of("nyu")
+    assert baselines_of("kitti")
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_every_figure_has_a_source_and_is_possible(kind: DataKind) -> None:
+    baselines = baselines_of(kind)
+    assert len(by_name(kind)) == len(baselines)
+    assert [each.abs_rel for each in baselines] == sorted(each.abs_rel for each in baselines)
+    for each in baselines:
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|ICCV Workshops 2023", each.source), each
+        assert 0 < each.abs_rel < 1
+        assert each.delta1 is None or 0 < each.delta1 < 1
+        assert each.rmse is None or 0 < each.rmse < 10
+        assert bool(each.note) == (each.origin != "published"), each
+
+
+@pytest.mark.parametrize(("kind", "below"), [("nyu", 0.687), ("kitti", 0.756)])
+def test_clip2depths_error_is_derived_as_its_note_says(kind: DataKind, below: float) -> None:
+    baselines = by_name(kind)
+    derived, auty = baselines["CLIP2Depth"], baselines["Auty et al., 7 linear bins"]
+    assert derived.origin == "derived"
+    assert f"{100 * below:g} %" in derived.note
+    assert f"{auty.abs_rel:.3f}" in derived.note
+    assert derived.abs_rel == pytest.approx((1 - below) * auty.abs_rel, abs=5e-4)
+
+
+def test_the_measured_one_says_so() -> None:
+    measured = [each for kind in BASELINES for each in baselines_of(kind) if each.origin == "measured"]
+    assert [each.name for each in measured] == ["METER-XXS"]
+    assert "in-filled" in measured[0].note
+
+
+def test_the_fields_protocol_compares() -> None:
+    assert differences("nyu", NYU) == []
+    assert differences("kitti", KITTI) == []
+    assert differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "why"),
+    [
+        (replace(NYU, crop="none"), "the crop is none, not eigen"),
+        (replace(NYU, limits_m=(1e-3, 80.0)), "to 80 m, not to 10 m"),
+        (replace(NYU, align="median"), "aligned"),
+    ],
+)
+def test_other_protocols_do_not_compare(protocol: Protocol, why: str) -> None:
+    (found,) = differences("nyu", protocol)
+    assert why in found
+
+
+def test_every_difference_is_named() -> None:
+    assert len(differences("kitti", Protocol(limits_m=(1e-3, 10.0), align="lsq"))) == 3

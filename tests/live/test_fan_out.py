@@ -1,0 +1,281 @@
+"""Outputs beside the loop: slow ones, broken ones, ones that need the caller's thread, and what they cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.live import fan_out as outputs_module
+from mirrordepth_edge.live.fan_out import Outputs
+from mirrordepth_edge.live.loop import LiveResult, run_live
+from mirrordepth_edge.sources.source import FrameSource
+from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.imaging.preprocess import Frame
+
+SHAPE = (4, 6, 3)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+class Numbered(FrameSource):
+    """Frames whose pixels are their number, `period_s` apart."""
+
+    name = "numbered"
+
+    def __init__(self, count: int, *, live: bool, period_s: float = 0.0, shape: tuple[int, ...] = SHAPE) -> None:
+        self.live, self.count, self.period_s, self.shape = live, count, period_s, shape
+        self.given = 0
+
+    def read(self, out: Frame | None = None) -> Frame | None:
+        if self.given == self.count:
+            return None
+        time.sleep(self.period_s)
+        if out is None or out.shape != self.shape:
+            out = np.empty(self.shape, np.uint8)
+        out[:] = self.given % 256
+        self.given += 1
+        return out
+
+
+class Predictor:
+    """Depth is the frame's number, in one buffer that is written anew each time, as a `DepthPredictor` does."""
+
+    def __init__(self) -> None:
+        self.depth_m: DepthMap = np.empty(SHAPE[:2], np.float32)
+        self.threads: set[str] = set()
+
+    def __call__(self, frame: Frame) -> DepthMap:
+        self.threads.add(threading.current_thread().name)
+        if self.depth_m.shape != frame.shape[:2]:
+            self.depth_m = np.empty(frame.shape[:2], np.float32)
+        self.depth_m[:] = frame[0, 0, 0]
+        return self.depth_m
+
+
+class Watcher:
+    """Remembers what it is shown, and checks that nobody writes to it meanwhile."""
+
+    def __init__(self, seconds: float = 0.0, at: Callable[[int], object] = lambda number: None) -> None:
+        self.seconds, self.at = seconds, at
+        self.numbers: list[int] = []
+        self.buffers: set[tuple[int, int]] = set()
+        self.threads: set[str] = set()
+
+    def show(self, result: LiveResult) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.buffers.add((result.frame.ctypes.data, result.depth_m.ctypes.data))
+        number = int(result.frame[0, 0, 0])
+        self.numbers.append(number)
+        time.sleep(self.seconds)
+        self.at(number)
+        assert (result.frame == number).all(), "a frame was overwritten while it was shown"
+        assert (result.depth_m == number).all()
+
+
+class Window(Watcher):
+    main_thread = True
+    name = "window"
+
+
+def test_a_slow_output_slows_neither_the_loop_nor_another() -> None:
+    slow, quick = Watcher(seconds=0.1), Watcher()
+    stats = run_live(Numbered(100, live=True, period_s=0.004), Predictor(), outputs=[slow, quick])
+    assert stats.frames + stats.dropped == 100
+    assert stats.frames > 2 * len(slow.numbers), "the loop waited for the slow output"
+    assert len(quick.numbers) > 2 * len(slow.numbers)
+    for output, told in zip((slow, quick), stats.outputs, strict=True):
+        assert output.numbers == sorted(set(output.numbers))
+        assert output.numbers[-1] == 99, "the last result is shown"
+        assert told.name == "Watcher"
+        assert told.shown == len(output.numbers)
+        assert told.shown + told.dropped == stats.frames
+        assert told.problem is None
+        assert output.threads == {"mde-output-Watcher"}
+    first = stats.outputs[0]
+    assert (stats.shown_age_p50_ms, stats.shown_age_p99_ms) == (first.age_p50_ms, first.age_p99_ms)
+    assert first.age_p50_ms is not None
+    assert first.age_p50_ms > 100
+    assert "; shown p50 " in str(stats)
+
+
+def test_copies_circulate() -> None:
+    watchers = [Watcher(seconds=0.001), Watcher(seconds=0.003), Watcher()]
+    run_live(Numbered(250, live=True, period_s=0.0005), Predictor(), outputs=watchers)
+    buffers = set.union(*(watcher.buffers for watcher in watchers))
+    assert len(buffers) <= 2 * len(watchers) + 1
+    assert sum(len(watcher.numbers) for watcher in watchers) > 3 * len(buffers)
+
+
+def test_no_memory_is_taken_per_frame() -> None:
+    """However many frames go through, no array is made once all buffers are there."""
+    shape = (240, 320, 3)
+    frame_bytes = 240 * 320 * 3
+    peaks: list[int] = []
+
+    class Slow:
+        def show(self, result: LiveResult) -> None:
+            time.sleep(0.001)
+
+    def measure(result: LiveResult) -> None:
+        if result.number == 40:
+            tracemalloc.start()
+        elif result.number == 120:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    # One output that the loop waits for: from the third frame on there are two copies.
+    run_live(Numbered(130, live=False, shape=shape), Predictor(), measure, outputs=[Slow()])
+    assert peaks[0] < frame_bytes, "an array of a frame's size was made in mid-run"
+
+
+def test_a_file_waits_for_its_slowest_output() -> None:
+    slow, quick = Watcher(seconds=0.003), Watcher()
+    stats = run_live(Numbered(40, live=False), Predictor(), outputs=[slow, quick])
+    assert slow.numbers == quick.numbers == list(range(40))
+    assert [output.dropped for output in stats.outputs] == [0, 0]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_window_has_the_callers_thread_and_prediction_another(live: bool) -> None:
+    window, recording, predictor = Window(seconds=0.002), Watcher(), Predictor()
+    asked: set[str] = set()
+
+    def should_stop() -> bool:
+        asked.add(threading.current_thread().name)
+        return False
+
+    source = Numbered(60, live=live, period_s=0.002)
+    stats = run_live(source, predictor, outputs=[window, recording], should_stop=should_stop)
+    own = threading.current_thread().name
+    assert window.threads == asked == {own}
+    assert predictor.threads == {"mde-inference"}
+    assert recording.threads == {"mde-output-Watcher"}
+    assert window.numbers[-1] == recording.numbers[-1] == 59
+    assert stats.outputs[0].name == "window"
+    if not live:
+        assert window.numbers == list(range(60))
+
+
+def test_a_window_that_is_slow_does_not_slow_prediction() -> None:
+    stats = run_live(Numbered(100, live=True, period_s=0.004), Predictor(), outputs=[Window(seconds=0.1)])
+    assert stats.frames > 2 * stats.outputs[0].shown
+    assert stats.outputs[0].shown + stats.outputs[0].dropped == stats.frames
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_closing_the_window_ends_the_run(live: bool) -> None:
+    window = Window()
+    source = Numbered(10_000, live=live, period_s=0.001)
+    run_live(source, Predictor(), outputs=[window], should_stop=lambda: len(window.numbers) >= 3)
+    assert 3 <= len(window.numbers) <= 4
+    assert source.given < 5000
+
+
+def test_enough_frames_end_the_run_with_a_window() -> None:
+    window = Window()
+    stats = run_live(Numbered(10_000, live=True, period_s=0.001), Predictor(), outputs=[window], max_frames=5)
+    assert stats.frames == 5
+    assert window.numbers[-1] >= 4
+
+
+def test_ctrl_c_in_the_window_keeps_the_statistics() -> None:
+    def interrupt(number: int) -> None:
+        if number >= 5:
+            raise KeyboardInterrupt
+
+    stats = run_live(Numbered(10_000, live=True, period_s=0.001), Predictor(), outputs=[Window(at=interrupt)])
+    assert stats.interrupted
+    assert stats.frames + stats.dropped >= 5  # the source's count; a busy machine leaves frames out
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("kind", [Watcher, Window])
+def test_what_an_output_raises_ends_the_run(kind: type[Watcher], live: bool) -> None:
+    def fail(number: int) -> None:
+        if number >= 3:
+            raise ValueError("a mistake")
+
+    source, other = Numbered(10_000, live=live, period_s=0.001), Watcher()
+    with pytest.raises(ValueError, match="a mistake"):
+        run_live(source, Predictor(), outputs=[kind(at=fail), other])
+    assert source.given < 5000
+    assert other.numbers
+
+
+def test_a_mistake_at_the_last_result_is_raised_as_well() -> None:
+    def fail(number: int) -> None:
+        time.sleep(0.05)
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        run_live(Numbered(1, live=False), Predictor(), outputs=[Watcher(at=fail)])
+
+
+def test_a_failing_predictor_with_a_window() -> None:
+    def fail(frame: Frame) -> DepthMap:
+        raise ValueError("engine lost")
+
+    with pytest.raises(ValueError, match="engine lost"):
+        run_live(Numbered(5, live=True), fail, outputs=[Window()])
+
+
+def test_an_output_that_hangs_is_left_behind_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs_module, "STOP_S", 0.1)
+    release = threading.Event()
+    stuck = Watcher(at=lambda number: release.wait(20))
+    try:
+        stats = run_live(Numbered(20, live=True, period_s=0.001), Predictor(), outputs=[stuck, Watcher()])
+        assert "left behind" in str(stats.outputs[0].problem)
+        assert stats.outputs[1].problem is None
+    finally:
+        release.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("mde-output"):
+                thread.join(5)
+
+
+def test_what_an_output_could_not_do_is_in_the_statistics() -> None:
+    class Recording(Watcher):
+        name = "recording"
+        problem = "The disk is full; the recording ends at 00:03."
+
+    stats = run_live(Numbered(3, live=False), Predictor(), outputs=[Recording()])
+    assert stats.outputs[0].problem == Recording.problem
+
+
+def test_frames_that_change_their_size() -> None:
+    class Changing(Numbered):
+        def read(self, out: Frame | None = None) -> Frame | None:
+            self.shape = SHAPE if self.given % 4 < 2 else (8, 10, 3)
+            return super().read(out)
+
+    watcher = Watcher()
+    run_live(Changing(12, live=False), Predictor(), outputs=[watcher])
+    assert watcher.numbers == list(range(12))
+
+
+def test_results_that_come_after_the_end_are_not_taken() -> None:
+    watcher = Watcher()
+    result = LiveResult(
+        frame=np.zeros(SHAPE, np.uint8),
+        depth_m=np.zeros(SHAPE[:2], np.float32),
+        number=0,
+        captured_unix_ns=0,
+        latency_ms=1.0,
+        age_ms=1.0,
+        dropped=0,
+    )
+    with Outputs([watcher], lossless=True) as lanes:
+        lanes.end()
+        lanes.put(result, 0.0)
+    assert watcher.numbers == []

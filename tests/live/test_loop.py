@@ -1,0 +1,383 @@
+"""The live loop: which frames are shown, what is measured, and that it always stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mirrordepth_edge.live import loop as pipeline, stats
+from mirrordepth_edge.live.loop import LiveResult, Ticker, run_live
+from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
+from mirrordepth_edge.live.stats import LiveStats, OutputStats
+from mirrordepth_edge.sources.synthetic import MIDDLE_M, SWING_M, SyntheticSource
+from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.imaging.preprocess import Frame
+
+SHAPE = (4, 6, 3)
+
+
+class NumberedSource(FrameSource):
+    """Frames whose pixels are their number, from `before(number)` on, which may wait or raise."""
+
+    name = "numbered"
+
+    def __init__(self, count: int, live: bool, before: Callable[[int], object] = lambda number: None) -> None:
+        self.live = live
+        self.count = count
+        self.before = before
+        self.given = 0
+        self.buffers: set[int] = set()
+        self.threads: set[threading.Thread] = set()
+
+    def read(self, out: Frame | None = None) -> Frame | None:
+        self.threads.add(threading.current_thread())
+        if self.given == self.count:
+            return None
+        self.before(self.given)
+        out = np.empty(SHAPE, np.uint8) if out is None else out
+        out[:] = self.given
+        self.buffers.add(out.ctypes.data)
+        self.given += 1
+        return out
+
+
+def depth_of(frame: Frame) -> DepthMap:
+    return frame[..., 0].astype(np.float32)
+
+
+def run(source: FrameSource, predictor: Callable[[Frame], DepthMap] = depth_of, **options: object) -> list[int]:
+    """The numbers of the frames that were shown."""
+    shown: list[int] = []
+
+    def show(result: LiveResult) -> None:
+        assert (result.frame == result.frame[0, 0, 0]).all(), "a frame was overwritten while in use"
+        assert (result.depth_m == result.frame[0, 0, 0]).all()
+        shown.append(int(result.frame[0, 0, 0]))
+
+    run_live(source, predictor, show, **options)  # type: ignore[arg-type]
+    return shown
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_file_loses_no_frame_and_needs_no_thread() -> None:
+    source = NumberedSource(20, live=False)
+    assert run(source, lambda frame: time.sleep(0.002) or depth_of(frame)) == list(range(20))
+    assert source.threads == {threading.current_thread()}
+    assert len(source.buffers) == 1
+
+
+def test_a_live_source_shows_the_newest_frame_and_counts_the_others() -> None:
+    source = NumberedSource(60, live=True, before=lambda number: time.sleep(0.004))
+    results: list[tuple[int, int]] = []
+
+    def slow(frame: Frame) -> DepthMap:
+        time.sleep(0.02)
+        return depth_of(frame)
+
+    stats = run_live(source, slow, lambda result: results.append((int(result.frame[0, 0, 0]), result.dropped)))
+    numbers = [number for number, _ in results]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == 59, "the last frame of a stream that ends is shown"
+    assert stats.dropped > 10
+    assert stats.frames + stats.dropped == 60
+    for index, (number, dropped) in enumerate(results):
+        assert number == index + dropped
+    assert threading.current_thread() not in source.threads
+
+
+def test_live_buffers_are_reused_and_never_overwritten_in_use() -> None:
+    source = NumberedSource(250, live=True, before=lambda number: time.sleep(0.0002))
+    shown = run(source, lambda frame: time.sleep(0.001) or depth_of(frame))
+    assert len(shown) > 10
+    assert len(source.buffers) <= 3
+
+
+def test_age_counts_from_capture_and_latency_from_inference() -> None:
+    predicting = threading.Event()
+    results: list[LiveResult] = []
+
+    def slow(frame: Frame) -> DepthMap:
+        predicting.set()
+        time.sleep(0.05)
+        return depth_of(frame)
+
+    def show(result: LiveResult) -> None:
+        results.append(result)
+        time.sleep(0.05)
+
+    # Frame 1 arrives while frame 0 is being predicted, and grows old until that was shown.
+    run_live(NumberedSource(2, live=True, before=lambda number: number == 0 or predicting.wait(5)), slow, show)
+    first, second = results
+    assert 50 <= first.latency_ms <= first.age_ms
+    assert second.latency_ms >= 50
+    assert second.age_ms >= second.latency_ms + 90
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_it_stops_after_enough_frames(live: bool) -> None:
+    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    assert len(run(source, max_frames=5)) == 5
+    assert source.given < 250
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_it_stops_when_told(live: bool) -> None:
+    answers = iter([False, False, True])
+    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    shown = run(source, should_stop=lambda: next(answers))
+    assert len(shown) <= 3
+    assert source.given < 250
+
+
+def test_it_stops_when_told_while_a_camera_is_silent() -> None:
+    release = threading.Event()
+    asked: list[float] = []
+
+    def should_stop() -> bool:
+        asked.append(time.perf_counter())
+        release.set()  # else the thread, which cannot be interrupted, would not end
+        return True
+
+    start_s = time.perf_counter()
+    assert run(NumberedSource(1, live=True, before=lambda number: release.wait(5)), should_stop=should_stop) == []
+    assert asked
+    assert time.perf_counter() - start_s < 2
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_failing_source_is_raised_in_the_callers_thread(live: bool) -> None:
+    def fail_at_three(number: int) -> None:
+        time.sleep(0.01)
+        if number == 3:
+            raise OSError("unplugged")
+
+    source = NumberedSource(10, live=live, before=fail_at_three)
+    shown: list[int] = []
+    with pytest.raises(OSError, match="unplugged"):
+        run_live(source, depth_of, lambda result: shown.append(int(result.frame[0, 0, 0])))
+    assert shown[-1] == 2, "what was captured before is shown first"
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("where", ["predictor", "on_result", "should_stop"])
+def test_failures_of_callbacks_are_raised(where: str, live: bool) -> None:
+    def fail(*_: object) -> DepthMap:
+        raise ValueError(where)
+
+    callbacks = {"predictor": depth_of, "on_result": lambda result: None, "should_stop": lambda: False} | {where: fail}
+    with pytest.raises(ValueError, match=where):
+        run_live(NumberedSource(9, live=live, before=lambda number: time.sleep(0.001)), **callbacks)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_ctrl_c_ends_the_run_and_keeps_the_statistics(live: bool) -> None:
+    calls: list[Frame] = []
+
+    def interrupted(frame: Frame) -> DepthMap:
+        calls.append(frame)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return depth_of(frame)
+
+    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    stats = run_live(source, interrupted, lambda result: None)
+    assert stats.interrupted
+    assert stats.frames == 3
+    assert stats.latency_p50_ms is not None
+
+
+def test_statistics_are_those_of_the_samples() -> None:
+    results: list[LiveResult] = []
+    stats = run_live(NumberedSource(40, live=False, before=lambda number: time.sleep(0.002)), depth_of, results.append)
+    latency_ms, age_ms = ([getattr(result, name) for result in results] for name in ("latency_ms", "age_ms"))
+    assert stats.frames == 40
+    assert stats.dropped == 0
+    assert not stats.interrupted
+    assert stats.latency_p50_ms == pytest.approx(np.percentile(latency_ms, 50))
+    assert stats.latency_p99_ms == pytest.approx(np.percentile(latency_ms, 99))
+    assert stats.age_p50_ms == pytest.approx(np.percentile(age_ms, 50))
+    assert stats.age_p99_ms == pytest.approx(np.percentile(age_ms, 99))
+    assert stats.rate_hz is not None
+    assert stats.source_hz is not None
+    assert stats.duration_s >= 40 * 0.002
+    assert stats.rate_hz < 1 / 0.002
+    # One frame more than intervals, and the wait for the first frame is no interval.
+    assert stats.rate_hz >= 39 / stats.duration_s
+
+
+def test_only_the_newest_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "HISTORY", 8)
+    results: list[LiveResult] = []
+
+    def slow_at_first(frame: Frame) -> DepthMap:
+        time.sleep(0.01 if len(results) < 5 else 0)
+        return depth_of(frame)
+
+    told = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
+    newest_ms = [result.latency_ms for result in results[-8:]]
+    assert told.frames == 20
+    assert told.latency_p99_ms == pytest.approx(np.percentile(newest_ms, 99))
+    assert told.latency_p99_ms < results[0].latency_ms
+
+
+def test_no_frame_no_figures() -> None:
+    stats = run_live(NumberedSource(0, live=True), depth_of, lambda result: None)
+    assert stats.frames == 0
+    assert stats.rate_hz is stats.latency_p50_ms is stats.age_p99_ms is None
+    assert str(stats) == "0 frames in 0.0 s, 0 dropped"
+
+
+def told(**changes: object) -> LiveStats:
+    figures: dict[str, object] = {
+        "frames": 300,
+        "dropped": 2,
+        "faults": 0,
+        "duration_s": 10.04,
+        "rate_hz": 29.96,
+        "source_hz": 30.0,
+        "latency_p50_ms": 12.34,
+        "latency_p99_ms": 20.0,
+        "age_p50_ms": 15.0,
+        "age_p99_ms": 31.25,
+        "shown_age_p50_ms": None,
+        "shown_age_p99_ms": None,
+        "outputs": (),
+        "interrupted": False,
+    }
+    return LiveStats(**{**figures, **changes})  # type: ignore[arg-type]
+
+
+def test_the_summary_line() -> None:
+    begin = "300 frames in 10.0 s, 2 dropped, 30.0 Hz; latency p50 12.3 ms, p99 20.0 ms; age p50 15.0 ms, p99 31.2 ms"
+    assert str(told()) == begin
+    shown = told(shown_age_p50_ms=18.0, shown_age_p99_ms=40.04, faults=1)
+    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; went over 1 fault"
+
+
+def test_statistics_become_json() -> None:
+    output = OutputStats(name="window", shown=3, dropped=0, age_p50_ms=1.0, age_p99_ms=2.0, problem=None)
+    written = json.loads(json.dumps(asdict(told(outputs=(output,)))))
+    assert written["outputs"][0]["name"] == "window"
+
+
+def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
+    ticker = Ticker()
+    lines = []
+    for index in range(25):
+        now_s = 100 + 0.1 * (index + 1) + 1e-6
+        result = LiveResult(
+            frame=np.empty(SHAPE, np.uint8),
+            depth_m=np.empty(SHAPE[:2], np.float32),
+            number=index,
+            captured_unix_ns=0,
+            latency_ms=float(index),
+            age_ms=50.0,
+            dropped=index // 5,
+        )
+        lines.append(ticker(result))
+    spoken = {index: line for index, line in enumerate(lines) if line is not None}
+    assert spoken == {
+        9: "10.0 Hz  latency 4.5 ms  age 50.0 ms  dropped 1",
+        19: "10.0 Hz  latency 14.5 ms  age 50.0 ms  dropped 3",
+    }
+
+
+def test_results_are_numbered_and_dated() -> None:
+    results: list[LiveResult] = []
+    before_ns = time.time_ns()
+    run_live(NumberedSource(30, live=True, before=lambda number: time.sleep(0.002)), depth_of, results.append)
+    after_ns = time.time_ns()
+    assert [result.number for result in results] == list(range(len(results)))
+    dates = [result.captured_unix_ns for result in results]
+    assert before_ns < dates[0] < dates[-1] < after_ns
+    assert all(later - earlier > 1e6 for earlier, later in pairwise(dates))
+
+
+def test_the_rate_of_the_source_counts_what_was_dropped() -> None:
+    def slow(frame: Frame) -> DepthMap:
+        time.sleep(0.02)
+        return depth_of(frame)
+
+    told = run_live(NumberedSource(60, live=True, before=lambda number: time.sleep(0.004)), slow)
+    assert told.rate_hz is not None
+    assert told.source_hz is not None
+    assert told.rate_hz <= 1 / 0.02
+    assert told.rate_hz < told.source_hz <= 1 / 0.004
+
+
+def test_states_are_told_in_the_callers_thread_and_once() -> None:
+    stalled = SourceState("stalled", "numbered sends nothing.")
+    release = threading.Event()
+
+    class Stalling(NumberedSource):
+        @property
+        def state(self) -> SourceState:
+            return stalled if self.given == 1 and not release.is_set() else LIVE
+
+    def before(number: int) -> None:
+        if number == 1:
+            release.wait(5)
+
+    told: list[tuple[SourceState, threading.Thread]] = []
+
+    def on_state(state: SourceState) -> None:
+        told.append((state, threading.current_thread()))
+        if state == stalled:
+            timer.start()
+
+    timer = threading.Timer(0.25, release.set)  # a few looks later
+    run_live(Stalling(60, live=True, before=lambda n: (before(n), time.sleep(0.002))), depth_of, on_state=on_state)
+    timer.join()
+    assert told == [(stalled, threading.current_thread()), (LIVE, threading.current_thread())]
+
+
+def test_a_source_that_waits_is_told_to_stop() -> None:
+    class Patient(NumberedSource):
+        def __init__(self) -> None:
+            super().__init__(2, live=True, before=lambda number: number == 1 and self.stopped.wait(20))
+            self.stopped = threading.Event()
+
+        def stop(self) -> None:
+            self.stopped.set()
+
+    start_s = time.perf_counter()
+    run_live(Patient(), depth_of, max_frames=1)
+    assert time.perf_counter() - start_s < 5
+
+
+def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with() -> None:
+    """A predictor that sees depth in the pattern's blue, a source of known depth, and an output beside the loop."""
+    source = SyntheticSource((48, 64), rate_hz=200.0)
+    worst_m: list[float] = []
+
+    def see(frame: Frame) -> DepthMap:
+        time.sleep(0.008)  # slower than the source
+        return (MIDDLE_M - SWING_M + 2 * SWING_M / 255 * (frame[..., 2] + np.float32(0.5))).astype(np.float32)
+
+    class Check:
+        def show(self, result: LiveResult) -> None:
+            exact_m = source.depth_m(result.number + result.dropped)
+            worst_m.append(float(np.abs(result.depth_m - exact_m).max()))
+            assert result.frame.flags.c_contiguous
+
+    told = run_live(source, see, outputs=[Check()], max_frames=40)
+    assert told.dropped > 5
+    assert len(worst_m) > 20
+    assert max(worst_m) < 1.01 * SWING_M / 255  # half a level of blue
+    one_step_m = np.abs(source.depth_m(0) - source.depth_m(1)).max()
+    assert one_step_m > 10 * SWING_M / 255, "a frame's neighbour would be told apart"

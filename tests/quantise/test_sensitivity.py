@@ -1,0 +1,96 @@
+"""Layers in INT8 one group at a time: the same as running everything, and cut where it may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+from onnx import ModelProto
+
+from mirrordepth_edge.backends.onnxruntime import bare_session
+from mirrordepth_edge.config import ExportConfig, SessionOptions
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.quantise.sensitivity import measure_damage
+from mirrordepth_edge.export.trace import export_onnx
+from mirrordepth_edge.quantise.qdq import calibrated_tensors, layer_groups, quantisable, quantise
+from mirrordepth_edge.graph.activations import Ranges, collect
+from mirrordepth_edge.graph.subgraph import downstream, with_outputs
+
+CPU = SessionOptions(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_network: DepthNetwork) -> ModelProto:
+    return export_onnx(tiny_network, ExportConfig())
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def ranges(model: ModelProto, images: list[Any]) -> Ranges:
+    return collect(model, calibrated_tensors(model, quantisable(model), "gpu"), images).ranges("max", symmetric=True)
+
+
+def depth(model: ModelProto, image: Any) -> Any:
+    return bare_session(model.SerializeToString(), CPU, qdq_as_written=True).run(None, {"image": image})[0]
+
+
+def test_damage_is_that_of_the_whole_model_with_one_group_quantised(
+    model: ModelProto, images: list[Any], ranges: Ranges
+) -> None:
+    groups = layer_groups(quantisable(model))
+    few = {group: groups[group] for group in [*groups][:: len(groups) // 3]}
+    found = measure_damage(model, few, ranges, "gpu", images)
+    for group, damage in found.items():
+        whole = quantise(model, groups[group], ranges, "gpu")
+        errors = [np.abs(depth(whole, each) - depth(model, each)) / depth(model, each) for each in images]
+        assert damage == pytest.approx(np.mean(errors, dtype=np.float64), rel=1e-3, abs=1e-7)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_what_is_known_is_not_measured_again(model: ModelProto, images: list[Any], ranges: Ranges) -> None:
+    groups = layer_groups(quantisable(model))
+    first, second, *_ = groups
+    told: list[str] = []
+    found = measure_damage(
+        model,
+        {each: groups[each] for each in (first, second)},
+        ranges,
+        "gpu",
+        images,
+        {first: 0.5},
+        lambda group, damage: told.append(group),
+    )
+    assert found[first] == 0.5
+    assert told == [second]
+
+
+def test_a_part_gives_what_the_whole_does(model: ModelProto, images: list[Any]) -> None:
+    """Cut in front of the last block of the tower, and fed what the whole model has there."""
+    names = [node.name for node in model.graph.node]
+    last = next(name for name in reversed(names) if name.startswith("tower/") and name.endswith("MatMul"))
+    part = downstream(model, [last])
+    assert 0 < len(part.graph.node) < len(model.graph.node)
+    assert [each.name for each in part.graph.output] == ["depth"]
+    cut = [each.name for each in part.graph.input]
+    assert "image" not in cut
+    whole = bare_session(with_outputs(model, cut).SerializeToString(), CPU)
+    expected, *values = whole.run(["depth", *cut], {"image": images[0]})
+    (found,) = bare_session(part.SerializeToString(), CPU).run(None, dict(zip(cut, values, strict=True)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_part_from_the_first_layer_on_reads_the_image(model: ModelProto) -> None:
+    first = next(iter(quantisable(model)))
+    part = downstream(model, [first])
+    assert "image" not in {name for node in part.graph.node for name in node.output}
+    assert len(part.graph.node) > 0.9 * len(model.graph.node)

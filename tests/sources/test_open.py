@@ -1,0 +1,190 @@
+"""What opens by which name, streams, and what a user is told."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.sources import capture, open as sources
+from mirrordepth_edge.sources.cameras import CameraOptions
+from mirrordepth_edge.sources.files import PictureFolder
+from mirrordepth_edge.sources.open import open_source
+from mirrordepth_edge.sources.synthetic import SyntheticSource
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    assert cv2.imwrite(str(path), np.zeros((4, 6, 3), np.uint8))
+    return path
+
+
+def test_names_and_what_they_open(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    for name in ("open_camera", "open_csi", "open_stream", "open_video"):
+
+        def note(*arguments: Any, _name: str = name, **options: Any) -> None:
+            calls.append((_name, *arguments, *options.items()))
+
+        monkeypatch.setattr(sources, name, note)
+    options = CameraOptions(rate_hz=60.0)
+    for spec in ("1", "/dev/video12", "csi", "csi:2"):
+        open_source(spec, options)
+    open_source("rtsp://camera/stream")
+    open_source("clip.mp4", realtime=True)
+    open_source("csi.mp4")
+    open_source("video1")
+    assert calls == [
+        ("open_camera", 1, options),
+        ("open_camera", 12, options),
+        ("open_csi", 0, options),
+        ("open_csi", 2, options),
+        ("open_stream", "rtsp://camera/stream"),
+        ("open_video", Path("clip.mp4"), ("realtime", True)),
+        ("open_video", Path("csi.mp4"), ("realtime", False)),
+        ("open_video", Path("video1"), ("realtime", False)),
+    ]
+    assert isinstance(open_source(str(picture.parent)), PictureFolder)
+    pattern = open_source("synthetic", CameraOptions(size_hw=(24, 32), rate_hz=60.0))
+    assert isinstance(pattern, SyntheticSource)
+    assert pattern.rate_hz == 60
+    assert pattern.depth_m(0).shape == (24, 32)
+
+
+@pytest.mark.parametrize("spec", ["rtsp://camera/stream", "clip.mp4", "{}"])
+def test_only_cameras_are_asked_for_a_mode(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="another mode"):
+        open_source(spec.format(picture.parent), CameraOptions(size_hw=(480, 640)))
+    with pytest.raises(OptionError, match="another mode"):
+        open_source("synthetic", CameraOptions(exposure_ms=5.0))
+
+
+@pytest.mark.parametrize("spec", ["0", "csi", "rtsp://camera/stream", "{}", "synthetic"])
+def test_only_videos_have_times(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="real time"):
+        open_source(spec.format(picture.parent), realtime=True)
+
+
+def test_opencv_and_ffmpeg_keep_silent(tmp_path: Path) -> None:
+    (tmp_path / "notes.mp4").write_text("no video\n" * 100)
+    (tmp_path / "video977").touch()
+    # Port 9 of this machine refuses at once. A process of its own: FFmpeg reads its log level only once.
+    code = f"""
+from pathlib import Path
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.live import v4l2
+from mirrordepth_edge.sources.open import open_source
+v4l2.DEVICES = Path({str(tmp_path)!r})
+for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
+    try:
+        open_source(spec)
+    except InputError:
+        continue
+    raise SystemExit(f"{{spec}} opened")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_stream_that_does_not_open_keeps_its_password() -> None:
+    with pytest.raises(InputError, match="does not open") as caught:
+        open_source("http://user:secret@127.0.0.1:9/stream")  # port 9 of this machine: refused at once
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" in caught.value.what
+
+
+def test_a_host_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "OPEN_TIMEOUT_MS", 300)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start_s = time.perf_counter()
+        with pytest.raises(InputError, match="does not open"):
+            open_source(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/stream")
+        assert 0.2 < time.perf_counter() - start_s < 8
+
+
+JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), (200, 100, 50), np.uint8))[1].tobytes()
+
+
+class MotionJpeg(BaseHTTPRequestHandler):
+    """A network camera that sends so many pictures and then hangs up, or falls silent."""
+
+    pictures = 12
+    falls_silent = False
+    over = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for _ in range(self.pictures):
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+            self.wfile.write(head.encode() + JPEG + b"\r\n")
+        if self.falls_silent:
+            self.over.wait(20)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def network_camera() -> Iterator[str]:
+    MotionJpeg.over.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), MotionJpeg) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg"
+        MotionJpeg.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("falls_silent", [False, True])
+def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MotionJpeg, "falls_silent", falls_silent)
+    monkeypatch.setattr(capture, "READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(capture, "AT_ONCE_S", 0.5)
+    with open_source(network_camera) as source:
+        assert source.live
+        assert source.may_return
+        assert source.length is None
+        frames: list[object] = []
+        start_s = time.perf_counter()
+        with pytest.raises(InputError, match="delivers no frames") as caught:
+            frames.extend(source.read() for _ in range(1000))
+        assert time.perf_counter() - start_s < 10
+    assert "ceased" in caught.value.why
+    assert len(frames) >= 8, "what had arrived was lost"
+    assert frames[0] is not None
+    np.testing.assert_allclose(frames[0][10, 10], (50, 100, 200), atol=4)  # RGB
+
+
+def test_a_file_on_a_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Served:
+        def isOpened(self) -> bool:  # noqa: N802
+            return True
+
+        def get(self, key: int) -> float:
+            return {cv2.CAP_PROP_FRAME_COUNT: 1.0}.get(key, 0.0)
+
+        def read(self, out: object = None) -> tuple[bool, object]:
+            return (True, np.zeros((4, 6, 3), np.uint8)) if out is None else (False, None)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: Served())
+    with open_source("http://127.0.0.1/clip.mp4") as source:
+        assert source.read() is not None
+        assert source.read() is None
