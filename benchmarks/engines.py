@@ -11,11 +11,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import build_engine, plan_build
 from mirrordepth_edge.errors import MdeError
 from mirrordepth_edge.manifest import EngineInfo, Manifest
-from mirrordepth_edge.predictor import model_path
 
 HEAD = "| model | precision | input, pixels | for | built in | main memory at most | ONNX | engine |"
 

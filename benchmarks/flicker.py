@@ -28,16 +28,16 @@ from peers.common import add_placing, ends, parser, positive
 
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import DataConfig, SessionOptions
-from mirrordepth_edge.evaluation.consistency import FlowMeter
 from mirrordepth_edge.data.choose import choose_dataset
-from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.evaluation.consistency import FlowMeter
+from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.evaluate import align
 from mirrordepth_edge.evaluation.metrics import Depth, clamped, depth_metrics, valid_mask
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
-from mirrordepth_edge.report.tables import Table
-from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.imaging.temporal_filter import StabiliseConfig, Stabiliser
+from mirrordepth_edge.predictor import DepthPredictor, load
+from mirrordepth_edge.report.tables import Table
 
 LIMITS_M = (1e-3, 10.0)
 APART_PX = 8

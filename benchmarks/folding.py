@@ -27,11 +27,11 @@ from torch import Tensor
 from mirrordepth_edge.bench.measure import time_in_turn, warm_up
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.config import PRESETS, ExportConfig
+from mirrordepth_edge.export.parity import reference_frames
+from mirrordepth_edge.export.trace import export_onnx
+from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.model.clip import RANDOM_PREFIX, Taps
 from mirrordepth_edge.model.network import DepthNetwork, create_network, normalise_pixels
-from mirrordepth_edge.export.trace import export_onnx
-from mirrordepth_edge.export.parity import reference_frames
-from mirrordepth_edge.imaging.preprocess import Preprocessor
 
 console = Console(highlight=False, soft_wrap=True)
 

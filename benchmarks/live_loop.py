@@ -28,11 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.bench.stream import stream
-from mirrordepth_edge.live.loop import LiveResult, run_live
-from mirrordepth_edge.sources.synthetic import SIZE_HW, SyntheticSource
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.live.loop import run_live
+from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.predictor import load
+from mirrordepth_edge.sources.synthetic import SIZE_HW, SyntheticSource
 
 MOST_OVERHEAD = 0.05
 KEEPS_UP = 0.9

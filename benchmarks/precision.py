@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from outliers import with_outliers, with_varied_depth
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.bench.measure import time_in_turn
 from mirrordepth_edge.commands.parameters import data_config
@@ -28,15 +29,14 @@ from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
 from mirrordepth_edge.data.sample import Selected
 from mirrordepth_edge.engines.build import build_engine, plan_build
-from mirrordepth_edge.quantise.calibration_set import load_calibration
+from mirrordepth_edge.errors import MdeError
+from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.export.accuracy import GateFrames
 from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.export.produce import produce_onnx, untrained_network
-from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
-from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.quantise.calibration_set import load_calibration
+from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
 
 YIELDS = SessionOptions(device="cpu", yields=True)
 

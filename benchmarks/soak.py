@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.machine.sampler import parse_memory_mib
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.live.loop import LiveResult, run_live
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.live.loop import run_live
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.machine.sampler import parse_memory_mib
+from mirrordepth_edge.predictor import load
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.sources.synthetic import SyntheticSource
-from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.predictor import load
 
 STATUS = Path("/proc/self/status")
 INTERVAL_S = 0.5

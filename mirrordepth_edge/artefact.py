@@ -23,3 +23,8 @@ def shipped_name(sha256: str) -> str | None:
         except InputError:  # an installation that lost it can still say what it knows
             continue
     return None
+
+
+def model_path(model: str | Path) -> Path:
+    """The file behind a model's name: `nano` and `nano.fp16` are ONNX files that ship with the package."""
+    return SHIPPED.get(str(model), Path(model))

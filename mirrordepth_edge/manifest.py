@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mirrordepth_edge.config import (
     BatchHW,
     BuildConfig,
     CalibrationMethod,
+    ExportConfig,
     InputKind,
     ModelConfig,
     Precision,
@@ -27,6 +28,9 @@ from mirrordepth_edge.config import (
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, written_whole
 from mirrordepth_edge.support.schema import read_strict
+
+if TYPE_CHECKING:
+    pass
 
 MANIFEST_VERSION: Final = 1
 CHECKPOINT_VERSION: Final = 1
@@ -364,3 +368,44 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     except ValueError as error:
         raise InputError(f"The header of {path} is no readable JSON.", str(error), cure) from error
     return read_strict(CheckpointInfo, data, str(path), cure)
+
+
+INPUT_NAME = "image"
+
+
+OUTPUT_NAME = "depth"
+
+
+DEPTH_LAYOUT = "NHW"
+
+
+def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's input; open lengths are -1."""
+    uint8 = config.io == "uint8"
+    spec = TensorSpec(
+        name=INPUT_NAME,
+        dtype="uint8" if uint8 else "float32",
+        shape=(config.batch, *model.size_hw, 3) if uint8 else (config.batch, 3, *model.size_hw),
+        layout="NHWC" if uint8 else "NCHW",
+        range="0..255" if uint8 else "(rgb/255 - mean) / std",
+        unit="RGB" if uint8 else "normalised RGB",
+    )
+    return _opened(spec, config.sizes)
+
+
+def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
+    """The exported network's output; open lengths are -1."""
+    spec = TensorSpec(
+        name=OUTPUT_NAME,
+        dtype="float32",
+        shape=(config.batch, *model.size_hw),
+        layout=DEPTH_LAYOUT,
+        range="> 0",
+        unit="metres",
+    )
+    return _opened(spec, config.sizes)
+
+
+def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
+    """With the lengths open that the file leaves so."""
+    return spec if sizes is None else spec.at(sizes.usual).open(sizes.opened)

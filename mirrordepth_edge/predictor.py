@@ -10,19 +10,16 @@ from types import TracebackType
 
 import numpy as np
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import Arrays, Session
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.camera.model import Camera, Lens, scale_for
 from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.imaging.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
-from mirrordepth_edge.artefact import MODELS_DIR as MODELS_DIR
-from mirrordepth_edge.artefact import NANO_CHECKPOINT as NANO_CHECKPOINT
-from mirrordepth_edge.artefact import NANO_ONNX as NANO_ONNX
-from mirrordepth_edge.artefact import SHIPPED as SHIPPED
 from mirrordepth_edge.imaging.temporal_filter import Stabiliser
+from mirrordepth_edge.manifest import read_checkpoint_info
 
 
 class DepthPredictor:
@@ -177,11 +174,6 @@ def load(
     except BaseException:
         session.close()
         raise
-
-
-def model_path(model: str | Path) -> Path:
-    """The file behind a model's name: `nano` and `nano.fp16` are ONNX files that ship with the package."""
-    return SHIPPED.get(str(model), Path(model))
 
 
 def _require_focal(model: ModelConfig) -> NormalisedFocal:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mirrordepth_edge import cli
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.predictor import NANO_ONNX
 
 COPIED = {NANO_ONNX["fp32"].name, manifest_path(NANO_ONNX["fp32"]).name}
 

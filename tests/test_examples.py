@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import mirrordepth_edge
-from mirrordepth_edge.live.loop import LiveResult
+from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.live.shared_memory import RAM_DISK, SharedDepth
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

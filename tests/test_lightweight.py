@@ -32,7 +32,7 @@ ABSENT = (
     "websockets",
 )
 # The training core and the export wrapper are PyTorch modules through and through.
-NEEDS_TORCH = ("mirrordepth_edge.core", "mirrordepth_edge.export.fold")
+NEEDS_TORCH = ("mirrordepth_edge.model", "mirrordepth_edge.training", "mirrordepth_edge.export.fold")
 MODULES = sorted(
     ".".join(("mirrordepth_edge", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import MODELS_DIR, NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.data.choose import NYU_CAMERA
-from mirrordepth_edge.data.sample import read_picture
 from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest
-from mirrordepth_edge.predictor import MODELS_DIR, NANO_CHECKPOINT, NANO_ONNX, load
+from mirrordepth_edge.predictor import load
+from mirrordepth_edge.support.files import sha256_of
 
 CARD = (MODELS_DIR / "nano.md").read_text(encoding="utf-8")
 MAX_BYTES = 16_000_000
@@ -41,8 +42,8 @@ def test_one_chain_of_hashes() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_shipped_onnx_is_the_checkpoint(precision: str) -> None:
     pytest.importorskip("torch", reason="the reference is the PyTorch model")
-    from mirrordepth_edge.model.checkpoint import load_checkpoint
     from mirrordepth_edge.export.parity import check_parity, measure_parity
+    from mirrordepth_edge.model.checkpoint import load_checkpoint
 
     network, _ = load_checkpoint(NANO_CHECKPOINT)
     parity = measure_parity(NANO_ONNX[precision], network, reference_frames(), precision, "uint8")  # type: ignore[arg-type]

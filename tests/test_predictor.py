@@ -16,12 +16,12 @@ from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.data.choose import NYU_CAMERA
-from mirrordepth_edge.data.sample import read_picture
-from mirrordepth_edge.export.parity import FRAMES_DIR
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.export.parity import FRAMES_DIR
+from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor, load
 
 MODEL = replace(PRESETS["nano"], focal=NYU_CAMERA.focal)

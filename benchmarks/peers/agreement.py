@@ -24,15 +24,16 @@ import numpy as np
 import numpy.typing as npt
 from common import add_placing, ends, open_ours, parser, positive
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import Arrays, CheckedSession, Session
 from mirrordepth_edge.bench.measure import bench
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import BenchConfig, SessionOptions
-from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.errors import GateError, OptionError
+from mirrordepth_edge.export.parity import reference_frames
+from mirrordepth_edge.predictor import DepthPredictor
 from mirrordepth_edge.report.tables import Table
-from mirrordepth_edge.predictor import DepthPredictor, model_path
 
 Run = Callable[[Mapping[str, npt.NDArray[Any]]], tuple[Mapping[str, npt.NDArray[Any]], float]]
 """Runs the network once; its outputs, and the milliseconds that it took by a clock of its own."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.bench.measure import Candidate, open_candidate
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.predictor import model_path
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:

@@ -16,11 +16,11 @@ from mirrordepth_edge.backends.base import Arrays, Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import SessionOptions, SizeHW, Strict
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import existing_file
-from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.imaging.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.imaging.preprocess import Frame, check_frame, resize_frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.support.schema import read_strict
 
 if sys.version_info >= (3, 11):

@@ -28,12 +28,12 @@ from rich.progress import track
 
 from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import CAMERA_FILE, CONVENTIONS, NYU_CAMERA, choose_dataset
-from mirrordepth_edge.data.sample import read_picture
-from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
-from mirrordepth_edge.support.files import ensure_folder, write_json
+from mirrordepth_edge.imaging.draw import save_png
+from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.postprocess import resize_depth_to, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
+from mirrordepth_edge.support.files import ensure_folder, write_json
 
 Depth = npt.NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.export.parity import reference_frames
-from mirrordepth_edge.support.files import sha256_of, write_json
 from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.support.files import sha256_of, write_json
 
 HEADER = ("model", "depth", "weights", "MB", "p50 ms (95 %)", "p99 ms", "frames/s")
 

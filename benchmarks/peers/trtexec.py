@@ -32,8 +32,8 @@ from mirrordepth_edge.bench.stats import ratio_interval, summarise
 from mirrordepth_edge.bench.trtexec_log import PARTS, Times, read_times
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import BenchConfig, SessionOptions
-from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.errors import DeviceError, MissingError, OptionError
+from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.report.tables import Table
 
 JETPACK = "/usr/src/tensorrt/bin/trtexec"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
 from mirrordepth_edge.config import BatchHW, SessionOptions
-from mirrordepth_edge.machine.device import cuda_driver, nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.machine.device import cuda_driver, nvidia_gpus
 from mirrordepth_edge.manifest import DIMENSIONS, Manifest
 
 NAME: Final = "onnxruntime"

@@ -58,8 +58,8 @@ class TorchSession(CheckedSession):
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
+        from mirrordepth_edge.manifest import input_spec, output_spec
         from mirrordepth_edge.model.checkpoint import load_checkpoint
-        from mirrordepth_edge.export.trace import input_spec, output_spec
 
         network, _ = load_checkpoint(path, clip_weights=options.clip_weights, size_hw=options.network_hw)
         model, shaped = network.config, ExportConfig(batch=options.batch or 1)

@@ -9,15 +9,15 @@ from typing import Any, cast
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.manifest import Manifest, read_manifest
+from mirrordepth_edge.support.files import existing_file
 
 MODULES = {
     "torch": "pytorch",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
+    "tensorrt": "trt.tensorrt",
+    "tensorrt-rtx": "trt.tensorrt_rtx",
 }
 CHECKPOINT_SUFFIX = ".safetensors"
 ONNX_SUFFIX = ".onnx"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.support.files import existing_file, sha256_of
 from mirrordepth_edge.manifest import Manifest, read_checkpoint_info, read_manifest
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
+from mirrordepth_edge.support.files import existing_file, sha256_of
 
 PRESET = "preset:"
 """Before a preset's name: the preset with random weights, fit to measure speed."""
@@ -140,9 +140,9 @@ def _exported(
     clip_weights: Path | None,
     on_stage: Callable[[str], None],
 ) -> Path:
-    from mirrordepth_edge.export.trace import require_export_packages
     from mirrordepth_edge.export.parity import reference_frames
     from mirrordepth_edge.export.produce import produce_onnx, untrained_network
+    from mirrordepth_edge.export.trace import require_export_packages
 
     assert config.size_hw is not None, "the caller knows the size"
     height, width = config.size_hw

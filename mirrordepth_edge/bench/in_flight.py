@@ -17,15 +17,15 @@ import numpy.typing as npt
 from mirrordepth_edge.backends.base import Arrays, CheckedSession, Session
 from mirrordepth_edge.bench.measure import Candidate, camera_frames, check_depth, warm_up
 from mirrordepth_edge.bench.result import ThroughputMeasurement
-from mirrordepth_edge.machine.sampler import Sampler
 from mirrordepth_edge.bench.stats import summarise
 from mirrordepth_edge.bench.throughput import throughput_of_one
 from mirrordepth_edge.config import BenchConfig
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.manifest import Parity
+from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.machine.sampler import Sampler
+from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor
 
 Feeds = Mapping[str, npt.NDArray[Any]]

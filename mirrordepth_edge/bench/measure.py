@@ -16,21 +16,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import DEVICE_STAGES
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
-from mirrordepth_edge.machine.sampler import Sampler
 from mirrordepth_edge.bench.stats import findings, stationary_from, summarise
 from mirrordepth_edge.bench.stream import StreamResult, peak_rate, stream
 from mirrordepth_edge.bench.throughput import throughput
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, SessionOptions
+from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.export.parity import check_agreement, measure_agreement
 from mirrordepth_edge.export.reference import Reference, read_reference
-from mirrordepth_edge.machine.device import machine
-from mirrordepth_edge.errors import GateError, OptionError
-from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
-from mirrordepth_edge.predictor import DepthPredictor, load, model_path
+from mirrordepth_edge.machine.device import machine
+from mirrordepth_edge.machine.sampler import Sampler
+from mirrordepth_edge.manifest import Parity
+from mirrordepth_edge.predictor import DepthPredictor, load
+from mirrordepth_edge.support.files import sha256_of
 
 STAGES = ("preprocess", "network", "postprocess")
 WARMUP_CHUNK = 20

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.machine.telemetry import Context
 from mirrordepth_edge.bench.stats import Finding, LatencyStats
 from mirrordepth_edge.bench.stream import PeakRate, StreamResult
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
+from mirrordepth_edge.machine.telemetry import Context
 from mirrordepth_edge.manifest import Parity
 
 RESULT_VERSION = 3

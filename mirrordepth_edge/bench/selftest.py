@@ -24,14 +24,14 @@ from mirrordepth_edge import __version__
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import backend
 from mirrordepth_edge.bench.redact import Anonymiser
-from mirrordepth_edge.support.worker import command_of
 from mirrordepth_edge.config import Precision, Strict
 from mirrordepth_edge.engines import build
+from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.machine.system import PowerMode, Unknown, read_environment
-from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.worker import command_of
 
 VERSION: Final = 1
 PACKAGES = (

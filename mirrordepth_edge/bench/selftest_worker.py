@@ -22,18 +22,18 @@ from typing import Any, Final
 import numpy as np
 
 from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
-from mirrordepth_edge.machine.telemetry import Context, Reading
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest import STEPS, Effort, Figure, Step, StepName, Subject, skipped_after
-from mirrordepth_edge.machine.sampler import Sampler
 from mirrordepth_edge.bench.stream import stream
 from mirrordepth_edge.config import BenchConfig, Precision, QuantiseConfig
 from mirrordepth_edge.engines.cache import cached_engine
+from mirrordepth_edge.errors import MdeError, MissingError
 from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
-from mirrordepth_edge.errors import MdeError, MissingError
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.machine.sampler import Sampler
+from mirrordepth_edge.machine.telemetry import Context, Reading
+from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.schema import read_strict
 
 Say = Callable[[str, Any], None]

@@ -21,9 +21,9 @@ from mirrordepth_edge.bench.scaling import fit, units_of
 from mirrordepth_edge.bench.stats import Ratio, Samples, ratio_interval
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, Precision, SessionOptions, SizeHW, Strict
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.recipes import load_recipe
+from mirrordepth_edge.support.files import write_json
 
 FOLDER = "benchmarks/suites"
 """Where recipes of suites are, in the checkout and in the wheel."""

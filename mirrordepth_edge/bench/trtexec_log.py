@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.machine.telemetry import Absent, Context
 from mirrordepth_edge.bench.measure import BOUNDARIES
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import findings, summarise
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
-from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.machine.device import Machine
+from mirrordepth_edge.machine.telemetry import Absent, Context
 from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support.files import existing_file
 
 Times = npt.NDArray[np.float64]
 

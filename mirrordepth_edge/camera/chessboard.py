@@ -23,8 +23,8 @@ import numpy.typing as npt
 from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import GateError, InputError, OptionError
-from mirrordepth_edge.support.files import require_suffix, written_whole
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import require_suffix, written_whole
 
 Corners = npt.NDArray[np.float32]
 """float32 `[columns * rows, 2]`, pixels (x, y), row by row."""

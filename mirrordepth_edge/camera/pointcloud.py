@@ -14,9 +14,9 @@ import numpy.typing as npt
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.config import NormalisedFocal, SizeHW
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.support.files import written_whole
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import written_whole
 
 PLY_VERTEX = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")],

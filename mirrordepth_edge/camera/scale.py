@@ -24,11 +24,11 @@ import numpy as np
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.config import ModelConfig, SizeHW, Strict
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, write_json
-from mirrordepth_edge.support.units import LENGTH, in_metres
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, write_json
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.units import LENGTH, in_metres
 
 STORE_VERSION: Final = 1
 EXAMPLE = "--set-scale 320,240=1.85m"

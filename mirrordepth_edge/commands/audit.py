@@ -28,10 +28,10 @@ def audit(
     """
     from dataclasses import asdict
 
+    from mirrordepth_edge.artefact import model_path
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.errors import GateError
     from mirrordepth_edge.support.files import ensure_folder, write_json
-    from mirrordepth_edge.predictor import model_path
 
     file = model_path(model)
     if json_file is not None:
@@ -53,12 +53,12 @@ def audit(
 
 def _audit(file: Path) -> tuple[Audit, Manifest | None]:
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
+    from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.export.dynamic_shapes import fixed
     from mirrordepth_edge.graph.audit import audit_onnx, read_onnx
     from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
-    from mirrordepth_edge.export.dynamic_shapes import fixed
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.support.files import existing_file
     from mirrordepth_edge.manifest import manifest_path, read_manifest
+    from mirrordepth_edge.support.files import existing_file
 
     if file.suffix == CHECKPOINT_SUFFIX:
         made = file.with_suffix(ONNX_SUFFIX).name

@@ -50,7 +50,7 @@ def build(
     With TensorRT for this machine's GPU, or with TensorRT for RTX for any RTX GPU, which needs no
     GPU to build. The engine has the precision of the ONNX file.
     """
-    from mirrordepth_edge.predictor import SHIPPED, model_path
+    from mirrordepth_edge.artefact import SHIPPED, model_path
 
     path = model_path(model)
     beside = Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from mirrordepth_edge.imaging.preprocess import Frame
     from mirrordepth_edge.quantise.calibration_set import CalibrationSet
     from mirrordepth_edge.quantise.select_frames import Chooser, Key
     from mirrordepth_edge.sources.open import FrameSource
-    from mirrordepth_edge.imaging.preprocess import Frame
 
 FEW = 128
 """Ranges of fewer frames may miss what the camera will see."""
@@ -68,8 +68,16 @@ def calibrate(
 
 def _choose(chooser: Chooser, source: str, path: Path, *, count: int, seed: int, most: int) -> CalibrationSet:
     """Look at the source's frames, pick, and write the recipe."""
-    from mirrordepth_edge.quantise.calibration_set import video_frames, video_length
-    from mirrordepth_edge.quantise.write_calibration_set import keep_only, make_set, new_folder, no_pictures, picture_files, pictures_of, spread_evenly
+    from mirrordepth_edge.quantise.write_calibration_set import (
+        keep_only,
+        make_set,
+        new_folder,
+        no_pictures,
+        picture_files,
+        pictures_of,
+        spread_evenly,
+    )
+    from mirrordepth_edge.sources.files import video_frames, video_length
     from mirrordepth_edge.sources.open import open_source
 
     place, kept = Path(source), path.with_suffix("")

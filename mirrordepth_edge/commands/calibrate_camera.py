@@ -74,7 +74,7 @@ def calibrate_camera(
 
 
 def _is_pictures(source: str) -> bool:
-    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
+    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
 
     path = Path(source)
     return path.is_dir() or (path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
@@ -83,7 +83,7 @@ def _is_pictures(source: str) -> bool:
 @contextmanager
 def _frames_of(source: str, size_hw: SizeHW | None) -> Iterator[tuple[Iterator[tuple[str, Frame]], bool]]:
     """Frames with their names, and whether they go on for ever."""
-    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
+    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
     from mirrordepth_edge.sources.open import CameraOptions, open_source
 
     if _is_pictures(source):

@@ -35,11 +35,11 @@ def check(
     from dataclasses import asdict
 
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.lint.facts import check_dataset, contact_sheet, facts, spread
     from mirrordepth_edge.data.choose import choose_dataset
+    from mirrordepth_edge.data.lint.facts import check_dataset, contact_sheet, facts, spread
     from mirrordepth_edge.data.lint.findings import find_mistakes, refuse_mistakes
-    from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
 
     if part not in ("train", "test"):

@@ -33,13 +33,13 @@ def demo(
 
     from mirrordepth_edge.backends.base import Available
     from mirrordepth_edge.backends.registry import backend, backend_for
-    from mirrordepth_edge.support.worker import command_of
     from mirrordepth_edge.commands.export.command import export
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.export.trace import require_export_packages
-    from mirrordepth_edge.support.files import ensure_folder
     from mirrordepth_edge.manifest import manifest_path, read_manifest
     from mirrordepth_edge.predictor import load
+    from mirrordepth_edge.support.files import ensure_folder
+    from mirrordepth_edge.support.worker import command_of
 
     photo, truth_m = motorcycle()
     require_export_packages()

@@ -80,18 +80,19 @@ def evaluate(
 
     from dataclasses import replace
 
-    from mirrordepth_edge.evaluation.baselines import wanted
+    from mirrordepth_edge.artefact import model_path
     from mirrordepth_edge.camera.model import camera_of
     from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
-    from mirrordepth_edge.evaluation.consistency import read_camera_path
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
+    from mirrordepth_edge.evaluation.baselines import wanted
+    from mirrordepth_edge.evaluation.consistency import read_camera_path
     from mirrordepth_edge.evaluation.evaluate import evaluate as run_evaluation
-    from mirrordepth_edge.support.files import ensure_folder, write_json
+    from mirrordepth_edge.predictor import load
     from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
     from mirrordepth_edge.report.examples import ExampleSheet
     from mirrordepth_edge.report.html import check_name, save_page
     from mirrordepth_edge.report.tables import baselines_table, results_table
-    from mirrordepth_edge.predictor import load, model_path
+    from mirrordepth_edge.support.files import ensure_folder, write_json
 
     if report_file is not None:
         check_name(report_file, "--report")

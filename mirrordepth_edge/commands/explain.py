@@ -51,16 +51,16 @@ def explain(
     own rows shuffled in its place. Where CLIP was trained on text: how near the mirror is to words.
     """
 
+    from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED
     from mirrordepth_edge.backends.base import Missing
     from mirrordepth_edge.backends.pytorch import probe
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.data.sample import Selected
-    from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.errors import MissingError, OptionError
     from mirrordepth_edge.evaluation.evaluate import Protocol
+    from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
-    from mirrordepth_edge.predictor import NANO_CHECKPOINT, SHIPPED
 
     path = NANO_CHECKPOINT if checkpoint == NANO else SHIPPED.get(checkpoint, Path(checkpoint))
     if path.suffix in (".onnx", ".plan", ".engine"):
@@ -74,8 +74,8 @@ def explain(
         ensure_folder(file.parent)
     if isinstance(missing := probe(), Missing):
         raise MissingError("mde explain needs PyTorch.", missing.reason, missing.cure)
-    from mirrordepth_edge.training import explain as core
     from mirrordepth_edge.model.checkpoint import load_checkpoint
+    from mirrordepth_edge.training import explain as core
     from mirrordepth_edge.training.explain_picture import draw_reading
 
     network, info = load_checkpoint(path, clip_weights=clip_weights)

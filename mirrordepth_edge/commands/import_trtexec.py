@@ -38,8 +38,8 @@ def import_trtexec(
     """
     from mirrordepth_edge.bench.trtexec_log import read_log, read_times, result_of
     from mirrordepth_edge.commands.terminal import console, print_table
-    from mirrordepth_edge.machine.device import machine
     from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.machine.device import machine
     from mirrordepth_edge.support.files import ensure_folder, write_json
 
     if (times is None) is not (model is None) or (here and times is None):

@@ -23,10 +23,10 @@ def inspect(
     from rich.table import Table
     from rich.text import Text
 
+    from mirrordepth_edge.artefact import model_path
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest
-    from mirrordepth_edge.predictor import model_path
 
     rows: Rows
     file = model_path(model)
@@ -102,8 +102,8 @@ def _manifest_rows(manifest: Manifest) -> Rows:
 def _graph_rows(file: Path, manifest: Manifest) -> Rows:
     import onnx
 
-    from mirrordepth_edge.graph.cost import graph_cost
     from mirrordepth_edge.export.dynamic_shapes import fixed
+    from mirrordepth_edge.graph.cost import graph_cost
 
     cost = graph_cost(fixed(onnx.load(file), manifest.at().inputs))
     usual = "" if manifest.sizes is None else f" of its usual size, {'x'.join(map(str, manifest.at().inputs[0].size))}"

@@ -60,8 +60,8 @@ def run(
 
     from mirrordepth_edge.camera.model import camera_of
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.imaging.draw import colour_limits
+    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
     from mirrordepth_edge.predictor import load
 
     paths = _inputs(files)
@@ -94,8 +94,8 @@ def _kinds(formats: str) -> set[str]:
 
 
 def _points(ply: bool, paths: list[Path]) -> set[str]:
-    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
 
     if ply and (videos := [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]):
         why = "Point clouds are made of pictures; of a video each frame would be megabytes."
@@ -105,8 +105,8 @@ def _points(ply: bool, paths: list[Path]) -> set[str]:
 
 def _inputs(files: list[Path]) -> list[Path]:
     """The files to read, folders expanded to their pictures; all of them exist."""
-    from mirrordepth_edge.data.sample import PICTURE_SUFFIXES
     from mirrordepth_edge.errors import InputError
+    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
     from mirrordepth_edge.support.files import existing_file
 
     paths: list[Path] = []

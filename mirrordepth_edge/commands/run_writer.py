@@ -27,9 +27,9 @@ class Writer:
     def picture(self, path: Path) -> str:
         import numpy as np
 
-        from mirrordepth_edge.data.sample import read_picture
-        from mirrordepth_edge.imaging.draw import save_png
         from mirrordepth_edge.camera.pointcloud import camera_for, save_ply
+        from mirrordepth_edge.imaging.draw import save_png
+        from mirrordepth_edge.imaging.pictures import read_picture
         from mirrordepth_edge.imaging.postprocess import colourise
 
         frame = read_picture(path)
@@ -50,8 +50,8 @@ class Writer:
         from contextlib import nullcontext
 
         from mirrordepth_edge.imaging.draw import saved_video
-        from mirrordepth_edge.sources.open import open_video
         from mirrordepth_edge.imaging.postprocess import colourise
+        from mirrordepth_edge.sources.open import open_video
 
         target, count, frame = self.folder / path.stem, 0, None
         with open_video(path) as source:

@@ -26,9 +26,9 @@ def selftest(
     """
     from mirrordepth_edge.bench.selftest import anonymous, run_selftest
     from mirrordepth_edge.commands.terminal import console, progress_bar
-    from mirrordepth_edge.support.files import ensure_folder, write_json
     from mirrordepth_edge.report.html import save_page
     from mirrordepth_edge.report.selftest import selftest_page, verdict
+    from mirrordepth_edge.support.files import ensure_folder, write_json
 
     ensure_folder(report)
     with progress_bar() as bar:

@@ -26,12 +26,12 @@ def resolve(model: str, target: str | None, options: SessionOptions | None = Non
     """
     if target is None:
         return model
+    from mirrordepth_edge.artefact import model_path
     from mirrordepth_edge.commands.terminal import errors, progress_bar
     from mirrordepth_edge.engines.build import HERE, plan_build, problems_of
     from mirrordepth_edge.engines.cache import cached_engine
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.manifest import read_manifest
-    from mirrordepth_edge.predictor import model_path
 
     path = model_path(model)
     if target != HERE:

@@ -59,14 +59,14 @@ def train(
     """
     from dataclasses import replace
 
+    from mirrordepth_edge.artefact import NANO_CHECKPOINT
     from mirrordepth_edge.commands.parameters import torch_device
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.commands.train_view import watched
     from mirrordepth_edge.data.choose import CONVENTIONS, kind_of, training_focal
     from mirrordepth_edge.evaluation.evaluate import Protocol
-    from mirrordepth_edge.support.files import ensure_folder, require_suffix, written_whole
     from mirrordepth_edge.recipes import load_training
-    from mirrordepth_edge.predictor import NANO_CHECKPOINT
+    from mirrordepth_edge.support.files import ensure_folder, require_suffix, written_whole
 
     require_suffix(output, (".safetensors",), "a checkpoint")
     check_options(validation, hold_out, cache_features, copies)

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mirrordepth_edge.evaluation.evaluate import Protocol
     from mirrordepth_edge.training.fit import Watch
     from mirrordepth_edge.training.runs import EpochResult
     from mirrordepth_edge.training.trainer import Progress
     from mirrordepth_edge.training.views import Problem
-    from mirrordepth_edge.evaluation.evaluate import Protocol
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from mirrordepth_edge.commands.parameters import Backend, Device, session_option
 from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.machine.telemetry import Context
     from mirrordepth_edge.export.verify import Verification
+    from mirrordepth_edge.machine.telemetry import Context
 
 REDRAW_S = 0.5
 
@@ -37,15 +37,15 @@ def verify(
     """
     from dataclasses import asdict, replace
 
+    from mirrordepth_edge.artefact import model_path
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_session
-    from mirrordepth_edge.machine.sampler import Sampler
     from mirrordepth_edge.commands.terminal import console, errors
+    from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.export.verify import check_verification
     from mirrordepth_edge.export.verify import verify as look
     from mirrordepth_edge.machine.device import machine
-    from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.machine.sampler import Sampler
     from mirrordepth_edge.support.files import ensure_folder, write_json
-    from mirrordepth_edge.predictor import model_path
 
     path = model_path(model)
     if path.suffix == CHECKPOINT_SUFFIX:

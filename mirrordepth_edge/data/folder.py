@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, FilePairs
+from mirrordepth_edge.data.sample import FilePairs
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
 
 PICTURE_FOLDERS = ("rgb", "image", "images", "color", "colour")
 DEPTH_FOLDERS = ("depth", "depths")

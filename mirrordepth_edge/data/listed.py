@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mirrordepth_edge.data.sample import FilePairs, Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import existing_file
 
 NO_DEPTH = "None"
 KB_CROP_HW = (352, 1216)

@@ -25,8 +25,8 @@ import numpy as np
 from mirrordepth_edge.data.hdf5 import read_hdf5
 from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import existing_file
 
 Part = Literal["train", "test"]
 

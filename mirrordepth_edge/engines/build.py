@@ -11,24 +11,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
+from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
+from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, TargetConfig
 from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.process import OnProgress, refuse_cpu_int8, run_worker
+from mirrordepth_edge.engines.versions import Flavour, has_timing_cache, refuse_unsupported, require_new_enough
+from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import at_every_size, of_sizes, with_sizes
 from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.reference import reference_path
-from mirrordepth_edge.engines.versions import Flavour, has_timing_cache, refuse_unsupported, require_new_enough
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
-from mirrordepth_edge.machine.system import parse_driver
-from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.support.files import ensure_folder, require_suffix, sha256_of, written_whole
 from mirrordepth_edge.machine.known_issues import KnownProblem, known_problems
+from mirrordepth_edge.machine.system import parse_driver
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
+from mirrordepth_edge.support.files import ensure_folder, require_suffix, sha256_of, written_whole
 
 HERE = "here"
 RTX_TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
@@ -100,7 +101,7 @@ def _engine_targets() -> list[str]:
 
 def _plan_here() -> BuildPlan:
     gpus = nvidia_gpus()
-    if find_spec("tensorrt") is None and gpus and gpus[0].compute_capability in tensorrt_rtx.COMPUTE_CAPABILITIES:
+    if find_spec("tensorrt") is None and gpus and gpus[0].compute_capability in COMPUTE_CAPABILITIES:
         return _plan_rtx((gpus[0].compute_capability,))
     version = _require_tensorrt("this machine")
     own = (gpus[0].compute_capability,)
@@ -112,12 +113,12 @@ def _plan_rtx(capabilities: tuple[str, ...]) -> BuildPlan:
         raise MissingError(
             f"An engine for compute capability {', '.join(capabilities)} needs TensorRT for RTX.",
             "The package tensorrt-rtx is not installed (it exists for x86-64 Linux and Windows).",
-            tensorrt_rtx.INSTALL,
+            INSTALL["tensorrt-rtx"],
         )
-    if unknown := sorted(set(capabilities) - set(tensorrt_rtx.COMPUTE_CAPABILITIES)):
+    if unknown := sorted(set(capabilities) - set(COMPUTE_CAPABILITIES)):
         raise OptionError(
             f"TensorRT for RTX does not serve compute capability {', '.join(unknown)}.",
-            f"It serves {', '.join(tensorrt_rtx.COMPUTE_CAPABILITIES)}.",
+            f"It serves {', '.join(COMPUTE_CAPABILITIES)}.",
             "Build with TensorRT on that GPU: mde build model.onnx --target here",
         )
     gpus = nvidia_gpus()
@@ -135,7 +136,7 @@ def _require_tensorrt(where: str) -> str:
             "Copy the .onnx and its .manifest.json to the target and type there: mde build model.onnx "
             "(TensorRT for RTX builds here: --target rtx-ada)",
         )
-    version = str(getattr(tensorrt.module(), "__version__", ""))
+    version = str(getattr(import_runtime("tensorrt"), "__version__", ""))
     require_new_enough(version)
     return version
 

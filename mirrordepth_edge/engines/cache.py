@@ -28,10 +28,10 @@ from mirrordepth_edge.config import BuildConfig, Strict
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import HERE, BuildPlan
 from mirrordepth_edge.engines.progress import BuildProgress
-from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import ensure_folder, unwritable, write_json
+from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support.files import ensure_folder, unwritable, write_json
 from mirrordepth_edge.support.schema import read_strict
 
 RECORD: Final = "built.json"

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.support.worker import command_of
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.progress import BuildProgress
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, OptionError
 from mirrordepth_edge.manifest import Manifest
+from mirrordepth_edge.support.worker import command_of
 
 OnProgress = Callable[[BuildProgress], None]
 

@@ -11,8 +11,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.support.files import written_whole
 
 

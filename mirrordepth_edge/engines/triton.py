@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirrordepth_edge.export.reference import copy_reference, reference_path
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import sha256_of, unwritable
+from mirrordepth_edge.export.reference import copy_reference, reference_path
 from mirrordepth_edge.manifest import Manifest, TensorSpec, manifest_path, read_manifest
+from mirrordepth_edge.support.files import sha256_of, unwritable
 
 VERSION = "1"
 FILES = {"onnx": "model.onnx", "plan": "model.plan"}

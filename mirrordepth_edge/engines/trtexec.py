@@ -17,10 +17,10 @@ from typing import Final
 
 from mirrordepth_edge.config import BuildConfig, TargetConfig
 from mirrordepth_edge.engines.process import refuse_cpu_int8
-from mirrordepth_edge.engines.worker import profile_shapes
-from mirrordepth_edge.export.dynamic_shapes import with_sizes
 from mirrordepth_edge.engines.versions import needs_strong_flag, refuse_unsupported
+from mirrordepth_edge.engines.worker import profile_shapes
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.export.dynamic_shapes import with_sizes
 from mirrordepth_edge.manifest import Manifest
 
 HARDWARE_LEVELS: Final = {"ampere+": "ampere+", "same-cc": "sameComputeCapability"}

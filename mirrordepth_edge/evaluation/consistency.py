@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import existing_file
 
 SAME_DEPTH_RATIO = 1.25
 """Two depths count as the same where max(a/b, b/a) is below this, as in delta1."""

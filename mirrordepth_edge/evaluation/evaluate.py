@@ -14,11 +14,28 @@ import numpy as np
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import Crop, Strict
-from mirrordepth_edge.evaluation.consistency import CameraPath, FlowMeter, ReprojectionConsistency, ReprojectionMeter, TemporalConsistency, nothing_followed
 from mirrordepth_edge.data.sample import Sample
-from mirrordepth_edge.evaluation.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.metrics import Depth, DepthMetrics, Mask, clamped, depth_metrics, eigen_crop, garg_crop, mean_metrics, valid_mask
+from mirrordepth_edge.evaluation.consistency import (
+    CameraPath,
+    FlowMeter,
+    ReprojectionConsistency,
+    ReprojectionMeter,
+    TemporalConsistency,
+    nothing_followed,
+)
+from mirrordepth_edge.evaluation.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
+from mirrordepth_edge.evaluation.metrics import (
+    Depth,
+    DepthMetrics,
+    Mask,
+    clamped,
+    depth_metrics,
+    eigen_crop,
+    garg_crop,
+    mean_metrics,
+    valid_mask,
+)
 from mirrordepth_edge.imaging.preprocess import Frame
 
 EVALUATION_VERSION = 2

@@ -15,12 +15,12 @@ import numpy as np
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.data.sample import DepthDataset, Sample
-from mirrordepth_edge.export.parity import CPU
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol, evaluate
-from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest
 from mirrordepth_edge.evaluation.metrics import Depth
+from mirrordepth_edge.export.parity import CPU
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest
 from mirrordepth_edge.predictor import DepthPredictor
 
 AGAINST_FP32 = Protocol(limits_m=(1e-6, 1e6))

@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import PreprocessConfig
-from mirrordepth_edge.graph.cost import Tensors
-from mirrordepth_edge.export.trace import HEAD_PREFIX, INPUT_NAME, POSITIONS_PREFIX
+from mirrordepth_edge.errors import GateError, InputError, missing_package
 from mirrordepth_edge.export.dynamic_shapes import fixed
 from mirrordepth_edge.export.parity import batches
 from mirrordepth_edge.graph.activations import collect
+from mirrordepth_edge.graph.cost import Tensors
+from mirrordepth_edge.graph.names import HEAD_PREFIX, POSITIONS_PREFIX
 from mirrordepth_edge.graph.subgraph import downstream
-from mirrordepth_edge.errors import GateError, InputError, missing_package
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.manifest import INPUT_NAME
 from mirrordepth_edge.support.quiet import quiet_log
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, bare_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
-from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
-from mirrordepth_edge.export.reference import MOST_FRAMES, Reference
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.manifest import Manifest, Parity
+from mirrordepth_edge.export.reference import MOST_FRAMES, Reference
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.manifest import Manifest, Parity
 
 if TYPE_CHECKING:
     from mirrordepth_edge.model.network import DepthNetwork

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import written_whole
 from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.support.files import written_whole
 
 MOST_FRAMES = 3
 """Of the pictures an export is checked on, so many are stored."""

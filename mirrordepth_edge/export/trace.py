@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import ExportConfig, ModelConfig, SizeRange
 from mirrordepth_edge.errors import missing_package
-from mirrordepth_edge.manifest import DIMENSIONS, TensorSpec
+from mirrordepth_edge.manifest import (
+    DEPTH_LAYOUT,
+    DIMENSIONS,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    input_spec,
+)
 from mirrordepth_edge.support.quiet import quiet_log
 
 if TYPE_CHECKING:
     import onnx
 
     from mirrordepth_edge.model.network import DepthNetwork
-
-INPUT_NAME = "image"
-OUTPUT_NAME = "depth"
-DEPTH_LAYOUT = "NHW"
-HEAD_PREFIX = "decoder/head/"
-"""Node names under which the metric head lies, which keeps FP32 in every precision."""
-POSITIONS_PREFIX = "tower/positions/"
-"""Those of a ViT's position embedding that is resized in the graph, which keeps it too: it counts cells."""
 
 
 def require_export_packages() -> None:
@@ -141,35 +139,3 @@ def _name_dimensions(model: onnx.ModelProto, opened: str, layout: str) -> None:
         for dimension, letter in zip(value.type.tensor_type.shape.dim, letters, strict=True):
             if letter in opened:
                 dimension.dim_param = DIMENSIONS[letter]
-
-
-def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
-    """The exported network's input; open lengths are -1."""
-    uint8 = config.io == "uint8"
-    spec = TensorSpec(
-        name=INPUT_NAME,
-        dtype="uint8" if uint8 else "float32",
-        shape=(config.batch, *model.size_hw, 3) if uint8 else (config.batch, 3, *model.size_hw),
-        layout="NHWC" if uint8 else "NCHW",
-        range="0..255" if uint8 else "(rgb/255 - mean) / std",
-        unit="RGB" if uint8 else "normalised RGB",
-    )
-    return _opened(spec, config.sizes)
-
-
-def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
-    """The exported network's output; open lengths are -1."""
-    spec = TensorSpec(
-        name=OUTPUT_NAME,
-        dtype="float32",
-        shape=(config.batch, *model.size_hw),
-        layout=DEPTH_LAYOUT,
-        range="> 0",
-        unit="metres",
-    )
-    return _opened(spec, config.sizes)
-
-
-def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
-    """With the lengths open that the file leaves so."""
-    return spec if sizes is None else spec.at(sizes.usual).open(sizes.opened)

@@ -20,16 +20,25 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.artefact import SHIPPED
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import NAME as ONNXRUNTIME
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.export.parity import CPU, LIMITS_ELSEWHERE, LIMITS_ENGINE, Limits, batches, figures, measure_agreement, reference_frames
-from mirrordepth_edge.export.reference import Reference, read_reference, reference_path
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.manifest import Manifest, Parity, manifest_path, read_manifest
+from mirrordepth_edge.export.parity import (
+    CPU,
+    LIMITS_ELSEWHERE,
+    LIMITS_ENGINE,
+    Limits,
+    batches,
+    figures,
+    measure_agreement,
+    reference_frames,
+)
+from mirrordepth_edge.export.reference import Reference, read_reference, reference_path
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Preprocessor
-from mirrordepth_edge.predictor import SHIPPED
+from mirrordepth_edge.manifest import Manifest, Parity, manifest_path, read_manifest
 
 Inputs = Sequence[npt.NDArray[Any]]
 """What the network is fed, one array a run."""

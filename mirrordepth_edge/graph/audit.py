@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mirrordepth_edge.config import Precision
+from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.graph.audit_findings import CHECKS, Finding
 from mirrordepth_edge.graph.audit_graph import HALF, Attention, Graph, name_of
 from mirrordepth_edge.graph.cost import node_cost
-from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -22,12 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.session import require_gpu
+from mirrordepth_edge.backends.trt.vendor import import_runtime
+from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.graph.audit import Audit, Verdict
 from mirrordepth_edge.graph.audit_findings import Finding
 from mirrordepth_edge.graph.audit_graph import HALF
-from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import Manifest
 
 Layer = Mapping[str, Any]
@@ -199,9 +200,9 @@ def layer_information(path: Path, manifest: Manifest) -> str:
         DeviceError: the GPU is there and failed.
         InputError: the plan cannot be loaded here.
     """
-    rtx = manifest.engine is not None and manifest.engine.flavour == tensorrt_rtx.NAME
+    rtx = manifest.engine is not None and manifest.engine.flavour == "tensorrt-rtx"
     require_gpu(path, "TensorRT for RTX" if rtx else "TensorRT", manifest)
-    trt = tensorrt_rtx.module() if rtx else tensorrt.module()
+    trt = import_runtime("tensorrt-rtx" if rtx else "tensorrt")
     # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
     cuda.call(cuda.runtime().cudaSetDevice, 0)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))

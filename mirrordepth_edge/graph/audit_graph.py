@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mirrordepth_edge.graph.cost import COUNTED, LAYOUT, QUANTISERS, Tensors
-from mirrordepth_edge.export.trace import HEAD_PREFIX
+from mirrordepth_edge.graph.names import HEAD_PREFIX
 
 if TYPE_CHECKING:
     import onnx

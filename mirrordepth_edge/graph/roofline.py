@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirrordepth_edge.config import Precision, TargetConfig
-from mirrordepth_edge.graph.cost import NodeCost
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.graph.cost import NodeCost
 from mirrordepth_edge.recipes import load_target, recipe_names
 
 NOT_MEASURED = "roofline estimate, not a measurement"

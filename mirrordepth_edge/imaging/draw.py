@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.support.files import written_whole
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import written_whole
 
 INK = (32, 32, 32)
 GAP_PX = 12

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mirrordepth_edge.sources.latest import POLL_S
 from mirrordepth_edge.live.stats import OutputStats, Recent
+from mirrordepth_edge.sources.latest import POLL_S
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.live.loop import LiveResult
+    from mirrordepth_edge.live.result import LiveResult
 
 STOP_S = 5.0
 """How long an output may take for its last result; then it is left behind, and that is told."""

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.live.loop import LiveResult
+from mirrordepth_edge.live.result import LiveResult
 
 MAGIC, VERSION = b"MDED", 1
 SLOTS = 4

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.sources.cameras import DEFAULTS, CameraOptions
 from mirrordepth_edge.sources.latest import in_order, newest
-from mirrordepth_edge.live.loop import LiveResult
+from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.sources.open import open_source
-from mirrordepth_edge.predictor import DepthPredictor, load
 
 
 class DepthStream(Iterator[LiveResult]):

@@ -1,4 +1,4 @@
-"""Runtimes and GPUs that are known not to go together, from the threads that say so: `known_bad.toml`."""
+"""Runtimes and GPUs that are known not to go together, from the threads that say so: `known_issues.toml`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OURS: tuple[Pattern, ...] = ("attention",)
 
 @dataclass(frozen=True, kw_only=True)
 class KnownProblem:
-    """One combination that goes wrong; `known_bad.toml` describes the fields."""
+    """One combination that goes wrong; `known_issues.toml` describes the fields."""
 
     id: str
     flavour: Flavour

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mirrordepth_edge.config import check_size
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info
 from mirrordepth_edge.model.clip import EMBEDDED, create_clip, tensors_sha256
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.support.files import existing_file, written_whole
-from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info
 
 CLIP_PREFIX = "clip."
 FREE = {"preset", "pretrained", "size_multiple", "depth_limits_m", "focal"}

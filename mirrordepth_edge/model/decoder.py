@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, SizeHW
-from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.model.clip import Taps
 
 FIRST_GUESS_M = 2.5
 """What an untrained pyramid answers about everywhere: the middle of a room."""

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from mirrordepth_edge.config import PRESETS, ModelConfig
+from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.model.clip import EMBEDDED, RANDOM_PREFIX, create_clip
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.errors import InputError, missing_package
 
 TEXT_TOWER_SEED = 0
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import ModelConfig, PreprocessConfig, SizeHW, check_size
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.model.clip import ClipModel, ImageTower, Taps, TextPath, clip_sha256, create_clip, resize_input
 from mirrordepth_edge.model.decoder import Decoder, PyramidDecoder, TokenDecoder
 from mirrordepth_edge.model.mirror import Mirror
-from mirrordepth_edge.errors import OptionError
 
 
 class DepthNetwork(nn.Module):

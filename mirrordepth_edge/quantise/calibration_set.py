@@ -15,23 +15,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import InputKind, PreprocessConfig, Strict
-from mirrordepth_edge.data.sample import read_picture
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import sha256_of, written_whole
+from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
+from mirrordepth_edge.sources.files import video_frames
+from mirrordepth_edge.support.files import sha256_of, written_whole
 
 KIND: Final = "calib"
 RECIPE_VERSION: Final = 1
 HASH = re.compile(r"[0-9a-f]{64}")
-BAD_FRAMES = 5
-"""So many reads in a row that fail are a video's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,44 +302,6 @@ def _open_shard(path: Path, shape: tuple[int, ...]) -> IO[bytes] | None:
         pass
     file.close()
     return None
-
-
-def video_frames(path: Path, numbers: Container[int]) -> Iterator[tuple[int, Frame]]:
-    """Frames of a video with their numbers, counted from 0 over those that can be read.
-
-    Args:
-        numbers: which ones; the others are passed over, which is faster than to turn them into colours.
-
-    Yields:
-        The number, and uint8 RGB `[H, W, 3]`. Nothing where the file is no video.
-    """
-    for number, capture in _grabbed(path):
-        if number in numbers:
-            read, bgr = capture.retrieve()
-            if read and bgr is not None and bgr.ndim == 3:
-                yield number, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[misc]
-
-
-def video_length(path: Path) -> int:
-    """Frames of a video that can be read, counted one by one, where its header does not say it."""
-    return sum(1 for _ in _grabbed(path))
-
-
-def _grabbed(path: Path) -> Iterator[tuple[int, cv2.VideoCapture]]:
-    """The video at one frame after the other, with their numbers."""
-    # What is wrong with a damaged file goes to the terminal otherwise; read once, when FFmpeg is first used.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        number, bad = 0, 0
-        while bad < BAD_FRAMES:
-            if capture.grab():
-                yield number, capture
-                number, bad = number + 1, 0
-            else:
-                bad += 1
-    finally:
-        capture.release()
 
 
 def recipe_path(name: str) -> Path:

@@ -14,20 +14,34 @@ import numpy.typing as npt
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
-from mirrordepth_edge.quantise.calibration_set import CalibrationSet
-from mirrordepth_edge.quantise.sensitivity import measure_damage
-from mirrordepth_edge.export.fp16 import check_range, to_fp16
-from mirrordepth_edge.export.accuracy import TOO_MUCH_CURE, GateFrames, Judge, check_accuracy
-from mirrordepth_edge.quantise.qdq import FEWEST_OPSET, calibrated_tensors, is_quantised, layer_groups, opset_of, quantisable
-from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
-from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
-from mirrordepth_edge.export.parity import CPU, LIMITS_ELSEWHERE, figures, measure_parity_with, reference_frames, worst_parity
-from mirrordepth_edge.graph.activations import ActivationStatistics, Ranges, collect, coverage
-from mirrordepth_edge.export.reference import copy_reference
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.manifest import Accuracy, Manifest, Quantisation, write_artefact
+from mirrordepth_edge.export.accuracy import TOO_MUCH_CURE, GateFrames, Judge, check_accuracy
+from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
+from mirrordepth_edge.export.fp16 import check_range, to_fp16
+from mirrordepth_edge.export.parity import (
+    CPU,
+    LIMITS_ELSEWHERE,
+    figures,
+    measure_parity_with,
+    reference_frames,
+    worst_parity,
+)
+from mirrordepth_edge.export.reference import copy_reference
+from mirrordepth_edge.graph.activations import ActivationStatistics, Ranges, collect, coverage
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.manifest import Accuracy, Manifest, Quantisation, write_artefact
+from mirrordepth_edge.quantise.calibration_set import CalibrationSet
+from mirrordepth_edge.quantise.qdq import (
+    FEWEST_OPSET,
+    calibrated_tensors,
+    is_quantised,
+    layer_groups,
+    opset_of,
+    quantisable,
+)
+from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
+from mirrordepth_edge.quantise.sensitivity import measure_damage
+from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
     import onnx

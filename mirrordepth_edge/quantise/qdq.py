@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import QuantisationScheme
-from mirrordepth_edge.export.trace import HEAD_PREFIX, POSITIONS_PREFIX
-from mirrordepth_edge.graph.activations import Range, Ranges
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.graph.activations import Range, Ranges
+from mirrordepth_edge.graph.names import HEAD_PREFIX, POSITIONS_PREFIX
 
 if TYPE_CHECKING:
     import onnx

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.artefact import SHIPPED
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.quantise.calibration_set import Dropped, Statistics
-from mirrordepth_edge.export.dynamic_shapes import fixed
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.export.dynamic_shapes import fixed
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
-from mirrordepth_edge.predictor import SHIPPED
+from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.quantise.calibration_set import Dropped, Statistics
 
 if TYPE_CHECKING:
     import onnx

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from mirrordepth_edge.backends.onnxruntime import bare_session
 from mirrordepth_edge.config import QuantisationScheme, SessionOptions
-from mirrordepth_edge.quantise.qdq import quantise
 from mirrordepth_edge.graph.activations import Ranges
 from mirrordepth_edge.graph.subgraph import downstream, with_outputs
+from mirrordepth_edge.quantise.qdq import quantise
 
 if TYPE_CHECKING:
     import onnx

@@ -18,12 +18,12 @@ import numpy as np
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import QuantiseConfig, Strict
+from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.graph.cost import node_costs
+from mirrordepth_edge.manifest import Accuracy
 from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
 from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, pareto
-from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import write_json
-from mirrordepth_edge.manifest import Accuracy
 from mirrordepth_edge.support.schema import read_strict
 
 MOST_POINTS: Final = 11

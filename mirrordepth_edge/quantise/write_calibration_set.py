@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge.config import SizeHW
-from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.imaging.draw import GAP_PX, side_by_side, stacked, titled
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet, ChosenFrame, Dropped, Recipe, Selection
 from mirrordepth_edge.quantise.select_frames import Choice, Key, TowerFeatures
-from mirrordepth_edge.imaging.draw import GAP_PX, side_by_side, stacked, titled
-from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import sha256_of, unwritable, written_whole
-from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 
 T = TypeVar("T")
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.evaluation.baselines import baselines_of
 from mirrordepth_edge.config import DataKind
+from mirrordepth_edge.evaluation.baselines import baselines_of
 from mirrordepth_edge.evaluation.consistency import SAME_DEPTH_RATIO, ReprojectionConsistency
-from mirrordepth_edge.machine.device import Machine, installed_versions, machine
-from mirrordepth_edge.imaging.draw import error_colours
 from mirrordepth_edge.evaluation.edges import CONTOUR_RATIOS
 from mirrordepth_edge.evaluation.evaluate import EVALUATION_VERSION, WIDE_PX, Evaluation, Protocol
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.imaging.draw import error_colours
 from mirrordepth_edge.imaging.postprocess import colourise
+from mirrordepth_edge.machine.device import Machine, installed_versions, machine
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.examples import Example
 from mirrordepth_edge.report.html import described, picture_uri, render_page
@@ -34,6 +33,7 @@ from mirrordepth_edge.report.tables import (
     marked_name,
     short_names,
 )
+from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
     from mirrordepth_edge.predictor import DepthPredictor

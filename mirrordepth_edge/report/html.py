@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.support.files import require_suffix, written_whole
-from mirrordepth_edge.imaging.preprocess import Frame
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_WIDTH_PX = 480

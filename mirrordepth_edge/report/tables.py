@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, differences
 from mirrordepth_edge.config import DataKind
+from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, differences
 from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency
 from mirrordepth_edge.evaluation.evaluate import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
 

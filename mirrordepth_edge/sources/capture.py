@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import cv2
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.source import FrameSource
 
 READ_TIMEOUT_S = 5
 """How long a camera or a stream may be silent until reading from it fails."""

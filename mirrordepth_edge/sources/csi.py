@@ -8,12 +8,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mirrordepth_edge.machine.device import parse_gstreamer
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.machine.device import parse_gstreamer
 from mirrordepth_edge.sources.cameras import DEFAULTS, CameraOptions
 from mirrordepth_edge.sources.capture import READ_TIMEOUT_S, CaptureSource, open_capture
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.imaging.preprocess import Frame
 
 SIZE_HW = (720, 1280)
 RATE_HZ = 30

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import cv2
 
-from mirrordepth_edge.data.sample import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources.capture import CaptureSource, open_capture
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import existing_file
 
 TERMINAL_TEXT = cv2.VideoWriter.fourcc(*"ansi")
 RATE_HZ = 30.0
@@ -141,3 +143,45 @@ def open_video(path: Path, *, realtime: bool = False) -> FrameSource:
             "Pass a video (mp4, avi, mkv, mov, webm); ffprobe FILE tells what it holds.",
         )
     return VideoSource(capture, str(path), realtime=realtime)
+
+
+BAD_FRAMES = 5
+"""So many reads in a row that fail are a video's end."""
+
+
+def video_frames(path: Path, numbers: Container[int]) -> Iterator[tuple[int, Frame]]:
+    """Frames of a video with their numbers, counted from 0 over those that can be read.
+
+    Args:
+        numbers: which ones; the others are passed over, which is faster than to turn them into colours.
+
+    Yields:
+        The number, and uint8 RGB `[H, W, 3]`. Nothing where the file is no video.
+    """
+    for number, capture in _grabbed(path):
+        if number in numbers:
+            read, bgr = capture.retrieve()
+            if read and bgr is not None and bgr.ndim == 3:
+                yield number, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[misc]
+
+
+def video_length(path: Path) -> int:
+    """Frames of a video that can be read, counted one by one, where its header does not say it."""
+    return sum(1 for _ in _grabbed(path))
+
+
+def _grabbed(path: Path) -> Iterator[tuple[int, cv2.VideoCapture]]:
+    """The video at one frame after the other, with their numbers."""
+    # What is wrong with a damaged file goes to the terminal otherwise; read once, when FFmpeg is first used.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        number, bad = 0, 0
+        while bad < BAD_FRAMES:
+            if capture.grab():
+                yield number, capture
+                number, bad = number + 1, 0
+            else:
+                bad += 1
+    finally:
+        capture.release()

@@ -7,8 +7,8 @@ import time
 from collections.abc import Generator
 from typing import NamedTuple
 
-from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.source import FrameSource
 
 POLL_S = 0.1
 """How often whoever waits looks whether it should stop."""

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 STALL_S = 1.5

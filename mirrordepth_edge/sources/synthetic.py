@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from mirrordepth_edge.bench.stream import Clock
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.source import FrameSource
+from mirrordepth_edge.support.clock import Clock
 
 SIZE_HW = (480, 640)
 RATE_HZ = 30.0

@@ -20,17 +20,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.model.clip import Taps, Vocabulary, knows_words, open_vocabulary
-from mirrordepth_edge.model.mirror import INITIAL_STD
-from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Evaluation, PictureResult, Protocol, evaluate
-from mirrordepth_edge.support.files import existing_file
-from mirrordepth_edge.manifest import CheckpointInfo, read_checkpoint_info
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.postprocess import resize_depth_to
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.manifest import CheckpointInfo, read_checkpoint_info
+from mirrordepth_edge.model.clip import Taps, Vocabulary, knows_words, open_vocabulary
+from mirrordepth_edge.model.mirror import INITIAL_STD
+from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
+from mirrordepth_edge.support.files import existing_file
 
 EXPLAIN_VERSION = 1
 TRAINED, RANDOM, PROMPT, ZEROS, SHUFFLED = "trained mirror", "random mirror", "prompt", "zeros", "shuffled rows"

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge.imaging import draw
-from mirrordepth_edge.training.explain import Reading
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.training.explain import Reading
 
 ROW_PX = 18
 PLOT_PX = 480

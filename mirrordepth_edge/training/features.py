@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mirrordepth_edge.config import Strict, TrainConfig
-from mirrordepth_edge.model.clip import Taps
-from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
-from mirrordepth_edge.training.processes import rank, wait_for_all, world_size
-from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, one_thread_each
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.model.clip import Taps
+from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.support.files import ensure_folder, write_json, written_whole
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.training.processes import rank, wait_for_all, world_size
+from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, one_thread_each
 
 CACHE_VERSION = 1
 SHARD_BYTES = 128 * 2**20

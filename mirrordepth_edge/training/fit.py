@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge.config import ModelConfig
+from mirrordepth_edge.data.choose import choose_dataset
+from mirrordepth_edge.data.sample import DepthDataset
+from mirrordepth_edge.data.split import hold_out
+from mirrordepth_edge.errors import InputError, missing_package
+from mirrordepth_edge.evaluation.evaluate import check_samples
+from mirrordepth_edge.imaging.draw import side_by_side
+from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.model.checkpoint import save_checkpoint, start_from
-from mirrordepth_edge.training.features import CachedViews, cached_views
 from mirrordepth_edge.model.nano import create_nano
 from mirrordepth_edge.model.network import DepthNetwork, create_network
+from mirrordepth_edge.training.features import CachedViews, cached_views
 from mirrordepth_edge.training.processes import joined, of_all, rank, wait_for_all
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.training.trainer import Progress, Resources, Trainer, evaluate, predictor
 from mirrordepth_edge.training.views import FreshViews, Problem
-from mirrordepth_edge.data.choose import choose_dataset
-from mirrordepth_edge.data.sample import DepthDataset
-from mirrordepth_edge.data.split import hold_out
-from mirrordepth_edge.imaging.draw import side_by_side
-from mirrordepth_edge.errors import InputError, missing_package
-from mirrordepth_edge.evaluation.evaluate import check_samples
-from mirrordepth_edge.imaging.postprocess import colourise
 
 PICTURES = 4
 """Depth pictures an epoch, for TensorBoard."""

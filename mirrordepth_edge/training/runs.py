@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from mirrordepth_edge.config import DataConfig, ModelConfig, Strict, TrainConfig
-from mirrordepth_edge.training.processes import rank
-from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol
-from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json, written_whole
 from mirrordepth_edge.evaluation.metrics import DepthMetrics
+from mirrordepth_edge.machine.device import installed_versions, machine
+from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json, written_whole
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.training.processes import rank
 
 PACKAGES = ("mirrordepth-edge", "torch", "open_clip_torch", "timm", "numpy", "opencv-python")
 

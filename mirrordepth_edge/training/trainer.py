@@ -16,21 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from mirrordepth_edge.evaluation import evaluate as evaluation
 from mirrordepth_edge.config import TrainConfig
-from mirrordepth_edge.model.clip import Taps
-from mirrordepth_edge.training.features import CachedViews, tower_features
-from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, over_all_processes
-from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.training.processes import rank, world_size
-from mirrordepth_edge.training.views import Batch, EpochOrder, FreshViews, Problem, collate, one_thread_each
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.evaluation import evaluate as evaluation
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol
-from mirrordepth_edge.support.files import written_whole
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.postprocess import resize_depth_to
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.model.clip import Taps
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.training.features import CachedViews, tower_features
+from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, over_all_processes
+from mirrordepth_edge.training.processes import rank, world_size
+from mirrordepth_edge.training.views import Batch, EpochOrder, FreshViews, Problem, collate, one_thread_each
 
 
 @dataclass(frozen=True, kw_only=True)

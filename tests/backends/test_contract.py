@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.backends.base import Available, Missing, Session
 from mirrordepth_edge.backends.registry import MODULES, backend, open_session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 CPU = SessionOptions(device="cpu", threads=2)
 ON_GPU_ONLY = ("tensorrt", "tensorrt-rtx")
@@ -159,8 +159,8 @@ def test_a_device_asked_for_by_name_is_not_replaced() -> None:
 
 
 def test_onnx_runtime_lets_go_of_the_cores_only_where_another_session_is_next() -> None:
+    from mirrordepth_edge.artefact import NANO_ONNX
     from mirrordepth_edge.backends.onnxruntime import bare_session
-    from mirrordepth_edge.predictor import NANO_ONNX
 
     for yields in (False, True):
         options = bare_session(NANO_ONNX["fp32"], replace(CPU, yields=yields)).get_session_options()

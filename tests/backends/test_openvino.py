@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.backends import openvino as backend
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.registry import backend_for, open_session
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.export.parity import FRAMES_DIR, MAX_RELATIVE_FP32, reference_frames
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.export.parity import FRAMES_DIR, MAX_RELATIVE_FP32, reference_frames
 from mirrordepth_edge.imaging.preprocess import Preprocessor
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.manifest import TensorSpec
 
 NANO = NANO_ONNX["fp32"]
 ONNX_RUNTIME = SessionOptions(device="cpu", threads=1)

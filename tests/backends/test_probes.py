@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.machine import device
-from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
-from mirrordepth_edge.backends import pytorch
 from mirrordepth_edge.backends import onnxruntime as ort_backend
+from mirrordepth_edge.backends import pytorch
 from mirrordepth_edge.backends.base import Available, Missing
 from mirrordepth_edge.backends.registry import MODULES, backend
+from mirrordepth_edge.backends.trt import cuda, tensorrt_rtx, vendor
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.machine.device import CudaDriver, Gpu
 from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.machine.device import CudaDriver, Gpu
 
 PACKAGES = {
     "torch": "torch",
@@ -295,8 +295,8 @@ def test_on_arm_no_engine_comes_from_pip(
         ),
         ("x86_64", "raise ImportError('libnvinfer.so.10: cannot open')", "pip install --force-reinstall tensorrt"),
         ("AMD64", "raise ImportError('DLL load failed while importing it')", "pip install --force-reinstall tensorrt"),
-        ("aarch64", "raise ImportError('No module named tensorrt.tensorrt')", tensorrt.JETPACK),
-        ("x86_64", "raise ImportError('tensorrt.so: undefined symbol: _Py_x')", tensorrt.INSTALL),
+        ("aarch64", "raise ImportError('No module named tensorrt.tensorrt')", vendor.JETPACK),
+        ("x86_64", "raise ImportError('tensorrt.so: undefined symbol: _Py_x')", vendor.INSTALL["tensorrt"]),
     ],
 )
 def test_a_missing_library_is_no_missing_package(
@@ -308,7 +308,7 @@ def test_a_missing_library_is_no_missing_package(
     break_package(monkeypatch, tmp_path, "tensorrt", body)
     assert missing("tensorrt").cure == cure
     with pytest.raises(MissingError) as caught:
-        tensorrt.module()
+        vendor.import_runtime("tensorrt")
     assert caught.value.cure == cure
 
 

@@ -27,8 +27,8 @@ from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, pack, unp
 from mirrordepth_edge.bench.stats import summarise
 from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import GateError, InputError, OptionError
-from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
 
 MODEL = PRESETS["nano"]

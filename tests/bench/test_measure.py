@@ -24,10 +24,10 @@ from mirrordepth_edge.bench.measure import (
     warm_up,
 )
 from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.errors import GateError, OptionError
-from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
 
 MODEL = PRESETS["nano"]

@@ -21,8 +21,8 @@ from mirrordepth_edge.bench.compare import read_result
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import DeviceError, InputError, MissingError, OptionError
-from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "peers"

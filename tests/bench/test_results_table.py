@@ -20,8 +20,8 @@ from mirrordepth_edge.bench.results_table import COLUMNS, HEAD, NOTHING, read_pu
 from mirrordepth_edge.bench.suite import Place
 from mirrordepth_edge.config import PRESETS, BenchConfig
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

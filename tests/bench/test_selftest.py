@@ -35,10 +35,10 @@ from mirrordepth_edge.bench.selftest import (
 from mirrordepth_edge.bench.selftest_worker import Bench, Found, run_step, steps_of
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
-from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.errors import GateError, InputError, MissingError
-from mirrordepth_edge.support.files import write_json
+from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support.files import write_json
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
 NANO = Subject(model="nano", precision="fp32", no_engine="there is no GPU")

@@ -9,8 +9,9 @@ from time import perf_counter_ns, thread_time_ns
 import numpy as np
 import pytest
 
-from mirrordepth_edge.bench.stream import REAL_CLOCK, SPIN_NS, StreamResult, peak_rate, stream
+from mirrordepth_edge.bench.stream import StreamResult, peak_rate, stream
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.support.clock import REAL_CLOCK, SPIN_NS
 
 PERIOD_MS = 1000 / 30
 NEAREST_NS = 1e-6

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge import __version__, recipes
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import MODULES
 from mirrordepth_edge.bench import artefacts
@@ -39,21 +40,23 @@ from mirrordepth_edge.bench.suite import (
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, SessionOptions
 from mirrordepth_edge.engines import build
-from mirrordepth_edge.export import trace as export, produce
 from mirrordepth_edge.engines.build import BuildPlan
-from mirrordepth_edge.export.trace import input_spec, output_spec
 from mirrordepth_edge.errors import GateError, InputError, MdeError, MissingError, OptionError
+from mirrordepth_edge.export import produce
+from mirrordepth_edge.export import trace as export
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import (
     EngineInfo,
     Manifest,
     Parity,
     TensorSpec,
+    input_spec,
     manifest_path,
+    output_spec,
     read_manifest,
     write_artefact,
 )
-from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, DepthPredictor
+from mirrordepth_edge.predictor import DepthPredictor
 
 SUITES = ("backends", "batch", "edge", "precision", "quick", "resolutions")
 ROOT = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.bench.compare import compare, read_result, stored_result
 from mirrordepth_edge.bench.trtexec_log import (
     NOT_TOLD,
@@ -20,10 +21,9 @@ from mirrordepth_edge.bench.trtexec_log import (
     read_times,
     result_of,
 )
-from mirrordepth_edge.machine.device import Gpu, machine
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.machine.device import Gpu, machine
 from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.predictor import NANO_ONNX
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "trtexec"
 PAIRS = ("10.3-copies", "11.1-default")

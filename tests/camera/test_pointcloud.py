@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.camera.pointcloud import camera_for, camera_matrix, has_depth, points_of, save_ply
+from mirrordepth_edge.errors import InputError, OptionError
 
 SIZE_HW = (5, 8)
 CAMERA = Camera(fx_px=7.0, fy_px=6.0, width_px=8, height_px=5)

@@ -10,15 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.camera import scale as known_scale
 from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.camera.scale import (
+    KnownPoint,
+    KnownScale,
+    PointAndType,
+    Reading,
+    ScaleKey,
+    ScaleSetter,
+    ScaleStore,
+    camera_at,
+    camera_identity,
+    checkpoint_sha256,
+    depth_along_axis,
+    depth_near,
+    parse_known,
+    scale_of,
+)
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.camera.scale import KnownPoint, KnownScale, PointAndType, Reading, ScaleKey, ScaleSetter, ScaleStore, camera_at, camera_identity, checkpoint_sha256, depth_along_axis, depth_near, parse_known, scale_of
-from mirrordepth_edge.support.units import parse_length
 from mirrordepth_edge.imaging.postprocess import DepthMap
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.support.units import parse_length
 
 KEY = ScaleKey(camera="usb-C920-index0", frame_hw=(480, 640), checkpoint_sha256="ab" * 32)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.support.files import sha256_of
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.support.files import sha256_of
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirrordepth_edge.machine import device
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
 from mirrordepth_edge.commands.sizes import parse_range
@@ -16,10 +16,10 @@ from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.engines.progress import BuildProgress
-from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
 
 
 @pytest.fixture

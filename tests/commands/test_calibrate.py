@@ -12,11 +12,11 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.terminal import errors
-from mirrordepth_edge.quantise.calibration_set import load_calibration
 from mirrordepth_edge.imaging.draw import save_png, saved_video
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.quantise.calibration_set import load_calibration
 from mirrordepth_edge.sources import open as sources
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.imaging.preprocess import Frame
 
 if sys.version_info >= (3, 11):
     import tomllib

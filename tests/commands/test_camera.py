@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.predictor import NANO_ONNX
 
 TIMES = 1.7
 

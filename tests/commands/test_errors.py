@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
 
 
 @pytest.fixture(autouse=True)

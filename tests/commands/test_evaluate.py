@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.predictor import NANO_ONNX
 
 MOVING = 4
 """Frames of the data set."""

@@ -17,13 +17,14 @@ pytest.importorskip("open_clip", reason="open_clip is not installed")
 import open_clip
 import torch
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import ModelConfig, SessionOptions
-from mirrordepth_edge.model.checkpoint import save_checkpoint
-from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX, load
+from mirrordepth_edge.model.checkpoint import save_checkpoint
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.predictor import load
 
 
 @pytest.fixture(autouse=True)

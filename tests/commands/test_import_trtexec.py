@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.bench.compare import read_result
 from mirrordepth_edge.commands.import_trtexec import import_trtexec
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.predictor import NANO_ONNX
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "trtexec"
 NANO = str(NANO_ONNX["fp16"])

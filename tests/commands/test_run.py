@@ -18,8 +18,8 @@ from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.commands.run import run
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.imaging.postprocess import colourise
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
 
 SIZE_HW = PRESETS["nano"].size_hw

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.commands.target_option import resolve
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.engines import build, cache as engine_cache
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.engines import cache as engine_cache
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.engines.cache import Cached
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.predictor import NANO_ONNX
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_options_that_would_have_no_effect(
 
 
 def test_training_may_begin_with_the_shipped_model(asked: list[RunConfig], rgbd_folder: Path, tmp_path: Path) -> None:
-    from mirrordepth_edge.predictor import NANO_CHECKPOINT
+    from mirrordepth_edge.artefact import NANO_CHECKPOINT
 
     for start in (Path("nano"), tmp_path / "mine.safetensors", None):
         train(root=rgbd_folder, output=tmp_path / "model.safetensors", start_from=start)

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.manifest import read_manifest
 
 
 @pytest.mark.parametrize("model", ["nano", str(NANO_ONNX["fp16"]), str(NANO_CHECKPOINT)])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.folder import folder_dataset
-from mirrordepth_edge.data.sample import read_depth_png, read_picture
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.imaging.pictures import read_depth_png, read_picture
 
 
 def test_a_png_that_claims_to_be_huge(tmp_path: Path) -> None:

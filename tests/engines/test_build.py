@@ -20,24 +20,25 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, Available, Missing
-from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
 from mirrordepth_edge.engines import build as build_module
-from mirrordepth_edge.engines import process as build_process, timing_cache
-from mirrordepth_edge.export import verify
+from mirrordepth_edge.engines import process as build_process
+from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.build import BuildPlan, build_engine, plan_build, problems_of
 from mirrordepth_edge.engines.process import run_worker
 from mirrordepth_edge.engines.progress import BuildProgress, Phases
-from mirrordepth_edge.engines.worker import profile_shapes, profiles
 from mirrordepth_edge.engines.versions import Flavour
-from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.engines.worker import profile_shapes, profiles
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.export import verify
+from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.support.files import sha256_of
 
 
 def gpu(capability: str) -> Gpu:
@@ -50,7 +51,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(build_module, "find_spec", lambda name: object())
     monkeypatch.setattr(build_module, "nvidia_gpus", lambda: ())
     monkeypatch.setattr(build_module.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(build_module.tensorrt, "module", lambda: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(build_module, "import_runtime", lambda flavour: SimpleNamespace(__version__="10.3.0"))
     return monkeypatch
 
 
@@ -65,12 +66,12 @@ def test_without_a_gpu_every_rtx_target_is_built(machine: pytest.MonkeyPatch) ->
 
 
 def test_a_jetson_without_tensorrt_is_told_of_jetpack(machine: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
-        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.tensorrt.INSTALL)
+    def absent(flavour: str) -> None:
+        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.INSTALL["tensorrt"])
 
     machine.setattr(build_module.platform, "machine", lambda: "aarch64")
     machine.setattr(build_module, "find_spec", lambda name: None)
-    machine.setattr(build_module.tensorrt, "module", absent)
+    machine.setattr(build_module, "import_runtime", absent)
     with_gpu(machine, "8.7")
     with pytest.raises(MissingError, match="not usable") as caught:
         plan_build(None)
@@ -550,7 +551,7 @@ def test_hardware_compatibility_is_not_for_a_jetson(
 
 def test_too_old_a_tensorrt_is_refused(machine: pytest.MonkeyPatch) -> None:
     with_gpu(machine, "8.7")
-    machine.setattr(build_module.tensorrt, "module", lambda: SimpleNamespace(__version__="8.6.2"))
+    machine.setattr(build_module, "import_runtime", lambda flavour: SimpleNamespace(__version__="8.6.2"))
     for target in ("here", "orin-nano"):
         with pytest.raises(MissingError, match=r"TensorRT 8\.6\.2 cannot build") as caught:
             plan_build(target)

@@ -13,17 +13,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.trt import compatibility as trust
 from mirrordepth_edge.config import BuildConfig
-from mirrordepth_edge.engines import build, cache as engine_cache
+from mirrordepth_edge.engines import build
+from mirrordepth_edge.engines import cache as engine_cache
 from mirrordepth_edge.engines.build import BuildPlan, plan_build
-from mirrordepth_edge.engines.progress import BuildProgress
 from mirrordepth_edge.engines.cache import RECORD, Cached, cache_folder, cached_engine
-from mirrordepth_edge.machine.device import Gpu
+from mirrordepth_edge.engines.progress import BuildProgress
 from mirrordepth_edge.errors import GateError, InputError, MissingError
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, manifest_path, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.support.files import sha256_of
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")

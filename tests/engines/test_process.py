@@ -15,12 +15,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import BuildPlan, build_engine
 from mirrordepth_edge.engines.process import explain, refuse_cpu_int8, run_worker
 from mirrordepth_edge.errors import DeviceError, InputError
 from mirrordepth_edge.manifest import Quantisation, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
 
 LOG = (
     "[11/23/2026-06:14:58] [TRT] [E] ModelImporter.cpp:142: --- Begin node ---",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.trtexec import trtexec_command, trtexec_commands
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import Manifest, read_manifest
-from mirrordepth_edge.predictor import NANO_ONNX
 
 ONNX, PLAN = Path("depth.onnx"), Path("depth.plan")
 SIZES = parse_range("160x224,224x288,448x576")

@@ -23,9 +23,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mirrordepth_edge.backends.trt.refit import refit
 from mirrordepth_edge.config import BuildConfig
-from mirrordepth_edge.engines.versions import HARDWARE_LEVELS, LIMITS, VERBOSITIES, Flavour, has_timing_cache, needs_strong_flag, refuse_unsupported, require_new_enough
-from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.engines.versions import (
+    HARDWARE_LEVELS,
+    LIMITS,
+    VERBOSITIES,
+    Flavour,
+    has_timing_cache,
+    needs_strong_flag,
+    refuse_unsupported,
+    require_new_enough,
+)
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.machine.device import nvidia_gpus
 
 # Both our own names and those that Polygraphy's loaders use for the arguments we give them.
 BUILDER_API = {

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, differences
 from mirrordepth_edge.config import DataKind
+from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, differences
 from mirrordepth_edge.evaluation.evaluate import Protocol
 
 NYU = Protocol(limits_m=(1e-3, 10.0), crop="eigen")

@@ -12,8 +12,15 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from mirrordepth_edge.evaluation.consistency import FlowMeter, Intrinsics, ReprojectionMeter, read_camera_path, reprojection_consistency, temporal_consistency
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.evaluation.consistency import (
+    FlowMeter,
+    Intrinsics,
+    ReprojectionMeter,
+    read_camera_path,
+    reprojection_consistency,
+    temporal_consistency,
+)
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
 

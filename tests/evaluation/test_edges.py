@@ -10,7 +10,15 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import distance_transform_edt, gaussian_filter, sobel
 
-from mirrordepth_edge.evaluation.edges import BOUNDARY_LIMIT_PX, HOLE_MARGIN_PX, BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1, depth_edges
+from mirrordepth_edge.evaluation.edges import (
+    BOUNDARY_LIMIT_PX,
+    HOLE_MARGIN_PX,
+    BoundaryErrors,
+    BoundaryF1,
+    boundary_errors,
+    boundary_f1,
+    depth_edges,
+)
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 
 

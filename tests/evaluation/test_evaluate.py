@@ -9,10 +9,18 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.evaluation.consistency import CameraPath, Intrinsics, ReprojectionConsistency, TemporalConsistency
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.evaluate import DEPTH_BINS, Align, MeanBoundaryF1, Protocol, align, evaluate, evaluated_depth
+from mirrordepth_edge.evaluation.consistency import CameraPath, Intrinsics, ReprojectionConsistency, TemporalConsistency
+from mirrordepth_edge.evaluation.evaluate import (
+    DEPTH_BINS,
+    Align,
+    MeanBoundaryF1,
+    Protocol,
+    align,
+    evaluate,
+    evaluated_depth,
+)
 from mirrordepth_edge.evaluation.metrics import Depth, garg_crop
 from mirrordepth_edge.imaging.preprocess import Frame
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.metrics import Depth, Mask, depth_metrics, eigen_crop, garg_crop, mean_metrics, valid_mask
+from mirrordepth_edge.evaluation.metrics import (
+    Depth,
+    Mask,
+    depth_metrics,
+    eigen_crop,
+    garg_crop,
+    mean_metrics,
+    valid_mask,
+)
 
 NYU, KITTI = (1e-3, 10.0), (1e-3, 80.0)
 

@@ -14,13 +14,17 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX files run in ONNX 
 
 from mirrordepth_edge.cli import run_app  # noqa: E402
 from mirrordepth_edge.config import ExportConfig, InputKind, SessionOptions  # noqa: E402
-from mirrordepth_edge.model.network import DepthNetwork  # noqa: E402
-from mirrordepth_edge.export.trace import export_onnx, input_spec, output_spec  # noqa: E402
+from mirrordepth_edge.errors import OptionError  # noqa: E402
 from mirrordepth_edge.export.parity import MAX_RELATIVE_FP32, batches, measure_parity  # noqa: E402
 from mirrordepth_edge.export.produce import produce_onnx  # noqa: E402
-from mirrordepth_edge.errors import OptionError  # noqa: E402
-from mirrordepth_edge.manifest import read_manifest  # noqa: E402
+from mirrordepth_edge.export.trace import export_onnx  # noqa: E402
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor  # noqa: E402
+from mirrordepth_edge.manifest import (  # noqa: E402
+    input_spec,
+    output_spec,
+    read_manifest,
+)
+from mirrordepth_edge.model.network import DepthNetwork  # noqa: E402
 from mirrordepth_edge.predictor import load  # noqa: E402
 
 CPU = SessionOptions(device="cpu")

@@ -21,23 +21,24 @@ from mirrordepth_edge.backends.openvino import probe as probe_openvino
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
+from mirrordepth_edge.engines.build import build_engine, plan_build
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
+from mirrordepth_edge.export.fold import OpenPositions, resize_weights
+from mirrordepth_edge.export.produce import produce_onnx
+from mirrordepth_edge.export.trace import export_onnx
+from mirrordepth_edge.export.verify import verify
+from mirrordepth_edge.graph.audit import audit_onnx
+from mirrordepth_edge.graph.cost import graph_cost
+from mirrordepth_edge.graph.names import POSITIONS_PREFIX
+from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.model.clip import resize_input
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.graph.audit import audit_onnx
-from mirrordepth_edge.engines.build import build_engine, plan_build
-from mirrordepth_edge.graph.cost import graph_cost
-from mirrordepth_edge.export.trace import POSITIONS_PREFIX, export_onnx
-from mirrordepth_edge.export.fold import OpenPositions, resize_weights
-from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
-from mirrordepth_edge.export.produce import produce_onnx
-from mirrordepth_edge.quantise.pipeline import Int8Workshop
-from mirrordepth_edge.export.verify import verify
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
-from mirrordepth_edge.machine.device import nvidia_gpus
-from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.manifest import read_manifest
-from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.predictor import load
+from mirrordepth_edge.quantise.pipeline import Int8Workshop
+from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
 SIZES = parse_range("1x64x64,1x64x96,3x96x128")
 CPU = SessionOptions(device="cpu", threads=1)

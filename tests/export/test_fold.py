@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, InputKind, PreprocessConfig
-from mirrordepth_edge.model.decoder import FiLM
-from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.export.fold import ExplicitAttention, FoldedBlock, FoldedNetwork, fold_film, fold_normalisation
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
+from mirrordepth_edge.model.decoder import FiLM
+from mirrordepth_edge.model.network import DepthNetwork
 
 PREPROCESS = PreprocessConfig(size_hw=(64, 96), mean=CLIP_MEAN, std=CLIP_STD)
 

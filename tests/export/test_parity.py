@@ -12,18 +12,26 @@ import onnx
 import onnxruntime
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.export import parity as module
-from mirrordepth_edge.quantise.qdq import calibrated_tensors, quantisable, quantise
-from mirrordepth_edge.export.parity import CPU, LIMITS_ELSEWHERE, LIMITS_ENGINE, figures, measure_agreement, measure_engine_parity, worst_parity
-from mirrordepth_edge.graph.activations import collect
+from mirrordepth_edge.export.parity import (
+    CPU,
+    LIMITS_ELSEWHERE,
+    LIMITS_ENGINE,
+    figures,
+    measure_agreement,
+    measure_engine_parity,
+    worst_parity,
+)
 from mirrordepth_edge.export.reference import Reference, read_reference
 from mirrordepth_edge.export.verify import package_inputs
-from mirrordepth_edge.errors import GateError
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.graph.activations import collect
 from mirrordepth_edge.manifest import Manifest, Parity, read_manifest, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.quantise.qdq import calibrated_tensors, quantisable, quantise
+from mirrordepth_edge.support.files import sha256_of
 
 
 class Stored(CheckedSession):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirrordepth_edge.export.reference import Reference, copy_reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.export.reference import Reference, copy_reference, read_reference, reference_path, write_reference
 
 RNG = np.random.default_rng(0)
 REFERENCE = Reference(RNG.integers(0, 256, (3, 4, 6, 3), np.uint8), RNG.uniform(0.5, 10, (3, 4, 6)).astype(np.float32))

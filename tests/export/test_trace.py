@@ -16,14 +16,14 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch")
 
 from mirrordepth_edge.config import ExportConfig  # noqa: E402
-from mirrordepth_edge.model.network import DepthNetwork  # noqa: E402
-from mirrordepth_edge.graph.cost import graph_cost  # noqa: E402
-from mirrordepth_edge.export.trace import export_onnx, input_spec  # noqa: E402
+from mirrordepth_edge.errors import GateError  # noqa: E402
 from mirrordepth_edge.export.fp16 import to_fp16  # noqa: E402
 from mirrordepth_edge.export.parity import check_parity, measure_parity  # noqa: E402
-from mirrordepth_edge.errors import GateError  # noqa: E402
-from mirrordepth_edge.manifest import Parity  # noqa: E402
+from mirrordepth_edge.export.trace import export_onnx  # noqa: E402
+from mirrordepth_edge.graph.cost import graph_cost  # noqa: E402
 from mirrordepth_edge.imaging.preprocess import Frame  # noqa: E402
+from mirrordepth_edge.manifest import Parity, input_spec  # noqa: E402
+from mirrordepth_edge.model.network import DepthNetwork  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
-from mirrordepth_edge.graph.activations import BINS, CHUNK, HALF, ActivationStatistics, Method, Range, TensorStatistics, collect, coverage
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
+from mirrordepth_edge.graph.activations import (
+    BINS,
+    CHUNK,
+    HALF,
+    ActivationStatistics,
+    Method,
+    Range,
+    TensorStatistics,
+    collect,
+    coverage,
+)
 from mirrordepth_edge.imaging.preprocess import Resizer
 
 onnx = pytest.importorskip("onnx")

@@ -15,11 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError
 from mirrordepth_edge.graph.audit import Audit, audit_onnx, read_onnx
 from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
-from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Quantisation, read_manifest
-from mirrordepth_edge.predictor import NANO_ONNX
 
 F32, F16, S8, U8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8
 
@@ -650,18 +650,12 @@ def plan(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Manifest
     return path, replace(manifest("fp16"), kind="plan", engine=info)
 
 
-def module_of(known: Manifest) -> Any:
-    """The backend of a plan."""
-    from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
-
-    assert known.engine is not None
-    return tensorrt if known.engine.flavour == "tensorrt" else tensorrt_rtx
-
-
 def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
     plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mirrordepth_edge.backends.trt import cuda, session as engine
+    from mirrordepth_edge.backends.trt import cuda
+    from mirrordepth_edge.backends.trt import session as engine
+    from mirrordepth_edge.graph import audit_engine as audit_module
 
     _, known = plan
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ())
@@ -672,7 +666,7 @@ def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
         fake = FakeCuda()
         monkeypatch.setattr(cuda, "runtime", lambda fake=fake: fake)
         monkeypatch.setattr(
-            module_of(known), "module", lambda fake=fake, loads=loads: FakeRuntime(fake.asked, loads=loads)
+            audit_module, "import_runtime", lambda flavour, fake=fake, loads=loads: FakeRuntime(fake.asked, loads=loads)
         )
         if loads:
             assert audit_engine(layer_information(*plan), known).work == {"INT8": 2, "FP16": 4, "FP32": 1}
@@ -685,13 +679,16 @@ def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
 def test_cuda_says_what_is_wrong_before_a_runtime_fails_on_it(
     code: int, kind: type[MdeError], plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mirrordepth_edge.backends.trt import cuda, session as engine
+    from mirrordepth_edge.backends.trt import cuda
+    from mirrordepth_edge.backends.trt import session as engine
+    from mirrordepth_edge.graph import audit_engine as audit_module
 
-    _, known = plan
     fake = FakeCuda(code)
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ("a GPU",))
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    monkeypatch.setattr(module_of(known), "module", lambda: FakeRuntime([]))  # its Runtime is not to be started
+    monkeypatch.setattr(
+        audit_module, "import_runtime", lambda flavour: FakeRuntime([])
+    )  # its Runtime is not to be started
     with pytest.raises(kind, match="CUDA refused cudaSetDevice") as caught:
         layer_information(*plan)
     assert f"({code})" in caught.value.why

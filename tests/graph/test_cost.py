@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.graph.cost import NodeCost, graph_cost, node_costs
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.graph.cost import NodeCost, graph_cost, node_costs
 
 
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
@@ -18,8 +18,8 @@ def test_multiply_adds_equal_pytorchs_count(tower: str, request: pytest.FixtureR
     from torch.utils.flop_counter import FlopCounterMode
 
     from mirrordepth_edge.config import ExportConfig
-    from mirrordepth_edge.export.trace import export_onnx
     from mirrordepth_edge.export.fold import FoldedNetwork
+    from mirrordepth_edge.export.trace import export_onnx
 
     network = request.getfixturevalue(tower)
     folded = FoldedNetwork(network)

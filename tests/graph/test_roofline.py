@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mirrordepth_edge.config import Precision, TargetConfig
+from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.graph.cost import NodeCost
 from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
-from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.recipes import load_target, recipe_names
 
 FIGURES = ("memory_gb", "bandwidth_gb_s", "peak_tops")

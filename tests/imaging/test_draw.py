@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.imaging import draw
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.imaging import draw
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame
 

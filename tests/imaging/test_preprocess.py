@@ -8,7 +8,15 @@ import pytest
 
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig, SizeHW
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, Resizer, check_frame, normalise, resize_frame, sizes_between
+from mirrordepth_edge.imaging.preprocess import (
+    Frame,
+    Preprocessor,
+    Resizer,
+    check_frame,
+    normalise,
+    resize_frame,
+    sizes_between,
+)
 
 CONFIG = PreprocessConfig(size_hw=(32, 48), mean=CLIP_MEAN, std=CLIP_STD)
 

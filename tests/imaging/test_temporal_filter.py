@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.imaging.temporal_filter import FEWEST_SURE, SAMPLE_STEP_PX, StabiliseConfig, Stabiliser

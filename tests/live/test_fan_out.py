@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from mirrordepth_edge.live import fan_out as outputs_module
-from mirrordepth_edge.live.fan_out import Outputs
-from mirrordepth_edge.live.loop import LiveResult, run_live
-from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.live import fan_out as outputs_module
+from mirrordepth_edge.live.fan_out import Outputs
+from mirrordepth_edge.live.loop import run_live
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.sources.source import FrameSource
 
 SHAPE = (4, 6, 3)
 

@@ -12,13 +12,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mirrordepth_edge.live import loop as pipeline, stats
-from mirrordepth_edge.live.loop import LiveResult, Ticker, run_live
-from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
-from mirrordepth_edge.live.stats import LiveStats, OutputStats
-from mirrordepth_edge.sources.synthetic import MIDDLE_M, SWING_M, SyntheticSource
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.live import loop as pipeline
+from mirrordepth_edge.live import stats
+from mirrordepth_edge.live.loop import Ticker, run_live
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.live.stats import LiveStats, OutputStats
+from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
+from mirrordepth_edge.sources.synthetic import MIDDLE_M, SWING_M, SyntheticSource
 
 SHAPE = (4, 6, 3)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.live.loop import LiveResult
+from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.live.shared_memory import MOST_PIXELS, RAM_DISK, SharedDepth
 
 pytestmark = pytest.mark.skipif(not RAM_DISK.is_dir(), reason="the reader is for Linux")

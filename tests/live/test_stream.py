@@ -14,11 +14,11 @@ import mirrordepth_edge
 from mirrordepth_edge.camera.model import Lens
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live import stream as stream_module
+from mirrordepth_edge.live.stream import DepthStream, stream
 from mirrordepth_edge.sources.cameras import CameraOptions
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.live.stream import DepthStream, stream
-from mirrordepth_edge.imaging.preprocess import Frame
 
 SHAPE = (4, 6, 3)
 

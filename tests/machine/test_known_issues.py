@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from mirrordepth_edge.machine.known_issues import PATTERNS, SEVERITIES, TABLE, KnownProblem, known_bad, known_problems, version_key
+from mirrordepth_edge.machine.known_issues import (
+    PATTERNS,
+    SEVERITIES,
+    TABLE,
+    KnownProblem,
+    known_bad,
+    known_problems,
+    version_key,
+)
 from mirrordepth_edge.support.schema import read_strict
 
 if sys.version_info >= (3, 11):

@@ -13,9 +13,33 @@ from pathlib import Path
 import pytest
 
 from mirrordepth_edge.machine import system as environment
-from mirrordepth_edge.machine.system import JETSON_CLOCKS, NVPMODEL, Clock, Environment, Memory, PowerMode, Swap, SystemTensorRt, Unknown, fastest, jetpack_of, parse_cuda_toolkit, parse_driver, parse_jetson_clocks, parse_memory, parse_nvpmodel, parse_package_version, parse_power_modes, parse_power_status, parse_swaps, parse_venv, read_environment, run_command
+from mirrordepth_edge.machine.system import (
+    JETSON_CLOCKS,
+    NVPMODEL,
+    Clock,
+    Environment,
+    Memory,
+    PowerMode,
+    Swap,
+    SystemTensorRt,
+    Unknown,
+    fastest,
+    jetpack_of,
+    parse_cuda_toolkit,
+    parse_driver,
+    parse_jetson_clocks,
+    parse_memory,
+    parse_nvpmodel,
+    parse_package_version,
+    parse_power_modes,
+    parse_power_status,
+    parse_swaps,
+    parse_venv,
+    read_environment,
+    run_command,
+)
 
-SYSTEMS = Path(__file__).parent / "fixtures" / "systems"
+SYSTEMS = Path(__file__).parents[1] / "fixtures" / "systems"
 MACHINES = sorted(path.name for path in SYSTEMS.iterdir() if path.is_dir())
 JETSONS = [name for name in MACHINES if name != "desktop"]
 

@@ -13,8 +13,19 @@ from typing import Any
 import pytest
 
 from mirrordepth_edge.machine import sampler as module
+from mirrordepth_edge.machine.sampler import (
+    Sampler,
+    chosen_gpu,
+    parse_clocks_mhz,
+    parse_cpu_times,
+    parse_memory_mib,
+    parse_own_ticks,
+    parse_power_mode,
+    power_rails,
+    thermal_zones,
+    throttle_words,
+)
 from mirrordepth_edge.machine.telemetry import Absent, Context, Reading
-from mirrordepth_edge.machine.sampler import Sampler, chosen_gpu, parse_clocks_mhz, parse_cpu_times, parse_memory_mib, parse_own_ticks, parse_power_mode, power_rails, thermal_zones, throttle_words
 
 ORIN = {
     "proc/stat": "cpu  1000 0 500 8000 100 0 0 0 0 0\ncpu0 1000 0 500 8000 100 0 0 0 0 0\nintr 1 2 3\n",

@@ -21,11 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mirrordepth_edge.config import ModelConfig
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.manifest import CHECKPOINT_KEY
 from mirrordepth_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from mirrordepth_edge.model.clip import clip_sha256, create_clip
 from mirrordepth_edge.model.network import DepthNetwork, create_network
-from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.manifest import CHECKPOINT_KEY
 
 IMAGES_SEED = 3
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import PRESETS, ModelConfig, SizeHW
+from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.model.clip import ImageTower, TextPath, clip_sha256, create_clip, resize_input, tensors_sha256
 from mirrordepth_edge.model.network import DepthNetwork, create_network
-from mirrordepth_edge.errors import InputError, OptionError
 
 PROMPTS = ["a photo of a cat", "depth", "how far away is the chair beside the window, in metres?"]
 

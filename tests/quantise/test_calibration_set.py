@@ -15,13 +15,23 @@ import pytest
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig
-from mirrordepth_edge.data.sample import read_picture
-from mirrordepth_edge.quantise import calibration_set as calibset
-from mirrordepth_edge.quantise.calibration_set import CalibrationSet, ChosenFrame, Dropped, Recipe, Selection, Statistics, load_calibration, recipe_path, video_frames, video_length
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
-from mirrordepth_edge.imaging.draw import saved_video
 from mirrordepth_edge.errors import InputError, MdeError, OptionError
+from mirrordepth_edge.imaging.draw import saved_video
+from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Preprocessor
+from mirrordepth_edge.quantise import calibration_set as calibset
+from mirrordepth_edge.quantise.calibration_set import (
+    CalibrationSet,
+    ChosenFrame,
+    Dropped,
+    Recipe,
+    Selection,
+    Statistics,
+    load_calibration,
+    recipe_path,
+)
+from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
+from mirrordepth_edge.sources.files import video_frames, video_length
 
 if sys.version_info >= (3, 11):
     import tomllib

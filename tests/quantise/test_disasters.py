@@ -17,20 +17,20 @@ from onnx.reference import ReferenceEvaluator
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.onnxruntime import bare_session
 from mirrordepth_edge.config import ExportConfig, PreprocessConfig, QuantiseConfig, SessionOptions
+from mirrordepth_edge.errors import GateError
+from mirrordepth_edge.export.accuracy import check_accuracy
+from mirrordepth_edge.export.fp16 import check_range, to_fp16
+from mirrordepth_edge.export.produce import produce_onnx
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec, read_manifest
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet
-from mirrordepth_edge.export.fp16 import check_range, to_fp16
-from mirrordepth_edge.export.accuracy import check_accuracy
-from mirrordepth_edge.quantise.qdq import quantisable, weight_nodes
-from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.quantise.pipeline import Int8Workshop
+from mirrordepth_edge.quantise.qdq import quantisable, weight_nodes
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
-from mirrordepth_edge.errors import GateError
-from mirrordepth_edge.manifest import TensorSpec, read_manifest
-from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.predictor import NANO_ONNX
 
 OUTLIERS = Path(__file__).parents[2] / "benchmarks" / "outliers.py"
 

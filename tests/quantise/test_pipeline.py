@@ -19,23 +19,23 @@ from onnx import load
 
 from mirrordepth_edge.commands.export.sweep import estimated
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
-from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.data.sample import InMemory, Sample
-from mirrordepth_edge.quantise import sweep as sweeping
-from mirrordepth_edge.graph.audit import audit_onnx
+from mirrordepth_edge.errors import GateError, InputError, OptionError
+from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
 from mirrordepth_edge.export.accuracy import GateFrames, Judge
 from mirrordepth_edge.export.parity import LIMITS_ELSEWHERE, Limits
 from mirrordepth_edge.export.produce import produce_onnx
-from mirrordepth_edge.quantise.pipeline import Int8Workshop
 from mirrordepth_edge.export.reference import read_reference
+from mirrordepth_edge.graph.audit import audit_onnx
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest, read_manifest
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.predictor import load as load_predictor
+from mirrordepth_edge.quantise import sweep as sweeping
+from mirrordepth_edge.quantise.pipeline import Int8Workshop
 from mirrordepth_edge.quantise.sweep import Cost, picked, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
-from mirrordepth_edge.errors import GateError, InputError, OptionError
-from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
-from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest, read_manifest
-from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.recipes import load_target
-from mirrordepth_edge.predictor import load as load_predictor
 
 
 def smooth(count: int) -> list[Frame]:

@@ -12,9 +12,18 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mirrordepth_edge.config import ExportConfig, QuantisationScheme
-from mirrordepth_edge.quantise.qdq import calibrated_tensors, is_quantised, layer_groups, placement, quantisable, quantise, quantised_weight, weight_nodes
-from mirrordepth_edge.graph.activations import Range
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.graph.activations import Range
+from mirrordepth_edge.quantise.qdq import (
+    calibrated_tensors,
+    is_quantised,
+    layer_groups,
+    placement,
+    quantisable,
+    quantise,
+    quantised_weight,
+    weight_nodes,
+)
 
 Array = npt.NDArray[Any]
 SCHEMES: tuple[QuantisationScheme, ...] = ("gpu", "cpu")
@@ -323,8 +332,9 @@ def test_layers_are_grouped_by_the_module_they_are_part_of() -> None:
 def test_of_a_network_only_what_carries_weights_is_quantised(network: Any) -> None:
     """Of a transformer no sum, normalisation, softmax, function or product of attention; of any network no head."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from mirrordepth_edge.export.trace import export_onnx
     from mirrordepth_edge.graph.audit import audit_onnx
-    from mirrordepth_edge.export.trace import HEAD_PREFIX, export_onnx
+    from mirrordepth_edge.graph.names import HEAD_PREFIX
 
     model = export_onnx(network, ExportConfig())
     nodes = quantisable(model)

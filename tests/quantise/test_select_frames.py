@@ -13,11 +13,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.quantise.select_frames import Chooser, TowerFeatures, brightness, farthest_points, first_of_their_like, neighbour_correlation, sharpness
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.manifest import manifest_path, read_manifest, write_artefact
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.predictor import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.manifest import manifest_path, read_manifest, write_artefact
+from mirrordepth_edge.quantise.select_frames import (
+    Chooser,
+    TowerFeatures,
+    brightness,
+    farthest_points,
+    first_of_their_like,
+    neighbour_correlation,
+    sharpness,
+)
 
 
 def scene(seed: int, size_hw: tuple[int, int] = (180, 240)) -> Frame:

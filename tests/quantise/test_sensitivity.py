@@ -14,12 +14,12 @@ from onnx import ModelProto
 
 from mirrordepth_edge.backends.onnxruntime import bare_session
 from mirrordepth_edge.config import ExportConfig, SessionOptions
-from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.quantise.sensitivity import measure_damage
 from mirrordepth_edge.export.trace import export_onnx
-from mirrordepth_edge.quantise.qdq import calibrated_tensors, layer_groups, quantisable, quantise
 from mirrordepth_edge.graph.activations import Ranges, collect
 from mirrordepth_edge.graph.subgraph import downstream, with_outputs
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.quantise.qdq import calibrated_tensors, layer_groups, quantisable, quantise
+from mirrordepth_edge.quantise.sensitivity import measure_damage
 
 CPU = SessionOptions(device="cpu")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, load_sweep, pareto, save_sweep
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, load_sweep, pareto, save_sweep
 
 
 def point(number: int, cost: float, abs_rel: float) -> SweepPoint:

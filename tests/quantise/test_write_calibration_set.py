@@ -9,12 +9,24 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.imaging.draw import save_png
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.quantise import write_calibration_set as write_calibset
 from mirrordepth_edge.quantise.select_frames import Chooser, Key, TowerFeatures, brightness
-from mirrordepth_edge.quantise.write_calibration_set import contact_sheet, keep_only, kept_as_file, make_set, new_folder, picture_files, pictures_as_set, pictures_of, refuse_foreign_sheet, sheet_path, spread_evenly
-from mirrordepth_edge.imaging.draw import save_png
-from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.quantise.write_calibration_set import (
+    contact_sheet,
+    keep_only,
+    kept_as_file,
+    make_set,
+    new_folder,
+    picture_files,
+    pictures_as_set,
+    pictures_of,
+    refuse_foreign_sheet,
+    sheet_path,
+    spread_evenly,
+)
 
 
 def scene(seed: int, size_hw: tuple[int, int] = (180, 240)) -> Frame:

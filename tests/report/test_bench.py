@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.machine.telemetry import Absent, Context, Measured, Reading
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import Finding, Ratio, summarise
 from mirrordepth_edge.bench.stream import PeakRate, StreamResult, Trial
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
+from mirrordepth_edge.machine.telemetry import Absent, Context, Measured, Reading
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.report.bench import REMAINDER, bench_page
 from mirrordepth_edge.report.meanwhile import SENSORS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jinja2 import TemplateNotFound, UndefinedError
 
-from mirrordepth_edge.machine.device import Gpu, Machine
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.machine.device import Gpu, Machine
 from mirrordepth_edge.report import html
 from mirrordepth_edge.report.html import check_name, described, picture_uri, render_page, save_page
 

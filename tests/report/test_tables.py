@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.evaluation.baselines import baselines_of
 from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency, TemporalConsistency
-from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.evaluation.edges import BoundaryErrors
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol, evaluate
 from mirrordepth_edge.report.tables import (

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources import cameras, v4l2
 from mirrordepth_edge.sources import capture as capture_module
 from mirrordepth_edge.sources.cameras import CameraOptions, open_camera
 from mirrordepth_edge.sources.capture import CaptureSource
 from mirrordepth_edge.sources.open import open_source
-from mirrordepth_edge.imaging.preprocess import Frame
 
 GOOD = np.full((4, 6, 3), (1, 2, 3), np.uint8)
 MJPG, YUYV = (cv2.VideoWriter.fourcc(*name) for name in ("MJPG", "YUYV"))

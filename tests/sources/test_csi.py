@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources import csi
 from mirrordepth_edge.sources.cameras import CameraOptions
 from mirrordepth_edge.sources.csi import GstSource, csi_pipeline, open_csi
 from mirrordepth_edge.sources.open import open_source
-from mirrordepth_edge.imaging.preprocess import Frame
 
 WITH, WITHOUT = "    GStreamer:                   YES (1.20.3)\n", "    GStreamer:                   NO\n"
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources import files as playback
 from mirrordepth_edge.sources.files import PictureFolder, VideoSource, open_video
 from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.imaging.preprocess import Frame
 
 HEIGHT, WIDTH, FRAMES, RATE_HZ = 48, 64, 40, 20.0
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.sources import capture, open as sources
+from mirrordepth_edge.sources import capture
+from mirrordepth_edge.sources import open as sources
 from mirrordepth_edge.sources.cameras import CameraOptions
 from mirrordepth_edge.sources.files import PictureFolder
 from mirrordepth_edge.sources.open import open_source

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.sources import reconnect
+from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live.loop import run_live
+from mirrordepth_edge.sources import reconnect
 from mirrordepth_edge.sources.reconnect import Reconnecting, reconnecting
 from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
-from mirrordepth_edge.imaging.preprocess import Frame
 
 LOST = InputError("/dev/video0 delivers no frames.", "why", "cure")
 ABSENT = InputError("There is no camera /dev/video0.", "why", "cure")

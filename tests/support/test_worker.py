@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.bench import selftest
-from mirrordepth_edge.support.worker import ROOT, command_of
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import process as build_process
 from mirrordepth_edge.errors import MdeError
-from mirrordepth_edge.predictor import NANO_ONNX
+from mirrordepth_edge.support.worker import ROOT, command_of
 
 STRANGERS = ("tensorrt", "tensorrt_rtx", "polygraphy", "onnx", "numpy", "importlib", "runpy", "mirrordepth_edge")
 

@@ -21,20 +21,34 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mirrordepth_edge.imaging import draw
 from mirrordepth_edge.config import ModelConfig, SessionOptions, SizeHW
-from mirrordepth_edge.training import explain, explain_picture
-from mirrordepth_edge.model.checkpoint import save_checkpoint
-from mirrordepth_edge.model.clip import Taps, knows_words, open_vocabulary
-from mirrordepth_edge.training.explain import PROMPT, RANDOM, SHUFFLED, TRAINED, ZEROS, Ablation, Reading, ablate, read_mirror, read_run, read_words, text_features, vocabulary_of
-from mirrordepth_edge.training.explain_picture import CURVE_COLOURS, CURVE_PX, PLOT_PX, ROW_PX, draw_reading
-from mirrordepth_edge.model.network import DepthNetwork, create_network
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol, evaluate
-from mirrordepth_edge.manifest import read_checkpoint_info
+from mirrordepth_edge.imaging import draw
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import read_checkpoint_info
+from mirrordepth_edge.model.checkpoint import save_checkpoint
+from mirrordepth_edge.model.clip import Taps, knows_words, open_vocabulary
+from mirrordepth_edge.model.network import DepthNetwork, create_network
 from mirrordepth_edge.predictor import load
+from mirrordepth_edge.training import explain, explain_picture
+from mirrordepth_edge.training.explain import (
+    PROMPT,
+    RANDOM,
+    SHUFFLED,
+    TRAINED,
+    ZEROS,
+    Ablation,
+    Reading,
+    ablate,
+    read_mirror,
+    read_run,
+    read_words,
+    text_features,
+    vocabulary_of,
+)
+from mirrordepth_edge.training.explain_picture import CURVE_COLOURS, CURVE_PX, PLOT_PX, ROW_PX, draw_reading
 
 PROTOCOL = Protocol(limits_m=(1e-3, 10.0))
 PROMPTS = ["How far is this location from the camera?", "a window", "1 metre away"]

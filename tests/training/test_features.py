@@ -18,14 +18,14 @@ pytest.importorskip("open_clip", reason="open_clip is not installed")
 import torch
 
 from mirrordepth_edge.config import ModelConfig, TrainConfig
-from mirrordepth_edge.training import features
-from mirrordepth_edge.training.features import CachedViews, cached_views, shard_path, tower_features
-from mirrordepth_edge.model.network import DepthNetwork, create_network
-from mirrordepth_edge.training.trainer import Trainer
-from mirrordepth_edge.training.views import FreshViews
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.sample import DepthDataset, Selected
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.model.network import DepthNetwork, create_network
+from mirrordepth_edge.training import features
+from mirrordepth_edge.training.features import CachedViews, cached_views, shard_path, tower_features
+from mirrordepth_edge.training.trainer import Trainer
+from mirrordepth_edge.training.views import FreshViews
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, seed=2, feature_copies=2, warmup_steps=0)
 

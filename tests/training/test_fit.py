@@ -21,14 +21,14 @@ pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 import torch
 
 from mirrordepth_edge.config import DataConfig, ModelConfig, TrainConfig
-from mirrordepth_edge.model.checkpoint import load_checkpoint
-from mirrordepth_edge.training.fit import Means, Watch, fit
-from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
-from mirrordepth_edge.training.trainer import Resources, evaluate
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.manifest import read_checkpoint_info
+from mirrordepth_edge.model.checkpoint import load_checkpoint
+from mirrordepth_edge.training.fit import Means, Watch, fit
+from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
+from mirrordepth_edge.training.trainer import Resources, evaluate
 
 PROTOCOL = Protocol(limits_m=(1e-3, 10.0))
 

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from mirrordepth_edge.config import ModelConfig, TrainConfig
-from mirrordepth_edge.model.network import DepthNetwork, create_network, normalise_pixels
-from mirrordepth_edge.training.trainer import Progress, Trainer, evaluate, learning_rate_at
-from mirrordepth_edge.training.views import FreshViews, collate
 from mirrordepth_edge.data.sample import DepthDataset, Selected
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.imaging.preprocess import Frame, normalise, resize_frame
+from mirrordepth_edge.model.network import DepthNetwork, create_network, normalise_pixels
+from mirrordepth_edge.training.trainer import Progress, Trainer, evaluate, learning_rate_at
+from mirrordepth_edge.training.views import FreshViews, collate
 
 METRIC = Protocol(limits_m=(1e-3, 10.0))
 QUICK = TrainConfig(epochs=2, batch_size=2, warmup_steps=0, seed=1, ema_decay=0)

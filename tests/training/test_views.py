@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mirrordepth_edge.config import TrainConfig
-from mirrordepth_edge.training.views import EpochOrder, FreshViews, collate, one_thread_each
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.training.views import EpochOrder, FreshViews, collate, one_thread_each
 
 CONFIG = TrainConfig(batch_size=4, seed=5)
 SIZE = (32, 48)

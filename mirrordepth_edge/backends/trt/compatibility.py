@@ -15,23 +15,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from mirrordepth_edge.backends.trt.plan import build_here
-from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
-from mirrordepth_edge.machine.system import parse_driver
-from mirrordepth_edge.errors import InputError, MissingError
-from mirrordepth_edge.support.files import existing_file, sha256_of
-from mirrordepth_edge.machine.known_issues import version_key
-from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
 from mirrordepth_edge.artefact import SHIPPED
+from mirrordepth_edge.backends.trt.plan import build_here
+from mirrordepth_edge.backends.trt.vendor import PACKAGES, Flavour, import_runtime
+from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
+from mirrordepth_edge.machine.known_issues import version_key
+from mirrordepth_edge.machine.system import parse_driver
+from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
+from mirrordepth_edge.support.files import existing_file, sha256_of
 from mirrordepth_edge.support.schema import read_strict
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-
 DRIVER: Final = Path("/proc/driver/nvidia/version")
-PACKAGES: Final[dict[Flavour, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Names by which the runtimes are imported; the one that is looked for first comes first."""
 LATER_MAJORS: Final = ((8, 10), (10, 11))
 """Version-compatible plans of the one major version that run in the other, beside later versions of their own:
 https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html"""
@@ -187,10 +184,7 @@ def _runtime_version(flavour: Flavour) -> str:
     Raises:
         MissingError: it is not installed, or does not load.
     """
-    from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
-
-    module = tensorrt.module() if flavour == "tensorrt" else tensorrt_rtx.module()
-    return str(module.__version__)
+    return str(import_runtime(flavour).__version__)
 
 
 def _system_mismatch(engine: EngineInfo) -> Iterator[str]:

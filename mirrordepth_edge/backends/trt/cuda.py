@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from mirrordepth_edge.machine.device import Gpu, installed_versions, nvidia_gpus
 from mirrordepth_edge.errors import DeviceError, MissingError
+from mirrordepth_edge.machine.device import Gpu, installed_versions, nvidia_gpus
 
 # Of CUDA's codes, those of a machine without a GPU or driver that works together with this runtime.
 NOTHING_HERE = (

@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mirrordepth_edge.artefact import SHIPPED, shipped_name
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.refit import refit
 from mirrordepth_edge.errors import DeviceError, InputError, MissingError
-from mirrordepth_edge.support.files import existing_file, sha256_of
 from mirrordepth_edge.manifest import Manifest
-from mirrordepth_edge.artefact import SHIPPED, shipped_name
+from mirrordepth_edge.support.files import existing_file, sha256_of
 
 # What a plan says of a dtype, by the name both runtimes give it.
 DTYPE_NAMES = {"UINT8": "uint8", "FLOAT": "float32"}

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
-from mirrordepth_edge.backends.trt.cuda_graph import NotCapturedError
-from mirrordepth_edge.backends.trt.slot import Lane
-from mirrordepth_edge.backends.trt.plan import check_tensors, load_plan, said, source_of, start_runtime
+from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.compatibility import require_served
+from mirrordepth_edge.backends.trt.cuda_graph import NotCapturedError
+from mirrordepth_edge.backends.trt.plan import check_tensors, load_plan, said, source_of, start_runtime
+from mirrordepth_edge.backends.trt.slot import Lane
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.manifest import Manifest
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.base import DEVICE_STAGES, Arrays
+from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.buffers import Buffer, allocate
 from mirrordepth_edge.backends.trt.cuda_graph import Graph, capture
 from mirrordepth_edge.errors import DeviceError

@@ -7,17 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.base import Available, Missing, Probe
-from mirrordepth_edge.backends.trt.session import EngineSession, refuse_other_options, require_gpu
+from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.runtime_cache import JitStore, jit_store
+from mirrordepth_edge.backends.trt.session import EngineSession, refuse_other_options, require_gpu
+from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "tensorrt-rtx"
-INSTALL = "pip install 'mirrordepth-edge[rtx]'  (x86-64 Linux or Windows)"
 USE_TENSORRT = "Use TensorRT here: mde build model.onnx --target here"
 # GPUs it serves: the members of `tensorrt_rtx.ComputeCapability`, which needs the package to be read.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -82,26 +82,13 @@ class JitContexts:
         self._engine = None
 
 
-def module() -> Any:
-    """The `tensorrt_rtx` package.
-
-    Raises:
-        MissingError: it is not installed, or its libraries do not load.
-    """
-    try:
-        import tensorrt_rtx
-    except (ImportError, OSError) as error:
-        raise MissingError("TensorRT for RTX is not usable here.", f"import tensorrt_rtx: {error}", INSTALL) from error
-    return tensorrt_rtx
-
-
 def probe() -> Probe:
     """Whether TensorRT for RTX imports, serves this GPU and can call CUDA; building needs no GPU."""
-    install = USE_TENSORRT if platform.machine() == "aarch64" else INSTALL
+    install = USE_TENSORRT if platform.machine() == "aarch64" else INSTALL[NAME]
     try:
         if find_spec("tensorrt_rtx") is None:
             return Missing(reason="the package tensorrt-rtx is not installed", cure=install)
-        version = str(module().__version__)
+        version = str(import_runtime(NAME).__version__)
     except MissingError as error:
         return Missing(reason=error.why, cure=install)
     except Exception as error:  # whatever a broken installation raises
@@ -133,7 +120,7 @@ def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> Engi
     refuse_other_options(path, options, manifest)
     require_gpu(path, "TensorRT for RTX", manifest)
     assert manifest is not None, "the registry reads it for every plan"
-    trt = module()
+    trt = import_runtime(NAME)
     store = jit_store(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))
     return EngineSession(
         trt, NAME, path, manifest, options, lambda engine: JitContexts(trt, engine, store, options.cuda_graph)

@@ -47,8 +47,8 @@ def latency(
     from mirrordepth_edge.bench.compare import differences, parse_gate
     from mirrordepth_edge.bench.measure import bench
     from mirrordepth_edge.bench.stats import ratio_interval
-    from mirrordepth_edge.export.parity import reference_frames
     from mirrordepth_edge.errors import GateError
+    from mirrordepth_edge.export.parity import reference_frames
 
     gates = [parse_gate(text) for text in fail_if]
     check_outputs(json_file, html)

@@ -69,8 +69,8 @@ def _gpu(facts: Facts) -> Iterator[ToDo]:
 
 
 def _engine(facts: Facts) -> Iterator[ToDo]:
-    from mirrordepth_edge.backends.trt import cuda
     from mirrordepth_edge.backends.base import Available, Missing
+    from mirrordepth_edge.backends.trt import cuda
     from mirrordepth_edge.backends.trt.tensorrt import NOT_INSTALLED
 
     probe = facts.probes.get("tensorrt")

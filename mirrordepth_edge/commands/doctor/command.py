@@ -41,10 +41,11 @@ def doctor(
 
 def find_facts() -> Facts:
     """Ask the machine, its backends and its packages."""
-    from mirrordepth_edge.machine import device, system as environment
     from mirrordepth_edge.backends import onnxruntime, registry
     from mirrordepth_edge.backends.base import Available
     from mirrordepth_edge.commands.doctor.facts import Facts
+    from mirrordepth_edge.machine import device
+    from mirrordepth_edge.machine import system as environment
 
     here, probes = device.machine(), registry.probe_all()
     on_cpu = here.gpus and isinstance(probes.get("onnxruntime"), Available)

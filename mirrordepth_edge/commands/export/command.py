@@ -78,8 +78,8 @@ def export(
     --sweep without --target is for this machine's CPU, timed; with a GPU target it is an estimate.
     """
     from mirrordepth_edge.backends.registry import ONNX_SUFFIX, PLAN_SUFFIXES
-    from mirrordepth_edge.commands.export.int8 import Gate, export_int8
     from mirrordepth_edge.commands.export.floats import Source, build_if_possible, export_onnx, serve
+    from mirrordepth_edge.commands.export.int8 import Gate, export_int8
     from mirrordepth_edge.commands.parameters import data_config
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.engines.build import load_targets

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import InputKind, Precision, SizeHW, SizeRange
-    from mirrordepth_edge.manifest import Manifest
     from mirrordepth_edge.imaging.preprocess import Frame
+    from mirrordepth_edge.manifest import Manifest
 
 
 CAST_FRAMES = 8
@@ -35,8 +35,8 @@ def export_onnx(source: Source, output: Path, precision: Precision) -> None:
     """Export, and tell what came of it."""
     from mirrordepth_edge.backends.registry import ONNX_SUFFIX
     from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.export.trace import require_export_packages
     from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.export.trace import require_export_packages
 
     if source.model.endswith(ONNX_SUFFIX):
         raise OptionError(
@@ -52,11 +52,11 @@ def export_onnx(source: Source, output: Path, precision: Precision) -> None:
 
 def produce(source: Source, output: Path, precision: Precision, on_stage: Callable[[str], object]) -> Manifest:
     """Load the checkpoint, or make random weights, and export."""
+    from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED
     from mirrordepth_edge.config import ExportConfig
     from mirrordepth_edge.export.parity import reference_frames
     from mirrordepth_edge.export.produce import produce_onnx, untrained_network
     from mirrordepth_edge.support.files import sha256_of
-    from mirrordepth_edge.predictor import NANO_CHECKPOINT, SHIPPED
 
     pictures = [*reference_frames(source.frames), *_calibration_frames(source.calib)]
     if source.untrained is not None:
@@ -94,11 +94,11 @@ def fp32_file(source: Source, folder: Path, on_stage: Callable[[str], object]) -
     Returns:
         It, its manifest, and the hash of what INT8 will be said to be made from.
     """
+    from mirrordepth_edge.artefact import SHIPPED, model_path
     from mirrordepth_edge.backends.registry import ONNX_SUFFIX
-    from mirrordepth_edge.export.trace import require_export_packages
     from mirrordepth_edge.errors import OptionError
+    from mirrordepth_edge.export.trace import require_export_packages
     from mirrordepth_edge.manifest import read_manifest
-    from mirrordepth_edge.predictor import SHIPPED, model_path
 
     as_it_ships = source.model in SHIPPED and (source.untrained, source.size_hw, source.io) == (None, None, "uint8")
     if as_it_ships or source.model.endswith(ONNX_SUFFIX):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mirrordepth_edge.commands.export.floats import Source
     from mirrordepth_edge.config import DataConfig, QuantiseConfig, TargetConfig
     from mirrordepth_edge.export.accuracy import GateFrames
-    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
     from mirrordepth_edge.manifest import Manifest
+    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,8 @@ def _config(gate: Gate, on_cpu: bool) -> QuantiseConfig:
 def _labelled(config: DataConfig, most: int, manifest: Manifest) -> GateFrames:
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
     from mirrordepth_edge.data.sample import Selected
-    from mirrordepth_edge.export.accuracy import GateFrames
     from mirrordepth_edge.evaluation.evaluate import Protocol, check_samples
+    from mirrordepth_edge.export.accuracy import GateFrames
 
     dataset, kind = choose_dataset(config, "test"), kind_of(config)
     count = min(most, len(dataset))

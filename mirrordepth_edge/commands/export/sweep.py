@@ -82,11 +82,11 @@ def measured(workshop: Int8Workshop) -> Cost:
 
 def estimated(workshop: Int8Workshop, targets: Sequence[TargetConfig]) -> Cost:
     """A lower bound from what the target can multiply and move."""
+    from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.graph.cost import node_costs
-    from mirrordepth_edge.export.trace import HEAD_PREFIX
+    from mirrordepth_edge.graph.names import HEAD_PREFIX
     from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
     from mirrordepth_edge.quantise.sweep import Cost
-    from mirrordepth_edge.errors import OptionError
 
     if len(targets) != 1:
         raise OptionError(

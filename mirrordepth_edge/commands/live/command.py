@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mirrordepth_edge.commands.live import options as of
 from mirrordepth_edge.commands.engine_options import Trust
+from mirrordepth_edge.commands.live import options as of
 from mirrordepth_edge.commands.live.scale import ForgetScale, NoScale, SetScale
 from mirrordepth_edge.commands.parameters import (
     NANO,
@@ -78,12 +78,12 @@ def live(
     from mirrordepth_edge.commands.live.scale import LiveScale, use_scale
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.imaging.draw import colour_limits
-    from mirrordepth_edge.support.files import ensure_folder, write_json
-    from mirrordepth_edge.live.loop import run_live
-    from mirrordepth_edge.sources.reconnect import reconnecting
-    from mirrordepth_edge.sources.open import CameraOptions, open_source
-    from mirrordepth_edge.predictor import load
     from mirrordepth_edge.imaging.temporal_filter import Stabiliser
+    from mirrordepth_edge.live.loop import run_live
+    from mirrordepth_edge.predictor import load
+    from mirrordepth_edge.sources.open import CameraOptions, open_source
+    from mirrordepth_edge.sources.reconnect import reconnecting
+    from mirrordepth_edge.support.files import ensure_folder, write_json
 
     if list_cameras:
         live_run.show_cameras()

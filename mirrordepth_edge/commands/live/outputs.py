@@ -15,8 +15,8 @@ from mirrordepth_edge.commands.terminal import console, errors
 
 if TYPE_CHECKING:
     from mirrordepth_edge.commands.live.scale import LiveScale
-    from mirrordepth_edge.sources.open import FrameSource
     from mirrordepth_edge.predictor import DepthPredictor
+    from mirrordepth_edge.sources.open import FrameSource
 
 Limits = tuple[float, float]
 UNKNOWN_HZ = 30.0
@@ -60,7 +60,7 @@ def outputs_of(
 
         outputs.append(WebView(setup, limits_m, *wanted.web))
     for path in wanted.record:
-        from mirrordepth_edge.live.recording.video import recording
+        from mirrordepth_edge.live.recording.choose import recording
 
         live, rate_hz = source.live, source.rate_hz
         outputs.append(recording(path, limits_m=limits_m, rate_hz=rate_hz, live=live, camera=camera, far_m=far_m))
@@ -81,7 +81,7 @@ def outputs_of(
 
 def told(outputs: Iterable[Any]) -> Iterator[str]:
     """What came of recordings, a line each."""
-    from mirrordepth_edge.live.recording.video import Recording
+    from mirrordepth_edge.live.recording.base import Recording
 
     return (str(output) for output in outputs if isinstance(output, Recording))
 

@@ -10,11 +10,11 @@ import typer
 
 if TYPE_CHECKING:
     from mirrordepth_edge.camera.model import Camera, Lens
-    from mirrordepth_edge.config import ModelConfig, SizeHW
     from mirrordepth_edge.camera.scale import KnownPoint, KnownScale, ScaleKey, ScaleSetter
-    from mirrordepth_edge.sources.open import FrameSource
+    from mirrordepth_edge.config import ModelConfig, SizeHW
     from mirrordepth_edge.imaging.postprocess import DepthMap
     from mirrordepth_edge.imaging.preprocess import Frame
+    from mirrordepth_edge.sources.open import FrameSource
 
 SetScale = Annotated[
     list[str] | None,
@@ -61,8 +61,8 @@ class LiveScale:
 
     @cached_property
     def _checkpoint(self) -> str:
+        from mirrordepth_edge.artefact import model_path
         from mirrordepth_edge.camera.scale import checkpoint_sha256
-        from mirrordepth_edge.predictor import model_path
 
         return checkpoint_sha256(model_path(self._model))
 
@@ -135,8 +135,8 @@ def use_scale(scale: LiveScale, set_scale: list[str] | None, no_scale: bool, for
         OptionError: they exclude one another, or a point cannot be used.
         InputError: the source or the store cannot be used.
     """
-    from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.camera.scale import parse_known
+    from mirrordepth_edge.errors import OptionError
 
     if set_scale and no_scale:
         why = "One sets what the other leaves aside."

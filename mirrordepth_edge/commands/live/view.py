@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.live.loop import LiveResult
+    from mirrordepth_edge.live.result import LiveResult
 
 
 class StatusLine:

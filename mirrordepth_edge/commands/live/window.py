@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.commands.live.scale import LiveScale
     from mirrordepth_edge.camera.scale import ScaleSetter
-    from mirrordepth_edge.live.loop import LiveResult
+    from mirrordepth_edge.commands.live.scale import LiveScale
     from mirrordepth_edge.imaging.postprocess import DepthMap
     from mirrordepth_edge.imaging.preprocess import Frame
+    from mirrordepth_edge.live.result import LiveResult
     from mirrordepth_edge.predictor import DepthPredictor
 
 TITLE = "mde live"

@@ -14,17 +14,10 @@ import numpy.typing as npt
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.augment import resize_depth
 from mirrordepth_edge.data.lint.registration import Registration, Verdict, edge_correlations, judge
-from mirrordepth_edge.data.sample import (
-    DepthDataset,
-    FilePairs,
-    Mapped,
-    Sample,
-    Selected,
-    read_depth_png,
-    read_picture,
-)
-from mirrordepth_edge.imaging.draw import scale_bar, side_by_side, stacked, titled
+from mirrordepth_edge.data.sample import DepthDataset, FilePairs, Mapped, Sample, Selected
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.imaging.draw import scale_bar, side_by_side, stacked, titled
+from mirrordepth_edge.imaging.pictures import read_depth_png, read_picture
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 

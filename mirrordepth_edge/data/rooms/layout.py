@@ -9,7 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mirrordepth_edge.data.rooms.furniture import BY_THE_WALL, IN_THE_ROOM, Colour, Paint, Piece, Points, Surface, ball, box, paint, placed, quad, turned, wood
+from mirrordepth_edge.data.rooms.furniture import (
+    BY_THE_WALL,
+    IN_THE_ROOM,
+    Colour,
+    Paint,
+    Piece,
+    Points,
+    Surface,
+    ball,
+    box,
+    paint,
+    placed,
+    quad,
+    turned,
+    wood,
+)
 
 
 class Lamp(NamedTuple):

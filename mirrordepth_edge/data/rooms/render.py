@@ -25,13 +25,13 @@ import numpy.typing as npt
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.rooms.furniture import Points
-from mirrordepth_edge.data.rooms.light import Patch, lit
 from mirrordepth_edge.data.rooms.layout import Pose, Room, random_room
+from mirrordepth_edge.data.rooms.light import Patch, lit
 from mirrordepth_edge.data.sample import DepthDataset, Sample
-from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.support.files import written_whole
 
 NYU_FOV_DEG = NYU_CAMERA.fov_deg
 """Horizontal field of view of NYU Depth v2's Kinect: 640 pixels at the focal length of its calibration."""

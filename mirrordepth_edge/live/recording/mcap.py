@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.errors import InputError, missing_package
-from mirrordepth_edge.support.files import unwritable
-from mirrordepth_edge.live.loop import LiveResult
-from mirrordepth_edge.live.recording.video import Recording, jpeg
 from mirrordepth_edge.camera.pointcloud import camera_matrix
+from mirrordepth_edge.errors import InputError, missing_package
 from mirrordepth_edge.imaging.postprocess import MILLIMETRES_PER_METRE, to_millimetres
+from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.support.files import unwritable
 
 if TYPE_CHECKING:
     from mcap.writer import Writer

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.errors import MissingError, missing_package
-from mirrordepth_edge.live.loop import LiveResult
-from mirrordepth_edge.live.recording.video import Recording, jpeg
 from mirrordepth_edge.camera.pointcloud import camera_matrix, has_depth, points_of
+from mirrordepth_edge.errors import MissingError, missing_package
+from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.live.result import LiveResult
 
 APPLICATION = "mirrordepth-edge"
 VIEWER_MEMORY = "25%"

@@ -7,124 +7,27 @@ until then stays readable.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
-
-from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.draw import save_npy, save_png, saved_video, scale_bar, side_by_side
-from mirrordepth_edge.errors import InputError, MdeError, OptionError
-from mirrordepth_edge.support.files import ensure_folder, require_suffix, written_whole
-from mirrordepth_edge.live.loop import LiveResult
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.support.files import written_whole
 
-ROOM_BYTES = 64 * 2**20
-"""Recordings stop when less than this is free: enough to close them, and to leave the machine working."""
 VIDEO_RATE_HZ = 30.0
 """Of a video whose source does not tell its own rate."""
 MEASURED = 5
 """Results that tell the rate of a video of live frames."""
 LONGEST_STILL_S = 2.0
 """How long a video shows one picture where the camera was silent for longer."""
-JPEG_QUALITY = 90
-RECORDINGS = (".mcap", ".mp4", ".rrd")
-
-
-class Recording(ABC):
-    """An output that keeps results. What goes wrong while it runs is told by `problem`, and ends it.
-
-    Args:
-        path: where to; nothing may be there yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.name
-        self.frames = 0
-        """Results kept so far."""
-        self.problem: str | None = None
-        """Why nothing more is recorded, in words; None while all is well."""
-        self._closed = False
-
-    def __enter__(self) -> Recording:
-        """
-        Raises:
-            MdeError: nothing can be recorded there.
-        """
-        ensure_folder(self._folder())
-        if self.path.is_file():
-            raise InputError(
-                f"{self.path} is there already.",
-                "A recording is not written over another one.",
-                "Name another file, or move this one away.",
-            )
-        try:
-            self._check_room()
-        except OSError as error:
-            raise InputError(
-                f"There is no room to record {self.path}.",
-                f"Less than {ROOM_BYTES >> 20} MB are free there.",
-                "Free space, or name another place.",
-            ) from error
-        self._open()
-        return self
-
-    def show(self, result: LiveResult) -> None:
-        """Keep a result; never raises for what the disk does."""
-        if self._closed:
-            return
-        try:
-            self._check_room()
-            self._keep(result)
-        except (OSError, MdeError) as error:
-            self._close(error)
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def __str__(self) -> str:
-        """What came of it, in a line."""
-        return f"{self.path}: {self.frames} frames" if self.frames else f"{self.path}: nothing recorded"
-
-    @abstractmethod
-    def _open(self) -> None:
-        """Begin; raises MdeError."""
-
-    @abstractmethod
-    def _keep(self, result: LiveResult) -> None:
-        """Write a result and count it."""
-
-    @abstractmethod
-    def _finish(self) -> None:
-        """Close what was begun, readable; called once, also after `_keep` has failed."""
-
-    def _folder(self) -> Path:
-        return self.path.parent
-
-    def _check_room(self) -> None:
-        if shutil.disk_usage(self._folder()).free < ROOM_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _close(self, error: Exception | None = None) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._finish()
-        except (OSError, MdeError) as failed:
-            error = error or failed
-        if error is not None:
-            self.problem = f"Recording has stopped: {_in_words(error)} {self}."
 
 
 class VideoRecording(Recording):
@@ -266,42 +169,3 @@ class SavedFrames(Recording):
 
     def _finish(self) -> None:
         pass
-
-
-def recording(
-    path: Path,
-    *,
-    limits_m: tuple[float, float],
-    rate_hz: float | None = None,
-    live: bool = True,
-    camera: Camera | Lens | None = None,
-    far_m: float = 0.0,
-) -> Recording:
-    """The recording that a file's name asks for; arguments as in `VideoRecording` and `McapRecording`.
-
-    Raises:
-        OptionError: the name ends in neither .mcap nor .mp4 nor .rrd.
-        MissingError: a package is missing.
-    """
-    require_suffix(path, RECORDINGS, "a recording", "--record", "mde live")
-    if path.suffix == ".mp4":
-        return VideoRecording(path, limits_m, rate_hz=rate_hz, live=live)
-    if path.suffix == ".rrd":
-        from mirrordepth_edge.live.recording.rerun import RerunRecording
-
-        return RerunRecording(path, camera=camera)
-    from mirrordepth_edge.live.recording.mcap import McapRecording
-
-    return McapRecording(path, camera=camera, far_m=far_m)
-
-
-def jpeg(frame: Frame) -> bytes:
-    """uint8 RGB `[H, W, 3]` as a JPEG."""
-    bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, MdeError):
-        return f"{error.what} {error.why}"
-    return f"{error.strerror}." if isinstance(error, OSError) and error.strerror else f"{error}."

@@ -14,7 +14,7 @@ import numpy as np
 from mirrordepth_edge.machine.sampler import thermal_zones
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.live.loop import LiveResult
+    from mirrordepth_edge.live.result import LiveResult
 
 ROOT = Path("/")
 STALLED_S = 5.0

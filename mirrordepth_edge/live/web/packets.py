@@ -23,8 +23,8 @@ import numpy.typing as npt
 from mirrordepth_edge.imaging.postprocess import DepthMap, to_millimetres
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.live.loop import LiveResult
     from mirrordepth_edge.imaging.preprocess import Frame
+    from mirrordepth_edge.live.result import LiveResult
 
 JPEG_QUALITY = 80
 

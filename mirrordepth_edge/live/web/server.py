@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge.errors import InputError, OptionError, missing_package
-from mirrordepth_edge.live.web.metrics import STALLED_S, Gauges
 from mirrordepth_edge.live.web.auth import Guard
+from mirrordepth_edge.live.web.metrics import STALLED_S, Gauges
 from mirrordepth_edge.live.web.packets import Encoder
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-    from mirrordepth_edge.live.loop import LiveResult
+    from mirrordepth_edge.live.result import LiveResult
 
 HOST, PORT = "127.0.0.1", 8000
 MAX_CLIENTS = 20

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrordepth_edge.backends.trt import cuda, session as engine
+from mirrordepth_edge.backends.trt import cuda
+from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.plan import listener
 from mirrordepth_edge.backends.trt.runtime_cache import SUFFIX, JitStore
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
-from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.backends.trt.runtime_cache import JitStore
+from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, TensorSpec

@@ -214,8 +214,8 @@ def test_cuda_codes_are_what_we_take_them_for(name: str, number: int) -> None:
 def test_a_cuda_error_is_named() -> None:
     """The real error of a machine without a GPU, through the real library."""
     from mirrordepth_edge.backends.trt import cuda
-    from mirrordepth_edge.machine.device import nvidia_gpus
     from mirrordepth_edge.errors import MissingError
+    from mirrordepth_edge.machine.device import nvidia_gpus
 
     cuda_module()
     if nvidia_gpus():
@@ -228,8 +228,8 @@ def test_a_cuda_error_is_named() -> None:
 @pytest.fixture(scope="module")
 def rtx_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real plan with its manifest."""
+    from mirrordepth_edge.artefact import NANO_ONNX
     from mirrordepth_edge.engines.build import build_engine, plan_build
-    from mirrordepth_edge.predictor import NANO_ONNX
 
     module("tensorrt_rtx")
     plan = tmp_path_factory.mktemp("rtx") / "nano.plan"
@@ -260,10 +260,11 @@ def test_a_driver_that_does_not_work_is_named_before_tensorrt_is_asked(
     rtx_plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real plan, runtime and CUDA, on a machine that only believes it has a GPU."""
-    from mirrordepth_edge.backends.trt import session as engine, tensorrt_rtx
+    from mirrordepth_edge.backends.trt import session as engine
+    from mirrordepth_edge.backends.trt import tensorrt_rtx
     from mirrordepth_edge.config import SessionOptions
-    from mirrordepth_edge.machine.device import Gpu
     from mirrordepth_edge.errors import MissingError
+    from mirrordepth_edge.machine.device import Gpu
     from mirrordepth_edge.manifest import read_manifest
 
     no_gpu()
@@ -293,8 +294,8 @@ def test_a_driver_that_does_not_work_is_named_before_tensorrt_is_asked(
 def test_a_damaged_plan_is_refused_with_the_runtimes_own_reason(
     damage: str, words: str, rtx_plan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from mirrordepth_edge.backends.trt.plan import load_plan, start_runtime
     from mirrordepth_edge.backends.registry import open_session
+    from mirrordepth_edge.backends.trt.plan import load_plan, start_runtime
     from mirrordepth_edge.errors import InputError
     from mirrordepth_edge.manifest import manifest_path, read_manifest
 

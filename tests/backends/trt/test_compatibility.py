@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.machine import device
-from mirrordepth_edge.backends.trt import cuda, session as engine, tensorrt, tensorrt_rtx, compatibility as trust
-from mirrordepth_edge.backends.trt.plan import listener
+from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED
 from mirrordepth_edge.backends.registry import open_session
+from mirrordepth_edge.backends.trt import compatibility as trust
+from mirrordepth_edge.backends.trt import cuda, tensorrt
+from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.compatibility import admit, runs_in, runs_on
+from mirrordepth_edge.backends.trt.plan import listener
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
 from mirrordepth_edge.config import BuildConfig, SessionOptions
-from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, write_artefact
-from mirrordepth_edge.predictor import NANO_ONNX
-from mirrordepth_edge.artefact import SHIPPED
+from mirrordepth_edge.support.files import sha256_of
 
 from .fake_engine import CONTENT, MANIFEST, FakeCuda, Script, depth_of, fake_module, frame, gpu
 
@@ -71,13 +72,10 @@ class Board:
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     board = Board()
 
-    def module(name: str) -> Callable[[], Any]:
-        def found() -> Any:
-            if name not in board.installed:
-                raise MissingError(f"{name} is not usable here.", "not installed", f"pip install {name}")
-            return board.installed[name]
-
-        return found
+    def import_runtime(flavour: str) -> Any:
+        if flavour not in board.installed:
+            raise MissingError(f"{flavour} is not usable here.", "not installed", f"pip install {flavour}")
+        return board.installed[flavour]
 
     class Driver:
         def read_text(self, encoding: str) -> str:
@@ -88,8 +86,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(
         trust, "find_spec", lambda package: package if package.replace("_", "-") in board.installed else None
     )
-    monkeypatch.setattr(tensorrt, "module", module("tensorrt"))
-    monkeypatch.setattr(tensorrt_rtx, "module", module("tensorrt-rtx"))
+    monkeypatch.setattr(trust, "import_runtime", import_runtime)
     monkeypatch.setattr(platform, "system", lambda: board.system[0])
     monkeypatch.setattr(platform, "machine", lambda: board.system[1])
     return board

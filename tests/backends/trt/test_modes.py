@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.backends.trt import cuda, session as engine
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Missing
-from mirrordepth_edge.backends.trt.session import EngineSession
+from mirrordepth_edge.backends.registry import backend, open_session
+from mirrordepth_edge.backends.trt import cuda
+from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.plan import listener
 from mirrordepth_edge.backends.trt.runtime_cache import JitStore
-from mirrordepth_edge.backends.registry import backend, open_session
+from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.predictor import NANO_ONNX
 
 from .fake_engine import CONTENT, FakeCuda, Machine, Script, depth_of, gpu
 

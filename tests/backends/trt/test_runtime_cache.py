@@ -101,7 +101,7 @@ def test_the_backend_keeps_them_in_the_users_cache(
 ) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setattr(tensorrt_rtx, "nvidia_gpus", lambda: (gpu(),))
-    monkeypatch.setattr(tensorrt_rtx, "module", lambda: fake_module(machine.script, rtx=True))
+    monkeypatch.setattr(tensorrt_rtx, "import_runtime", lambda flavour: fake_module(machine.script, rtx=True))
     for cached in (False, True):
         with tensorrt_rtx.open(machine.plan, MANIFEST, SessionOptions()) as session:
             assert session.jit_cached is cached

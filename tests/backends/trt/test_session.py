@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.backends.trt import cuda, session as engine, tensorrt, tensorrt_rtx
+from mirrordepth_edge.artefact import SHIPPED
+from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.buffers import MappedArray, PinnedArray, allocate
 from mirrordepth_edge.backends.trt.plan import listener
 from mirrordepth_edge.config import SessionOptions, SizeRange
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.support.files import sha256_of
-from mirrordepth_edge.artefact import SHIPPED
 
 from .fake_engine import (
     COMPUTE_MS,
@@ -57,7 +58,9 @@ def test_a_session_says_what_it_is(machine: Machine) -> None:
 def test_backends_open_it(backend: Any, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     monkeypatch.setattr(backend, "nvidia_gpus", lambda: (gpu(),))
-    monkeypatch.setattr(backend, "module", lambda: fake_module(machine.script, rtx=backend is tensorrt_rtx))
+    monkeypatch.setattr(
+        backend, "import_runtime", lambda flavour: fake_module(machine.script, rtx=backend is tensorrt_rtx)
+    )
     for device in ("auto", "cuda"):
         with backend.open(machine.plan, MANIFEST, SessionOptions(device=device)) as session:
             assert session.backend == backend.NAME

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.bench.options import parse_duration
 from mirrordepth_edge.config import PRESETS, SessionOptions
-from mirrordepth_edge.export.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.export.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.manifest import TensorSpec
-from mirrordepth_edge.predictor import NANO_ONNX, DepthPredictor
+from mirrordepth_edge.predictor import DepthPredictor
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
 

@@ -16,18 +16,19 @@ import cv2
 import platformdirs
 import pytest
 
-from mirrordepth_edge.machine import device, system as environment
 from mirrordepth_edge.backends import onnxruntime, registry
-from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.base import Available, Missing, Probe
+from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx, vendor
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.doctor import command as doctor
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.machine import system as environment
 from mirrordepth_edge.machine.device import CudaDriver, Gpu, Machine
 from mirrordepth_edge.machine.system import Python, read_environment
 from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.v4l2 import CameraInfo
 
-SYSTEMS = Path(__file__).parent.parent / "fixtures" / "systems"
+SYSTEMS = Path(__file__).parents[2] / "fixtures" / "systems"
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
 ADA = Gpu(name="NVIDIA RTX 4090", compute_capability="8.9", memory_mib=24564, integrated=False, cuda="13.0")
@@ -153,7 +154,7 @@ BLACKWELL = Gpu(
 )
 SYSTEM_PYTHON = Python(version="3.10.12", abi="cp310", venv=True, system_packages=True)
 BARE_VENV = replace(SYSTEM_PYTHON, system_packages=False)
-NO_TENSORRT = Missing(reason=tensorrt.NOT_INSTALLED, cure=tensorrt.JETPACK)
+NO_TENSORRT = Missing(reason=tensorrt.NOT_INSTALLED, cure=vendor.JETPACK)
 
 
 @pytest.fixture

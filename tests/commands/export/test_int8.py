@@ -14,14 +14,14 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.config import ExportConfig
-from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.produce import produce_onnx
+from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.model.network import DepthNetwork
+from mirrordepth_edge.predictor import load as load_predictor
 from mirrordepth_edge.quantise.sweep_result import load_sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
-from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.support.units import parse_share
-from mirrordepth_edge.manifest import read_manifest
-from mirrordepth_edge.predictor import load as load_predictor
 
 TO_CPU = ["--target", "cpu", "--calib", "calib/office/office.toml"]
 

@@ -15,18 +15,18 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.imaging import draw
 from mirrordepth_edge import predictor as runtime
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.commands.live.command import live
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.sources.open import SyntheticSource
-from mirrordepth_edge.manifest import TensorSpec
+from mirrordepth_edge.imaging import draw
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.sources.open import SyntheticSource
 
 SIZE_HW = PRESETS["nano"].size_hw
 DEPTH_M = 2.5
@@ -231,9 +231,8 @@ def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
 
 
 def test_the_module_is_light() -> None:
-    code = (
-        "import sys, mirrordepth_edge.commands.live.command; sys.exit(bool({'cv2', 'numpy', 'rich.live'} & set(sys.modules)))"
-    )
+    code = "import sys, mirrordepth_edge.commands.live.command\n"
+    code += "sys.exit(bool({'cv2', 'numpy', 'rich.live'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.camera.scale import ScaleStore, parse_known
 from mirrordepth_edge.commands.live import scale as live_scale
 from mirrordepth_edge.commands.live.scale import LiveScale, use_scale
 from mirrordepth_edge.config import PRESETS, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.camera.scale import ScaleStore, parse_known
-from mirrordepth_edge.sources.open import SyntheticSource, open_source
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.open import SyntheticSource, open_source
 
 SIZE_HW = (480, 640)
 

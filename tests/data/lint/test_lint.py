@@ -14,8 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.data.lint.facts import NO_DEPTH_RGB, PERCENTILES, Depths, check_dataset, contact_sheet, facts, spread
 from mirrordepth_edge.data.folder import folder_dataset
+from mirrordepth_edge.data.lint.facts import (
+    NO_DEPTH_RGB,
+    PERCENTILES,
+    Depths,
+    check_dataset,
+    contact_sheet,
+    facts,
+    spread,
+)
 from mirrordepth_edge.data.lint.findings import find_mistakes
 from mirrordepth_edge.data.sample import InMemory, Mapped, Sample, Selected
 

@@ -8,7 +8,17 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.data.lint.registration import LARGEST_JUMP, POSES, REACH_PX, SMALLEST_JUMP, DepthMap, Registration, depth_edges, edge_correlations, judge
+from mirrordepth_edge.data.lint.registration import (
+    LARGEST_JUMP,
+    POSES,
+    REACH_PX,
+    SMALLEST_JUMP,
+    DepthMap,
+    Registration,
+    depth_edges,
+    edge_correlations,
+    judge,
+)
 from mirrordepth_edge.imaging.preprocess import Frame
 
 Pair = tuple[Frame, DepthMap]

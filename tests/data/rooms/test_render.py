@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from mirrordepth_edge.config import SizeHW
-from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.data.folder import folder_dataset
+from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.data.rooms.furniture import Paint, Surface, box, quad
+from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, looking, random_room
 from mirrordepth_edge.data.rooms.light import Patch, lit
 from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, Camera, RenderedRooms, draw, written
-from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, looking, random_room
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import MissingError, OptionError
 

@@ -15,8 +15,8 @@ import pytest
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.live.recording import mcap as record_mcap
-from mirrordepth_edge.live.loop import LiveResult
 from mirrordepth_edge.live.recording.mcap import DEPTH, INFO, PHOTO, McapRecording, SafeFile
+from mirrordepth_edge.live.result import LiveResult
 
 pytest.importorskip("mcap", reason="recording .mcap needs mcap")
 ros2 = pytest.importorskip("mcap_ros2.decoder", reason="reading ROS 2 messages needs mcap-ros2-support")

@@ -12,8 +12,8 @@ import pytest
 
 from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.errors import MissingError
-from mirrordepth_edge.live.loop import LiveResult
 from mirrordepth_edge.live.recording.rerun import RerunRecording, RerunViewer
+from mirrordepth_edge.live.result import LiveResult
 
 SIZE_HW = (24, 34)
 START_UNIX_NS = 1_700_000_000_123_456_789

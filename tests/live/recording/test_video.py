@@ -14,10 +14,12 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.live.recording import video as record
-from mirrordepth_edge.live.loop import LiveResult
-from mirrordepth_edge.live.recording.video import Recording, SavedFrames, VideoRecording, recording
 from mirrordepth_edge.imaging.postprocess import colourise
+from mirrordepth_edge.live.recording import video as record
+from mirrordepth_edge.live.recording.base import Recording
+from mirrordepth_edge.live.recording.choose import recording
+from mirrordepth_edge.live.recording.video import SavedFrames, VideoRecording
+from mirrordepth_edge.live.result import LiveResult
 
 SIZE_HW = (48, 64)
 LIMITS_M = (1.0, 5.0)

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.live.web import server as web
-from mirrordepth_edge.live.loop import LiveResult
-from mirrordepth_edge.live.web.server import WebView
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.live.web import server as web
+from mirrordepth_edge.live.web.server import WebView
 
 pytest.importorskip("starlette", reason="starlette is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")

@@ -29,11 +29,13 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.live.web import metrics as gauges, packets, server as web
-from mirrordepth_edge.live.web.packets import coded_depth
-from mirrordepth_edge.live.loop import LiveResult
-from mirrordepth_edge.live.web.server import WebView
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
+from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.live.web import metrics as gauges
+from mirrordepth_edge.live.web import packets
+from mirrordepth_edge.live.web import server as web
+from mirrordepth_edge.live.web.packets import coded_depth
+from mirrordepth_edge.live.web.server import WebView
 
 pytest.importorskip("starlette", reason="starlette is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed")

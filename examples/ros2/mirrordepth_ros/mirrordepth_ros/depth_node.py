@@ -13,8 +13,8 @@ from sensor_msgs.msg import CameraInfo, Image
 
 import mirrordepth_edge
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.live.loop import LiveResult
 from mirrordepth_edge.camera.pointcloud import camera_matrix
+from mirrordepth_edge.live.result import LiveResult
 
 
 class DepthNode(Node):
