@@ -45,11 +45,11 @@ def test_installed_wheel_finds_recipes_and_models(wheel: Path, tmp_path: Path) -
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "from mirrordepth_edge import recipes, runtime\n"
+        "from mirrordepth_edge import artefact, recipes\n"
         f"assert str(recipes.PACKAGE_DIR).startswith(r'{site}'), recipes.PACKAGE_DIR\n"
         "assert recipes.load_target('orin-nano').backend == 'tensorrt'\n"
         "assert len(recipes.recipe_names('export')) == 8\n"
-        "assert runtime.NANO_CHECKPOINT.is_file() and all(p.is_file() for p in runtime.NANO_ONNX.values())\n"
+        "assert artefact.NANO_CHECKPOINT.is_file() and all(p.is_file() for p in artefact.NANO_ONNX.values())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

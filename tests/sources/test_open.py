@@ -85,7 +85,7 @@ def test_opencv_and_ffmpeg_keep_silent(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.live import v4l2
+from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.open import open_source
 v4l2.DEVICES = Path({str(tmp_path)!r})
 for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):

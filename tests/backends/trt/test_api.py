@@ -35,7 +35,7 @@ CUDA_CODES = {
     "cudaErrorSystemDriverMismatch": 803,
 }
 RUNTIMES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
-ENGINE_MODULES = sorted(Path(backends.__path__[0]).glob("*.py"))
+ENGINE_MODULES = sorted(Path(backends.__path__[0]).rglob("*.py"))
 
 
 def module(name: str) -> Any:

@@ -424,6 +424,7 @@ def fake_gpu(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
     for module in (engine, tensorrt):
         monkeypatch.setattr(module, "nvidia_gpus", lambda: board.gpus)
+    monkeypatch.setattr(tensorrt, "import_runtime", lambda flavour: board.installed[flavour])
     yield
     listener.cache_clear()
 
