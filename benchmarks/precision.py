@@ -36,7 +36,7 @@ from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.export.produce import produce_onnx, untrained_network
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
 from mirrordepth_edge.quantise.calibration_set import load_calibration
-from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
+from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
 
 YIELDS = SessionOptions(device="cpu", yields=True)
 
@@ -66,7 +66,7 @@ def labelled(root: Path, kind: str, most: int, manifest: Manifest) -> GateFrames
     )
 
 
-def model_optimizer(workshop: Int8Workshop, frames: int) -> Path:
+def model_optimizer(workshop: Int8Quantizer, frames: int) -> Path:
     """Model Optimizer's default placement, on a few frames: it holds the activations of all of them at once."""
     from modelopt.onnx.quantization import quantize
 
@@ -107,18 +107,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[list[str]]:
     files = fp32_and_fp16(arguments.model, folder)
     manifest = read_manifest(files["FP32"])
     frames = arguments.root and labelled(arguments.root, arguments.data, arguments.frames, manifest)
-    watcher = Watcher(stage=lambda name, steps: print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr))
+    progress = ProgressCallback(stage=lambda name, steps: print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr))
     shops = {}
     for name, scheme in (("INT8 for GPUs", "gpu"), ("INT8 for CPUs", "cpu")):
         (folder / scheme).mkdir()
-        shops[name] = shop = Int8Workshop(
+        shops[name] = shop = Int8Quantizer(
             fp32=files["FP32"],
             manifest=manifest,
             calibration=load_calibration(arguments.calib),
             config=QuantiseConfig(scheme=scheme),  # type: ignore[arg-type]
             folder=folder / scheme,
             labelled=frames,
-            watcher=watcher,
+            progress=progress,
         )
         began = time.perf_counter()
         fitted = shop.fit()
@@ -131,7 +131,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[list[str]]:
     described = replace(shop.described([]), artefact_sha256="")
     write_artefact(files["Model Optimizer's default"], default.read_bytes(), described)
     judged = {
-        name: shop.judge.judge(path, described if name.startswith("Model") else read_manifest(path), 1.0)
+        name: shop.evaluator.evaluate(path, described if name.startswith("Model") else read_manifest(path), 1.0)
         for name, path in files.items()
     }
     ratios = times(files, described, shop, arguments.timed)
@@ -156,7 +156,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[list[str]]:
     return rows
 
 
-def times(files: dict[str, Path], described: Manifest, shop: Int8Workshop, frames: int) -> dict[str, float]:
+def times(files: dict[str, Path], described: Manifest, shop: Int8Quantizer, frames: int) -> dict[str, float]:
     """Medians over FP32's, all files in turn."""
     image = shop.prepared(shop.held_out[:1])[0]
     feeds = {described.inputs[0].name: image}

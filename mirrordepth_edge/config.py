@@ -266,32 +266,32 @@ TRAINING: dict[str, TrainConfig] = {
 class SizeRange(Strict):
     """Sizes of a network that takes several. A length that is the same in all three is fixed."""
 
-    smallest: BatchHW
-    usual: BatchHW
+    min: BatchHW
+    opt: BatchHW
     """What it is measured at, and an engine is tuned for."""
-    largest: BatchHW
+    max: BatchHW
 
     def __post_init__(self) -> None:
-        each = zip(self.smallest, self.usual, self.largest, strict=True)
+        each = zip(self.min, self.opt, self.max, strict=True)
         if any(not 0 < low <= usual <= high for low, usual, high in each):
             raise ValueError("sizes go from the smallest over the usual to the largest, and are above 0")
 
     def __iter__(self) -> Iterator[BatchHW]:
-        return iter((self.smallest, self.usual, self.largest))
+        return iter((self.min, self.opt, self.max))
 
     def __str__(self) -> str:
         """As it is typed: `160x224,224x288,448x576`, with the frames before where they are not 1 throughout."""
-        first = 1 if self.largest[0] == 1 else 0
+        first = 1 if self.max[0] == 1 else 0
         return ",".join("x".join(map(str, each[first:])) for each in self)
 
     def has(self, size: BatchHW) -> bool:
         """Whether a size lies within."""
-        return all(low <= n <= high for low, n, high in zip(self.smallest, size, self.largest, strict=True))
+        return all(low <= n <= high for low, n, high in zip(self.min, size, self.max, strict=True))
 
     @property
-    def opened(self) -> str:
+    def dynamic_axes(self) -> str:
         """Which lengths are not fixed, of N, H and W."""
-        return "".join(c for c, low, high in zip("NHW", self.smallest, self.largest, strict=True) if low < high)
+        return "".join(c for c, low, high in zip("NHW", self.min, self.max, strict=True) if low < high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,15 @@ from mirrordepth_edge.config import (
     Strict,
 )
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, written_whole
-from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.files import atomic_write, existing_file, read_json, sha256_of
+from mirrordepth_edge.support.schema import read_strict, upgraded
 
 if TYPE_CHECKING:
     pass
 
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
+RENAMED_IN_2: Final = {"given_back": "fp_fallback", "smallest": "min", "usual": "opt", "largest": "max"}
+"""New keys of a manifest by those of schema version 1."""
 CHECKPOINT_VERSION: Final = 1
 CHECKPOINT_KEY = "mirrordepth"
 """Key of the model description in a checkpoint's safetensors metadata."""
@@ -189,7 +191,7 @@ class Quantisation(Strict):
     calibration_sha256: str
     calibration_frames: int
     int8_nodes: tuple[str, ...]
-    given_back: tuple[str, ...]
+    fp_fallback: tuple[str, ...]
     """Groups of layers that went back to floating point so that the gate holds, the most harmful first."""
     accuracy: Accuracy | None
     """None while it is being judged."""
@@ -203,7 +205,7 @@ class Quantisation(Strict):
 class Manifest(Strict):
     """Description of one ONNX file or plan."""
 
-    schema_version: Literal[1] = MANIFEST_VERSION
+    schema_version: Literal[2] = MANIFEST_VERSION
     kind: Literal["onnx", "plan"]
     artefact_sha256: str
     parent_sha256: str
@@ -242,7 +244,7 @@ class Manifest(Strict):
         own = self.sizes
         if own is None and size_hw is None and batch is None:
             return self
-        frames, *usual = self.inputs[0].size if own is None else (own.smallest[0], *own.usual[1:])
+        frames, *usual = self.inputs[0].size if own is None else (own.min[0], *own.opt[1:])
         height, width = size_hw or usual
         wanted = (batch or frames, height, width)
         if own is None and wanted == self.inputs[0].size:
@@ -266,17 +268,17 @@ def _no_such_size(manifest: Manifest, wanted: BatchHW) -> OptionError:
     if own is None:
         (n, h, w), (batch, height, width) = manifest.inputs[0].size, wanted
         sizes = SizeRange(
-            smallest=(min(n, batch), min(h, height), min(w, width)),
-            usual=(n, h, w),
-            largest=(max(n, batch), max(h, height), max(w, width)),
+            min=(min(n, batch), min(h, height), min(w, width)),
+            opt=(n, h, w),
+            max=(max(n, batch), max(h, height), max(w, width)),
         )
         cure = f"Export it for several: mde export --dynamic {sizes}"
         return OptionError(what, f"Its size is fixed: {n} of {h}x{w}.", cure)
     return OptionError(
         what,
-        f"It takes {own.smallest[0]} to {own.largest[0]} frames, {own.smallest[1]} to {own.largest[1]} pixels high and "
-        f"{own.smallest[2]} to {own.largest[2]} wide, in steps of {manifest.model.size_multiple}.",
-        f"--network-size {own.usual[1]}x{own.usual[2]}, or export it with a wider --dynamic",
+        f"It takes {own.min[0]} to {own.max[0]} frames, {own.min[1]} to {own.max[1]} pixels high and "
+        f"{own.min[2]} to {own.max[2]} wide, in steps of {manifest.model.size_multiple}.",
+        f"--network-size {own.opt[1]}x{own.opt[2]}, or export it with a wider --dynamic",
     )
 
 
@@ -299,7 +301,7 @@ def manifest_path(artefact: Path) -> Path:
 
 def write_artefact(path: Path, content: bytes, manifest: Manifest) -> None:
     """Write an artefact and its sidecar; both are complete before either takes its place."""
-    with written_whole(manifest_path(path)) as sidecar, written_whole(path) as artefact:
+    with atomic_write(manifest_path(path)) as sidecar, atomic_write(path) as artefact:
         artefact.write_bytes(content)
         sidecar.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 
@@ -328,7 +330,7 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
             "Copy the manifest along with the model, or make both again with mde export.",
         )
     data = read_json(sidecar, "manifest", "Copy it again, or make it again with mde export.")
-    manifest = read_strict(Manifest, data, str(sidecar), "Make it again with this version's mde export.")
+    manifest = parse_manifest(data, str(sidecar), "Make it again with this version's mde export.")
     if verify and sha256_of(artefact) != manifest.artefact_sha256:
         raise InputError(
             f"{artefact} is not the file its manifest describes.",
@@ -336,6 +338,11 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
             "Copy the pair again, or make it again with mde export.",
         )
     return manifest
+
+
+def parse_manifest(data: Any, source: str, cure: str) -> Manifest:
+    """A manifest of this or of an older schema version from parsed JSON; arguments as of `read_strict`."""
+    return read_strict(Manifest, upgraded(data, RENAMED_IN_2, range(1, 2), MANIFEST_VERSION), source, cure)
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
@@ -408,4 +415,4 @@ def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
 
 def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
     """With the lengths open that the file leaves so."""
-    return spec if sizes is None else spec.at(sizes.usual).open(sizes.opened)
+    return spec if sizes is None else spec.at(sizes.opt).open(sizes.dynamic_axes)

@@ -55,7 +55,7 @@ class Watched(CheckedSession):
         return dict(outputs)
 
 
-def bare_session(path: Path, device: str, threads: int | None) -> Any:
+def create_inference_session(path: Path, device: str, threads: int | None) -> Any:
     """ONNX Runtime as it comes."""
     import onnxruntime
 
@@ -99,8 +99,8 @@ def others(path: Path, device: str, threads: int | None, stack: ExitStack) -> di
         return {"Polygraphy TrtRunner": polygraphy(engine)}
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
-    runner = stack.enter_context(OnnxrtRunner(bare_session(path, device, threads)))
-    loop = plain(bare_session(path, device, threads))
+    runner = stack.enter_context(OnnxrtRunner(create_inference_session(path, device, threads)))
+    loop = plain(create_inference_session(path, device, threads))
     return {"InferenceSession.run": loop, "Polygraphy OnnxrtRunner": polygraphy(runner)}
 
 
@@ -133,7 +133,7 @@ def work(words: Sequence[str] | None, stack: ExitStack) -> None:
         if ratio.low > 1 + told.within or ratio.high < 1 - told.within:
             off.append(f"{each.backend}: {ratio.in_words(f'as {OURS}')}")
     about = f"{path.name}, {session.backend} {session.version} on {session.device}, {told.frames} frames in turn"
-    notes = (about, f"from {result.boundary}", *(f"note: {remark}" for remark in result.context.remarks()))
+    notes = (about, f"from {result.boundary}", *(f"note: {remark}" for remark in result.telemetry.remarks()))
     print_table(Table(header=("stopwatch", "p50 ms", "ratio", "95 %"), rows=tuple(rows), notes=notes))
     if off:
         what = f"Stopwatches are further apart than {told.within:.0%}."

@@ -45,7 +45,9 @@ def table(results: Sequence[BenchResult], kinds: Sequence[str], megabytes: Seque
     notes.append(f"{ours.backend} {ours.backend_version} on {device}, {ours.latency.samples} frames in turn")
     notes.append(f"from {ours.boundary}, or depth without a unit where it is not metric")
     notes += [f"warning: {each.artefact}: {found.what}" for each in results for found in each.findings]
-    return Table(header=HEADER, rows=tuple(rows), notes=(*notes, *(f"note: {each}" for each in ours.context.remarks())))
+    return Table(
+        header=HEADER, rows=tuple(rows), notes=(*notes, *(f"note: {each}" for each in ours.telemetry.remarks()))
+    )
 
 
 def work(words: Sequence[str] | None, stack: ExitStack) -> None:

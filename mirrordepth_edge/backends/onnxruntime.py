@@ -111,7 +111,7 @@ def _small_model() -> bytes:
     return bytes(helper.make_model(graph, ir_version=8, opset_imports=opset).SerializeToString())
 
 
-def bare_session(
+def create_inference_session(
     model: Path | bytes, options: SessionOptions, *, qdq_as_written: bool = False, size: BatchHW | None = None
 ) -> Any:
     """An `onnxruntime.InferenceSession` on exactly the provider that was asked for.
@@ -200,7 +200,7 @@ class OnnxRuntimeSession(CheckedSession):
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self.precision = manifest.precision
         for_gpu = manifest.quantisation is not None and manifest.quantisation.scheme == "gpu"
-        self._session = bare_session(
+        self._session = create_inference_session(
             path, options, qdq_as_written=for_gpu, size=self.inputs[0].size if opened else None
         )
         self.version = str(onnxruntime.__version__)

@@ -95,9 +95,9 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
     manifest: Manifest | None = None
     doubts: tuple[str, ...] = ()
     if path.suffix in PLAN_SUFFIXES:
-        from mirrordepth_edge.backends.trt.compatibility import admit
+        from mirrordepth_edge.backends.trt.compatibility import check_compatibility
 
-        admitted = admit(path, trust=options.trust, wanted=options.backend)
+        admitted = check_compatibility(path, trust=options.trust, wanted=options.backend)
         manifest, doubts = admitted.manifest, admitted.notes
     elif options.trust:
         raise OptionError(

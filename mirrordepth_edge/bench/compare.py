@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.bench.result import RESULT_VERSION, BenchResult, Subject, unpack
+from mirrordepth_edge.bench.result import RENAMED_IN_4, RESULT_VERSION, BenchResult, Subject, unpack
 from mirrordepth_edge.bench.stats import LatencyStats, Ratio, ratio_interval, summarise
 from mirrordepth_edge.config import BenchProtocol, SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import read_json
-from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.schema import read_strict, upgraded
 
 MEASURE_AGAIN = "Measure again with this version: mde bench MODEL --json FILE.json"
 
@@ -129,6 +129,7 @@ def stored_result(data: Any, source: str) -> StoredResult:
             "Streams and throughput are told, and not compared.",
             "Measure with --mode latency.",
         )
+    data = upgraded(data, RENAMED_IN_4, range(3, 4), RESULT_VERSION)
     version = data.get("schema_version") if isinstance(data, dict) else None
     # Other JSON of ours has schema versions too; only a benchmark has samples.
     if version is None or ("samples_ns" not in data and "samples_ms" not in data):

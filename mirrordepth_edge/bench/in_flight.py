@@ -24,7 +24,7 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.machine.sampler import Sampler
+from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor
 
@@ -62,7 +62,7 @@ def answers(session: Queue, feeds: Iterable[Feeds], most: int) -> Iterator[Array
         yield session.collect()
 
 
-class Crowd(CheckedSession):
+class ConcurrentSession(CheckedSession):
     """Answers one by one, each by the next context, while all others work on another picture.
 
     Args:
@@ -108,12 +108,12 @@ def bench_in_flight(
     warmup = warm_up([lambda index: next(results)], config.warmup)
     warm = True
     warmup += sum(1 for _ in results)  # those in work
-    with Sampler() as sampler:
+    with TelemetrySampler() as sampler:
         result = throughput_of_one(work, seconds)
     return ThroughputMeasurement(
         **candidate.about(config),
         warmup=warmup,
-        context=sampler.context(),
+        telemetry=sampler.telemetry(),
         agreement=agreement,
         in_flight=in_flight,
         arrangement=f"{in_flight} in one engine",
@@ -129,8 +129,8 @@ def _check_contexts(candidate: Candidate, frames: Sequence[Frame], in_flight: in
     predictor, reference = candidate.predictor, candidate.reference
     if reference is not None:
         reference = Reference(*(np.repeat(each, in_flight, axis=0) for each in (reference.images, reference.depth_m)))
-    crowded = DepthPredictor(Crowd(predictor.session, in_flight), predictor.model)
-    checked = replace(candidate, predictor=crowded, reference=reference)
+    concurrent = DepthPredictor(ConcurrentSession(predictor.session, in_flight), predictor.model)
+    checked = replace(candidate, predictor=concurrent, reference=reference)
     return check_depth(checked, [frame for frame in frames for _ in range(in_flight)])
 
 

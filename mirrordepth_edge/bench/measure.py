@@ -20,7 +20,7 @@ from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import DEVICE_STAGES
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
 from mirrordepth_edge.bench.stats import findings, stationary_from, summarise
-from mirrordepth_edge.bench.stream import StreamResult, peak_rate, stream
+from mirrordepth_edge.bench.stream import StreamResult, max_sustained_rate, stream
 from mirrordepth_edge.bench.throughput import throughput
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, SessionOptions
 from mirrordepth_edge.errors import GateError, OptionError
@@ -28,7 +28,7 @@ from mirrordepth_edge.export.parity import check_agreement, measure_agreement
 from mirrordepth_edge.export.reference import Reference, read_reference
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.machine.device import machine
-from mirrordepth_edge.machine.sampler import Sampler
+from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.support.files import sha256_of
@@ -100,7 +100,7 @@ def warm_up(path: Stages, frames: int | None) -> int:
     return len(samples)
 
 
-def harness_cost_us(stages: int, frames: int) -> float:
+def loop_overhead_us(stages: int, frames: int) -> float:
     """What the loop costs a frame when its stages do nothing, in microseconds."""
     began = perf_counter_ns()
     time_in_turn([[lambda value: value] * stages], frames)
@@ -178,11 +178,11 @@ def bench(
 
         return read
 
-    with Sampler() as sampler:
+    with TelemetrySampler() as sampler:
         after = [reader(candidate, own) for candidate, own in zip(candidates, on_device, strict=True)]
         measured = time_in_turn(paths, config.iterations, after)
-    context = sampler.context()
-    harness_us = harness_cost_us(len(paths[0]), config.iterations)
+    telemetry = sampler.telemetry()
+    overhead_us = loop_overhead_us(len(paths[0]), config.iterations)
     results = []
     for place, candidate in enumerate(candidates):
         device_ms = dict(zip(DEVICE_STAGES, np.array(on_device[place]).T, strict=False))
@@ -195,13 +195,13 @@ def bench(
             BenchResult(
                 **candidate.about(config),
                 warmup=warmups[place],
-                context=context,
+                telemetry=telemetry,
                 agreement=agreements[place],
                 latency=summarise(total_ms),
                 stages={name: summarise(own) for name, own in stages.items()},
                 device_stages={name: summarise(own) for name, own in device_ms.items()},
                 findings=findings(total_ms),
-                harness_us=harness_us,
+                overhead_us=overhead_us,
                 samples_ms=samples_ms,
             )
         )
@@ -224,15 +224,15 @@ def bench_stream(
     """
     step, agreement, warmup = _step(candidate, frames, config)
     streams = []
-    with Sampler() as sampler:
+    with TelemetrySampler() as sampler:
         for rate_hz in rates_hz:
             streams.append(stream(step, rate_hz=rate_hz, seconds=seconds))
             on_result(streams[-1])
-        peak = peak_rate(step, seconds=seconds, low_hz=FEWEST_IN_STREAM / seconds, high_hz=HIGHEST_HZ)
+        peak = max_sustained_rate(step, seconds=seconds, low_hz=FEWEST_IN_STREAM / seconds, high_hz=HIGHEST_HZ)
     return StreamMeasurement(
         **candidate.about(config),
         warmup=warmup,
-        context=sampler.context(),
+        telemetry=sampler.telemetry(),
         agreement=agreement,
         streams=streams,
         peak=peak,
@@ -249,13 +249,13 @@ def bench_throughput(
         OptionError: there is no candidate, or no time.
     """
     prepared = [_step(candidate, frames, config) for candidate in candidates]
-    with Sampler() as sampler:
+    with TelemetrySampler() as sampler:
         result = throughput([step for step, _, _ in prepared], seconds)
     _, agreement, warmup = prepared[0]
     return ThroughputMeasurement(
         **candidates[0].about(config),
         warmup=warmup,
-        context=sampler.context(),
+        telemetry=sampler.telemetry(),
         agreement=agreement,
         in_flight=len(candidates),
         arrangement=f"{len(candidates)} session{'s' if len(candidates) > 1 else ''}",

@@ -12,13 +12,22 @@ import numpy.typing as npt
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.stats import Finding, LatencyStats
-from mirrordepth_edge.bench.stream import PeakRate, StreamResult
+from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.machine.telemetry import Context
+from mirrordepth_edge.machine.telemetry import Telemetry
 from mirrordepth_edge.manifest import Parity
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
+RENAMED_IN_4 = {
+    "context": "telemetry",
+    "harness_us": "overhead_us",
+    "missed": "deadline_miss_rate",
+    "most_missed": "max_deadline_miss_rate",
+    "held_age_p50_ms": "age_of_information_p50_ms",
+    "held_age_p99_ms": "age_of_information_p99_ms",
+}
+"""New keys of a result by those of schema version 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +68,14 @@ class Measured(Subject):
 
     warmup: int
     """Frames that went before the timed ones."""
-    context: Context
+    telemetry: Telemetry
     """What the machine did meanwhile."""
     agreement: Parity | None
     """Its depth, just before it was timed, against what was stored when it was made; None where nothing was."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; samples are packed (`pack`)."""
-        plain = asdict(self) | {"context": self.context.to_json()}
+        plain = asdict(self) | {"telemetry": self.telemetry.to_json()}
         return {"schema_version": RESULT_VERSION, "mirrordepth_edge": __version__, **plain}
 
 
@@ -81,7 +90,7 @@ class BenchResult(Measured):
     """Within the network's time, by the GPU's own clock: copies and compute. Empty where it runs on the CPU."""
     findings: list[Finding]
     """What speaks against quoting the figures, and what to do about it."""
-    harness_us: float
+    overhead_us: float
     """What the loop itself costs a frame, in microseconds: the mean of as many frames with stages that do nothing."""
     samples_ms: npt.NDArray[np.float64]
     """Shape `[frames, stages]`."""
@@ -108,7 +117,7 @@ class StreamMeasurement(Measured):
     """Behind a camera that does not wait, at several rates."""
 
     streams: list[StreamResult]
-    peak: PeakRate
+    peak: MaxSustainedRate
 
     def to_json(self) -> dict[str, Any]:
         plain = super().to_json()

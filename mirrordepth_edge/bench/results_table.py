@@ -8,10 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 from mirrordepth_edge.bench.compare import MEASURE_AGAIN, StoredResult, pipe_table, stored_result
+from mirrordepth_edge.bench.result import RENAMED_IN_4, RESULT_VERSION
 from mirrordepth_edge.bench.stats import findings, ratio_interval
 from mirrordepth_edge.bench.suite import Place, law_in_words
 from mirrordepth_edge.support.files import read_json
-from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.schema import read_strict, upgraded
 
 HEAD = """# Measured results
 
@@ -52,7 +53,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Context:
+class _Telemetry:
     remarks: tuple[str, ...]
 
 
@@ -62,7 +63,7 @@ class _About:
 
     suite: Place
     mirrordepth_edge: str
-    context: _Context
+    telemetry: _Telemetry
 
 
 def read_published(folder: Path) -> list[Published]:
@@ -76,14 +77,14 @@ def read_published(folder: Path) -> list[Published]:
         data = read_json(path, "result", MEASURE_AGAIN)
         if not isinstance(data, dict) or "suite" not in data:
             continue
-        about = read_strict(_About, data, str(path), MEASURE_AGAIN)
+        about = read_strict(_About, upgraded(data, RENAMED_IN_4, range(3, 4), RESULT_VERSION), str(path), MEASURE_AGAIN)
         found.append(
             Published(
                 machine=path.parent.name,
                 result=stored_result(data, str(path)),
                 place=about.suite,
                 version=about.mirrordepth_edge,
-                remarks=about.context.remarks,
+                remarks=about.telemetry.remarks,
             )
         )
     return found

@@ -36,7 +36,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class ScalingModel:
     """t(n) = fixed + linear n + quadratic n², in milliseconds."""
 
     unit: str
@@ -89,7 +89,7 @@ class Law:
         return f"{law}: {verdict}; the law is off by up to {self.misfit:.1%}"
 
 
-def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "token") -> Law:
+def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "token") -> ScalingModel:
     """Fit the law to the medians of what was timed in turn.
 
     Least squares of relative errors, none of the three parts negative. Intervals are those of the medians: the same
@@ -132,7 +132,7 @@ def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "toke
     fixed_ms, linear_ms, quadratic_ms = (
         _estimate(parts[row, 0], None if resampled is None else resampled[row]) for row in range(3)
     )
-    return Law(
+    return ScalingModel(
         unit=unit,
         sizes=tuple(n.tolist()),
         fixed_ms=fixed_ms,

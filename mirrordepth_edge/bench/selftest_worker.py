@@ -31,8 +31,8 @@ from mirrordepth_edge.errors import MdeError, MissingError
 from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.machine.sampler import Sampler
-from mirrordepth_edge.machine.telemetry import Context, Reading
+from mirrordepth_edge.machine.sampler import TelemetrySampler
+from mirrordepth_edge.machine.telemetry import Reading, Telemetry
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.schema import read_strict
 
@@ -97,18 +97,18 @@ class Bench:
         return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
 
     def _int8(self) -> Path:
-        from mirrordepth_edge.quantise.pipeline import Int8Workshop, Watcher
+        from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
         from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
         fp32 = self._exported("fp32")
         manifest = read_manifest(fp32)
-        workshop = Int8Workshop(
+        workshop = Int8Quantizer(
             fp32=fp32,
             manifest=manifest,
             calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,
-            watcher=Watcher(stage=lambda name, steps: self.stage(name)),
+            progress=ProgressCallback(stage=lambda name, steps: self.stage(name)),
         )
         output = self.folder / f"{self.subject.model}.int8.onnx"
         workshop.write(output, workshop.fit(), manifest.artefact_sha256)
@@ -152,24 +152,24 @@ class Bench:
         found.add("throughput", latency.throughput_hz, "frames/s")
         for name, stage in (result.stages | result.device_stages).items():
             found.add(f"{name}, p50", stage.p50_ms, "ms")
-        joules = result.context.joules_per_frame(latency.samples)
+        joules = result.telemetry.joules_per_frame(latency.samples)
         if isinstance(joules, float):
             found.add("energy", joules, "J a frame")
         found.notes += [finding.what for finding in result.findings]
-        _add_context(found, result.context)
+        _add_telemetry(found, result.telemetry)
 
     def stream(self, found: Found) -> None:
         def step(index: int) -> object:
             return self.candidate.predictor(self.frames[index % len(self.frames)])
 
         warm_up([step], 10)
-        with Sampler() as sampler:
+        with TelemetrySampler() as sampler:
             result = stream(step, rate_hz=CAMERA_HZ, seconds=self.effort.stream_s)
         found.add("camera", CAMERA_HZ, "frames/s")
         found.add("age p50", result.age_p50_ms, "ms")
         found.add("age p99", result.age_p99_ms, "ms")
-        found.add("missed", 100 * result.missed, "%")
-        _add_context(found, sampler.context())
+        found.add("deadline_miss_rate", 100 * result.deadline_miss_rate, "%")
+        _add_telemetry(found, sampler.telemetry())
 
     def soak(self, found: Found) -> None:
         soaked = self._verified(found, self.effort.soak_s).soak
@@ -181,12 +181,12 @@ class Bench:
 
     def _verified(self, found: Found, soak_s: float) -> Verification:
         session = self.candidate.predictor.session
-        with Sampler() as sampler:
+        with TelemetrySampler() as sampler:
             verified = verify(session, self.path, read_manifest(self.path, verify=False), soak_s=soak_s)
         check_verification(verified, self.path.name)
         found.notes += verified.notes
         if soak_s:
-            _add_context(found, sampler.context())
+            _add_telemetry(found, sampler.telemetry())
         return verified
 
     def _config(self) -> BenchConfig:
@@ -200,19 +200,19 @@ def _add_runs(found: Found, runs: Runs) -> None:
         found.add("worst pixel, against the first run", runs.max_relative, "")
 
 
-def _add_context(found: Found, context: Context) -> None:
+def _add_telemetry(found: Found, telemetry: Telemetry) -> None:
     """The hottest zone, memory, the GPU's clock, and what makes figures hard to repeat."""
-    zones = context.temperatures if isinstance(context.temperatures, dict) else {}
+    zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
     hottest = [zone.most for zone in zones.values() if isinstance(zone, Reading)]
     if hottest:
         found.add("hottest zone", max(hottest), "°C")
-    for name, said in {"memory": context.memory_peak, "GPU clock": context.gpu_clock, "GPU": context.gpu}.items():
+    for name, said in {"memory": telemetry.memory_peak, "GPU clock": telemetry.gpu_clock, "GPU": telemetry.gpu}.items():
         if isinstance(said, Reading):
             found.add(name, said.most if name == "memory" else said.mean, said.unit)
-    name, power = context.power
+    name, power = telemetry.power
     if isinstance(power, Reading):
         found.add(f"power of the {name}", power.mean, power.unit)
-    found.notes += context.remarks()
+    found.notes += telemetry.remarks()
 
 
 def steps_of(bench: Bench) -> Iterator[Step]:

@@ -68,7 +68,7 @@ class LatencyStats:
 class Finding:
     """What is wrong with a measurement, and what to type next."""
 
-    kind: Literal["unsteady", "drift", "outliers", "two speeds"]
+    kind: Literal["unsteady", "drift", "outliers", "bimodal"]
     what: str
     cure: str
 
@@ -125,8 +125,8 @@ def findings(samples_ms: Samples) -> list[Finding]:
       99 % intervals do not overlap. Needs 20 samples.
     - outliers: more than `OUTLIERS` of the samples lie above the median by five robust standard
       deviations (1.4826 times the median absolute deviation) and by more than `NEGLIGIBLE`.
-      Not looked for where there are two speeds, of which the slower would count.
-    - two speeds: two clusters, each of 10 % of the samples or more and their means over 10 % apart,
+      Not looked for where they are bimodal, of which the slower would count.
+    - bimodal: two clusters, each of 10 % of the samples or more and their means over 10 % apart,
       explain more than 80 % of the variance, and the middle third between their means holds less than
       5 % of the samples. The best split of a normal explains 64 % (2 / pi), of an exponential 65 %,
       of a uniform 75 %, and their middle thirds hold 21 %, 14 % and 17 %. Needs 40 samples.
@@ -297,4 +297,4 @@ def _two_speeds(samples: Samples) -> Finding | None:
     if between[best] <= 0.8 * total or slow <= 1.1 * fast or valley >= 0.05:
         return None
     what = f"Two speeds: {size / count:.0%} of the frames took about {fast:.2f} ms, the others about {slow:.2f} ms."
-    return Finding("two speeds", what, f"{_FIX_CLOCKS}; close other programs.")
+    return Finding("bimodal", what, f"{_FIX_CLOCKS}; close other programs.")

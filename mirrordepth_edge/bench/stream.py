@@ -22,7 +22,7 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.support.clock import REAL_CLOCK, Clock
 
 RESOLUTION = 1.02
-"""Ratio of too fast to fast enough at which `peak_rate` stops searching."""
+"""Ratio of too fast to fast enough at which `max_sustained_rate` stops searching."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class StreamResult:
     """Frames that were taken; each gave one result."""
     dropped: int
     """Frames that a newer one replaced before their turn came."""
-    missed: float
+    deadline_miss_rate: float
     """Share of offered frames, 0…1, that had no result when the next frame arrived; dropped ones are among them."""
     age_p50_ms: float
     """From a frame's arrival to its result, waiting included: the age of a result when it comes."""
     age_p99_ms: float
-    held_age_p50_ms: float | None
+    age_of_information_p50_ms: float | None
     """Age of the newest result there is, sampled whenever a frame arrives: what a controller that runs at the
     camera's rate acts on. One period if nothing is missed; None if the first result came after the last period."""
-    held_age_p99_ms: float | None
+    age_of_information_p99_ms: float | None
     jitter_ms: float | None
     """Standard deviation of the time from one result to the next; None with fewer than three results."""
     taken: npt.NDArray[np.int64]
@@ -57,21 +57,21 @@ class StreamResult:
 
 
 class Trial(NamedTuple):
-    """One rate that `peak_rate` tried."""
+    """One rate that `max_sustained_rate` tried."""
 
     rate_hz: float
-    missed: float
-    """As `StreamResult.missed`."""
+    deadline_miss_rate: float
+    """As `StreamResult.deadline_miss_rate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeakRate:
+class MaxSustainedRate:
     """The highest camera rate that a step keeps up with."""
 
     rate_hz: float | None
     """The highest rate tried that was sustained; None where `low_hz` was not, and `high_hz` where that one was, so
     that the limit lies higher. Otherwise a rate less than 2 % higher was tried and not sustained."""
-    most_missed: float
+    max_deadline_miss_rate: float
     """Share of frames, 0…1, that may be missed at a sustained rate."""
     tried: tuple[Trial, ...]
     """In the order of the search."""
@@ -128,15 +128,15 @@ def stream(step: Callable[[int], object], *, rate_hz: float, seconds: float, clo
     return _summary(rate_hz, arrivals_ns, taken[:results].copy(), results_ns[:results])
 
 
-def peak_rate(
+def max_sustained_rate(
     step: Callable[[int], object],
     *,
     seconds: float,
     low_hz: float,
     high_hz: float,
-    most_missed: float = 0.01,
+    max_deadline_miss_rate: float = 0.01,
     clock: Clock = REAL_CLOCK,
-) -> PeakRate:
+) -> MaxSustainedRate:
     """Search for the highest camera rate that a step keeps up with, to 2 %.
 
     Both ends are tried first, then the geometric mean of the highest sustained and the lowest unsustained rate.
@@ -144,10 +144,10 @@ def peak_rate(
 
     Args:
         step: as for `stream`.
-        seconds: length of every trial. With fewer than 1 / `most_missed` frames, one that is missed is too many.
+        seconds: length of every trial. With fewer than 1 / `max_deadline_miss_rate` frames, one miss is too many.
         low_hz: where the search begins, above 0.
         high_hz: where it ends, above `low_hz`.
-        most_missed: share of frames, 0…1 without 1, that may be missed.
+        max_deadline_miss_rate: share of frames, 0…1 without 1, that may be missed.
         clock: as for `stream`.
 
     Raises:
@@ -159,18 +159,18 @@ def peak_rate(
             "The lowest rate has to be above 0, and the highest, a finite one, above the lowest.",
             "Pass two rates such as 1 and 200.",
         )
-    if not 0 <= most_missed < 1:
+    if not 0 <= max_deadline_miss_rate < 1:
         raise OptionError(
-            f"A share of {most_missed:g} cannot be the most that is missed.",
+            f"A share of {max_deadline_miss_rate:g} cannot be the most that is missed.",
             "It is a share of all frames, from 0 up to but without 1.",
             "Pass a share such as 0.01.",
         )
     tried: list[Trial] = []
 
     def sustained(rate_hz: float) -> bool:
-        missed = stream(step, rate_hz=rate_hz, seconds=seconds, clock=clock).missed
-        tried.append(Trial(rate_hz, missed))
-        return missed <= most_missed
+        deadline_miss_rate = stream(step, rate_hz=rate_hz, seconds=seconds, clock=clock).deadline_miss_rate
+        tried.append(Trial(rate_hz, deadline_miss_rate))
+        return deadline_miss_rate <= max_deadline_miss_rate
 
     peak_hz: float | None = None
     if sustained(low_hz):
@@ -183,7 +183,7 @@ def peak_rate(
                 peak_hz = middle_hz
             else:
                 beyond_hz = middle_hz
-    return PeakRate(rate_hz=peak_hz, most_missed=most_missed, tried=tuple(tried))
+    return MaxSustainedRate(rate_hz=peak_hz, max_deadline_miss_rate=max_deadline_miss_rate, tried=tuple(tried))
 
 
 def _summary(
@@ -199,8 +199,8 @@ def _summary(
     held_p50_ms = held_p99_ms = jitter_ms = None
     newest = np.searchsorted(results_ns, arrivals_ns, side="right") - 1  # result at each arrival, -1 before the first
     if (held := newest >= 0).any():
-        held_ages_ms = (arrivals_ns[held] - arrivals_ns[taken[newest[held]]]) / 1e6
-        held_p50_ms, held_p99_ms = (float(p) for p in np.percentile(held_ages_ms, (50, 99)))
+        ages_of_information_ms = (arrivals_ns[held] - arrivals_ns[taken[newest[held]]]) / 1e6
+        held_p50_ms, held_p99_ms = (float(p) for p in np.percentile(ages_of_information_ms, (50, 99)))
     if results >= 3:
         jitter_ms = float(np.diff(results_ns).std() / 1e6)
     return StreamResult(
@@ -208,11 +208,11 @@ def _summary(
         frames=frames,
         results=results,
         dropped=frames - results,
-        missed=(frames - in_time) / frames,
+        deadline_miss_rate=(frames - in_time) / frames,
         age_p50_ms=float(age_p50_ms),
         age_p99_ms=float(age_p99_ms),
-        held_age_p50_ms=held_p50_ms,
-        held_age_p99_ms=held_p99_ms,
+        age_of_information_p50_ms=held_p50_ms,
+        age_of_information_p99_ms=held_p99_ms,
         jitter_ms=jitter_ms,
         taken=taken,
         ages_ms=ages_ms,

@@ -26,7 +26,7 @@ from mirrordepth_edge.bench.stats import findings, summarise
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.machine.telemetry import Absent, Context
+from mirrordepth_edge.machine.telemetry import Absent, Telemetry
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.files import existing_file
 
@@ -326,14 +326,14 @@ def result_of(
         ),
         machine=machine or _unknown_machine(),
         warmup=warmup,
-        context=_context(summary),
+        telemetry=_telemetry(summary),
         agreement=None,
         latency=summarise(latency_ms),
         # Whole, for a single copy may be too short for that clock, and last 0 ms.
         stages={"network": summarise(latency_ms)},
         device_stages={name: summarise(own) for name, own in counted.items() if own.any()},
         findings=findings(latency_ms),
-        harness_us=0.0,  # a GPU's clock does not see the loop on the host
+        overhead_us=0.0,  # a GPU's clock does not see the loop on the host
         samples_ms=latency_ms[:, None],
     )
 
@@ -361,9 +361,9 @@ def _unknown_machine() -> Machine:
     )
 
 
-def _context(summary: TrtexecSummary) -> Context:
+def _telemetry(summary: TrtexecSummary) -> Telemetry:
     absent = Absent(reason=NOT_TOLD)
-    return Context(
+    return Telemetry(
         seconds=summary.seconds or 0.0,
         own_ms=0.0,
         cpu=absent,

@@ -24,7 +24,7 @@ from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.support.files import require_suffix, written_whole
+from mirrordepth_edge.support.files import atomic_write, require_suffix
 
 Corners = npt.NDArray[np.float32]
 """float32 `[columns * rows, 2]`, pixels (x, y), row by row."""
@@ -132,7 +132,7 @@ class Board:
         # PNG (third edition), 11.3.4.3: pHYs holds pixels a metre, and comes after the header of 33 bytes.
         per_metre = round(dpi / INCH_M)
         chunk = b"pHYs" + struct.pack(">IIB", per_metre, per_metre, 1)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(
                 png[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
             )
@@ -386,7 +386,7 @@ class Calibration:
             *_yaml_matrix("rectification_matrix", 3, 3, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)),
             *_yaml_matrix("projection_matrix", 3, 4, projection),
         ]
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from mirrordepth_edge.config import NormalisedFocal, SizeHW
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 PLY_VERTEX = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")],
@@ -108,6 +108,6 @@ def save_ply(path: Path, depth_m: DepthMap, frame: Frame, camera: Camera) -> Non
         *(f"property {kind} {name}" for name, kind in fields.items()),
         "end_header",
     ]
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join([*header, ""]).encode("ascii"))
         file.write(vertices.tobytes())

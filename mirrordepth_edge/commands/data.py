@@ -37,7 +37,7 @@ def check(
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.choose import choose_dataset
     from mirrordepth_edge.data.lint.facts import check_dataset, contact_sheet, facts, spread
-    from mirrordepth_edge.data.lint.findings import find_mistakes, refuse_mistakes
+    from mirrordepth_edge.data.lint.findings import find_problems, refuse_problems
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
@@ -53,7 +53,7 @@ def check(
     chosen = spread(len(dataset), limit)
     with progress_bar() as bar:
         report = check_dataset(dataset, chosen, lambda some: bar.track(some, description="reading pictures"))
-    findings = find_mistakes(report)
+    findings = find_problems(report)
     console.print(f"{root}: {report.looked_at} of {report.pictures} pictures looked at", *facts(report), sep="\n")
     for finding in findings:
         kind, style = ("wrong", "bold red") if finding.wrong else ("note", "yellow")
@@ -68,4 +68,4 @@ def check(
         everything = asdict(report) | {"findings": [asdict(finding) for finding in findings]}
         write_json(json_file, everything)
         console.print(f"wrote {json_file}")
-    refuse_mistakes(str(root), findings)
+    refuse_problems(str(root), findings)

@@ -77,8 +77,8 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         ]
         if quantisation.domain_problem is not None:
             rows.append(("calibrated on", quantisation.domain_problem))
-        if quantisation.given_back:
-            rows.append(("given back", ", ".join(quantisation.given_back)))
+        if quantisation.fp_fallback:
+            rows.append(("given back", ", ".join(quantisation.fp_fallback)))
     if engine is not None:
         rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
@@ -111,6 +111,6 @@ def _graph_rows(file: Path, manifest: Manifest) -> Rows:
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),
         (
             "cost",
-            f"{cost.multiply_adds / 1e9:.3f} G multiply-adds ({2 * cost.multiply_adds / 1e9:.3f} GFLOP) a run{usual}",
+            f"{cost.macs / 1e9:.3f} G multiply-adds ({2 * cost.macs / 1e9:.3f} GFLOP) a run{usual}",
         ),
     ]

@@ -42,7 +42,7 @@ def parse_range(text: str, option: str = "--dynamic") -> SizeRange:
     try:
         smallest, usual, largest = [(int(each[1] or 1), int(each[2]), int(each[3])) for each in sizes if each]
         if len(sizes) == 3:
-            return SizeRange(smallest=smallest, usual=usual, largest=largest)
+            return SizeRange(min=smallest, opt=usual, max=largest)
     except ValueError:
         pass
     raise OptionError(
@@ -64,8 +64,8 @@ def asked_sizes(size: str | None, dynamic: str | None) -> tuple[SizeHW | None, S
     if size is not None:
         why = "The second of --dynamic is the usual size."
         raise OptionError("--size and --dynamic exclude each other.", why, "Leave --size out.")
-    _, height, width = sizes.usual
-    if not sizes.opened:
+    _, height, width = sizes.opt
+    if not sizes.dynamic_axes:
         why = "Its three sizes are the same."
         raise OptionError(f"--dynamic {dynamic} leaves nothing open.", why, f"--size {height}x{width}")
     return (height, width), sizes

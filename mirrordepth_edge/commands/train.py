@@ -66,7 +66,7 @@ def train(
     from mirrordepth_edge.data.choose import CONVENTIONS, kind_of, training_focal
     from mirrordepth_edge.evaluation.evaluate import Protocol
     from mirrordepth_edge.recipes import load_training
-    from mirrordepth_edge.support.files import ensure_folder, require_suffix, written_whole
+    from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix
 
     require_suffix(output, (".safetensors",), "a checkpoint")
     check_options(validation, hold_out, cache_features, copies)
@@ -85,7 +85,7 @@ def train(
         model = replace(model, size_hw=parse_size(size))
     where = torch_device(device)
 
-    from mirrordepth_edge.training.fit import Means, fit
+    from mirrordepth_edge.training.fit import TrainOptions, fit
     from mirrordepth_edge.training.processes import is_first
     from mirrordepth_edge.training.runs import RunConfig, RunFolder
     from mirrordepth_edge.training.trainer import Resources
@@ -100,7 +100,7 @@ def train(
         start_from=NANO_CHECKPOINT if str(start_from) == NANO else start_from,
         protocol=Protocol(limits_m=model.depth_limits_m, crop=convention.crop),
     )
-    means = Means(
+    options = TrainOptions(
         resources=Resources(device=where, workers=workers, compile=compile_),
         clip_weights=clip_weights,
         cache=cache_features,
@@ -108,11 +108,11 @@ def train(
         validate_every=validate_every,
     )
     folder = RunFolder(path=run_dir or output.with_suffix(".run"))
-    with watched(config.epochs, run.protocol) as watch:
-        best = fit(run, folder, means, watch, resume=resume)
+    with watched(config.epochs, run.protocol) as callbacks:
+        best = fit(run, folder, options, callbacks, resume=resume)
     if not is_first():
         return
-    with written_whole(output) as temporary:
+    with atomic_write(output) as temporary:
         temporary.write_bytes(best.read_bytes())
     console.print(f"wrote {output}; everything else is in {folder.path} (tensorboard --logdir {folder.path})")
 

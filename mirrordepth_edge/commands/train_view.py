@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mirrordepth_edge.evaluation.evaluate import Protocol
-    from mirrordepth_edge.training.fit import Watch
+    from mirrordepth_edge.training.fit import Callbacks
     from mirrordepth_edge.training.runs import EpochResult
     from mirrordepth_edge.training.trainer import Progress
     from mirrordepth_edge.training.views import Problem
 
 
 @contextmanager
-def watched(epochs: int, protocol: Protocol) -> Iterator[Watch]:
+def watched(epochs: int, protocol: Protocol) -> Iterator[Callbacks]:
     """Two bars, a line an epoch, and a line for each sample that was skipped."""
     from mirrordepth_edge.commands.terminal import console, errors, progress_bar
-    from mirrordepth_edge.training.fit import Watch
+    from mirrordepth_edge.training.fit import Callbacks
 
     with progress_bar() as bar:
         cache, training = bar.add_task("tower features", visible=False), bar.add_task("training", visible=False)
@@ -39,4 +39,4 @@ def watched(epochs: int, protocol: Protocol) -> Iterator[Watch]:
         def problem(problem: Problem) -> None:
             errors.print(f"skipped: {problem.what} {problem.why}", style="yellow")
 
-        yield Watch(step=step, epoch=epoch, problem=problem, cached=cached)
+        yield Callbacks(step=step, epoch=epoch, problem=problem, cached=cached)

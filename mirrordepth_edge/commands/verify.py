@@ -16,7 +16,7 @@ from mirrordepth_edge.commands.sizes import NetworkSize
 
 if TYPE_CHECKING:
     from mirrordepth_edge.export.verify import Verification
-    from mirrordepth_edge.machine.telemetry import Context
+    from mirrordepth_edge.machine.telemetry import Telemetry
 
 REDRAW_S = 0.5
 
@@ -44,7 +44,7 @@ def verify(
     from mirrordepth_edge.export.verify import check_verification
     from mirrordepth_edge.export.verify import verify as look
     from mirrordepth_edge.machine.device import machine
-    from mirrordepth_edge.machine.sampler import Sampler
+    from mirrordepth_edge.machine.sampler import TelemetrySampler
     from mirrordepth_edge.support.files import ensure_folder, write_json
 
     path = model_path(model)
@@ -64,19 +64,19 @@ def verify(
         errors.print(f"{model} on {session.device} ({session.backend} {session.version}, {session.precision})")
         for note in getattr(session, "notes", ()):
             errors.print(f"note: {note}", style="yellow")
-        with Sampler() as sampler, _soaking(soak * 60) as on_soak:
+        with TelemetrySampler() as sampler, _soaking(soak * 60) as on_soak:
             found = look(session, path, manifest, soak_s=soak * 60, on_soak=on_soak)
-    context = sampler.context()
-    _report(found, context)
+    telemetry = sampler.telemetry()
+    _report(found, telemetry)
     if json_file is not None:
-        told = {"kind": "verification", "model": model, "machine": asdict(machine()), "context": context.to_json()}
+        told = {"kind": "verification", "model": model, "machine": asdict(machine()), "telemetry": telemetry.to_json()}
         write_json(json_file, told | found.to_json())
         console.print(f"wrote {json_file}")
     check_verification(found, model)
     console.print(f"{model} holds on {found.device}")
 
 
-def _report(found: Verification, context: Context) -> None:
+def _report(found: Verification, telemetry: Telemetry) -> None:
     from mirrordepth_edge.commands.terminal import console
 
     for check in found.checks():
@@ -85,16 +85,16 @@ def _report(found: Verification, context: Context) -> None:
     for note in found.notes:
         console.print(f"--    {note}")
     if found.soak is not None:
-        for remark in (*_temperatures(context), *context.remarks()):
+        for remark in (*_temperatures(telemetry), *telemetry.remarks()):
             console.print(f"note: {remark}")
 
 
-def _temperatures(context: Context) -> Iterator[str]:
+def _temperatures(telemetry: Telemetry) -> Iterator[str]:
     """The hottest zone, and NVML's GPU where there is one."""
     from mirrordepth_edge.machine.telemetry import Reading
 
-    zones = context.temperatures if isinstance(context.temperatures, dict) else {}
-    named = {"GPU": context.gpu_temperature, **zones}
+    zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
+    named = {"GPU": telemetry.gpu_temperature, **zones}
     readings = {name: each for name, each in named.items() if isinstance(each, Reading)}
     if readings:
         name, hottest = max(readings.items(), key=lambda item: item[1].most)

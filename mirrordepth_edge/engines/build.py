@@ -29,7 +29,7 @@ from mirrordepth_edge.machine.known_issues import KnownProblem, known_problems
 from mirrordepth_edge.machine.system import parse_driver
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
-from mirrordepth_edge.support.files import ensure_folder, require_suffix, sha256_of, written_whole
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
 
 HERE = "here"
 RTX_TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
@@ -220,7 +220,7 @@ def build_engine(
             manifest = replace(manifest, parity=_proven(built, manifest, onnx_path, source, output.name))
         with ExitStack() as stack:  # the reference takes its place after the plan, if that could be written
             if reference_path(onnx_path).is_file():
-                shutil.copyfile(reference_path(onnx_path), stack.enter_context(written_whole(reference_path(output))))
+                shutil.copyfile(reference_path(onnx_path), stack.enter_context(atomic_write(reference_path(output))))
             write_artefact(output, built.read_bytes(), manifest)
     return manifest
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 
 def timing_cache_path(gpu: Gpu, flavour: str, version: str, driver: str) -> Path:
@@ -40,7 +40,7 @@ def take(cache: Path, copy: Path) -> None:
 def keep(copy: Path, cache: Path) -> bool:
     """Put what a builder left in the cache's place, whole; False where there is nothing, or no room for it."""
     try:
-        with written_whole(cache, durable=False) as temporary:
+        with atomic_write(cache, durable=False) as temporary:
             shutil.copyfile(copy, temporary)
     except (InputError, FileNotFoundError):
         return False

@@ -88,16 +88,16 @@ def _not_for_triton(manifest: Manifest) -> str | None:
         return f"It is an engine of {engine.flavour}, and Triton's TensorRT backend takes those of TensorRT."
     if engine is not None and engine.options is not None and engine.options.weights == "stripped":
         return "Its weights are not in it, and Triton does not put them back."
-    if manifest.sizes is not None and set(manifest.sizes.opened) & set("HW"):
+    if manifest.sizes is not None and set(manifest.sizes.dynamic_axes) & set("HW"):
         return "Its height and width are open, and a client could not tell which to send."
-    if manifest.sizes is not None and manifest.sizes.smallest[0] > 1:
-        return f"It takes no fewer than {manifest.sizes.smallest[0]} frames, and a request may come alone."
+    if manifest.sizes is not None and manifest.sizes.min[0] > 1:
+        return f"It takes no fewer than {manifest.sizes.min[0]} frames, and a request may come alone."
     return None
 
 
 def most_at_once(manifest: Manifest) -> int:
     """Requests that Triton may put together; 0 where the batch is fixed."""
-    return 0 if manifest.sizes is None else manifest.sizes.largest[0]
+    return 0 if manifest.sizes is None else manifest.sizes.max[0]
 
 
 def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:

@@ -43,7 +43,7 @@ class GateFrames:
     """What the frames are, in words."""
 
 
-class Judge:
+class AccuracyEvaluator:
     """Compares candidates with one FP32 file.
 
     Args:
@@ -87,7 +87,7 @@ class Judge:
         kept: Depth = np.load(self.folder / f"{number}.npy")
         return kept
 
-    def judge(self, candidate: Path, manifest: Manifest, limit: float) -> Accuracy:
+    def evaluate(self, candidate: Path, manifest: Manifest, limit: float) -> Accuracy:
         """Run a candidate on every frame.
 
         Args:

@@ -36,7 +36,7 @@ def with_sizes(config: BuildConfig, source: Manifest) -> BuildConfig:
     if asked is None:
         return replace(config, dynamic=own)
     if own is None:
-        fixed = asked.usual if asked.opened == "" else source.inputs[0].size
+        fixed = asked.opt if asked.dynamic_axes == "" else source.inputs[0].size
         raise OptionError(
             "--dynamic has nothing to work on: the ONNX file's sizes are fixed.",
             f"It takes {fixed[0]} of {fixed[1]}x{fixed[2]} pixels.",
@@ -44,7 +44,7 @@ def with_sizes(config: BuildConfig, source: Manifest) -> BuildConfig:
         )
     for _, height, width in asked:
         check_size(source.model, (height, width))
-    if not set(asked.opened) <= set(own.opened) or not all(own.has(size) for size in asked):
+    if not set(asked.dynamic_axes) <= set(own.dynamic_axes) or not all(own.has(size) for size in asked):
         raise OptionError(
             f"--dynamic {asked} is more than the ONNX file takes.",
             f"It was exported for {own}.",
@@ -57,7 +57,7 @@ def of_sizes(source: Manifest, sizes: SizeRange | None) -> Manifest:
     """What an ONNX file's manifest says of an engine that takes these sizes of its."""
     if sizes is None:
         return source
-    batch, height, width = sizes.usual
+    batch, height, width = sizes.opt
     usual = source.at((height, width), batch)
     return replace(usual, inputs=source.inputs, outputs=source.outputs, sizes=sizes)
 

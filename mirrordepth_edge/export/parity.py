@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Session
-from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, bare_session
+from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, create_inference_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
 from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.export.reference import MOST_FRAMES, Reference
@@ -127,7 +127,7 @@ def measure_parity(
     import onnxruntime
     import torch
 
-    session = bare_session(onnx_path, CPU)
+    session = create_inference_session(onnx_path, CPU)
     name = session.get_inputs()[0].name
     to_engine = Preprocessor(network.config.preprocess, io)
     to_network = Preprocessor(network.config.preprocess, "float")

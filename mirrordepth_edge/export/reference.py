@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.postprocess import DepthMap
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 MOST_FRAMES = 3
 """Of the pictures an export is checked on, so many are stored."""
@@ -45,14 +45,14 @@ def reference_path(artefact: Path) -> Path:
 
 def write_reference(artefact: Path, reference: Reference) -> None:
     """Store what an artefact's depth has to be, whole."""
-    with written_whole(reference_path(artefact)) as temporary:
+    with atomic_write(reference_path(artefact)) as temporary:
         np.savez_compressed(temporary, images=reference.images, depth_m=reference.depth_m)
 
 
 def copy_reference(source: Path, artefact: Path) -> None:
     """Let an artefact that was made from `source` take its reference along; none where it has none."""
     if reference_path(source).is_file():
-        with written_whole(reference_path(artefact)) as temporary:
+        with atomic_write(reference_path(artefact)) as temporary:
             shutil.copyfile(reference_path(source), temporary)
 
 

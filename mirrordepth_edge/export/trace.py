@@ -58,10 +58,10 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
     from mirrordepth_edge.export.fold import FoldedNetwork
 
     image, sizes = input_spec(network.config, config), config.sizes
-    opened = "" if sizes is None else sizes.opened
+    opened = "" if sizes is None else sizes.dynamic_axes
     folded = FoldedNetwork(network, config.io, open_size=opened not in ("", "N"))
     # Of open lengths the trace sees the largest: a single frame, or cell, it would take for a constant.
-    shape = image.shape if sizes is None else image.at(sizes.largest).shape
+    shape = image.shape if sizes is None else image.at(sizes.max).shape
     example = torch.zeros(shape, dtype=getattr(torch, image.dtype))
     with torch.no_grad(), _quiet_exporter():
         program: Any = torch.onnx.export(
@@ -123,7 +123,7 @@ def _open_lengths(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int
     from torch.export import Dim
 
     told: dict[int, Any] = {}
-    for letter, low, high in zip("NHW", sizes.smallest, sizes.largest, strict=True):
+    for letter, low, high in zip("NHW", sizes.min, sizes.max, strict=True):
         if low < high:
             unit = 1 if letter == "N" else model.size_multiple
             told[layout.index(letter)] = unit * Dim(DIMENSIONS[letter], min=low // unit, max=high // unit)

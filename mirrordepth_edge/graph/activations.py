@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.onnxruntime import bare_session
+from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
 
@@ -36,13 +36,13 @@ CHUNK = 1 << 15
 SHARES: Floats = np.geomspace(1 / 64, 1, 97)
 NEARBY: Floats = np.geomspace(1 / 1.05, 1.05, 13)
 """Of an end, where to look for a better one: far and wide, then between two of those."""
-EXTENT_SHARE, STRANGE_SHARE = 0.999, 0.001
-MOST_DRIFT, MOST_STRANGERS = 0.3, 0.2
+EXTENT_SHARE, OUT_OF_RANGE = 0.999, 0.001
+MOST_DRIFT, MOST_OUT_OF_RANGE = 0.3, 0.2
 """How far calibration and reference pictures may differ in octaves, and in the share of tensors that leave what was
 calibrated. With `nano`, five sets of real scenes (homes, a hall, boxes, roads, photographs; 3 to 32 pictures each) had
 at most 0.25 and 0.14 against each other, uniform noise at least 0.32 and 0.28, plain grey, black or white at least 0.46
 and 0.53. A set in inverted colours passes, as it gives the same ranges."""
-MOST_OCTAVES = 8.0
+MOST_LOG2_RATIO = 8.0
 SMALLEST_EXPONENT = -100
 """Magnitudes below 2^-100 share a bin: the bin's width and its reciprocal stay normal float32 numbers."""
 
@@ -202,7 +202,7 @@ def collect(
         path = Path(folder) / "model.onnx"
         _write_with_outputs(model, list(histograms), path)
         # Else ONNX Runtime's threads keep the cores that NumPy needs next.
-        session = bare_session(path, SessionOptions(device="cpu", yields=True))
+        session = create_inference_session(path, SessionOptions(device="cpu", yields=True))
     (source,) = (each.name for each in session.get_inputs())
     fetched = [name for name in histograms if name != source]
     for image in images:
@@ -233,27 +233,27 @@ class Coverage:
 
     clipped: Mapping[str, float]
     """By tensor: the share of observed values that its range clips, 0..1."""
-    octaves: Mapping[str, float]
+    log2_range_ratio: Mapping[str, float]
     """By tensor: log2 of its extent on the calibration frames over that on the observed, each without the largest
-    thousandth of magnitudes; 0 where both held zeros only, and `MOST_OCTAVES` either way at most."""
-    strangers: float
-    """Share of tensors of whose observed values more than `STRANGE_SHARE` lie beyond all calibrated ones."""
+    thousandth of magnitudes; 0 where both held zeros only, and `MOST_LOG2_RATIO` either way at most."""
+    out_of_range_share: float
+    """Share of tensors of whose observed values more than `OUT_OF_RANGE` lie beyond all calibrated ones."""
 
     @property
     def drift(self) -> float:
         """Mean of |octaves| over tensors."""
-        return float(np.mean(np.abs(list(self.octaves.values()))))
+        return float(np.mean(np.abs(list(self.log2_range_ratio.values()))))
 
     @property
     def problem(self) -> str | None:
         """Why the calibration frames look like another domain than the observed ones; None where they do not."""
-        if self.drift <= MOST_DRIFT and self.strangers <= MOST_STRANGERS:
+        if self.drift <= MOST_DRIFT and self.out_of_range_share <= MOST_OUT_OF_RANGE:
             return None
         return (
             "The calibration pictures are too few, or look like another domain than the reference pictures: extents of "
-            f"activations differ by {self.drift:.2f} octaves on average (at most {MOST_DRIFT:g} between real scenes), "
-            f"and {self.strangers:.0%} of the tensors leave what was calibrated on more than {STRANGE_SHARE:.1%} of "
-            f"their values (at most {MOST_STRANGERS:.0%})."
+            f"activations differ by a factor of {2**self.drift:.2f} on average (at most {2**MOST_DRIFT:.2f} between real scenes), "
+            f"and {self.out_of_range_share:.0%} of the tensors leave what was calibrated on more than {OUT_OF_RANGE:.1%} of "
+            f"their values (at most {MOST_OUT_OF_RANGE:.0%})."
         )
 
 
@@ -272,18 +272,18 @@ def coverage(
     beyond = {name: seen[name].share_outside(limits) for name, limits in whole.items()}
     return Coverage(
         clipped={name: seen[name].share_outside(limits) for name, limits in (ranges or whole).items()},
-        octaves={name: _octaves(tensor, seen[name]) for name, tensor in calibrated.tensors.items()},
-        strangers=float(np.mean([share > STRANGE_SHARE for share in beyond.values()])),
+        log2_range_ratio={name: _log2_range_ratio(tensor, seen[name]) for name, tensor in calibrated.tensors.items()},
+        out_of_range_share=float(np.mean([share > OUT_OF_RANGE for share in beyond.values()])),
     )
 
 
-def _octaves(calibrated: TensorStatistics, observed: TensorStatistics) -> float:
+def _log2_range_ratio(calibrated: TensorStatistics, observed: TensorStatistics) -> float:
     first, second = calibrated.extent(EXTENT_SHARE), observed.extent(EXTENT_SHARE)
     if first == second:
         return 0.0
     if not first or not second:
-        return math.copysign(MOST_OCTAVES, first - second)
-    return min(max(math.log2(first / second), -MOST_OCTAVES), MOST_OCTAVES)
+        return math.copysign(MOST_LOG2_RATIO, first - second)
+    return min(max(math.log2(first / second), -MOST_LOG2_RATIO), MOST_LOG2_RATIO)
 
 
 def _write_with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:

@@ -100,7 +100,7 @@ def audit_onnx(model: onnx.ModelProto, manifest: Manifest | None) -> Audit:
     graph = Graph(model)
     work: Counter[str] = Counter()
     for node in graph.products:
-        work[graph.arithmetic(node)] += node_cost(node, graph.tensors).multiply_adds
+        work[graph.arithmetic(node)] += node_cost(node, graph.tensors).macs
     attention = tuple(graph.attention())
     casts = graph.casts()
     audit = Audit(

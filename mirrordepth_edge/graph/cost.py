@@ -24,7 +24,7 @@ QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 class GraphCost:
     """Counts of one inference at the exported size."""
 
-    multiply_adds: int
+    macs: int
     """Of Conv, ConvTranspose, MatMul and Gemm; one multiply-add is two FLOPs."""
     parameters: int
     """Elements of all constants that are floating-point, or quantised such; without the scales of quantisation."""
@@ -38,7 +38,7 @@ class NodeCost:
     name: str
     """The node's, or that of its first output where it has none."""
     op_type: str
-    multiply_adds: int
+    macs: int
     """0 for all but `COUNTED`."""
     weight_bytes: int
     """Of its constants as they are stored: those that come through DequantizeLinear count their integers."""
@@ -171,7 +171,7 @@ def node_cost(node: onnx.NodeProto, tensors: Tensors) -> NodeCost:
     return NodeCost(
         name=node.name or node.output[0],
         op_type=node.op_type,
-        multiply_adds=_multiply_adds(node, tensors),
+        macs=_macs(node, tensors),
         weight_bytes=sum(map(tensors.bytes, weights)),
         activation_bytes=sum(map(tensors.bytes, (*read, *written))),
     )
@@ -194,7 +194,7 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     quantised = {node.input[0] for node in quantisers}
     scales = {name for node in quantisers for name in node.input[1:]}
     return GraphCost(
-        multiply_adds=sum(_multiply_adds(node, tensors) for node in model.graph.node),
+        macs=sum(_macs(node, tensors) for node in model.graph.node),
         parameters=sum(
             prod(initializer.dims)
             for name, initializer in tensors.initializers.items()
@@ -204,7 +204,7 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     )
 
 
-def _multiply_adds(node: onnx.NodeProto, tensors: Tensors) -> int:
+def _macs(node: onnx.NodeProto, tensors: Tensors) -> int:
     if node.op_type not in COUNTED or node.output[0] in tensors.constants:
         return 0
     first, second, output = map(tensors.shape, (node.input[0], node.input[1], node.output[0]))

@@ -82,7 +82,7 @@ def estimate(
         OptionError: the target has no bandwidth, or no peak in a precision that is asked for.
     """
     look_up = precision_of if callable(precision_of) else precision_of.__getitem__
-    counted = [(cost, look_up(cost.name)) for cost in costs if cost.multiply_adds > 0]
+    counted = [(cost, look_up(cost.name)) for cost in costs if cost.macs > 0]
     peaks, bandwidth = target.peak_tops or {}, target.bandwidth_gb_s
     missing = sorted({precision for _, precision in counted} - peaks.keys())
     if bandwidth is None or missing:
@@ -95,7 +95,7 @@ def estimate(
                 op_type=cost.op_type,
                 precision=precision,
                 # 1e12 operations a second are 1e9 a millisecond, and 1e9 bytes a second are 1e6.
-                compute_ms=2 * cost.multiply_adds / (1e9 * peaks[precision]),
+                compute_ms=2 * cost.macs / (1e9 * peaks[precision]),
                 memory_ms=(cost.weight_bytes + cost.activation_bytes) * BYTES[precision] / 4 / (1e6 * bandwidth),
             )
             for cost, precision in counted

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 INK = (32, 32, 32)
 GAP_PX = 12
@@ -152,13 +152,13 @@ def save_png(path: Path, picture: Frame | npt.NDArray[np.uint16], *, durable: bo
     """Write a PNG, whole: uint8 RGB `[H, W, 3]`, or one channel `[H, W]` of uint8 or uint16."""
     ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
     encoded = cv2.imencode(".png", ordered)[1]
-    with written_whole(path, durable=durable) as temporary:
+    with atomic_write(path, durable=durable) as temporary:
         temporary.write_bytes(encoded.tobytes())
 
 
 def save_npy(path: Path, array: npt.NDArray[Any], *, durable: bool = True) -> None:
     """Write a NumPy file, whole."""
-    with written_whole(path, durable=durable) as temporary:
+    with atomic_write(path, durable=durable) as temporary:
         np.save(temporary, array)
 
 
@@ -172,7 +172,7 @@ def saved_video(path: Path, rate_hz: float) -> Iterator[Callable[[Frame], None]]
     codec = cv2.VideoWriter.fourcc(*"mp4v")  # the one that every OpenCV wheel brings
     video = cv2.VideoWriter()
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
 
         def append(picture: Frame) -> None:
             size = picture.shape[1], picture.shape[0]

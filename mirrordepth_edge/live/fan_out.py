@@ -37,7 +37,7 @@ class Output(Protocol):
         """
 
 
-class Outputs:
+class FanOut:
     """Copies each result once and hands it to all outputs, the newest one to each as soon as it is free.
 
     Copies circulate: there are never more than two for each output, and one that is being written.
@@ -53,9 +53,9 @@ class Outputs:
         self._room = threading.Condition(self._lock)
         self._spare: list[_Copy] = []
         self._serve = threading.Condition(self._lock)
-        self._lanes = [_Lane(output, self._lock, self._serve) for output in outputs]
-        self._served = [lane for lane in self._lanes if lane.main_thread]
-        self._threads: list[tuple[_Lane, threading.Thread]] = []
+        self._slots = [_OutputSlot(output, self._lock, self._serve) for output in outputs]
+        self._served = [slot for slot in self._slots if slot.main_thread]
+        self._threads: list[tuple[_OutputSlot, threading.Thread]] = []
         self.ended = False
         """Nothing more is taken; what was taken is still shown."""
 
@@ -64,21 +64,21 @@ class Outputs:
         """Whether somebody must call `serve`."""
         return bool(self._served)
 
-    def __enter__(self) -> Outputs:
-        for lane in self._lanes:
-            if not lane.main_thread:
+    def __enter__(self) -> FanOut:
+        for slot in self._slots:
+            if not slot.main_thread:
                 # A daemon, so that an output that hangs cannot keep the program.
-                thread = threading.Thread(target=self._run, args=(lane,), name=f"mde-output-{lane.name}", daemon=True)
-                self._threads.append((lane, thread))
+                thread = threading.Thread(target=self._run, args=(slot,), name=f"mde-output-{slot.name}", daemon=True)
+                self._threads.append((slot, thread))
                 thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
         until_s = time.perf_counter() + STOP_S
-        for lane, thread in self._threads:
+        for slot, thread in self._threads:
             thread.join(max(0.0, until_s - time.perf_counter()))
-            lane.left_behind = thread.is_alive()
+            slot.left_behind = thread.is_alive()
 
     def put(self, result: LiveResult, captured_s: float) -> None:
         """Copy a result for all outputs.
@@ -87,73 +87,73 @@ class Outputs:
             captured_s: `perf_counter` when its frame arrived.
         """
         with self._lock:
-            while self._lossless and not self.ended and any(lane.holds_back for lane in self._lanes):
+            while self._lossless and not self.ended and any(slot.holds_back for slot in self._slots):
                 self._room.wait(POLL_S)
-            if self.ended or not self._lanes:
+            if self.ended or not self._slots:
                 return
             copy = self._spare.pop() if self._spare else _Copy()
         copy.fill(result, captured_s)
         with self._lock:
             copy.users = 1  # this method: it must not become spare before all have it
-            for lane in self._lanes:
-                if lane.failure is None:
-                    if lane.waiting is not None:
-                        lane.dropped += 1
-                        self._give_back(lane.waiting)
-                    lane.waiting = copy
+            for slot in self._slots:
+                if slot.failure is None:
+                    if slot.waiting is not None:
+                        slot.dropped += 1
+                        self._give_back(slot.waiting)
+                    slot.waiting = copy
                     copy.users += 1
-                    lane.changed.notify()
+                    slot.changed.notify()
             self._give_back(copy)
 
     def serve(self, timeout_s: float) -> None:
         """Show the newest result on outputs that need this thread; wait for one up to `timeout_s`."""
         with self._lock:
-            self._serve.wait_for(lambda: self.ended or any(lane.waiting for lane in self._served), timeout_s)
-        for lane in self._served:
-            self._show_next(lane, 0)
+            self._serve.wait_for(lambda: self.ended or any(slot.waiting for slot in self._served), timeout_s)
+        for slot in self._served:
+            self._show_next(slot, 0)
         self.check()
 
     def check(self) -> None:
         """Raise what an output raised on its thread."""
-        for lane in self._lanes:
-            if lane.failure is not None:
-                raise lane.failure
+        for slot in self._slots:
+            if slot.failure is not None:
+                raise slot.failure
 
     def end(self) -> None:
         """Take no more; from any thread."""
         with self._lock:
             self.ended = True
             self._room.notify_all()
-            for lane in self._lanes:
-                lane.changed.notify()
+            for slot in self._slots:
+                slot.changed.notify()
 
     def stats(self) -> tuple[OutputStats, ...]:
         """In the order in which the outputs were given."""
-        return tuple(lane.stats() for lane in self._lanes)
+        return tuple(slot.stats() for slot in self._slots)
 
-    def _run(self, lane: _Lane) -> None:
-        while self._show_next(lane, None):
+    def _run(self, slot: _OutputSlot) -> None:
+        while self._show_next(slot, None):
             pass
 
-    def _show_next(self, lane: _Lane, timeout_s: float | None) -> bool:
+    def _show_next(self, slot: _OutputSlot, timeout_s: float | None) -> bool:
         """Wait for a result and show it; False where none came."""
         with self._lock:
-            lane.changed.wait_for(lambda: lane.waiting is not None or self.ended, timeout_s)
-            copy, lane.waiting = lane.waiting, None
+            slot.changed.wait_for(lambda: slot.waiting is not None or self.ended, timeout_s)
+            copy, slot.waiting = slot.waiting, None
             self._room.notify()
         if copy is None:
             return False
         try:
-            lane.output.show(copy.result)
+            slot.output.show(copy.result)
         except BaseException as error:  # re-raised by `check`, in the caller's thread
             with self._lock:
-                lane.failure = error
+                slot.failure = error
                 self._room.notify()
             return False
         finally:
             with self._lock:
                 self._give_back(copy)
-        lane.ages_ms.add((time.perf_counter() - copy.captured_s) * 1e3)
+        slot.ages_ms.add((time.perf_counter() - copy.captured_s) * 1e3)
         return True
 
     def _give_back(self, copy: _Copy) -> None:
@@ -180,7 +180,7 @@ class _Copy:
         self.captured_s = captured_s
 
 
-class _Lane:
+class _OutputSlot:
     """One output and the result that waits for it."""
 
     def __init__(self, output: Output, lock: threading.Lock, serve: threading.Condition) -> None:

@@ -10,7 +10,7 @@ from statistics import median
 
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.live.fan_out import Output, Outputs
+from mirrordepth_edge.live.fan_out import FanOut, Output
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.live.stats import LiveStats, Recent
 from mirrordepth_edge.sources.latest import POLL_S, Capture, in_order, newest
@@ -74,25 +74,25 @@ def run_live(
         if (now := source.state) != state:
             state = now
             on_state(state)
-        lanes.check()
+        fan_out.check()
         return not should_stop()
 
     interrupted = False
-    lanes = Outputs(outputs, lossless=not source.live)
-    loop = _Loop(source, predictor, on_result, lanes, max_frames)
+    fan_out = FanOut(outputs, lossless=not source.live)
+    loop = _Loop(source, predictor, on_result, fan_out, max_frames)
     try:
-        with lanes:
-            if lanes.main_thread:
-                _beside(loop, lanes, go_on)
+        with fan_out:
+            if fan_out.main_thread:
+                _beside(loop, fan_out, go_on)
             else:
                 loop.run(go_on)
-        lanes.check()
+        fan_out.check()
     except KeyboardInterrupt:
         interrupted = True
     return loop.stats(interrupted)
 
 
-def _beside(loop: _Loop, lanes: Outputs, go_on: Callable[[], bool]) -> None:
+def _beside(loop: _Loop, fan_out: FanOut, go_on: Callable[[], bool]) -> None:
     """Predict in a thread, so that this one is free for outputs that need it."""
     stopping = threading.Event()
     failures: list[BaseException] = []
@@ -103,19 +103,19 @@ def _beside(loop: _Loop, lanes: Outputs, go_on: Callable[[], bool]) -> None:
         except BaseException as error:  # re-raised below, in the caller's thread
             failures.append(error)
         finally:
-            lanes.end()
+            fan_out.end()
 
     thread = threading.Thread(target=predict, name="mde-inference", daemon=True)
     thread.start()
     try:
         while True:
-            over = lanes.ended  # looked at before serving: a last result may come in between
-            lanes.serve(POLL_S)
+            over = fan_out.ended  # looked at before serving: a last result may come in between
+            fan_out.serve(POLL_S)
             if over or not go_on():
                 break
     finally:
         stopping.set()
-        lanes.end()
+        fan_out.end()
         thread.join()
     if failures:
         raise failures[0]
@@ -129,11 +129,11 @@ class _Loop:
         source: FrameSource,
         predictor: Callable[[Frame], DepthMap],
         on_result: Callable[[LiveResult], object],
-        lanes: Outputs,
+        fan_out: FanOut,
         max_frames: int | None,
     ) -> None:
         self._source, self._predictor, self._on_result = source, predictor, on_result
-        self._lanes, self._max_frames = lanes, max_frames
+        self._fan_out, self._max_frames = fan_out, max_frames
         self._latencies_ms, self._ages_ms = Recent(), Recent()
         self._frames = self._dropped = 0
         self._start_s = self._first_s = self._last_s = time.perf_counter()
@@ -170,10 +170,10 @@ class _Loop:
         self._dropped = capture.dropped
         self._frames += 1
         self._on_result(result)
-        self._lanes.put(result, capture.captured_s)
+        self._fan_out.put(result, capture.captured_s)
 
     def stats(self, interrupted: bool) -> LiveStats:
-        outputs = self._lanes.stats()
+        outputs = self._fan_out.stats()
         arrived = self._frames - 1 + self._dropped - self._first_dropped
         return LiveStats(
             frames=self._frames,

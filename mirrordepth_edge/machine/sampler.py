@@ -1,4 +1,4 @@
-"""The sensors of `bench.context`: a thread reads the kernel's own text files a few times a second.
+"""The sensors of `bench.telemetry`: a thread reads the kernel's own text files a few times a second.
 
 A sensor that is not there, or that fails, is `Absent` with the reason, never zero.
 
@@ -35,7 +35,7 @@ from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
 
-from mirrordepth_edge.machine.telemetry import Absent, Context, Measured, Reading
+from mirrordepth_edge.machine.telemetry import Absent, Measured, Reading, Telemetry
 
 INTERVAL_S = 0.2
 STOP_S = 0.05
@@ -204,7 +204,7 @@ def chosen_gpu(nvml: Any, environment: Mapping[str, str]) -> Any:
 
 
 Key = tuple[str, str]
-"""A field of `Context`, and the name within it where it is a group, else ""."""
+"""A field of `Telemetry`, and the name within it where it is a group, else ""."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ class _Source:
     read: Callable[[], Mapping[Key, float]]
 
 
-class Sampler:
-    """Reads sensors while a benchmark runs: `with Sampler() as sampler: ...`, then `sampler.context()`.
+class TelemetrySampler:
+    """Reads sensors while a benchmark runs: `with Sampler() as sampler: ...`, then `sampler.telemetry()`.
 
     It raises nothing of its own and waits at most 50 ms at the end. Entering looks for sensors, which
     on a Jetson asks nvpmodel once, before the time of the run begins. A sampler is entered once.
@@ -250,7 +250,7 @@ class Sampler:
         self._started_s: float | None = None
         self._seconds = self._own_s = 0.0
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> TelemetrySampler:
         self._find()
         self._started_s = perf_counter()
         self._thread.start()
@@ -263,14 +263,14 @@ class Sampler:
         self._seconds, self._started_s = self._elapsed_s(), None
         self._thread.join(STOP_S)
 
-    def context(self) -> Context:
+    def telemetry(self) -> Telemetry:
         """What was seen, so far or in all."""
         readings = {key: self._measured(key) for key in [*((field, "") for field in FIELDS), *self._units]}
         fields: dict[str, Any] = {field: value for (field, part), value in readings.items() if not part}
         for group in GROUPS:
             named = {part: value for (field, part), value in readings.items() if field == group and part}
             fields[group] = named or fields[group]
-        return Context(
+        return Telemetry(
             seconds=self._elapsed_s(),
             own_ms=self._own_s * 1e3,
             governor=self._governor,

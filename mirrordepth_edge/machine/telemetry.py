@@ -44,7 +44,7 @@ Group = dict[str, Measured] | Absent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class Telemetry:
     """What the machine did during a run of `seconds`."""
 
     seconds: float

@@ -22,7 +22,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import CHECKPOINT_KEY, CheckpointInfo, read_checkpoint_info
 from mirrordepth_edge.model.clip import EMBEDDED, create_clip, tensors_sha256
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.support.files import existing_file, written_whole
+from mirrordepth_edge.support.files import atomic_write, existing_file
 
 CLIP_PREFIX = "clip."
 FREE = {"preset", "pretrained", "size_multiple", "depth_limits_m", "focal"}
@@ -45,7 +45,7 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
     if network.config.pretrained == EMBEDDED:
         assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"
         tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         # In memory first: a full disk is then Python's own error, which `written_whole` knows.
         temporary.write_bytes(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))}))
 

@@ -25,7 +25,7 @@ from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
 from mirrordepth_edge.sources.files import video_frames
-from mirrordepth_edge.support.files import sha256_of, written_whole
+from mirrordepth_edge.support.files import atomic_write, sha256_of
 
 KIND: Final = "calib"
 RECIPE_VERSION: Final = 1
@@ -254,7 +254,7 @@ class CalibrationSet:
             return path
         self._refuse_another_preprocessing(folder, path)
         prepare = Preprocessor(preprocess)
-        with written_whole(path, durable=False) as temporary, temporary.open("wb") as file:
+        with atomic_write(path, durable=False) as temporary, temporary.open("wb") as file:
             # Written rather than mapped: where the disk is full, that is an error and no crash.
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -15,7 +15,7 @@ from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.export.accuracy import TOO_MUCH_CURE, GateFrames, Judge, check_accuracy
+from mirrordepth_edge.export.accuracy import TOO_MUCH_CURE, AccuracyEvaluator, GateFrames, check_accuracy
 from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
 from mirrordepth_edge.export.fp16 import check_range, to_fp16
 from mirrordepth_edge.export.parity import (
@@ -40,7 +40,7 @@ from mirrordepth_edge.quantise.qdq import (
     quantisable,
 )
 from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
-from mirrordepth_edge.quantise.sensitivity import measure_damage
+from mirrordepth_edge.quantise.sensitivity import measure_sensitivity
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ CAST_FRAMES: Final = 8
 
 
 @dataclass(frozen=True)
-class Watcher:
+class ProgressCallback:
     """Who is told how far the work is."""
 
     stage: Callable[[str, int], object] = lambda name, steps: None
@@ -69,14 +69,14 @@ class Fitted:
     """Layers that may multiply in INT8 so that the gate holds."""
 
     nodes: tuple[str, ...]
-    given_back: tuple[str, ...]
+    fp_fallback: tuple[str, ...]
     accuracy: Accuracy
     trail: tuple[tuple[int, Accuracy], ...]
     """What was tried: how many groups were given back, and what that cost."""
 
 
 @dataclass(kw_only=True)
-class Int8Workshop:
+class Int8Quantizer:
     """Candidates of one FP32 file: the same ranges, other layers. A file of several sizes is judged at its usual one.
 
     Args:
@@ -96,14 +96,14 @@ class Int8Workshop:
     config: QuantiseConfig
     folder: Path
     labelled: GateFrames | None = None
-    watcher: Watcher = field(default_factory=Watcher)
+    progress: ProgressCallback = field(default_factory=ProgressCallback)
 
     def __post_init__(self) -> None:
         import onnx
 
         self.whole = onnx.load(self.fp32)
-        self.usual = self.manifest.at()
-        self.model = fixed(self.whole, self.usual.inputs)
+        self.at_opt = self.manifest.at()
+        self.model = fixed(self.whole, self.at_opt.inputs)
         if (opset := opset_of(self.whole)) < FEWEST_OPSET["float32"]:
             raise InputError(
                 f"{self.fp32} cannot be quantised: its opset is {opset}.",
@@ -122,7 +122,7 @@ class Int8Workshop:
         self.statistics = self._calibrate()
 
     def prepared(self, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
-        prepare = Preprocessor(self.usual.preprocess, self.usual.inputs[0].io)
+        prepare = Preprocessor(self.at_opt.preprocess, self.at_opt.inputs[0].io)
         return [prepare(frame).copy() for frame in frames]
 
     def _calibrate(self) -> ActivationStatistics:
@@ -131,26 +131,26 @@ class Int8Workshop:
         every = max(every, total // MOST_HELD_OUT)
 
         def calibrating() -> Iterator[npt.NDArray[Any]]:
-            prepare = Preprocessor(self.usual.preprocess, self.usual.inputs[0].io)
-            for number, image in enumerate(self.calibration.images(self.usual.preprocess)):
+            prepare = Preprocessor(self.at_opt.preprocess, self.at_opt.inputs[0].io)
+            for number, image in enumerate(self.calibration.images(self.at_opt.preprocess)):
                 if number % every == every - 1:
                     self.held_out.append(image[0].copy())
                 else:
                     yield prepare(image[0])
 
         tensors = calibrated_tensors(self.model, self.nodes, self.config.scheme)
-        self.watcher.stage("calibrating", total - total // every)
+        self.progress.stage("calibrating", total - total // every)
         found = collect(self.model, tensors, calibrating(), on_frame=self._step)
         if not self.held_out:  # too few to spare one
-            self.held_out = [image[0].copy() for image in self.calibration.images(self.usual.preprocess)]
+            self.held_out = [image[0].copy() for image in self.calibration.images(self.at_opt.preprocess)]
         return found
 
     def _step(self, done: int) -> None:
-        self.watcher.step()
+        self.progress.step()
 
     @cached_property
     def ranges(self) -> Ranges:
-        self.watcher.stage("choosing ranges", 0)
+        self.progress.stage("choosing ranges", 0)
         return self.statistics.ranges(self.config.method, symmetric=self.config.scheme == "gpu")
 
     @cached_property
@@ -167,9 +167,9 @@ class Int8Workshop:
             return self.whole
         import onnx
 
-        self.watcher.stage("converting the rest to FP16", 0)
+        self.progress.stage("converting the rest to FP16", 0)
         frames = self.held_out[:: -(-len(self.held_out) // CAST_FRAMES)]
-        half = to_fp16(self.fp32, frames, self.usual.preprocess, self.usual.inputs[0])
+        half = to_fp16(self.fp32, frames, self.at_opt.preprocess, self.at_opt.inputs[0])
         check_range(self.fp32, half, self.prepared(frames))
         if opset_of(half) < FEWEST_OPSET["float16"]:
             half = onnx.version_converter.convert_version(half, FEWEST_OPSET["float16"])
@@ -180,27 +180,27 @@ class Int8Workshop:
         return quantise_nodes(self.base, nodes, self.ranges, self.config.scheme)
 
     @cached_property
-    def damage(self) -> dict[str, float]:
+    def sensitivity(self) -> dict[str, float]:
         """What each group does by itself, the most harmful first."""
-        return self.measured_damage({})
+        return self.measured_sensitivity({})
 
-    def measured_damage(
-        self, known: dict[str, float], on_group: Callable[[str, float], object] = lambda group, damage: None
+    def measured_sensitivity(
+        self, known: dict[str, float], on_group: Callable[[str, float], object] = lambda group, sensitivity: None
     ) -> dict[str, float]:
         """The same, but what is known already is not measured again."""
         frames = self.held_out[:: -(-len(self.held_out) // DAMAGE_FRAMES)]
-        self.watcher.stage("quantising one group of layers at a time", len(self.groups) - len(known))
+        self.progress.stage("quantising one group of layers at a time", len(self.groups) - len(known))
 
-        def measured(group: str, damage: float) -> None:
-            on_group(group, damage)
-            self.watcher.step()
+        def measured(group: str, sensitivity: float) -> None:
+            on_group(group, sensitivity)
+            self.progress.step()
 
-        return measure_damage(
+        return measure_sensitivity(
             self.model, self.groups, self.ranges, self.config.scheme, self.prepared(frames), known, measured
         )
 
     @cached_property
-    def judge(self) -> Judge:
+    def evaluator(self) -> AccuracyEvaluator:
         shared = self.statistics.frames == self.calibration.count
         held_out = "the very ones that were calibrated on: too few to hold some out" if shared else "held out"
         unmeasured = [_unmeasured(number, frame) for number, frame in enumerate(self.held_out)]
@@ -211,17 +211,17 @@ class Int8Workshop:
         )
         folder = self.folder / "fp32-depth"
         folder.mkdir(exist_ok=True)
-        self.watcher.stage("FP32 depth to compare with", len(frames.samples))
-        return Judge(self.fp32, self.manifest, frames, folder, self.watcher.step)
+        self.progress.stage("FP32 depth to compare with", len(frames.samples))
+        return AccuracyEvaluator(self.fp32, self.manifest, frames, folder, self.progress.step)
 
     def accuracy(self, nodes: Sequence[str]) -> Accuracy:
         """What a candidate costs."""
         import onnx
 
-        judge, path = self.judge, self.folder / "candidate.onnx"
+        evaluator, path = self.evaluator, self.folder / "candidate.onnx"
         onnx.save(self.make(nodes), path)
-        self.watcher.stage(f"judging {len(nodes)} of {len(self.nodes)} layers in INT8", len(judge.frames.samples))
-        return judge.judge(path, self.described(nodes), self.config.max_loss)
+        self.progress.stage(f"judging {len(nodes)} of {len(self.nodes)} layers in INT8", len(evaluator.frames.samples))
+        return evaluator.evaluate(path, self.described(nodes), self.config.max_loss)
 
     def without(self, groups: Sequence[str]) -> tuple[str, ...]:
         """All nodes that may be quantised, but those of `groups`."""
@@ -238,8 +238,8 @@ class Int8Workshop:
         """
         trail = [(0, self.accuracy(self.nodes))]
         if trail[0][1].holds or self.config.force:
-            return Fitted(nodes=self.nodes, given_back=(), accuracy=trail[0][1], trail=tuple(trail))
-        order = [*self.damage]
+            return Fitted(nodes=self.nodes, fp_fallback=(), accuracy=trail[0][1], trail=tuple(trail))
+        order = [*self.sensitivity]
         fails, most = 0, len(order) - 1
         holds: tuple[int, Accuracy] | None = None
         while fails + 1 < (holds[0] if holds else most + 1):
@@ -253,12 +253,12 @@ class Int8Workshop:
         if holds is None:
             raise self._refused(trail)
         back = tuple(order[: holds[0]])
-        return Fitted(nodes=self.without(back), given_back=back, accuracy=holds[1], trail=tuple(trail))
+        return Fitted(nodes=self.without(back), fp_fallback=back, accuracy=holds[1], trail=tuple(trail))
 
     def _refused(self, trail: Sequence[tuple[int, Accuracy]]) -> GateError:
         """What was tried, and what harms most."""
         tried = "; ".join(f"{count} given back: {found.loss:+.2%}" for count, found in trail)
-        worst = ", ".join(f"{group} ({damage:.2%})" for group, damage in list(self.damage.items())[:3])
+        worst = ", ".join(f"{group} ({sensitivity:.2%})" for group, sensitivity in list(self.sensitivity.items())[:3])
         return GateError(
             "INT8 costs more depth than allowed, however much goes back to floating point; nothing was written.",
             f"{trail[0][1]}. Of {len(self.groups)} groups of layers, with {tried}. Worst by themselves: {worst}.",
@@ -277,7 +277,7 @@ class Int8Workshop:
             calibration_sha256=self.calibration.sha256,
             calibration_frames=self.statistics.frames,
             int8_nodes=tuple(nodes),
-            given_back=back,
+            fp_fallback=back,
             accuracy=accuracy,
             forced=accuracy is not None and not accuracy.holds,
             domain_problem=self.domain_problem,
@@ -302,7 +302,7 @@ class Int8Workshop:
             parent_sha256=parent_sha256,
             precision="int8",
             opset=opset_of(model),
-            quantisation=self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy),
+            quantisation=self._quantisation(fitted.nodes, fitted.fp_fallback, fitted.accuracy),
         )
         sessions = (OnnxRuntimeSession(candidate, manifest, each) for each in at_every_size(manifest, CPU))
         limits = LIMITS_ELSEWHERE["int8"]
@@ -315,7 +315,7 @@ class Int8Workshop:
                     + (self.domain_problem or "The frames it was calibrated on may be of another kind."),
                     "Calibrate on the camera's own pictures, narrow --dynamic, or --force it: marked as failed.",
                 )
-            quantisation = replace(self._quantisation(fitted.nodes, fitted.given_back, fitted.accuracy), forced=True)
+            quantisation = replace(self._quantisation(fitted.nodes, fitted.fp_fallback, fitted.accuracy), forced=True)
             manifest = replace(manifest, quantisation=quantisation)
         write_artefact(output, candidate.read_bytes(), replace(manifest, parity=parity))
         copy_reference(self.fp32, output)

@@ -63,7 +63,7 @@ class TowerFeatures:
         import onnx
 
         from mirrordepth_edge.backends.base import Missing
-        from mirrordepth_edge.backends.onnxruntime import bare_session, probe
+        from mirrordepth_edge.backends.onnxruntime import create_inference_session, probe
 
         path = SHIPPED.get(model, Path(model))
         if path.suffix != ".onnx":
@@ -81,7 +81,7 @@ class TowerFeatures:
         self._prepare = Preprocessor(manifest.preprocess, image.io)
         self._input = image.name
         alone = bytes(_tower_of(fixed(onnx.load(path), manifest.inputs), path).SerializeToString())
-        self._session = bare_session(alone, SessionOptions(device="cpu"))
+        self._session = create_inference_session(alone, SessionOptions(device="cpu"))
 
     @property
     def image(self) -> Frame:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.onnxruntime import bare_session
+from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import QuantisationScheme, SessionOptions
 from mirrordepth_edge.graph.activations import Ranges
 from mirrordepth_edge.graph.subgraph import downstream, with_outputs
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 CPU = SessionOptions(device="cpu")
 
 
-def measure_damage(
+def measure_sensitivity(
     model: onnx.ModelProto,
     groups: Mapping[str, Sequence[str]],
     ranges: Ranges,
     scheme: QuantisationScheme,
     images: Sequence[npt.NDArray[Any]],
     known: Mapping[str, float] | None = None,
-    on_group: Callable[[str, float], object] = lambda group, damage: None,
+    on_group: Callable[[str, float], object] = lambda group, sensitivity: None,
 ) -> dict[str, float]:
     """Quantise one group at a time.
 
@@ -48,8 +48,8 @@ def measure_damage(
     Returns:
         mean |d - d32| / d32 over all pixels of all images, by group, the most harmful first.
     """
-    damage = dict(known or {})
-    missing = [group for group in groups if group not in damage]
+    sensitivity = dict(known or {})
+    missing = [group for group in groups if group not in sensitivity]
     parts = {group: downstream(model, groups[group]) for group in missing}
     cuts = {each.name for part in parts.values() for each in part.graph.input}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,16 +58,16 @@ def measure_damage(
             kept.fill(model, cuts, images)
         for group, part in parts.items():
             quantised = quantise(part, groups[group], ranges, scheme).SerializeToString()
-            session = bare_session(quantised, CPU, qdq_as_written=scheme == "gpu")
+            session = create_inference_session(quantised, CPU, qdq_as_written=scheme == "gpu")
             names = [each.name for each in part.graph.input]
             errors = []
             for number in range(len(images)):
                 (depth_m,) = session.run(None, {name: kept.read(number, name) for name in names})
                 fp32_m = kept.read(number, model.graph.output[0].name)
                 errors.append(np.mean(np.abs(depth_m - fp32_m) / fp32_m, dtype=np.float64))
-            damage[group] = float(np.nan_to_num(np.mean(errors), nan=np.inf))
-            on_group(group, damage[group])
-    return dict(sorted(((group, damage[group]) for group in groups), key=lambda each: -each[1]))
+            sensitivity[group] = float(np.nan_to_num(np.mean(errors), nan=np.inf))
+            on_group(group, sensitivity[group])
+    return dict(sorted(((group, sensitivity[group]) for group in groups), key=lambda each: -each[1]))
 
 
 class _Kept:
@@ -81,7 +81,7 @@ class _Kept:
         (image,), (depth,) = model.graph.input, model.graph.output
         wanted = [depth.name, *sorted(names - {image.name, depth.name})]
         self.numbers = {name: number for number, name in enumerate([*wanted, image.name])}
-        session = bare_session(with_outputs(model, wanted[1:]).SerializeToString(), CPU)
+        session = create_inference_session(with_outputs(model, wanted[1:]).SerializeToString(), CPU)
         for number, each in enumerate(images):
             found = dict(zip(wanted, session.run(wanted, {image.name: each}), strict=True))
             for name, value in {**found, image.name: each}.items():

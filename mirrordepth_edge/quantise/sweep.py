@@ -21,8 +21,8 @@ from mirrordepth_edge.config import QuantiseConfig, Strict
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.graph.cost import node_costs
 from mirrordepth_edge.manifest import Accuracy
-from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
-from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, pareto
+from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
+from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint, SweepResult, pareto
 from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.support.schema import read_strict
 
@@ -50,7 +50,7 @@ class _Tried(Strict):
     fp32_ms: float
 
 
-def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
+def sweep(workshop: Int8Quantizer, cost: Cost, store: Path) -> SweepResult:
     """Measure every group, then a dozen choices of them.
 
     Args:
@@ -58,14 +58,14 @@ def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
         store: JSON file that keeps what was measured.
     """
     kept = _Store(store, workshop, cost)
-    damage = workshop.measured_damage(kept.damage, kept.add_damage)
-    work = _multiply_adds(workshop)
-    order = sorted(damage, key=lambda group: -damage[group] / max(work[group], 1))
+    sensitivity = workshop.measured_sensitivity(kept.sensitivity, kept.add_sensitivity)
+    work = _macs(workshop)
+    order = sorted(sensitivity, key=lambda group: -sensitivity[group] / max(work[group], 1))
     backs = [order[:count] for count in point_counts(len(order))]
     tried = [kept.tried(workshop, cost, back) for back in backs]
     fp32_ms = float(np.median([each.fp32_ms for each in tried]))
     *points, baseline = pareto(
-        _point(number, [group for group in damage if group not in back], each, work, fp32_ms)
+        _point(number, [group for group in sensitivity if group not in back], each, work, fp32_ms)
         for number, (back, each) in enumerate(zip(backs, tried, strict=True))
     )
     return SweepResult(
@@ -79,8 +79,8 @@ def sweep(workshop: Int8Workshop, cost: Cost, store: Path) -> SweepResult:
         cost=cost.words,
         baseline=baseline,
         groups=tuple(
-            GroupDamage(group=group, nodes=len(workshop.groups[group]), multiply_adds=work[group], damage=each)
-            for group, each in damage.items()
+            GroupSensitivity(group=group, nodes=len(workshop.groups[group]), macs=work[group], sensitivity=each)
+            for group, each in sensitivity.items()
         ),
         points=tuple(points),
         seconds=kept.seconds(),
@@ -92,7 +92,7 @@ def _method_in_words(config: QuantiseConfig) -> str:
     return f"ranges by {config.method}; {kind}"
 
 
-def picked(workshop: Int8Workshop, cost: Cost, store: Path, result: SweepResult, number: int) -> Fitted:
+def picked(workshop: Int8Quantizer, cost: Cost, store: Path, result: SweepResult, number: int) -> Fitted:
     """A point of a sweep, to be written. The workshop takes the groups' damage from the sweep.
 
     Raises:
@@ -102,11 +102,11 @@ def picked(workshop: Int8Workshop, cost: Cost, store: Path, result: SweepResult,
     if point is None:
         numbers = f"{result.points[0].number} to {result.points[-1].number}"
         raise OptionError(f"The sweep has no point {number}.", f"Its points are {numbers}.", f"--pick {numbers[0]}")
-    workshop.damage = {each.group: each.damage for each in result.groups}
+    workshop.sensitivity = {each.group: each.sensitivity for each in result.groups}
     back = tuple(each.group for each in result.groups if each.group not in point.int8_groups)
     accuracy = _Store(store, workshop, cost).tried(workshop, cost, back).accuracy
     limit = workshop.config.max_loss
-    return Fitted(nodes=workshop.without(back), given_back=back, accuracy=replace(accuracy, limit=limit), trail=())
+    return Fitted(nodes=workshop.without(back), fp_fallback=back, accuracy=replace(accuracy, limit=limit), trail=())
 
 
 def point_counts(groups: int) -> tuple[int, ...]:
@@ -115,8 +115,8 @@ def point_counts(groups: int) -> tuple[int, ...]:
     return tuple(sorted(wanted | {0, 1, groups}))
 
 
-def _multiply_adds(workshop: Int8Workshop) -> dict[str, int]:
-    of_node = {cost.name: cost.multiply_adds for cost in node_costs(workshop.model)}
+def _macs(workshop: Int8Quantizer) -> dict[str, int]:
+    of_node = {cost.name: cost.macs for cost in node_costs(workshop.model)}
     return {group: sum(of_node[node] for node in nodes) for group, nodes in workshop.groups.items()}
 
 
@@ -141,10 +141,10 @@ def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int], 
 class _Store:
     """What a sweep has measured so far, in a file that belongs to these settings alone."""
 
-    def __init__(self, path: Path, workshop: Int8Workshop, cost: Cost) -> None:
+    def __init__(self, path: Path, workshop: Int8Quantizer, cost: Cost) -> None:
         self.path = path
         self.key = settings_sha256(workshop, cost)
-        self.damage: dict[str, float] = {}
+        self.sensitivity: dict[str, float] = {}
         self.points: dict[str, _Tried] = {}
         self.seconds_before = 0.0
         self.began = perf_counter()
@@ -160,21 +160,21 @@ class _Store:
             return
         try:
             points = {name: read_strict(_Tried, each, str(self.path), "") for name, each in data["points"].items()}
-            damage = {str(name): float(each) for name, each in data["damage"].items()}
+            sensitivity = {str(name): float(each) for name, each in data["sensitivity"].items()}
             seconds = float(data["seconds"])
         except (InputError, KeyError, AttributeError, TypeError, ValueError):
             return
-        self.points, self.damage, self.seconds_before = points, damage, seconds
+        self.points, self.sensitivity, self.seconds_before = points, sensitivity, seconds
 
     def seconds(self) -> float:
         """That measuring has taken so far, with what was stored before."""
         return self.seconds_before + perf_counter() - self.began
 
-    def add_damage(self, group: str, damage: float) -> None:
-        self.damage[group] = damage
+    def add_sensitivity(self, group: str, sensitivity: float) -> None:
+        self.sensitivity[group] = sensitivity
         self._write()
 
-    def tried(self, workshop: Int8Workshop, cost: Cost, back: Sequence[str]) -> _Tried:
+    def tried(self, workshop: Int8Quantizer, cost: Cost, back: Sequence[str]) -> _Tried:
         """A point, measured now if it was not before."""
         name = " ".join(sorted(back))
         if name not in self.points:
@@ -189,10 +189,12 @@ class _Store:
 
     def _write(self) -> None:
         points = {name: asdict(each) for name, each in self.points.items()}
-        write_json(self.path, {"key": self.key, "seconds": self.seconds(), "damage": self.damage, "points": points})
+        write_json(
+            self.path, {"key": self.key, "seconds": self.seconds(), "sensitivity": self.sensitivity, "points": points}
+        )
 
 
-def settings_sha256(workshop: Int8Workshop, cost: Cost) -> str:
+def settings_sha256(workshop: Int8Quantizer, cost: Cost) -> str:
     """Of everything that a sweep's figures depend on."""
     judged: Any = workshop.labelled
     settings = [

@@ -9,21 +9,23 @@ from typing import Literal
 
 from mirrordepth_edge.config import Strict
 from mirrordepth_edge.support.files import read_json, write_json
-from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.schema import read_strict, upgraded
 
-SWEEP_VERSION: Literal[1] = 1
+SWEEP_VERSION: Literal[2] = 2
+RENAMED_IN_2 = {"multiply_adds": "macs", "damage": "sensitivity"}
+"""New keys of a sweep by those of schema version 1."""
 SWEEP_AGAIN = "Sweep again with this version."
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupDamage(Strict):
+class GroupSensitivity(Strict):
     """One group of layers, such as a transformer block, alone in INT8."""
 
     group: str
     nodes: int
-    multiply_adds: int
+    macs: int
     """Of one inference."""
-    damage: float
+    sensitivity: float
     """Mean |d - d_fp32| / d_fp32 of depth when only this group is in INT8."""
 
 
@@ -57,7 +59,7 @@ class SweepPoint(Strict):
 class SweepResult(Strict):
     """A sweep, as it is stored (JSON)."""
 
-    schema_version: Literal[1] = SWEEP_VERSION
+    schema_version: Literal[2] = SWEEP_VERSION
     model: str
     onnx_sha256: str
     """Of the FP32 graph."""
@@ -75,7 +77,7 @@ class SweepResult(Strict):
     """What `cost_ms` is, in words, such as what was timed where, or that it is an estimate."""
     baseline: SweepPoint
     """Nothing in INT8."""
-    groups: tuple[GroupDamage, ...]
+    groups: tuple[GroupSensitivity, ...]
     points: tuple[SweepPoint, ...]
     seconds: float
     """That the sweep took, before and after interruptions."""
@@ -114,4 +116,5 @@ def load_sweep(path: Path) -> SweepResult:
     Raises:
         InputError: there is no such file, it is no JSON, or a field is missing, unknown or of the wrong type.
     """
-    return read_strict(SweepResult, read_json(path, "sweep", SWEEP_AGAIN), str(path), SWEEP_AGAIN)
+    data = upgraded(read_json(path, "sweep", SWEEP_AGAIN), RENAMED_IN_2, range(1, 2), SWEEP_VERSION)
+    return read_strict(SweepResult, data, str(path), SWEEP_AGAIN)

@@ -20,7 +20,7 @@ from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet, ChosenFrame, Dropped, Recipe, Selection
 from mirrordepth_edge.quantise.select_frames import Choice, Key, TowerFeatures
-from mirrordepth_edge.support.files import sha256_of, unwritable, written_whole
+from mirrordepth_edge.support.files import atomic_write, sha256_of, unwritable
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def kept_as_file(folder: Path, number: int, frame: Frame) -> str:
         InputError: the folder cannot be written.
     """
     name = f"{number:06d}.jpg"
-    with written_whole(folder / name, durable=False) as temporary:
+    with atomic_write(folder / name, durable=False) as temporary:
         temporary.write_bytes(_jpeg(frame, KEPT_QUALITY))
     return name
 
@@ -214,7 +214,7 @@ def save_calibration(path: Path, recipe: Recipe) -> CalibrationSet:
     """
     calibration = CalibrationSet(path=path, sha256=_sha256(recipe), recipe=recipe)
     sheet = _jpeg(contact_sheet(calibration), SHEET_QUALITY)
-    with written_whole(path) as file, written_whole(sheet_path(path)) as picture:
+    with atomic_write(path) as file, atomic_write(sheet_path(path)) as picture:
         picture.write_bytes(sheet)
         file.write_bytes(recipe.text().encode())
     return calibration

@@ -11,13 +11,13 @@ from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.measure import MOST_WARMUP
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import Ratio
-from mirrordepth_edge.bench.stream import PeakRate, StreamResult
+from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult
 from mirrordepth_edge.machine.device import installed_versions
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.evaluation import PACKAGES
 from mirrordepth_edge.report.html import described, render_page
-from mirrordepth_edge.report.meanwhile import Meanwhile, meanwhile
 from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.report.telemetry import TelemetryTable, telemetry_table
 
 Named = Mapping[str, BenchResult]
 
@@ -43,7 +43,7 @@ def bench_page(
     ratios: Sequence[Ratio] = (),
     *,
     streams: Sequence[StreamResult] = (),
-    peak: PeakRate | None = None,
+    peak: MaxSustainedRate | None = None,
     made: str = "",
     command: str = "",
 ) -> str:
@@ -168,14 +168,14 @@ def _cures(named: Named) -> list[tuple[list[str], str]]:
     return [(against, re.sub(r"\([^()]{40,}\)", once, cure)) for cure, against in found.items()]
 
 
-def _runs(named: Named) -> list[Meanwhile]:
+def _runs(named: Named) -> list[TelemetryTable]:
     """What the machine did; results that were timed in turn have one context together."""
     sharing: dict[int, list[str]] = {}
     for name, result in named.items():
-        sharing.setdefault(id(result.context), []).append(name)
+        sharing.setdefault(id(result.telemetry), []).append(name)
     return [
-        meanwhile(
-            named[names[0]].context,
+        telemetry_table(
+            named[names[0]].telemetry,
             of=", ".join(names),
             frames=sum(named[name].latency.samples for name in names),
             artefacts=len(names),
@@ -207,7 +207,7 @@ def _method(results: Sequence[BenchResult]) -> Iterator[str]:
     how_long = " and ".join(f"{result.warmup}" for result in results)
     rule = "as many as asked for" if first.config.warmup is not None else f"until times settled, at most {MOST_WARMUP}"
     yield f"Warm-up: {how_long} frames that are in no figure ({rule})."
-    yield f"The loop itself, with stages that do nothing, costs {first.harness_us:.2g} µs a frame."
+    yield f"The loop itself, with stages that do nothing, costs {first.overhead_us:.2g} µs a frame."
     yield (
         "Intervals of 95 % come from the moving-block bootstrap (Künsch 1989): runs of n^(1/3) neighbouring frames, "
         "resampled 1000 times. Percentiles interpolate linearly. Throughput is 1 over the mean. The coefficient of "
@@ -226,11 +226,11 @@ def _rates(streams: Sequence[StreamResult]) -> Table:
         rows=(
             row("offered (frames)", 0, [each.frames for each in streams]),
             row("dropped (frames)", 0, [each.dropped for each in streams]),
-            row("missed (%)", 1, [100 * each.missed for each in streams]),
+            row("missed (%)", 1, [100 * each.deadline_miss_rate for each in streams]),
             row("age of results, p50 (ms)", 2, [each.age_p50_ms for each in streams]),
             row("age of results, p99 (ms)", 2, [each.age_p99_ms for each in streams]),
-            row("held age, p50 (ms)", 2, [each.held_age_p50_ms for each in streams]),
-            row("held age, p99 (ms)", 2, [each.held_age_p99_ms for each in streams]),
+            row("held age, p50 (ms)", 2, [each.age_of_information_p50_ms for each in streams]),
+            row("held age, p99 (ms)", 2, [each.age_of_information_p99_ms for each in streams]),
             row("jitter (ms)", 2, [each.jitter_ms for each in streams]),
         ),
     )

@@ -17,7 +17,7 @@ import numpy as np
 from mirrordepth_edge import __version__
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.support.files import require_suffix, written_whole
+from mirrordepth_edge.support.files import atomic_write, require_suffix
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_WIDTH_PX = 480
@@ -56,7 +56,7 @@ def check_name(path: Path, option: str) -> None:
 
 def save_page(path: Path, page: str) -> None:
     """Write a page, whole."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ class DamageBar:
     """One group's damage, and how long its bar is, in percent of the longest."""
 
     group: str
-    damage: str
+    sensitivity: str
     what: str
     width: float
 
@@ -93,16 +93,16 @@ def _front_chart(result: SweepResult) -> charts.Chart:
 
 def _bars(result: SweepResult) -> list[DamageBar]:
     """The most damaging first."""
-    groups = sorted(result.groups, key=lambda each: -each.damage)
-    longest = max((each.damage for each in groups), default=0.0) or 1.0
-    total = sum(each.multiply_adds for each in groups) or 1
+    groups = sorted(result.groups, key=lambda each: -each.sensitivity)
+    longest = max((each.sensitivity for each in groups), default=0.0) or 1.0
+    total = sum(each.macs for each in groups) or 1
     return [
         DamageBar(
             group=each.group,
-            damage=f"{100 * each.damage:.3g} %",
-            what=f"{each.nodes} node{'s' * (each.nodes != 1)}, {each.multiply_adds / 1e6:.4g} M multiply-adds "
-            f"({100 * each.multiply_adds / total:.1f} %)",
-            width=100 * each.damage / longest,
+            sensitivity=f"{100 * each.sensitivity:.3g} %",
+            what=f"{each.nodes} node{'s' * (each.nodes != 1)}, {each.macs / 1e6:.4g} M multiply-adds "
+            f"({100 * each.macs / total:.1f} %)",
+            width=100 * each.sensitivity / longest,
         )
         for each in groups
     ]

@@ -15,7 +15,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 
 
 @contextmanager
-def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; move it into place only if the block succeeds.
 
     The temporary file keeps the suffix, since libraries choose formats by it, and is removed when
@@ -50,7 +50,7 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole; paths become text."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=os.fspath) + "\n", encoding="utf-8")
 
 

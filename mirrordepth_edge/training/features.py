@@ -27,9 +27,9 @@ from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
-from mirrordepth_edge.support.files import ensure_folder, write_json, written_whole
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_json
 from mirrordepth_edge.support.schema import read_strict
-from mirrordepth_edge.training.processes import rank, wait_for_all, world_size
+from mirrordepth_edge.training.processes import barrier, rank, world_size
 from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, one_thread_each
 
 CACHE_VERSION = 1
@@ -129,7 +129,7 @@ def cached_views(
     info = cache_info(network, dataset, config, skip_bad=skip_bad)
     if rank() == 0:
         _claim(folder, info)
-    wait_for_all()
+    barrier()
     missing = [shard for shard in range(info.shards) if not shard_path(folder, shard).is_file()]
     _check_space(folder, info, len(missing))
     views = FreshViews(dataset, info.size_hw, config, skip_bad=skip_bad)
@@ -141,10 +141,10 @@ def cached_views(
             rows[place : place + len(chunk)] = chunk
             place += len(chunk)
             on_rows(done + place, info.rows)
-        with written_whole(shard_path(folder, shard)) as temporary:
+        with atomic_write(shard_path(folder, shard)) as temporary:
             np.save(temporary, rows)
         done += len(rows)
-    wait_for_all()
+    barrier()
     return CachedViews(folder, info)
 
 

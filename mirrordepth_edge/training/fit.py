@@ -22,7 +22,7 @@ from mirrordepth_edge.model.checkpoint import save_checkpoint, start_from
 from mirrordepth_edge.model.nano import create_nano
 from mirrordepth_edge.model.network import DepthNetwork, create_network
 from mirrordepth_edge.training.features import CachedViews, cached_views
-from mirrordepth_edge.training.processes import joined, of_all, rank, wait_for_all
+from mirrordepth_edge.training.processes import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.training.trainer import Progress, Resources, Trainer, evaluate, predictor
 from mirrordepth_edge.training.views import FreshViews, Problem
@@ -32,7 +32,7 @@ PICTURES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class Callbacks:
     """Who is told how training goes; in one process only, the first."""
 
     step: Callable[[Progress], None] = lambda progress: None
@@ -44,7 +44,7 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class TrainOptions:
     """What a training uses beside its settings."""
 
     resources: Resources = Resources()  # noqa: RUF009 - frozen
@@ -74,8 +74,8 @@ def trainable_network(config: ModelConfig, clip_weights: Path | None, seed: int)
 def fit(
     config: RunConfig,
     folder: RunFolder,
-    means: Means = Means(),
-    watch: Watch = Watch(),
+    options: TrainOptions = TrainOptions(),
+    callbacks: Callbacks = Callbacks(),
     *,
     resume: bool = False,
 ) -> Path:
@@ -95,10 +95,10 @@ def fit(
     """
     if find_spec("tensorboard") is None:
         raise missing_package("TensorBoard", "Training", "train")
-    with joined(means.resources.device):
-        watch = watch if rank() == 0 else Watch()
+    with init_distributed(options.resources.device):
+        callbacks = callbacks if rank() == 0 else Callbacks()
         dataset, held_out = datasets(config)
-        network = trainable_network(config.model, means.clip_weights, config.train.seed)
+        network = trainable_network(config.model, options.clip_weights, config.train.seed)
         about = {"pictures": len(dataset), "fingerprint": dataset.fingerprint(), "clip_sha256": network.clip_sha256}
         if config.start_from is not None:
             about["started_from"] = start_from(network, config.start_from).weights_sha256
@@ -109,20 +109,20 @@ def fit(
             if state is None:
                 folder.start(config, about)
             check_samples(held_out or (), config.protocol)  # now, not after an epoch
-        skipped = _Skipped(watch.problem)
-        views = _views(network.to(means.resources.device), dataset, config, means, watch, skipped)
-        trainer = Trainer(network, views, config.train, means.resources, folder.bad_batch)
+        skipped = _Skipped(callbacks.problem)
+        views = _views(network.to(options.resources.device), dataset, config, options, callbacks, skipped)
+        trainer = Trainer(network, views, config.train, options.resources, folder.bad_batch)
         done = 0
         if state is not None:
             done = int(state["epochs"])
             trainer.restore(state["trainer"])
         if rank() == 0:
             shown = dataset if held_out is None else held_out
-            with _Board(folder, trainer, shown, done) as board:
-                keeper = _Keeper(trainer, config, folder, held_out, about, board, folder.results()[:done])
-                _epochs(trainer, done, keeper, means.validate_every, watch, skipped)
+            with _TensorBoardLogger(folder, trainer, shown, done) as board:
+                keeper = _CheckpointWriter(trainer, config, folder, held_out, about, board, folder.results()[:done])
+                _epochs(trainer, done, keeper, options.validate_every, callbacks, skipped)
         else:
-            _epochs(trainer, done, None, means.validate_every, watch, skipped)
+            _epochs(trainer, done, None, options.validate_every, callbacks, skipped)
     return folder.checkpoint(config.train.epochs) if held_out is None else folder.best
 
 
@@ -130,26 +130,31 @@ def _views(
     network: DepthNetwork,
     dataset: DepthDataset,
     config: RunConfig,
-    means: Means,
-    watch: Watch,
+    options: TrainOptions,
+    callbacks: Callbacks,
     skipped: _Skipped,
 ) -> FreshViews | CachedViews:
-    if means.cache is None:
-        return FreshViews(dataset, config.model.size_hw, config.train, skip_bad=means.skip_bad)
+    if options.cache is None:
+        return FreshViews(dataset, config.model.size_hw, config.train, skip_bad=options.skip_bad)
     return cached_views(
         network,
         dataset,
         config.train,
-        means.cache,
-        workers=means.resources.workers,
-        skip_bad=means.skip_bad,
-        on_rows=watch.cached,
+        options.cache,
+        workers=options.resources.workers,
+        skip_bad=options.skip_bad,
+        on_rows=callbacks.cached,
         on_problem=skipped,
     )
 
 
 def _epochs(
-    trainer: Trainer, done: int, keeper: _Keeper | None, validate_every: int, watch: Watch, skipped: _Skipped
+    trainer: Trainer,
+    done: int,
+    keeper: _CheckpointWriter | None,
+    validate_every: int,
+    callbacks: Callbacks,
+    skipped: _Skipped,
 ) -> None:
     """Train; in the first process, with a keeper, also measure and write."""
     last: Progress | None = None
@@ -159,7 +164,7 @@ def _epochs(
         last = progress
         if keeper is not None:
             keeper.board.step(progress)
-        watch.step(progress)
+        callbacks.step(progress)
 
     epochs = trainer.config.epochs
     for epoch in range(done + 1, epochs + 1):
@@ -171,8 +176,8 @@ def _epochs(
             result = EpochResult(
                 epoch=epoch, loss=loss, learning_rate=last.learning_rate, seconds=seconds, skipped=count, metrics=None
             )
-            watch.epoch(keeper.keep(result, validate=due))
-        wait_for_all()
+            callbacks.epoch(keeper.keep(result, validate=due))
+        barrier()
 
 
 class _Skipped:
@@ -189,10 +194,10 @@ class _Skipped:
 
     def count(self) -> int:
         """To be called in every process."""
-        return len(of_all(self._samples))
+        return len(all_gather(self._samples))
 
 
-class _Keeper:
+class _CheckpointWriter:
     """Measures and writes what an epoch gave."""
 
     def __init__(
@@ -202,7 +207,7 @@ class _Keeper:
         folder: RunFolder,
         held_out: DepthDataset | None,
         about: dict[str, Any],
-        board: _Board,
+        board: _TensorBoardLogger,
         results: list[EpochResult],
     ) -> None:
         self.board = board
@@ -231,10 +236,10 @@ class _Keeper:
         return result
 
 
-class _Board:
+class _TensorBoardLogger:
     """TensorBoard's files of a run."""
 
-    def __enter__(self) -> _Board:
+    def __enter__(self) -> _TensorBoardLogger:
         return self
 
     def __exit__(self, *_: object) -> None:

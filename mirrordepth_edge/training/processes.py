@@ -31,13 +31,13 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return once every process has come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def of_all(found: set[int]) -> set[int]:
+def all_gather(found: set[int]) -> set[int]:
     """What any process found."""
     if not dist.is_initialized():
         return found
@@ -47,7 +47,7 @@ def of_all(found: set[int]) -> set[int]:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def init_distributed(device: str) -> Iterator[None]:
     """Join the processes that `torchrun` started, each with a GPU of its own where `device` is `cuda`.
 
     Does nothing in a process started in any other way. After an error a process does not leave: that

@@ -26,7 +26,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.evaluation.metrics import DepthMetrics
 from mirrordepth_edge.machine.device import installed_versions, machine
-from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json, written_whole
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, write_json
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.training.processes import rank
 
@@ -138,12 +138,12 @@ class RunFolder:
         """Write what `resume` reads."""
         buffer = BytesIO()  # a full disk is then Python's own error, which `written_whole` knows
         torch.save(state, buffer)
-        with written_whole(self.state) as temporary:
+        with atomic_write(self.state) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def write_history(self, results: list[EpochResult]) -> None:
         """Write an epoch a line."""
-        with written_whole(self.history) as temporary:
+        with atomic_write(self.history) as temporary:
             temporary.write_text("".join(json.dumps(asdict(each)) + "\n" for each in results), encoding="utf-8")
 
     def results(self) -> list[EpochResult]:

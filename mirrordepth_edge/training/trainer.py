@@ -26,7 +26,7 @@ from mirrordepth_edge.imaging.postprocess import resize_depth_to
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 from mirrordepth_edge.training.features import CachedViews, tower_features
 from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, over_all_processes
 from mirrordepth_edge.training.processes import rank, world_size
@@ -283,7 +283,7 @@ class Trainer:
         if self.bad_batch is not None:
             tensors = {f"input.{place}": tensor.contiguous() for place, tensor in enumerate(batch.inputs)}
             tensors |= {"truth_m": batch.truth_m.contiguous(), "samples": torch.tensor(batch.samples)}
-            with written_whole(self.bad_batch) as temporary:
+            with atomic_write(self.bad_batch) as temporary:
                 temporary.write_bytes(save(tensors))
             kept = f" The batch that did it is in {self.bad_batch}."
         raise InputError(

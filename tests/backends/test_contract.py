@@ -160,10 +160,10 @@ def test_a_device_asked_for_by_name_is_not_replaced() -> None:
 
 def test_onnx_runtime_lets_go_of_the_cores_only_where_another_session_is_next() -> None:
     from mirrordepth_edge.artefact import NANO_ONNX
-    from mirrordepth_edge.backends.onnxruntime import bare_session
+    from mirrordepth_edge.backends.onnxruntime import create_inference_session
 
     for yields in (False, True):
-        options = bare_session(NANO_ONNX["fp32"], replace(CPU, yields=yields)).get_session_options()
+        options = create_inference_session(NANO_ONNX["fp32"], replace(CPU, yields=yields)).get_session_options()
         if yields:
             assert options.get_session_config_entry("session.force_spinning_stop") == "1"
         else:

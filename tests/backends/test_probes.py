@@ -427,7 +427,7 @@ def test_onnxruntime_on_a_gpu_that_it_cannot_use(
     assert fake.severities == [ort_backend.LOG_FATAL, ort_backend.LOG_WARNING]
     assert capsys.readouterr().out == ""
     with pytest.raises(MissingError, match="cannot use a GPU") as caught:
-        ort_backend.bare_session(Path("model.onnx"), SessionOptions(device="cuda"))
+        ort_backend.create_inference_session(Path("model.onnx"), SessionOptions(device="cuda"))
     assert caught.value.why == problem
     assert "--device cpu" in caught.value.cure
 
@@ -469,7 +469,7 @@ def test_nothing_is_tried_where_it_cannot_work(
 def test_the_provider_of_a_session(wanted: Any, loads: bool, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpus(monkeypatch, ADA)
     fake = FakeOnnxRuntime(opens_on=(CUDA, CPU) if loads else (CPU,)).install(monkeypatch)
-    session = ort_backend.bare_session(Path("model.onnx"), SessionOptions(device=wanted))
+    session = ort_backend.create_inference_session(Path("model.onnx"), SessionOptions(device=wanted))
     assert session.get_providers()[0] == provider
     assert fake.asked == ([CPU] if wanted == "cpu" else [CUDA, provider])  # the GPU is left alone for "cpu"
 
@@ -480,7 +480,7 @@ def test_a_model_that_lands_on_the_cpu_is_refused(wanted: Any, monkeypatch: pyte
     FakeOnnxRuntime(opens_on=(CPU,)).install(monkeypatch)
     monkeypatch.setattr(ort_backend, "cuda_problem", lambda: None)
     with pytest.raises(MissingError, match="on the GPU"):
-        ort_backend.bare_session(Path("model.onnx"), SessionOptions(device=wanted))
+        ort_backend.create_inference_session(Path("model.onnx"), SessionOptions(device=wanted))
 
 
 def test_the_real_onnxruntime_where_the_gpu_is_a_lie(
@@ -502,13 +502,13 @@ def test_the_small_model_runs(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     path = tmp_path / "small.onnx"
     path.write_bytes(ort_backend._small_model())
-    session = ort_backend.bare_session(path, SessionOptions(device="cpu", threads=1))
+    session = ort_backend.create_inference_session(path, SessionOptions(device="cpu", threads=1))
     (y,) = session.run(None, {"x": np.array([-3.0], np.float32)})
     assert y.tolist() == [0.0]
     assert session.get_providers() == [CPU]
     path.write_text("no model")
     with pytest.raises(InputError, match="cannot load"):
-        ort_backend.bare_session(path, SessionOptions(device="cpu"))
+        ort_backend.create_inference_session(path, SessionOptions(device="cpu"))
 
 
 def test_sessions_tell_the_runtimes_version(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Threaded(CheckedSession):
         self,
         contexts: int,
         works: Callable[[int], object] = lambda number: sleep(DELAY_S),
-        spoils: Callable[[int, Any], Any] = lambda context, depth_m: depth_m,
+        spoils: Callable[[int, Any], Any] = lambda telemetry, depth_m: depth_m,
     ) -> None:
         self.buffers = [np.zeros(DEPTH.shape, np.float32) for _ in range(contexts)]
         self.values: list[int] = []
@@ -76,10 +76,10 @@ class Threaded(CheckedSession):
     def _work(self) -> None:
         number = 0
         while (given := self._waiting.get()) is not None:
-            context, image = given
+            telemetry, image = given
             try:
                 self._works(number)
-                self.buffers[context][:] = self._spoils(context, metres(image))
+                self.buffers[telemetry][:] = self._spoils(telemetry, metres(image))
             except BaseException as error:
                 self._done.put(error)
             else:
@@ -96,10 +96,10 @@ class Threaded(CheckedSession):
         self._next = (self._next + 1) % len(self.buffers)
 
     def collect(self) -> Arrays:
-        context = self._pending.popleft()
+        telemetry = self._pending.popleft()
         if (error := self._done.get(timeout=10)) is not None:
             raise error
-        return {"depth": self.buffers[context]}
+        return {"depth": self.buffers[telemetry]}
 
     def infer(self, feeds: Any) -> Arrays:
         assert not self._pending
@@ -205,16 +205,16 @@ def test_the_result_says_what_was_in_work(in_flight: int, greys: list[Frame], re
 @pytest.mark.parametrize(
     ("wrong", "what"), [(np.nan, "not finite and positive"), (-1.0, "not finite and positive"), (1.1, "wrong depth")]
 )
-@pytest.mark.parametrize("context", [0, 1, 2])
+@pytest.mark.parametrize("telemetry", [0, 1, 2])
 def test_one_bad_context_is_enough(
-    context: int, wrong: float, what: str, greys: list[Frame], reference: Reference
+    telemetry: int, wrong: float, what: str, greys: list[Frame], reference: Reference
 ) -> None:
     def spoils(each: int, depth_m: Any) -> Any:
-        return depth_m * wrong if each == context else depth_m
+        return depth_m * wrong if each == telemetry else depth_m
 
     with Threaded(3, lambda number: None, spoils) as session:
         candidate = candidate_of(session, reference)
-        if context:
+        if telemetry:
             check_depth(candidate, greys)  # one frame at a time runs in the first context only
         with pytest.raises(GateError, match=what):
             bench_in_flight(candidate, greys, CONFIG, 3, 0.1)

@@ -19,7 +19,7 @@ from mirrordepth_edge.bench.measure import (
     MOST_WARMUP,
     Candidate,
     bench,
-    harness_cost_us,
+    loop_overhead_us,
     time_in_turn,
     warm_up,
 )
@@ -101,7 +101,7 @@ def test_a_warm_up_ends_when_times_have_settled(
 
 
 def test_the_loop_itself_costs_next_to_nothing() -> None:
-    assert 0 < harness_cost_us(stages=3, frames=2000) < 1000
+    assert 0 < loop_overhead_us(stages=3, frames=2000) < 1000
 
 
 def test_artefacts_in_turn_are_each_timed_on_every_frame(frames: list[Frame]) -> None:
@@ -136,7 +136,7 @@ def test_frames_rotate_and_the_result_says_what_was_timed(protocol: BenchProtoco
     assert plain["latency"]["samples"] == 7
     assert plain["config"]["frame_hw"] == [60, 80]
     assert plain["machine"]["cores"] >= 1
-    assert "own_ms" in plain["context"]
+    assert "own_ms" in plain["telemetry"]
 
 
 @pytest.mark.parametrize("depth_m", [np.nan, np.inf, 0.0, -1.0])

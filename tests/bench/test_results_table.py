@@ -49,9 +49,9 @@ def template() -> BenchResult:
     candidate = Candidate(predictor=DepthPredictor(ConstantSession(), MODEL), name="a|b.onnx", sha256="12ab34cd" * 8)
     config = BenchConfig(iterations=3, warmup=0, frame_hw=(48, 64), protocol="network")
     (result,) = bench([candidate], [frame], config)
-    quiet = replace(result.context, cpu_others=result.context.gpu, governor="performance", own_ms=0.0)
+    quiet = replace(result.telemetry, cpu_others=result.telemetry.gpu, governor="performance", own_ms=0.0)
     about = replace(result.machine, cpu="Test CPU", cores=4, jetson=None)
-    return replace(result, machine=about, context=quiet)
+    return replace(result, machine=about, telemetry=quiet)
 
 
 class Store:
@@ -72,7 +72,7 @@ class Store:
         own = {"number": 0, "measured": TODAY, "batch": 1, "count": None, "unit": None, **(place or {})}
         result = replace(self.template, samples_ms=np.asarray(samples_ms, np.float64)[:, None], **changes)
         plain = result.to_json() | {"suite": asdict(Place(suite=suite, case=case, **own)), "mirrordepth_edge": "9.8.7"}
-        plain["context"]["remarks"] = []
+        plain["telemetry"]["remarks"] = []
         path = self.folder / machine / f"{suite}-{case}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plain), encoding="utf-8")
@@ -165,7 +165,7 @@ def test_what_speaks_against_figures_is_told(results: Store) -> None:
     assert "against quoting" not in results_page(results.folder)
     path = results.add("quick", "shaky", np.tile([10.0, 30.0], 20))
     data = json.loads(path.read_text(encoding="utf-8"))
-    data["context"]["remarks"] = ["the CPU governor is 'powersave'"]
+    data["telemetry"]["remarks"] = ["the CPU governor is 'powersave'"]
     path.write_text(json.dumps(data), encoding="utf-8")
     told = results_page(results.folder).split("What speaks against quoting these:")[1]
     assert "- shaky: Unsteady" in told

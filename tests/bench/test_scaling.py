@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.bench.scaling import FEWEST_SIZES, Law, fit, units_of
+from mirrordepth_edge.bench.scaling import FEWEST_SIZES, ScalingModel, fit, units_of
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.errors import InputError, OptionError
 
@@ -21,7 +21,7 @@ def times_ms(fixed_ms: float, linear_ms: float, quadratic_ms: float) -> Floats:
     return fixed_ms + linear_ms * n + quadratic_ms * n**2
 
 
-def parts_of(law: Law) -> tuple[float, float, float]:
+def parts_of(law: ScalingModel) -> tuple[float, float, float]:
     return law.fixed_ms.value, law.linear_ms.value, law.quadratic_ms.value
 
 

@@ -114,7 +114,7 @@ def test_the_same_samples_give_the_same_figures() -> None:
 
 @pytest.mark.parametrize("deviation", [0.5, 0.98, 1.02, 3.0])
 def test_unsteady_is_a_tenth_of_the_mean(deviation: float) -> None:
-    samples = np.tile([10.0 - deviation, 10.0 + deviation], 15)  # 30: too few to call two speeds
+    samples = np.tile([10.0 - deviation, 10.0 + deviation], 15)  # 30: too few to call bimodal
     assert kinds(samples) == (["unsteady"] if deviation > 1.0 else [])
 
 
@@ -167,7 +167,7 @@ def test_a_clock_that_halves_has_two_speeds(share: float, count: int) -> None:
     samples = random.normal(5.0, 0.25, count) * np.where(fast, 1.0, 2.0)
     samples[count // 2] = 200.0  # one hiccup does not hide it
     assert "outliers" not in kinds(samples)
-    what = next(finding for finding in findings(samples) if finding.kind == "two speeds").what
+    what = next(finding for finding in findings(samples) if finding.kind == "bimodal").what
     assert f"{share:.0%} of" in what or f"{share - 1 / count:.0%} of" in what
     assert "about 5.0" in what or "about 4.9" in what
 
@@ -189,7 +189,7 @@ def test_two_speeds_a_hair_apart_are_one() -> None:
 )
 def test_one_speed_is_not_two(draw: Callable[[np.random.Generator, int], Samples]) -> None:
     random = np.random.default_rng(11)
-    assert sum("two speeds" in kinds(draw(random, 200)) for _ in range(50)) == 0
+    assert sum("bimodal" in kinds(draw(random, 200)) for _ in range(50)) == 0
 
 
 def test_stationary_from_is_the_exhaustive_minimum() -> None:

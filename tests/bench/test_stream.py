@@ -9,7 +9,7 @@ from time import perf_counter_ns, thread_time_ns
 import numpy as np
 import pytest
 
-from mirrordepth_edge.bench.stream import StreamResult, peak_rate, stream
+from mirrordepth_edge.bench.stream import StreamResult, max_sustained_rate, stream
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.support.clock import REAL_CLOCK, SPIN_NS
 
@@ -62,45 +62,53 @@ def near(*values: float) -> object:
 
 def test_a_quick_step_misses_nothing() -> None:
     result = streamed(lambda _: 20, rate_hz=30, seconds=2)
-    assert (result.rate_hz, result.frames, result.results, result.dropped, result.missed) == (30, 60, 60, 0, 0)
+    assert (result.rate_hz, result.frames, result.results, result.dropped, result.deadline_miss_rate) == (
+        30,
+        60,
+        60,
+        0,
+        0,
+    )
     assert result.taken.tolist() == list(range(60))
     assert result.ages_ms.dtype == np.float64
     assert set(result.ages_ms) == {20.0}
     assert (result.age_p50_ms, result.age_p99_ms) == (20, 20)
-    assert (result.jitter_ms, result.held_age_p50_ms, result.held_age_p99_ms) == near(0, PERIOD_MS, PERIOD_MS)
+    assert (result.jitter_ms, result.age_of_information_p50_ms, result.age_of_information_p99_ms) == near(
+        0, PERIOD_MS, PERIOD_MS
+    )
     assert result.results_ms == pytest.approx(20 + PERIOD_MS * np.arange(60), abs=NEAREST_NS)
 
 
 def test_one_and_a_half_periods_drop_every_third_frame() -> None:
     # Results at 50, 100, 150 ms … Every second one ends as a frame arrives, and that frame is taken at once.
     result = streamed(lambda _: 50, rate_hz=30, seconds=2)
-    assert (result.frames, result.results, result.dropped, result.missed) == (60, 40, 20, 1)
+    assert (result.frames, result.results, result.dropped, result.deadline_miss_rate) == (60, 40, 20, 1)
     assert result.taken.tolist() == [frame for frame in range(60) if frame % 3 != 2]
     assert result.results_ms.tolist() == [50.0 * n for n in range(1, 41)]
     assert result.ages_ms == pytest.approx([50, 2 * PERIOD_MS] * 20, abs=NEAREST_NS)
     assert result.jitter_ms == 0
     assert (result.age_p50_ms, result.age_p99_ms) == near((50 + 2 * PERIOD_MS) / 2, 2 * PERIOD_MS)
     # At arrivals 2, 3, 4 … the newest result is of frame 0, 1, 1, 3, 4, 4, …: two, two and three periods old.
-    assert (result.held_age_p50_ms, result.held_age_p99_ms) == near(2 * PERIOD_MS, 3 * PERIOD_MS)
+    assert (result.age_of_information_p50_ms, result.age_of_information_p99_ms) == near(2 * PERIOD_MS, 3 * PERIOD_MS)
 
 
 def test_a_slow_frame_delays_the_next_one_but_drops_none() -> None:
     # Odd frames take 40 ms and end 6.7 ms after the next has come; that one is done 10 ms later.
     result = streamed(lambda frame: 40 if frame % 2 else 10, rate_hz=30, seconds=2)
     late_ms = 50 - PERIOD_MS
-    assert (result.frames, result.dropped, result.missed) == (60, 0, 0.5)
+    assert (result.frames, result.dropped, result.deadline_miss_rate) == (60, 0, 0.5)
     assert result.ages_ms == pytest.approx([10, 40] + [late_ms, 40] * 29, abs=NEAREST_NS)
     between_ms = [PERIOD_MS + 30, *[10, 2 * PERIOD_MS - 10] * 29]
     assert result.jitter_ms == pytest.approx(np.std(between_ms), abs=NEAREST_NS)
     assert (result.age_p50_ms, result.age_p99_ms) == near((40 + late_ms) / 2, 40)
     # At the arrivals after slow frames the newest result is of the frame before them.
-    assert (result.held_age_p50_ms, result.held_age_p99_ms) == near(1.5 * PERIOD_MS, 2 * PERIOD_MS)
+    assert (result.age_of_information_p50_ms, result.age_of_information_p99_ms) == near(1.5 * PERIOD_MS, 2 * PERIOD_MS)
 
 
 def test_a_result_at_the_deadline_is_in_time_and_one_after_it_is_not() -> None:
-    assert streamed(lambda _: 20, rate_hz=50, seconds=1).missed == 0
+    assert streamed(lambda _: 20, rate_hz=50, seconds=1).deadline_miss_rate == 0
     late = streamed(lambda _: 20.000001, rate_hz=50, seconds=1)
-    assert (late.missed, late.dropped) == (1, 0)
+    assert (late.deadline_miss_rate, late.dropped) == (1, 0)
 
 
 @pytest.mark.parametrize("slowest_ms", [15, 25, 45, 130])
@@ -129,10 +137,12 @@ def test_as_a_camera_with_one_slot(slowest_ms: int) -> None:
     assert result.results_ms.tolist() == list(done_ms.values())
     assert result.ages_ms.tolist() == ages_ms
     assert (result.frames, result.results, result.dropped) == (frames, len(done_ms), frames - len(done_ms))
-    assert result.missed == pytest.approx(1 - in_time / frames)
+    assert result.deadline_miss_rate == pytest.approx(1 - in_time / frames)
     assert result.jitter_ms == pytest.approx(np.std(np.diff(list(done_ms.values()))))
     assert (result.age_p50_ms, result.age_p99_ms) == pytest.approx(tuple(np.percentile(ages_ms, (50, 99))))
-    assert (result.held_age_p50_ms, result.held_age_p99_ms) == pytest.approx(tuple(np.percentile(held_ms, (50, 99))))
+    assert (result.age_of_information_p50_ms, result.age_of_information_p99_ms) == pytest.approx(
+        tuple(np.percentile(held_ms, (50, 99)))
+    )
 
 
 def test_waking_late_counts_as_age() -> None:
@@ -145,8 +155,8 @@ def test_waking_late_counts_as_age() -> None:
 
 def test_a_step_that_outlasts_the_stream_finishes() -> None:
     result = streamed(lambda _: 1000, rate_hz=50, seconds=0.1)
-    assert (result.frames, result.results, result.dropped, result.missed) == (5, 1, 4, 1)
-    assert (result.age_p50_ms, result.held_age_p50_ms, result.held_age_p99_ms) == (1000, None, None)
+    assert (result.frames, result.results, result.dropped, result.deadline_miss_rate) == (5, 1, 4, 1)
+    assert (result.age_p50_ms, result.age_of_information_p50_ms, result.age_of_information_p99_ms) == (1000, None, None)
     assert result.jitter_ms is None
 
 
@@ -174,14 +184,14 @@ def test_a_time_that_is_none(seconds: float) -> None:
 @pytest.mark.parametrize("step_ms", [3.7, 10, 28.5, 240])
 def test_the_peak_of_a_steady_step_is_its_inverse(step_ms: float) -> None:
     clock = SimulatedClock()
-    peak = peak_rate(clock.spend(lambda _: step_ms), seconds=2, low_hz=1, high_hz=1000, clock=clock)
+    peak = max_sustained_rate(clock.spend(lambda _: step_ms), seconds=2, low_hz=1, high_hz=1000, clock=clock)
     assert peak.rate_hz is not None
     assert 1000 / step_ms / 1.02 <= peak.rate_hz <= 1000 / step_ms
     assert [trial.rate_hz for trial in peak.tried[:2]] == [1, 1000]
     # Halving the logarithm of 1000 until it is below that of 1.02 takes nine trials.
     assert len(peak.tried) == 2 + math.ceil(math.log2(math.log(1000) / math.log(1.02)))
     for trial in peak.tried:
-        assert trial.missed == (0 if trial.rate_hz <= 1000 / step_ms else 1)
+        assert trial.deadline_miss_rate == (0 if trial.rate_hz <= 1000 / step_ms else 1)
 
 
 def test_a_few_may_be_missed() -> None:
@@ -189,38 +199,42 @@ def test_a_few_may_be_missed() -> None:
     # the next is late or dropped as well; the third is late once 30 + 5 ms exceed three periods: 1.5 % are too many.
     clock = SimulatedClock()
     step = clock.spend(lambda frame: 30 if frame % 200 == 100 else 5)
-    strict = peak_rate(step, seconds=60, low_hz=10, high_hz=120, most_missed=0, clock=clock)
+    strict = max_sustained_rate(step, seconds=60, low_hz=10, high_hz=120, max_deadline_miss_rate=0, clock=clock)
     assert strict.rate_hz is not None
     assert 1000 / 30 / 1.02 <= strict.rate_hz <= 1000 / 30
-    lenient = peak_rate(step, seconds=60, low_hz=10, high_hz=120, most_missed=0.012, clock=clock)
+    lenient = max_sustained_rate(step, seconds=60, low_hz=10, high_hz=120, max_deadline_miss_rate=0.012, clock=clock)
     assert lenient.rate_hz is not None
     assert 3000 / 35 / 1.02 <= lenient.rate_hz <= 3000 / 35
 
 
 def test_the_ends_of_the_search() -> None:
     clock = SimulatedClock()
-    above = peak_rate(clock.spend(lambda _: 1), seconds=1, low_hz=10, high_hz=100, clock=clock)
+    above = max_sustained_rate(clock.spend(lambda _: 1), seconds=1, low_hz=10, high_hz=100, clock=clock)
     assert (above.rate_hz, above.tried) == (100, ((10, 0), (100, 0)))
-    below = peak_rate(clock.spend(lambda _: 200), seconds=1, low_hz=10, high_hz=100, most_missed=0.5, clock=clock)
-    assert (below.rate_hz, below.most_missed, below.tried) == (None, 0.5, ((10, 1),))
+    below = max_sustained_rate(
+        clock.spend(lambda _: 200), seconds=1, low_hz=10, high_hz=100, max_deadline_miss_rate=0.5, clock=clock
+    )
+    assert (below.rate_hz, below.max_deadline_miss_rate, below.tried) == (None, 0.5, ((10, 1),))
 
 
 @pytest.mark.parametrize(("low_hz", "high_hz"), [(0, 10), (-1, 10), (10, 10), (20, 10), (1, math.inf), (math.nan, 10)])
 def test_rates_between_which_nothing_lies(low_hz: float, high_hz: float) -> None:
     with pytest.raises(OptionError, match="nothing to search"):
-        peak_rate(lambda _: None, seconds=1, low_hz=low_hz, high_hz=high_hz)
+        max_sustained_rate(lambda _: None, seconds=1, low_hz=low_hz, high_hz=high_hz)
 
 
-@pytest.mark.parametrize("most_missed", [-0.1, 1, math.nan])
-def test_a_share_that_is_none(most_missed: float) -> None:
+@pytest.mark.parametrize("max_deadline_miss_rate", [-0.1, 1, math.nan])
+def test_a_share_that_is_none(max_deadline_miss_rate: float) -> None:
     with pytest.raises(OptionError, match="share"):
-        peak_rate(lambda _: None, seconds=1, low_hz=1, high_hz=10, most_missed=most_missed)
+        max_sustained_rate(
+            lambda _: None, seconds=1, low_hz=1, high_hz=10, max_deadline_miss_rate=max_deadline_miss_rate
+        )
 
 
 def test_a_search_too_short_for_its_lowest_rate_runs_nothing() -> None:
     calls: list[int] = []
     with pytest.raises(OptionError, match="do not make a stream"):
-        peak_rate(calls.append, seconds=1, low_hz=1, high_hz=10)
+        max_sustained_rate(calls.append, seconds=1, low_hz=1, high_hz=10)
     assert not calls
 
 

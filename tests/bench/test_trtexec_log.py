@@ -148,7 +148,7 @@ def test_a_result_that_can_be_compared(name: str, tmp_path: Path) -> None:
     assert stored.config.protocol == summary.protocol
     assert stored.latency.p50_ms == pytest.approx(summary.latency.median_ms, rel=1e-5)
     assert result.warmup == 94
-    assert result.context.remarks() == []
+    assert result.telemetry.remarks() == []
     told = {"host to device", "compute", "device to host"} if summary.transfers else {"compute"}
     assert set(result.device_stages) == told
     assert result.device_stages["compute"].p50_ms == pytest.approx(summary.compute.median_ms, rel=1e-5)

@@ -94,9 +94,9 @@ def test_ranges_of_sizes() -> None:
 )
 def test_a_range_says_what_it_opens_and_how_it_is_typed(text: str, opened: str) -> None:
     sizes = parse_range(text)
-    assert sizes.opened == opened
+    assert sizes.dynamic_axes == opened
     assert str(sizes) == text
-    assert sizes.has(sizes.usual)
+    assert sizes.has(sizes.opt)
     assert not sizes.has((3, 32, 64))
 
 

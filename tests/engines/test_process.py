@@ -139,7 +139,7 @@ def test_int8_for_a_cpu_is_refused_before_a_builder_is_started(
             calibration_sha256="0" * 64,
             calibration_frames=1,
             int8_nodes=(),
-            given_back=(),
+            fp_fallback=(),
             accuracy=None,
         )
         source = replace(source, precision="int8", quantisation=quantisation)

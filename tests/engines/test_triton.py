@@ -124,7 +124,7 @@ def test_the_configuration_by_tritons_schema(manifest: Manifest) -> None:
 
 def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
     inputs, outputs = (
-        tuple(spec.at(sizes.usual).open(sizes.opened) for spec in specs)
+        tuple(spec.at(sizes.opt).open(sizes.dynamic_axes) for spec in specs)
         for specs in (manifest.inputs, manifest.outputs)
     )
     return replace(manifest, sizes=sizes, inputs=inputs, outputs=outputs)
@@ -161,7 +161,7 @@ def test_int8_for_the_cpu_stays_there(manifest: Manifest) -> None:
         calibration_sha256="0" * 64,
         calibration_frames=1,
         int8_nodes=(),
-        given_back=(),
+        fp_fallback=(),
         accuracy=None,
     )
     assert "kind: KIND_CPU" in config_pbtxt(replace(manifest, precision="int8", quantisation=quantised), "depth")

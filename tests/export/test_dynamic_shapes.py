@@ -37,7 +37,7 @@ from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.model.clip import resize_input
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load
-from mirrordepth_edge.quantise.pipeline import Int8Workshop
+from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
 SIZES = parse_range("1x64x64,1x64x96,3x96x128")
@@ -186,7 +186,7 @@ def test_an_open_graph_costs_what_a_fixed_one_does(
     model, manifest = onnx.load(opened), read_manifest(opened).at(size[1:], size[0])
     at_size = fixed(model, manifest.inputs)
     single = export_onnx(network.at(size[1:]), ExportConfig(batch=size[0]))
-    assert graph_cost(at_size).multiply_adds == graph_cost(single).multiply_adds
+    assert graph_cost(at_size).macs == graph_cost(single).macs
     names = {node.name for node in model.graph.node}
     assert {node.name for node in at_size.graph.node} <= names
     assert fixed(single, ()) is single
@@ -229,7 +229,7 @@ def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames:
     pictures.mkdir()
     for number, frame in enumerate(frames):
         cv2.imwrite(str(pictures / f"{number}.png"), frame[:, :, ::-1])
-    workshop = Int8Workshop(
+    workshop = Int8Quantizer(
         fp32=opened,
         manifest=read_manifest(opened),
         calibration=pictures_as_set(pictures),

@@ -334,7 +334,7 @@ def uniform(low: float, high: float) -> ActivationStatistics:
 
 
 @pytest.mark.parametrize(
-    ("observed", "clipped", "octaves"),
+    ("observed", "clipped", "log2_range_ratio"),
     [
         ((-1, 1), 0.0, 0.0),
         ((-2, 2), 0.5, -1.0),
@@ -343,12 +343,12 @@ def uniform(low: float, high: float) -> ActivationStatistics:
         ((-1, 3), 0.5, -1.585),
     ],
 )
-def test_coverage_of_uniform_values(observed: tuple[float, float], clipped: float, octaves: float) -> None:
+def test_coverage_of_uniform_values(observed: tuple[float, float], clipped: float, log2_range_ratio: float) -> None:
     found = coverage(uniform(-1, 1), uniform(*observed))
     assert found.clipped["x"] == pytest.approx(clipped, abs=1e-3)
-    assert found.octaves["x"] == pytest.approx(octaves, abs=2e-3)
-    assert found.drift == abs(found.octaves["x"])
-    assert found.strangers == (clipped > 0)
+    assert found.log2_range_ratio["x"] == pytest.approx(log2_range_ratio, abs=2e-3)
+    assert found.drift == abs(found.log2_range_ratio["x"])
+    assert found.out_of_range_share == (clipped > 0)
     assert (found.problem is None) is (observed == (-1, 1))
 
 
@@ -356,14 +356,18 @@ def test_coverage_counts_what_the_given_ranges_clip() -> None:
     """A method that clips on purpose is no other domain."""
     found = coverage(uniform(-1, 1), uniform(-1, 1), {"x": Range(-0.5, 0.75)})
     assert found.clipped["x"] == pytest.approx(0.375, abs=1e-3)
-    assert found.strangers == 0
+    assert found.out_of_range_share == 0
     assert found.problem is None
 
 
 def test_coverage_of_tensors_that_were_zero() -> None:
     zero = ActivationStatistics(tensors={"x": statistics_of(np.zeros(9))}, frames=1)
     assert coverage(zero, zero).problem is None
-    assert coverage(zero, uniform(-1, 1)).octaves["x"] == -coverage(uniform(-1, 1), zero).octaves["x"] == -8
+    assert (
+        coverage(zero, uniform(-1, 1)).log2_range_ratio["x"]
+        == -coverage(uniform(-1, 1), zero).log2_range_ratio["x"]
+        == -8
+    )
     assert coverage(zero, uniform(-1, 1)).clipped["x"] == pytest.approx(1, abs=1e-3)
     assert coverage(zero, uniform(-1, 1)).problem
 

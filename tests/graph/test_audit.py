@@ -403,7 +403,7 @@ def manifest(precision: str, int8_nodes: tuple[str, ...] | None = None) -> Manif
             calibration_sha256="0" * 64,
             calibration_frames=4,
             int8_nodes=int8_nodes,
-            given_back=(),
+            fp_fallback=(),
             accuracy=None,
         )
     known = read_manifest(NANO_ONNX["fp32"])

@@ -27,8 +27,8 @@ def test_multiply_adds_equal_pytorchs_count(tower: str, request: pytest.FixtureR
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         folded(image)
     model = export_onnx(network, ExportConfig())
-    assert 2 * graph_cost(model).multiply_adds == counter.get_total_flops()
-    assert 2 * sum(cost.multiply_adds for cost in node_costs(model)) == counter.get_total_flops()
+    assert 2 * graph_cost(model).macs == counter.get_total_flops()
+    assert 2 * sum(cost.macs for cost in node_costs(model)) == counter.get_total_flops()
 
 
 def convolution(*, quantised: bool, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -57,7 +57,7 @@ READ, WRITTEN, WEIGHTS, BIAS = 3 * 8 * 8, 5 * 6 * 6, 5 * 3 * 3 * 3, 5
 
 
 def cost(name: str, op_type: str, work: int = 0, weights: int = 0, activations: int = 0) -> NodeCost:
-    return NodeCost(name=name, op_type=op_type, multiply_adds=work, weight_bytes=weights, activation_bytes=activations)
+    return NodeCost(name=name, op_type=op_type, macs=work, weight_bytes=weights, activation_bytes=activations)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(TensorProto.FLOAT, 4), (TensorProto.FLOAT16, 2)])
@@ -122,7 +122,7 @@ SCALE = {"s": np.float32(1), "z": np.int8(0)}
 def test_bytes_of_a_product(weight: list[onnx.NodeProto], constants: dict[str, np.ndarray], bytes_read: int) -> None:
     *others, last = node_costs(product(weight, constants))
     assert last == cost("product", "MatMul", 4 * 6 * 7, bytes_read, 4 * (24 + 28))
-    assert all(other.weight_bytes == other.activation_bytes == other.multiply_adds == 0 for other in others)
+    assert all(other.weight_bytes == other.activation_bytes == other.macs == 0 for other in others)
 
 
 def test_a_batch_of_any_size_is_refused() -> None:

@@ -29,7 +29,7 @@ TARGET = TargetConfig(
 
 
 def cost(name: str, work: int, weights: int = 0, activations: int = 0, op_type: str = "MatMul") -> NodeCost:
-    return NodeCost(name=name, op_type=op_type, multiply_adds=work, weight_bytes=weights, activation_bytes=activations)
+    return NodeCost(name=name, op_type=op_type, macs=work, weight_bytes=weights, activation_bytes=activations)
 
 
 # At FP32 10 ms of arithmetic and 4 ms of memory; then 1 ms and 12 ms.
@@ -116,7 +116,7 @@ def test_no_published_measurement_is_below_the_bound(linear: Precision, rest: Pr
     """TensorRT 10.3 on an Orin Nano at MAXN SUPER, the fastest of each precision:
     github.com/onnxsim/onnxsim, scripts/nvidia/README.md, "Transformer: ViT-B/16"."""
     costs = vit_b16()
-    assert sum(each.multiply_adds for each in costs) == pytest.approx(17.5e9, rel=0.01)  # 17.6 G are quoted everywhere
+    assert sum(each.macs for each in costs) == pytest.approx(17.5e9, rel=0.01)  # 17.6 G are quoted everywhere
     found = estimate(costs, lambda name: linear if name.startswith("linear") else rest, load_target("orin-nano"))
     assert measured_ms / 5 < found.bound_ms < measured_ms
 

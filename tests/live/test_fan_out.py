@@ -13,7 +13,7 @@ import pytest
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live import fan_out as outputs_module
-from mirrordepth_edge.live.fan_out import Outputs
+from mirrordepth_edge.live.fan_out import FanOut
 from mirrordepth_edge.live.loop import run_live
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.sources.source import FrameSource
@@ -276,7 +276,7 @@ def test_results_that_come_after_the_end_are_not_taken() -> None:
         age_ms=1.0,
         dropped=0,
     )
-    with Outputs([watcher], lossless=True) as lanes:
-        lanes.end()
-        lanes.put(result, 0.0)
+    with FanOut([watcher], lossless=True) as slots:
+        slots.end()
+        slots.put(result, 0.0)
     assert watcher.numbers == []

@@ -14,7 +14,7 @@ import pytest
 
 from mirrordepth_edge.machine import sampler as module
 from mirrordepth_edge.machine.sampler import (
-    Sampler,
+    TelemetrySampler,
     chosen_gpu,
     parse_clocks_mhz,
     parse_cpu_times,
@@ -25,7 +25,7 @@ from mirrordepth_edge.machine.sampler import (
     thermal_zones,
     throttle_words,
 )
-from mirrordepth_edge.machine.telemetry import Absent, Context, Reading
+from mirrordepth_edge.machine.telemetry import Absent, Reading, Telemetry
 
 ORIN = {
     "proc/stat": "cpu  1000 0 500 8000 100 0 0 0 0 0\ncpu0 1000 0 500 8000 100 0 0 0 0 0\nintr 1 2 3\n",
@@ -139,9 +139,9 @@ def grown(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def by_hand(root: Path, **doors: Any) -> Sampler:
+def by_hand(root: Path, **doors: Any) -> TelemetrySampler:
     """A sampler that has looked for its sensors and whose samples the test takes itself."""
-    sampler = Sampler(root, **{"nvml": no_nvml, "nvpmodel": no_nvpmodel, **doors})
+    sampler = TelemetrySampler(root, **{"nvml": no_nvml, "nvpmodel": no_nvpmodel, **doors})
     sampler._find()
     return sampler
 
@@ -164,7 +164,7 @@ def group(value: object) -> dict[str, Any]:
 def test_an_orin(tree: Path) -> None:
     sampler = by_hand(tree, nvpmodel=mode_15w)
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert mean(seen.cpu_clock) == pytest.approx((1510.4 + 729.6) / 2)
     assert mean(seen.memory) == 512
     assert mean(seen.memory_peak) == 600
@@ -198,14 +198,14 @@ def test_an_orin(tree: Path) -> None:
 def test_a_jetson_gpu_by_its_other_names(clock: str, load: str, tmp_path: Path) -> None:
     sampler = by_hand(grown(tmp_path, {clock: "918000000\n", load: "42\n"}))
     sampler.sample()
-    assert mean(sampler.context().gpu_clock) == pytest.approx(918)
-    assert mean(sampler.context().gpu) == pytest.approx(4.2)
+    assert mean(sampler.telemetry().gpu_clock) == pytest.approx(918)
+    assert mean(sampler.telemetry().gpu) == pytest.approx(4.2)
 
 
 def test_a_jetsons_files_go_before_its_nvml(tree: Path) -> None:
     sampler = by_hand(tree, nvml=FakeNvml)
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert mean(seen.gpu) == pytest.approx(85.3)
     assert mean(seen.gpu_power) == 250
     assert seen.power[0] == "module (VDD_IN)"
@@ -217,7 +217,7 @@ def test_a_desktop(tmp_path: Path) -> None:
     sampler = by_hand(grown(tmp_path, DESKTOP), nvml=lambda: nvml)
     for _ in range(4):
         sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert mean(seen.cpu_clock) == 2400
     assert mean(seen.gpu) == 97
     assert mean(seen.gpu_clock) == 1980
@@ -238,7 +238,7 @@ def test_a_desktop(tmp_path: Path) -> None:
 def test_a_machine_without_any_sensor(tmp_path: Path) -> None:
     sampler = by_hand(tmp_path)
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     for name in (*module.FIELDS, "governor", "power_mode"):
         assert reason(getattr(seen, name)), name
     assert "proc/stat" in reason(seen.cpu)
@@ -255,7 +255,7 @@ def test_other_processes_are_told_from_our_own(tree: Path) -> None:
     # Of 200 more ours took 100, others none.
     write_ticks(tree, user=1200, system=550, idle=8140, steal=10, own=(450, 30))
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert seen.cpu_others == Reading(mean=22.5, least=0.0, most=45.0, unit="%", samples=2)
     assert seen.cpu == Reading(mean=62.5, least=50.0, most=75.0, unit="%", samples=2)
     assert seen.cpu_steal == Reading(mean=2.5, least=0.0, most=5.0, unit="%", samples=2)
@@ -270,7 +270,7 @@ def test_our_own_load_is_not_held_against_others(tree: Path) -> None:
     # Counts lag each other by a tick: ours are 101 of the 100 busy ones.
     write_ticks(tree, user=1100, system=500, idle=8000, steal=0, own=(401, 20))
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert mean(seen.cpu) == 100
     assert mean(seen.cpu_others) == 0
     assert not any("other processes" in remark for remark in seen.remarks())
@@ -282,11 +282,11 @@ def test_less_than_a_tick_is_no_sample(tree: Path) -> None:
     # Our own count may move before that of the cores: it still belongs to the interval that follows.
     write_ticks(tree, user=1000, system=500, idle=8000, steal=0, own=(310, 20))
     sampler.sample()
-    assert "too short" in reason(sampler.context().cpu)
+    assert "too short" in reason(sampler.telemetry().cpu)
     write_ticks(tree, user=1050, system=500, idle=8050, steal=0, own=(320, 20))
     sampler.sample()
-    assert sampler.context().cpu == Reading(mean=50.0, least=50.0, most=50.0, unit="%", samples=1)
-    assert mean(sampler.context().cpu_others) == 30
+    assert sampler.telemetry().cpu == Reading(mean=50.0, least=50.0, most=50.0, unit="%", samples=1)
+    assert mean(sampler.telemetry().cpu_others) == 30
 
 
 def write_ticks(root: Path, *, user: int, system: int, idle: int, steal: int, own: tuple[int, int]) -> None:
@@ -301,11 +301,11 @@ def test_a_clock_that_moves(tree: Path) -> None:
     for hertz in (1_000_000_000, 920_000_000):
         clock.write_text(str(hertz), encoding="utf-8")
         sampler.sample()
-    assert not any("clock moved" in remark for remark in sampler.context().remarks())
+    assert not any("clock moved" in remark for remark in sampler.telemetry().remarks())
     clock.write_text("306000000", encoding="utf-8")
     sampler.sample()
-    assert "the GPU clock moved between 306 and 1000 MHz" in sampler.context().remarks()
-    assert not any("the CPU clock" in remark for remark in sampler.context().remarks())
+    assert "the GPU clock moved between 306 and 1000 MHz" in sampler.telemetry().remarks()
+    assert not any("the CPU clock" in remark for remark in sampler.telemetry().remarks())
 
 
 def test_a_sensor_that_fails_is_absent_and_the_others_stay(tree: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_sensor_that_fails_is_absent_and_the_others_stay(tree: Path) -> None:
     sampler.sample()
     (tree / "sys/class/thermal/thermal_zone0/temp").write_text("50000", encoding="utf-8")
     sampler.sample()
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert "after 1 samples" in reason(group(seen.temperatures)["cpu-thermal"])
     assert group(seen.temperatures)["gpu-thermal"].samples == 3
     assert "curr1_input: No such file" in reason(group(seen.rails)["VDD_IN"])
@@ -325,28 +325,28 @@ def test_a_sensor_that_fails_is_absent_and_the_others_stay(tree: Path) -> None:
 
 
 def test_energy_is_the_modules_watts_by_the_runs_seconds(tree: Path) -> None:
-    with Sampler(tree, 0.01, nvml=no_nvml, nvpmodel=mode_15w) as sampler:
+    with TelemetrySampler(tree, 0.01, nvml=no_nvml, nvpmodel=mode_15w) as sampler:
         time.sleep(0.05)
-    seen = sampler.context()
+    seen = sampler.telemetry()
     assert seen.seconds >= 0.05
     assert seen.joules == pytest.approx(8.0 * seen.seconds)
     assert seen.joules_per_frame(4) == pytest.approx(2.0 * seen.seconds)
     assert "no frames" in reason(seen.joules_per_frame(0))
-    assert sampler.context() == seen
+    assert sampler.telemetry() == seen
 
 
 def test_an_agx_has_rails_and_no_total(tree: Path) -> None:
     grown(tree, {"sys/class/hwmon/hwmon1/in1_label": "VDD_GPU_SOC\n"})
     sampler = by_hand(tree)
     sampler.sample()
-    assert "no rail VDD_IN among VDD_GPU_SOC, VDD_CPU_GPU_CV" in reason(sampler.context().joules)
+    assert "no rail VDD_IN among VDD_GPU_SOC, VDD_CPU_GPU_CV" in reason(sampler.telemetry().joules)
 
 
 def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path) -> None:
     root = Path("/") if Path("/proc/self/status").exists() else tmp_path
-    with Sampler(root, 0.02, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
+    with TelemetrySampler(root, 0.02, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
         time.sleep(0.15)
-    seen = sampler.context()
+    seen = sampler.telemetry()
     if root == Path("/"):
         assert 1 < mean(seen.memory) <= mean(seen.memory_peak) + 1
         assert isinstance(seen.memory, Reading)
@@ -355,23 +355,26 @@ def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path) -> No
     plain = json.loads(json.dumps(seen.to_json(), allow_nan=False))
     assert plain["joules_of"] == "nothing"
     assert plain["remarks"] == seen.remarks()
-    assert set(Context.__dataclass_fields__) <= set(plain)
+    assert set(Telemetry.__dataclass_fields__) <= set(plain)
 
 
 def test_a_short_run_says_so(tree: Path) -> None:
-    with Sampler(tree, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
+    with TelemetrySampler(tree, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
         pass
-    assert any("too short" in remark for remark in sampler.context().remarks())
+    assert any("too short" in remark for remark in sampler.telemetry().remarks())
 
 
 def test_an_interrupt_passes_and_leaves_nothing_behind(tree: Path) -> None:
     nvml = FakeNvml()
-    with pytest.raises(KeyboardInterrupt), Sampler(tree, 60.0, nvml=lambda: nvml, nvpmodel=mode_15w) as sampler:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        TelemetrySampler(tree, 60.0, nvml=lambda: nvml, nvpmodel=mode_15w) as sampler,
+    ):
         raise KeyboardInterrupt
     sampler._thread.join(5)
     assert not sampler._thread.is_alive()
     assert nvml.shut == 1
-    assert sampler.context().power_mode == "15W"
+    assert sampler.telemetry().power_mode == "15W"
 
 
 def test_a_sensor_that_hangs_holds_nothing_up(tree: Path) -> None:
@@ -382,7 +385,7 @@ def test_a_sensor_that_hangs_holds_nothing_up(tree: Path) -> None:
             hanging.wait(30)
             return 1
 
-    with Sampler(tree, nvml=Hanging, nvpmodel=mode_15w) as sampler:
+    with TelemetrySampler(tree, nvml=Hanging, nvpmodel=mode_15w) as sampler:
         assert sampler._thread.daemon
         before = time.perf_counter()
         sampler.__exit__(None, None, None)
@@ -394,7 +397,7 @@ def test_a_sensor_that_hangs_holds_nothing_up(tree: Path) -> None:
 
 
 def test_nothing_before_the_start(tree: Path) -> None:
-    seen = Sampler(tree).context()
+    seen = TelemetrySampler(tree).telemetry()
     assert "not started" in reason(seen.cpu)
     assert "not started" in reason(seen.rails)
     assert seen.remarks() == []

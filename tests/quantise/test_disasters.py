@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.backends.onnxruntime import bare_session
+from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import ExportConfig, PreprocessConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.export.accuracy import check_accuracy
@@ -28,7 +28,7 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import TensorSpec, read_manifest
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet
-from mirrordepth_edge.quantise.pipeline import Int8Workshop
+from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.qdq import quantisable, weight_nodes
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
@@ -61,14 +61,14 @@ def smooth(count: int, seed: int = 0) -> list[Frame]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Int8Workshop:
+def workshop(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Int8Quantizer:
     """Of a ViT with outlier channels, calibrated on 32 pictures and judged on four of them that were held out."""
     folder = tmp_path_factory.mktemp("outliers")
     planted = outliers()
     network = planted.with_varied_depth(planted.with_outliers(tiny_network))
     fp32 = folder / "fp32.onnx"
     manifest = produce_onnx(network, ExportConfig(), fp32, smooth(2), checkpoint_sha256="0" * 64, trained=False)
-    return Int8Workshop(
+    return Int8Quantizer(
         fp32=fp32,
         manifest=manifest,
         calibration=write_pictures(folder / "pictures", smooth(32)),
@@ -77,13 +77,13 @@ def workshop(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def test_the_default_placement_survives_outliers(workshop: Int8Workshop) -> None:
+def test_the_default_placement_survives_outliers(workshop: Int8Quantizer) -> None:
     fitted = workshop.fit()
-    assert fitted.given_back == ()
+    assert fitted.fp_fallback == ()
     assert fitted.accuracy.loss < 0.005
 
 
-def test_quantising_what_reads_the_residual_sum_is_caught_by_the_gate(workshop: Int8Workshop) -> None:
+def test_quantising_what_reads_the_residual_sum_is_caught_by_the_gate(workshop: Int8Quantizer) -> None:
     everything = [name for name in weight_nodes(workshop.model) if not name.startswith("decoder/head/")]
     assert set(everything) - set(quantisable(workshop.model))
     tensors = {node.input[0] for node in workshop.model.graph.node if node.name in everything}
@@ -95,7 +95,7 @@ def test_quantising_what_reads_the_residual_sum_is_caught_by_the_gate(workshop: 
         check_accuracy(workshop.accuracy(everything))
 
 
-def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(workshop: Int8Workshop) -> None:
+def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(workshop: Int8Quantizer) -> None:
     """It quantises the residual sums, where the outliers set the scale of everything else."""
     quantization = pytest.importorskip("modelopt.onnx.quantization", reason="Model Optimizer is not installed")
     made = workshop.folder / "model_optimizer.onnx"
@@ -111,7 +111,7 @@ def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(worksho
     )
     twins = {name for node in load(made).graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     assert any(node.op_type == "Add" and twins & set(node.input) for node in load(made).graph.node)
-    accuracy = workshop.judge.judge(made, workshop.described([]), workshop.config.max_loss)
+    accuracy = workshop.evaluator.evaluate(made, workshop.described([]), workshop.config.max_loss)
     with pytest.raises(GateError, match="more depth than allowed"):
         check_accuracy(accuracy)
     assert accuracy.loss > 5 * workshop.accuracy(workshop.nodes).loss
@@ -162,7 +162,7 @@ def test_a_decomposed_normalisation_of_large_activations_does_not_overflow(tmp_p
     save(decomposed_normalisation(), path)
     preprocess = PreprocessConfig(size_hw=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     feed = {"image": frames[0][None]}
-    (expected,) = bare_session(path, SessionOptions(device="cpu")).run(None, feed)
+    (expected,) = create_inference_session(path, SessionOptions(device="cpu")).run(None, feed)
 
     half = to_fp16(path, frames, preprocess, IMAGE)
     check_range(path, half, [feed["image"]])
@@ -180,7 +180,7 @@ def test_calibrating_on_noise_is_flagged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (224, 288, 3), dtype=np.uint8) for _ in range(16)]
     fp32 = NANO_ONNX["fp32"]
-    workshop = Int8Workshop(
+    workshop = Int8Quantizer(
         fp32=fp32,
         manifest=read_manifest(fp32),
         calibration=write_pictures(tmp_path / "noise", noise),

@@ -22,7 +22,7 @@ from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
-from mirrordepth_edge.export.accuracy import GateFrames, Judge
+from mirrordepth_edge.export.accuracy import AccuracyEvaluator, GateFrames
 from mirrordepth_edge.export.parity import LIMITS_ELSEWHERE, Limits
 from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.export.reference import read_reference
@@ -32,7 +32,7 @@ from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest, read_man
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load as load_predictor
 from mirrordepth_edge.quantise import sweep as sweeping
-from mirrordepth_edge.quantise.pipeline import Int8Workshop
+from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, picked, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
@@ -58,8 +58,8 @@ def folder(tiny_map_network: DepthNetwork, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def workshop(folder: Path, tmp_path: Path, config: QuantiseConfig, labelled: GateFrames | None = None) -> Int8Workshop:
-    return Int8Workshop(
+def workshop(folder: Path, tmp_path: Path, config: QuantiseConfig, labelled: GateFrames | None = None) -> Int8Quantizer:
+    return Int8Quantizer(
         fp32=folder / "fp32.onnx",
         manifest=read_manifest(folder / "fp32.onnx"),
         calibration=pictures_as_set(folder / "pictures"),
@@ -83,7 +83,7 @@ def labelled(path: Path, farther: float = 1.1) -> GateFrames:
 def test_the_fp32_file_itself_costs_nothing(folder: Path, tmp_path: Path) -> None:
     path = folder / "fp32.onnx"
     manifest, frames = read_manifest(path), labelled(path)
-    accuracy = Judge(path, manifest, frames, tmp_path).judge(path, manifest, 0.01)
+    accuracy = AccuracyEvaluator(path, manifest, frames, tmp_path).evaluate(path, manifest, 0.01)
     assert accuracy.loss == 0
     assert accuracy.mean_relative == accuracy.max_relative == 0
     assert accuracy.fp32 == accuracy.figures
@@ -178,15 +178,15 @@ def test_too_few_frames_to_hold_some_out_is_said(folder: Path, tmp_path: Path) -
     for file in sorted((folder / "pictures").iterdir())[:4]:
         (few / file.name).write_bytes(file.read_bytes())
     made = replace(workshop(folder, tmp_path, FOR_CPU), calibration=pictures_as_set(few))
-    assert "calibrated on" in made.judge.frames.data
-    assert workshop(folder, tmp_path, FOR_CPU).judge.frames.data.endswith("held out")
+    assert "calibrated on" in made.evaluator.frames.data
+    assert workshop(folder, tmp_path, FOR_CPU).evaluator.frames.data.endswith("held out")
 
 
 def test_a_depth_that_is_no_number_never_holds() -> None:
     assert not accuracy(float("nan"), 0.1, 1.0).holds
 
 
-class Scripted(Int8Workshop):
+class Scripted(Int8Quantizer):
     """Judges by a rule instead of by running: the gate holds once certain groups are floating point."""
 
     guilty: frozenset[str] = frozenset()
@@ -205,10 +205,10 @@ def test_groups_go_back_in_the_order_of_their_damage_and_no_more_than_needed(
     made = workshop(folder, tmp_path, FOR_CPU)
     scripted = Scripted(**{name: getattr(made, name) for name in Scripted.__dataclass_fields__ if name != "held_out"})
     order = [*scripted.groups]
-    scripted.__dict__["damage"] = {group: 1.0 - place / 100 for place, group in enumerate(order)}
+    scripted.__dict__["sensitivity"] = {group: 1.0 - place / 100 for place, group in enumerate(order)}
     scripted.guilty = frozenset(order[:guilty])
     fitted = scripted.fit()
-    assert fitted.given_back == tuple(order[:guilty])
+    assert fitted.fp_fallback == tuple(order[:guilty])
     assert set(fitted.nodes) == {node for group in order[guilty:] for node in scripted.groups[group]}
     assert fitted.accuracy.holds
     assert scripted.judged <= 2 + len(order).bit_length()
@@ -327,14 +327,14 @@ def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
     class BrokenOffError(Exception):
         pass
 
-    def interrupted(self: Int8Workshop, nodes: Sequence[str]) -> Accuracy:
+    def interrupted(self: Int8Quantizer, nodes: Sequence[str]) -> Accuracy:
         raise BrokenOffError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Int8Workshop, "accuracy", interrupted)
+        patch.setattr(Int8Quantizer, "accuracy", interrupted)
         with pytest.raises(BrokenOffError):
             sweep(made, cost, store)
-    assert set(json.loads(store.read_text())["damage"]) == set(few)
+    assert set(json.loads(store.read_text())["sensitivity"]) == set(few)
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
@@ -347,7 +347,7 @@ def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
     assert first.points[0].int8_share == 1
     assert set(first.points[0].int8_groups) == set(few)
 
-    monkeypatch.setattr(Int8Workshop, "accuracy", never)
+    monkeypatch.setattr(Int8Quantizer, "accuracy", never)
     again = sweep(made, cost, store)
     assert clock.asked == asked
     assert again.points == first.points
@@ -364,7 +364,7 @@ def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(folder: Path, t
     store = tmp_path / "sweep.json"
     store.write_text(content)
     kept = sweeping._Store(store, made, Cost("words", Clock(1)))
-    assert kept.damage == {}
+    assert kept.sensitivity == {}
     assert kept.points == {}
 
 
@@ -386,7 +386,7 @@ def test_a_target_with_another_figure_is_another_sweep(folder: Path, tmp_path: P
     assert key == same != other
 
 
-def two_groups(folder: Path, tmp_path: Path) -> Int8Workshop:
+def two_groups(folder: Path, tmp_path: Path) -> Int8Quantizer:
     made = workshop(folder, tmp_path, FOR_CPU)
     few = {group: made.groups[group] for group in [*made.groups][-2:]}
     made.groups, made.nodes = few, tuple(node for nodes in few.values() for node in nodes)
@@ -433,8 +433,8 @@ def test_a_picked_point_tells_the_damage_that_the_sweep_measured(
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Int8Workshop, "measured_damage", never)
-    assert made.damage == {each.group: each.damage for each in result.groups}
+    monkeypatch.setattr(Int8Quantizer, "measured_sensitivity", never)
+    assert made.sensitivity == {each.group: each.sensitivity for each in result.groups}
 
 
 def test_a_manifest_of_before_has_no_quantisation(folder: Path) -> None:

@@ -12,14 +12,14 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from onnx import ModelProto
 
-from mirrordepth_edge.backends.onnxruntime import bare_session
+from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import ExportConfig, SessionOptions
 from mirrordepth_edge.export.trace import export_onnx
 from mirrordepth_edge.graph.activations import Ranges, collect
 from mirrordepth_edge.graph.subgraph import downstream, with_outputs
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.quantise.qdq import calibrated_tensors, layer_groups, quantisable, quantise
-from mirrordepth_edge.quantise.sensitivity import measure_damage
+from mirrordepth_edge.quantise.sensitivity import measure_sensitivity
 
 CPU = SessionOptions(device="cpu")
 
@@ -41,7 +41,7 @@ def ranges(model: ModelProto, images: list[Any]) -> Ranges:
 
 
 def depth(model: ModelProto, image: Any) -> Any:
-    return bare_session(model.SerializeToString(), CPU, qdq_as_written=True).run(None, {"image": image})[0]
+    return create_inference_session(model.SerializeToString(), CPU, qdq_as_written=True).run(None, {"image": image})[0]
 
 
 def test_damage_is_that_of_the_whole_model_with_one_group_quantised(
@@ -49,11 +49,11 @@ def test_damage_is_that_of_the_whole_model_with_one_group_quantised(
 ) -> None:
     groups = layer_groups(quantisable(model))
     few = {group: groups[group] for group in [*groups][:: len(groups) // 3]}
-    found = measure_damage(model, few, ranges, "gpu", images)
-    for group, damage in found.items():
+    found = measure_sensitivity(model, few, ranges, "gpu", images)
+    for group, sensitivity in found.items():
         whole = quantise(model, groups[group], ranges, "gpu")
         errors = [np.abs(depth(whole, each) - depth(model, each)) / depth(model, each) for each in images]
-        assert damage == pytest.approx(np.mean(errors, dtype=np.float64), rel=1e-3, abs=1e-7)
+        assert sensitivity == pytest.approx(np.mean(errors, dtype=np.float64), rel=1e-3, abs=1e-7)
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
@@ -61,14 +61,14 @@ def test_what_is_known_is_not_measured_again(model: ModelProto, images: list[Any
     groups = layer_groups(quantisable(model))
     first, second, *_ = groups
     told: list[str] = []
-    found = measure_damage(
+    found = measure_sensitivity(
         model,
         {each: groups[each] for each in (first, second)},
         ranges,
         "gpu",
         images,
         {first: 0.5},
-        lambda group, damage: told.append(group),
+        lambda group, sensitivity: told.append(group),
     )
     assert found[first] == 0.5
     assert told == [second]
@@ -83,9 +83,9 @@ def test_a_part_gives_what_the_whole_does(model: ModelProto, images: list[Any]) 
     assert [each.name for each in part.graph.output] == ["depth"]
     cut = [each.name for each in part.graph.input]
     assert "image" not in cut
-    whole = bare_session(with_outputs(model, cut).SerializeToString(), CPU)
+    whole = create_inference_session(with_outputs(model, cut).SerializeToString(), CPU)
     expected, *values = whole.run(["depth", *cut], {"image": images[0]})
-    (found,) = bare_session(part.SerializeToString(), CPU).run(None, dict(zip(cut, values, strict=True)))
+    (found,) = create_inference_session(part.SerializeToString(), CPU).run(None, dict(zip(cut, values, strict=True)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

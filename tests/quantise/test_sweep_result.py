@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, load_sweep, pareto, save_sweep
+from mirrordepth_edge.quantise.sweep_result import (
+    GroupSensitivity,
+    SweepPoint,
+    SweepResult,
+    load_sweep,
+    pareto,
+    save_sweep,
+)
 
 
 def point(number: int, cost: float, abs_rel: float) -> SweepPoint:
@@ -39,7 +46,7 @@ RESULT = SweepResult(
     data="frames",
     cost="measured",
     baseline=point(0, 1.0, 0.0),
-    groups=(GroupDamage(group="a", nodes=2, multiply_adds=1000, damage=0.01),),
+    groups=(GroupSensitivity(group="a", nodes=2, macs=1000, sensitivity=0.01),),
     points=(point(1, 0.5, 0.1), replace(point(2, 0.25, 0.2), boundary_f1=0.5)),
     seconds=1,
 )

@@ -9,17 +9,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from mirrordepth_edge.report.meanwhile import SENSORS
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.stats import Finding, Ratio, summarise
-from mirrordepth_edge.bench.stream import PeakRate, StreamResult, Trial
+from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult, Trial
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.machine.telemetry import Absent, Context, Measured, Reading
+from mirrordepth_edge.machine.telemetry import Absent, Measured, Reading, Telemetry
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.report.bench import REMAINDER, bench_page
-from mirrordepth_edge.report.meanwhile import SENSORS
 
 NASTY = '<script>alert("x")</script>&'
 NO_NVML = Absent(reason="No module named 'pynvml'")
@@ -65,15 +65,15 @@ def reading(mean: float, unit: str) -> Reading:
     return Reading(mean=mean, least=mean / 2, most=mean * 2, unit=unit, samples=28)
 
 
-def context(**changes: object) -> Context:
+def telemetry(**changes: object) -> Telemetry:
     """A CPU's, without other sensors."""
     said: dict[str, Measured | object] = dict.fromkeys(SENSORS, NO_NVML)
     said |= {"cpu": reading(40.0, "%"), "cpu_clock": reading(2000.0, "MHz"), "governor": "performance"}
     said |= {"temperatures": {"soc": reading(51.25, "°C")}, "rails": Absent(reason="no INA3221")}
-    return Context(seconds=5.0, own_ms=3.0, **{**said, **changes})  # type: ignore[arg-type]
+    return Telemetry(seconds=5.0, own_ms=3.0, **{**said, **changes})  # type: ignore[arg-type]
 
 
-def result(name: str = "a.onnx", scale: float = 1.0, shared: Context | None = None, frames: int = 200) -> BenchResult:
+def result(name: str = "a.onnx", scale: float = 1.0, shared: Telemetry | None = None, frames: int = 200) -> BenchResult:
     random = np.random.default_rng(7)
     samples_ms = scale * np.array([2.0, 15.0, 1.0]) * random.uniform(0.9, 1.1, (frames, 3))
     stages = ("preprocess", "network", "postprocess")
@@ -93,14 +93,14 @@ def result(name: str = "a.onnx", scale: float = 1.0, shared: Context | None = No
         device_stages={},
         agreement=None,
         findings=[],
-        context=shared or context(),
-        harness_us=0.43,
+        telemetry=shared or telemetry(),
+        overhead_us=0.43,
         samples_ms=samples_ms,
     )
 
 
 def pair() -> list[BenchResult]:
-    shared = context()
+    shared = telemetry()
     return [result("a.onnx", 1.0, shared), result("b.onnx", 1.5, shared)]
 
 
@@ -225,7 +225,7 @@ def test_findings_are_told_once_and_their_cure_too(page_of: type) -> None:
 
 def test_what_the_machine_did(page_of: type) -> None:
     throttled = {"power cap": reading(12.0, "%"), "temperature (driver)": NO_NVML}
-    page = bench_page([result(shared=context(gpu_throttle=throttled, governor="powersave"))])
+    page = bench_page([result(shared=telemetry(gpu_throttle=throttled, governor="powersave"))])
     rows, text = rows_of(page, "samples"), page_of(page).text
     assert rows["CPU busy, all processes"] == ["40.0 %", "20.0 %", "80.0 %", "28"]
     assert rows["CPU clock"] == ["2000 MHz", "1000 MHz", "4000 MHz", "28"]
@@ -238,7 +238,7 @@ def test_what_the_machine_did(page_of: type) -> None:
 
 
 def test_absent_sensors_are_told_with_their_reasons(page_of: type) -> None:
-    page = bench_page([result(shared=context(power_mode=Absent(reason="nvpmodel is not run as root")))])
+    page = bench_page([result(shared=telemetry(power_mode=Absent(reason="nvpmodel is not run as root")))])
     text = page_of(page).text
     (details,) = re.findall(r"<details>.*?</details>", page, re.DOTALL)
     folded = page_of(details).text
@@ -252,13 +252,13 @@ def test_absent_sensors_are_told_with_their_reasons(page_of: type) -> None:
 
 
 def test_every_sensor_has_a_name() -> None:
-    assert set(SENSORS) == {field.name for field in fields(Context)} - {"seconds", "own_ms"}
+    assert set(SENSORS) == {field.name for field in fields(Telemetry)} - {"seconds", "own_ms"}
     assert len(set(SENSORS.values())) == len(SENSORS)
 
 
 def test_energy_is_that_of_all_frames_of_the_run(page_of: type) -> None:
     """10 W for 5 s and 400 frames."""
-    shared = context(gpu_power=reading(10.0, "W"))
+    shared = telemetry(gpu_power=reading(10.0, "W"))
     text = page_of(bench_page([result("a", shared=shared), result("b", shared=shared)])).text
     assert text.count("Energy: 0.125 J per frame, drawn by the GPU board (NVML), idle power included; the mean") == 1
     apart = page_of(bench_page([result("a", shared=shared), result("b")])).text
@@ -305,7 +305,7 @@ def test_what_it_takes_to_repeat_it(page_of: type) -> None:
 
 
 def test_text_from_outside_is_escaped(page_of: type) -> None:
-    shared = context(gpu=Absent(reason=f"{NASTY}1"), rails={f"{NASTY}2": reading(1, "W")}, power_mode=f"{NASTY}3")
+    shared = telemetry(gpu=Absent(reason=f"{NASTY}1"), rails={f"{NASTY}2": reading(1, "W")}, power_mode=f"{NASTY}3")
     one = replace(
         result(f"{NASTY}0", shared=shared),
         findings=[Finding("drift", f"{NASTY}4", f"{NASTY}5")],
@@ -330,11 +330,11 @@ def streamed(rate_hz: float, held_ms: float | None) -> StreamResult:
         frames=10,
         results=8,
         dropped=2,
-        missed=0.25,
+        deadline_miss_rate=0.25,
         age_p50_ms=18.25,
         age_p99_ms=30.5,
-        held_age_p50_ms=held_ms,
-        held_age_p99_ms=held_ms,
+        age_of_information_p50_ms=held_ms,
+        age_of_information_p99_ms=held_ms,
         jitter_ms=1.25,
         taken=np.arange(8),
         ages_ms=np.linspace(10, 30, 8),
@@ -343,7 +343,7 @@ def streamed(rate_hz: float, held_ms: float | None) -> StreamResult:
 
 
 def test_behind_a_camera(page_of: type) -> None:
-    peak = PeakRate(rate_hz=47.26, most_missed=0.01, tried=(Trial(10.0, 0.0), Trial(60.0, 0.5)))
+    peak = MaxSustainedRate(rate_hz=47.26, max_deadline_miss_rate=0.01, tried=(Trial(10.0, 0.0), Trial(60.0, 0.5)))
     page = bench_page([result()], streams=[streamed(30, 33.4), streamed(60, None)], peak=peak)
     rows, read = rows_of(page, "at 30 frames/s"), page_of(page)
     assert rows[""] == ["at 30 frames/s", "at 60 frames/s"]
@@ -363,6 +363,6 @@ def test_behind_a_camera(page_of: type) -> None:
 
 
 def test_a_rate_that_it_does_not_keep_up_with(page_of: type) -> None:
-    peak = PeakRate(rate_hz=None, most_missed=0.01, tried=(Trial(0.8, 1.0),))
+    peak = MaxSustainedRate(rate_hz=None, max_deadline_miss_rate=0.01, tried=(Trial(0.8, 1.0),))
     assert "It does not keep up with 0.8 frames/s" in page_of(bench_page([result()], peak=peak)).text
     assert "Behind a camera" not in page_of(bench_page([result()])).text

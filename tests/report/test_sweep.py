@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult, pareto
+from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint, SweepResult, pareto
 from mirrordepth_edge.report.sweep import best_within, sweep_page
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
@@ -55,7 +55,7 @@ def sweep(labelled: bool = True, **changes: object) -> SweepResult:
         cost="roofline estimate, not a measurement",
         baseline=baseline,
         groups=tuple(
-            GroupDamage(group=group, nodes=k + 1, multiply_adds=1_000_000 * (k + 1), damage=0.001 * (k**2 - 3 * k + 3))
+            GroupSensitivity(group=group, nodes=k + 1, macs=1_000_000 * (k + 1), sensitivity=0.001 * (k**2 - 3 * k + 3))
             for k, group in enumerate(GROUPS)
         ),
         points=tuple(points),
@@ -138,7 +138,7 @@ def test_the_most_damaging_group_is_first(page_of: type) -> None:
     text = page_of(page).text
     assert "tower/a: 0.3 % 1 node, 1 M multiply-adds (10.0 %)" in text
     assert "head: 0.3 % 4 nodes, 4 M multiply-adds (40.0 %)" in text
-    unharmed = sweep(groups=(GroupDamage(group="a", nodes=1, multiply_adds=0, damage=0.0),))
+    unharmed = sweep(groups=(GroupSensitivity(group="a", nodes=1, macs=0, sensitivity=0.0),))
     assert "width: 0.000%" in sweep_page(unharmed)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.support.files import ensure_folder, existing_file, sha256_of, written_whole
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, sha256_of
 
 
 def test_the_file_appears_whole_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "made" / "on the way" / "model.onnx"
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(b"half")
         assert temporary.parent == target.parent, "renaming is atomic within one folder only"
         assert temporary.suffix == ".onnx"
@@ -25,7 +25,7 @@ def test_the_file_appears_whole_at_the_end(tmp_path: Path) -> None:
 
 def break_off(path: Path, reason: type[BaseException]) -> None:
     """Begin to write `path`, and stop for `reason`."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise reason
 
@@ -43,14 +43,14 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         break_off(target, KeyboardInterrupt)
     assert target.read_bytes() == b"old"
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(b"new")
     assert target.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No space left") as caught, written_whole(tmp_path / "new"):
+    with pytest.raises(InputError, match="No space left") as caught, atomic_write(tmp_path / "new"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "Free space" in caught.value.cure
     assert list(tmp_path.iterdir()) == []
@@ -59,7 +59,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["model.onnx", "deeper/model.onnx"])
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
-    with pytest.raises(InputError) as caught, written_whole(tmp_path / "file" / below):
+    with pytest.raises(InputError) as caught, atomic_write(tmp_path / "file" / below):
         pytest.fail("the block must not run")
     assert "model.onnx" in caught.value.what
     assert "another place" in caught.value.cure
@@ -72,7 +72,7 @@ def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
     try:
         (tmp_path / "probe").touch()
     except PermissionError:
-        with pytest.raises(InputError, match="Permission denied"), written_whole(tmp_path / "new"):
+        with pytest.raises(InputError, match="Permission denied"), atomic_write(tmp_path / "new"):
             pass
         with pytest.raises(InputError, match="Permission denied"):
             ensure_folder(tmp_path)

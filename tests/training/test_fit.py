@@ -26,7 +26,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.manifest import read_checkpoint_info
 from mirrordepth_edge.model.checkpoint import load_checkpoint
-from mirrordepth_edge.training.fit import Means, Watch, fit
+from mirrordepth_edge.training.fit import Callbacks, TrainOptions, fit
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.training.trainer import Resources, evaluate
 
@@ -79,7 +79,7 @@ def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after:
 
 def test_a_run_leaves_all_one_needs_to_know(config: RunConfig, tmp_path: Path) -> None:
     folder, told = RunFolder(path=tmp_path / "run"), []
-    best = fit(config, folder, watch=Watch(epoch=told.append))
+    best = fit(config, folder, callbacks=Callbacks(epoch=told.append))
     assert best == folder.best
     assert [result.epoch for result in told] == [1, 2, 3]
     assert folder.results() == told
@@ -160,7 +160,7 @@ def test_tensorboard_has_scalars_and_pictures(config: RunConfig, tmp_path: Path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder, steps = RunFolder(path=tmp_path / "run"), []
-    fit(config, folder, watch=Watch(step=steps.append))
+    fit(config, folder, callbacks=Callbacks(step=steps.append))
     board = EventAccumulator(str(folder.path / "tensorboard")).Reload()
     losses = board.Scalars("train/loss")
     assert [event.step for event in losses] == list(range(1, 10))
@@ -214,9 +214,9 @@ def test_a_run_resumes_with_its_own_clip_only(config: RunConfig, tiny_vit_config
         clip = open_clip.create_model(model.clip_model, pretrained_image=False, pretrained_text=False)
         torch.save(clip.state_dict(), tmp_path / f"clip{seed}.pt")
     folder, of_clip = RunFolder(path=tmp_path / "run"), replace(config, model=model, train=short)
-    fit(of_clip, folder, Means(clip_weights=tmp_path / "clip0.pt"))
+    fit(of_clip, folder, TrainOptions(clip_weights=tmp_path / "clip0.pt"))
     with pytest.raises(InputError, match="other settings") as caught:
-        fit(of_clip, folder, Means(clip_weights=tmp_path / "clip1.pt"), resume=True)
+        fit(of_clip, folder, TrainOptions(clip_weights=tmp_path / "clip1.pt"), resume=True)
     assert "clip_sha256" in caught.value.why
 
 
@@ -229,7 +229,7 @@ def test_a_run_that_ended_before_its_first_epoch_did_begins_again(config: RunCon
 
     folder = RunFolder(path=tmp_path / "run")
     with pytest.raises(StopError):
-        fit(config, folder, watch=Watch(step=stop))
+        fit(config, folder, callbacks=Callbacks(step=stop))
     fit(config, folder, resume=True)
     assert len(folder.results()) == 3
 
@@ -239,13 +239,13 @@ def test_a_held_out_picture_that_is_none_is_told_before_the_first_epoch(config: 
     cv2.imwrite(str(victim), np.zeros((60, 80), np.uint16))
     folder = RunFolder(path=tmp_path / "run")
     with pytest.raises(InputError, match="05 has no depth that counts"):
-        fit(config, folder, watch=Watch(step=steps.append))
+        fit(config, folder, callbacks=Callbacks(step=steps.append))
     assert not steps
 
 
 def test_an_epoch_without_validation_has_no_other_epochs_figures(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
-    fit(config, folder, Means(validate_every=2))
+    fit(config, folder, TrainOptions(validate_every=2))
     told = [read_checkpoint_info(folder.checkpoint(epoch)).training or {} for epoch in (1, 2, 3)]
     assert ["validation" in each for each in told] == [False, True, True]
     assert [result.metrics is not None for result in folder.results()] == [False, True, True]
@@ -258,7 +258,7 @@ def test_there_must_be_something_to_resume(config: RunConfig, tmp_path: Path) ->
 
 def test_after_a_kill_it_goes_on_to_the_same_numbers(config: RunConfig, tmp_path: Path) -> None:
     whole = RunFolder(path=tmp_path / "whole")
-    fit(config, whole, Means(resources=Resources()))
+    fit(config, whole, TrainOptions(resources=Resources()))
     (tmp_path / "killed").mkdir()
     assert in_another_process(tmp_path / "killed", config, die_after=5) == -9  # in the second epoch of three steps
     folder = RunFolder(path=tmp_path / "killed" / "run")
@@ -281,7 +281,7 @@ def test_two_processes_learn_as_one(accumulate: int, config: RunConfig, tmp_path
     """With the same batch over both: the same losses, and only mirror and decoder differ from the start."""
     config = replace(config, validation=None, train=replace(config.train, edge_weight=0.5))
     alone: list[float] = []
-    kept = fit(config, RunFolder(path=tmp_path / "alone"), watch=Watch(step=lambda p: alone.append(p.loss)))
+    kept = fit(config, RunFolder(path=tmp_path / "alone"), callbacks=Callbacks(step=lambda p: alone.append(p.loss)))
     shared = replace(config, train=replace(config.train, accumulate=accumulate))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert in_another_process(tmp_path, shared, *launcher) == 0
@@ -305,7 +305,7 @@ def test_a_picture_that_breaks_in_the_third_epoch_costs_nothing(config: RunConfi
             victim.write_bytes(good[: len(good) // 2].replace(b"IDAT", b"????"))
 
     with pytest.raises(InputError, match=r"07\.png") as caught:
-        fit(config, folder, watch=Watch(epoch=damage))
+        fit(config, folder, callbacks=Callbacks(epoch=damage))
     assert "--skip-bad" in caught.value.cure
     assert len(folder.results()) == 2
     victim.write_bytes(good)
@@ -319,8 +319,8 @@ def test_skipped_samples_are_counted_and_told_once(config: RunConfig, tmp_path: 
     fit(
         replace(config, validation=None),
         folder,
-        Means(skip_bad=True),
-        Watch(problem=lambda problem: told.append(problem.sample)),
+        TrainOptions(skip_bad=True),
+        Callbacks(problem=lambda problem: told.append(problem.sample)),
     )
     assert told == [2]
     assert [result.skipped for result in folder.results()] == [1, 1, 1]
@@ -330,8 +330,8 @@ def test_skipped_samples_are_counted_while_caching(config: RunConfig, tmp_path: 
     (config.data.root / "depth" / "02.png").write_bytes(b"no picture")
     folder, told = RunFolder(path=tmp_path / "run"), []
     cached = replace(config, validation=None, train=replace(config.train, feature_copies=2, epochs=1))
-    means = Means(skip_bad=True, cache=tmp_path / "cache")
-    fit(cached, folder, means, Watch(problem=lambda problem: told.append(problem.sample)))
+    options = TrainOptions(skip_bad=True, cache=tmp_path / "cache")
+    fit(cached, folder, options, Callbacks(problem=lambda problem: told.append(problem.sample)))
     assert told == [2]
     assert [result.skipped for result in folder.results()] == [1]
 

@@ -24,9 +24,8 @@ from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.known_issues import version_key
 from mirrordepth_edge.machine.system import parse_driver
-from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, read_manifest
+from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest, read_manifest
 from mirrordepth_edge.support.files import existing_file, sha256_of
-from mirrordepth_edge.support.schema import read_strict
 
 DRIVER: Final = Path("/proc/driver/nvidia/version")
 LATER_MAJORS: Final = ((8, 10), (10, 11))
@@ -38,7 +37,7 @@ MAJORS: Final[dict[Flavour, range]] = {"tensorrt": range(8, 20), "tensorrt-rtx":
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admitted:
+class CompatibilityReport:
     """A plan that may be loaded."""
 
     manifest: Manifest
@@ -46,7 +45,7 @@ class Admitted:
     """What its user should know all the same, a sentence each."""
 
 
-def admit(path: Path, *, trust: bool = False, wanted: str | None = None) -> Admitted:
+def check_compatibility(path: Path, *, trust: bool = False, wanted: str | None = None) -> CompatibilityReport:
     """Read a plan's manifest, and hold it to the file and to this machine.
 
     Without a GPU only the file is looked at: backends say what a plan needs.
@@ -80,7 +79,7 @@ def admit(path: Path, *, trust: bool = False, wanted: str | None = None) -> Admi
         )
     if manifest.engine is not None and nvidia_gpus():
         notes += check_plan(path, manifest.engine, manifest.parent_sha256)
-    return Admitted(manifest=manifest, notes=notes)
+    return CompatibilityReport(manifest=manifest, notes=notes)
 
 
 def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None) -> tuple[str, ...]:
@@ -278,7 +277,7 @@ def _stand_in(path: Path, onnx_path: Path, wanted: str | None) -> Manifest:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{sidecar} is no readable JSON.", str(error), cure) from error
-    source = read_strict(Manifest, data, str(sidecar), cure)
+    source = parse_manifest(data, str(sidecar), cure)
     flavour, version = _header(path)
     if flavour is None:
         asked = [each for each in PACKAGES if each == wanted]

@@ -23,13 +23,13 @@ DTYPE_NAMES = {"UINT8": "uint8", "FLOAT": "float32"}
 
 
 @cache
-def listener(trt: Any) -> Any:
-    """The logger of a TensorRT module, which keeps errors for the exception that follows (`said`), and prints nothing.
+def trt_logger(trt: Any) -> Any:
+    """The logger of a TensorRT module, which keeps errors for `last_error` and prints nothing.
 
     One for a process: TensorRT tells everything to the first logger that it was given.
     """
 
-    class Listener(trt.ILogger):  # type: ignore[misc]
+    class TrtLogger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=8)
@@ -38,12 +38,12 @@ def listener(trt: Any) -> Any:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors.append(" ".join(msg.split()))
 
-    return Listener()
+    return TrtLogger()
 
 
-def said(trt: Any) -> str:
+def last_error(trt: Any) -> str:
     """The first error since this was last asked, to be put behind a sentence: later ones are its consequences."""
-    errors = listener(trt).errors
+    errors = trt_logger(trt).errors
     first = errors[0] if errors else None
     errors.clear()
     return "" if first is None else f" It says: {first}"
@@ -55,13 +55,13 @@ def start_runtime(trt: Any, backend: str) -> Any:
     Raises:
         MissingError: it finds no driver that it can work with.
     """
-    said(trt)
+    last_error(trt)
     try:
-        return trt.Runtime(listener(trt))
+        return trt.Runtime(trt_logger(trt))
     except TypeError as error:  # what pybind11 makes of a constructor that gave nothing
         raise MissingError(
             f"{backend} {trt.__version__} does not start on this machine's GPU.",
-            "It found no CUDA driver that it can work with, such as one older than its own CUDA." + said(trt),
+            "It found no CUDA driver that it can work with, such as one older than its own CUDA." + last_error(trt),
             cuda.DRIVER_CURE,
         ) from error
 
@@ -73,7 +73,7 @@ def load_plan(trt: Any, runtime: Any, backend: str, path: Path, manifest: Manife
         InputError: the runtime refused it; says what it was built by, and the runtime's own reason.
         DeviceError: the GPU has no memory for it.
     """
-    said(trt)
+    last_error(trt)
     options = None if manifest.engine is None else manifest.engine.options
     if options is not None and options.version_compat:
         runtime.engine_host_code_allowed = True  # the plan carries its own lean runtime; its SHA-256 was compared
@@ -82,8 +82,8 @@ def load_plan(trt: Any, runtime: Any, backend: str, path: Path, manifest: Manife
         if options is not None and options.weights == "stripped":
             refit(trt, engine, _weights_of(path, manifest))
         return engine
-    out_of_memory = any("outofmemory" in line.lower().replace(" ", "") for line in listener(trt).errors)
-    reason = said(trt)
+    out_of_memory = any("outofmemory" in line.lower().replace(" ", "") for line in trt_logger(trt).errors)
+    reason = last_error(trt)
     if out_of_memory:
         raise DeviceError(
             f"{path} does not fit into the GPU's memory.", f"{backend} ran out of it.{reason}", cuda.MEMORY_CURE

@@ -30,8 +30,8 @@ def refit(trt: Any, engine: Any, onnx_path: Path) -> None:
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx_path)):
-        said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise _refused(onnx_path, said or "The parser gave no reason.")
+        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise _refused(onnx_path, errors or "The parser gave no reason.")
     if missing := refitter.get_missing_weights():
         raise _refused(onnx_path, f"It lacks {', '.join(missing[:3])}" + (" …" if len(missing) > 3 else "") + ".")
     if not refitter.refit_cuda_engine():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 SUFFIX = ".kernels"
 KEPT = 32
@@ -23,7 +23,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class JitStore:
+class RuntimeCache:
     """One file of compiled kernels: their SHA-256, then what the runtime serialised."""
 
     path: Path
@@ -44,7 +44,7 @@ class JitStore:
         Raises:
             InputError: the folder cannot be written.
         """
-        with written_whole(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_bytes(hashlib.sha256(kernels).digest() + kernels)
         with suppress(OSError):  # another process drops them too
             files = sorted(self.path.parent.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
@@ -52,7 +52,7 @@ class JitStore:
                 file.unlink(missing_ok=True)
 
 
-def jit_store(plan_sha256: str, gpu: Gpu, version: str, folder: Path | None = None) -> JitStore:
+def runtime_cache(plan_sha256: str, gpu: Gpu, version: str, folder: Path | None = None) -> RuntimeCache:
     """Where kernels of one plan on one GPU, driver and runtime version are kept.
 
     Args:
@@ -63,4 +63,4 @@ def jit_store(plan_sha256: str, gpu: Gpu, version: str, folder: Path | None = No
 
     folder = folder or Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "kernels"
     parts = (plan_sha256, gpu.name, gpu.compute_capability, gpu.cuda, version)
-    return JitStore(folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}{SUFFIX}")
+    return RuntimeCache(folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}{SUFFIX}")

@@ -19,8 +19,8 @@ from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.compatibility import require_served
 from mirrordepth_edge.backends.trt.cuda_graph import NotCapturedError
-from mirrordepth_edge.backends.trt.plan import check_tensors, load_plan, said, source_of, start_runtime
-from mirrordepth_edge.backends.trt.slot import Lane
+from mirrordepth_edge.backends.trt.plan import check_tensors, last_error, load_plan, source_of, start_runtime
+from mirrordepth_edge.backends.trt.slot import ExecutionSlot
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.machine.device import nvidia_gpus
@@ -164,11 +164,11 @@ class EngineSession(CheckedSession):
         self._runtime: Any = None
         self._engine: Any = None
         self._contexts: Contexts | None = None
-        self._lanes: list[Lane] = []
-        self._pending: deque[Lane] = deque()
+        self._slots: list[ExecutionSlot] = []
+        self._pending: deque[ExecutionSlot] = deque()
         """Lanes with a frame that was submitted and not collected, oldest first."""
         self._next = 0
-        self._last: Lane | None = None
+        self._last: ExecutionSlot | None = None
         try:
             # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
             cuda.call(cuda.runtime().cudaSetDevice, 0)
@@ -176,46 +176,48 @@ class EngineSession(CheckedSession):
             self._engine = load_plan(trt, self._runtime, backend, path, manifest)
             check_tensors(self._engine, path, manifest)
             self._contexts = contexts(self._engine)
-            self._open_lanes(self._contexts, partial(said, trt), path, options)
+            self._open_slots(self._contexts, partial(last_error, trt), path, options)
         except BaseException:
             self.close()
             raise
 
-    def _open_lanes(self, contexts: Contexts, said: Callable[[], str], path: Path, options: SessionOptions) -> None:
+    def _open_slots(
+        self, contexts: Contexts, last_error: Callable[[], str], path: Path, options: SessionOptions
+    ) -> None:
         begun = perf_counter()
         for _ in range(options.in_flight):
-            lane = Lane(
+            slot = ExecutionSlot(
                 contexts.make,
                 self.inputs,
                 self.outputs,
                 runtime=f"{self.backend} {self.version}",
-                said=said,
+                last_error=last_error,
                 path=path,
                 zero_copy=self.zero_copy,
             )
-            self._lanes.append(lane)
-            lane.warm_up()
-        self._last = self._lanes[0]
+            self._slots.append(slot)
+            slot.warm_up()
+        self._last = self._slots[0]
         notes: list[str] = []
         if options.cuda_graph and contexts.captures:
-            notes += self._capture(said)
+            notes += self._capture(last_error)
         self.warm_up_ms = (perf_counter() - begun) * 1e3
         contexts.ran()
         self.cuda_graph = self.cuda_graph or contexts.cuda_graph
         self.jit_cached = contexts.jit_cached
         self.notes = tuple(dict.fromkeys((*contexts.notes, *notes)))
 
-    def _capture(self, said: Callable[[], str]) -> list[str]:
+    def _capture(self, last_error: Callable[[], str]) -> list[str]:
         """Capture the graph of every lane, or of none; says why of none."""
         try:
-            for lane in self._lanes:
-                lane.capture()
+            for slot in self._slots:
+                slot.capture()
         except NotCapturedError as reason:
-            for lane in self._lanes:
-                lane.drop_graph()
-            return [f"No CUDA graph is used, and kernels are launched one by one: {reason}.{said()}"]
-        for lane in self._lanes:
-            lane.warm_up()  # a graph's first launch uploads it
+            for slot in self._slots:
+                slot.drop_graph()
+            return [f"No CUDA graph is used, and kernels are launched one by one: {reason}.{last_error()}"]
+        for slot in self._slots:
+            slot.warm_up()  # a graph's first launch uploads it
         self.cuda_graph = True
         return []
 
@@ -240,19 +242,19 @@ class EngineSession(CheckedSession):
             InputError: a feed does not fit, or `in_flight` frames are in work already.
             DeviceError: the GPU failed.
         """
-        if not self._lanes:
+        if not self._slots:
             raise InputError("The session is closed.", "Its buffers were freed.", "Open the model again.")
         self.check(feeds)
-        if len(self._pending) == len(self._lanes):
+        if len(self._pending) == len(self._slots):
             raise InputError(
                 f"{len(self._pending)} frames are in work already.",
-                f"The session was opened for in_flight={len(self._lanes)}.",
-                f"Call collect() first, or open it with SessionOptions(in_flight={len(self._lanes) + 1}).",
+                f"The session was opened for in_flight={len(self._slots)}.",
+                f"Call collect() first, or open it with SessionOptions(in_flight={len(self._slots) + 1}).",
             )
-        lane = self._lanes[self._next]
-        lane.start(feeds)
-        self._pending.append(lane)
-        self._next = (self._next + 1) % len(self._lanes)
+        slot = self._slots[self._next]
+        slot.start(feeds)
+        self._pending.append(slot)
+        self._next = (self._next + 1) % len(self._slots)
 
     def collect(self) -> Arrays:
         """Wait for the oldest frame that was submitted.
@@ -275,11 +277,11 @@ class EngineSession(CheckedSession):
     def close(self) -> None:
         self._pending.clear()
         self._last = None
-        for lane in self._lanes:
-            lane.settle()
+        for slot in self._slots:
+            slot.settle()
         # Contexts must go before what they were made with, that before the engine, and the engine before its runtime.
-        while self._lanes:
-            self._lanes.pop().close()
+        while self._slots:
+            self._slots.pop().close()
         if self._contexts is not None:
             self._contexts.close()
             self._contexts = None

@@ -17,7 +17,7 @@ from mirrordepth_edge.errors import DeviceError
 from mirrordepth_edge.manifest import TensorSpec
 
 
-class Lane:
+class ExecutionSlot:
     """Where one frame at a time is in work. Everything is allocated here, nothing per frame.
 
     The captured graph holds the network alone. Copies stay outside, between events: an event inside a graph tells no
@@ -41,13 +41,13 @@ class Lane:
         outputs: Sequence[TensorSpec],
         *,
         runtime: str,
-        said: Callable[[], str],
+        last_error: Callable[[], str],
         path: Path,
         zero_copy: bool,
     ) -> None:
         self.outputs: Arrays = {}
         self._inputs, self._output_names = tuple(inputs), tuple(spec.name for spec in outputs)
-        self._runtime, self._said, self._path = runtime, said, path
+        self._runtime, self._said, self._path = runtime, last_error, path
         self._context: Any = None
         self._graph: Graph | None = None
         self._stream: Any = None
@@ -59,7 +59,7 @@ class Lane:
             if self._context is None:
                 raise DeviceError(
                     f"{runtime} cannot prepare {path} to run.",
-                    "create_execution_context returned None, as it does when the GPU's memory is full." + said(),
+                    "create_execution_context returned None, as it does when the GPU's memory is full." + last_error(),
                     cuda.MEMORY_CURE,
                 )
             self._allocate((*inputs, *outputs), zero_copy)

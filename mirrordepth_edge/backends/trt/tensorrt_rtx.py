@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mirrordepth_edge.backends.base import Available, Missing, Probe
 from mirrordepth_edge.backends.trt import cuda
-from mirrordepth_edge.backends.trt.runtime_cache import JitStore, jit_store
+from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache, runtime_cache
 from mirrordepth_edge.backends.trt.session import EngineSession, refuse_other_options, require_gpu
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
 from mirrordepth_edge.config import SessionOptions
@@ -38,7 +38,7 @@ class JitContexts:
 
     captures = False
 
-    def __init__(self, trt: Any, engine: Any, store: JitStore, cuda_graph: bool) -> None:
+    def __init__(self, trt: Any, engine: Any, store: RuntimeCache, cuda_graph: bool) -> None:
         self.notes: list[str] = []
         self.cuda_graph = cuda_graph
         self._engine, self._store = engine, store
@@ -121,7 +121,7 @@ def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> Engi
     require_gpu(path, "TensorRT for RTX", manifest)
     assert manifest is not None, "the registry reads it for every plan"
     trt = import_runtime(NAME)
-    store = jit_store(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))
+    store = runtime_cache(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))
     return EngineSession(
         trt, NAME, path, manifest, options, lambda engine: JitContexts(trt, engine, store, options.cuda_graph)
     )

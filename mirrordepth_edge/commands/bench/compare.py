@@ -19,7 +19,7 @@ def compare(
     from mirrordepth_edge.bench import compare as comparing
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.support.files import written_whole
+    from mirrordepth_edge.support.files import atomic_write
 
     if len(results) < 2:
         raise OptionError("There is nothing to compare.", "One result was named.", "mde bench compare A.json B.json")
@@ -30,6 +30,6 @@ def compare(
         for difference in comparison.differences:
             console.print(f"  note: {difference}")
     if markdown is not None:
-        with written_whole(markdown) as temporary:
+        with atomic_write(markdown) as temporary:
             temporary.write_text(comparing.markdown(comparisons), encoding="utf-8")
         console.print(f"wrote {markdown}")

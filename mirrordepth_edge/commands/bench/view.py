@@ -50,7 +50,7 @@ def report(result: BenchResult, ratio: str | None = None) -> None:
             console.print(f"{title}, p50 ms: {'  '.join(f'{name} {own.p50_ms:.2f}' for name, own in stages.items())}")
     console.print(
         f"throughput: {result.latency.throughput_hz:.1f} frames/s over {result.latency.samples} frames, one after "
-        f"another, after {result.warmup} to warm up; the harness itself takes {result.harness_us:.1f} us a frame"
+        f"another, after {result.warmup} to warm up; the harness itself takes {result.overhead_us:.1f} us a frame"
     )
     _agreement(result)
     if ratio is not None:
@@ -78,7 +78,7 @@ def report_stream(result: StreamResult) -> None:
     jitter = "" if result.jitter_ms is None else f"; jitter {result.jitter_ms:.2f} ms"
     console.print(
         f"{result.rate_hz:g} frames/s: {result.frames} frames, {result.results} results, {result.dropped} dropped; "
-        f"missed (no result before the next frame): {result.missed:.1%}; age of results ms: "
+        f"missed (no result before the next frame): {result.deadline_miss_rate:.1%}; age of results ms: "
         f"p50 {result.age_p50_ms:.2f}  p99 {result.age_p99_ms:.2f}{jitter}"
     )
 
@@ -87,17 +87,17 @@ def report_peak(result: StreamMeasurement) -> None:
     """The highest rate that was kept up with, and what the machine did."""
     peak = result.peak
     keeps_up = f"less than {peak.tried[0].rate_hz:g}" if peak.rate_hz is None else f"{peak.rate_hz:.1f}"
-    console.print(f"keeps up with {keeps_up} frames/s (at most {peak.most_missed:.0%} missed)")
+    console.print(f"keeps up with {keeps_up} frames/s (at most {peak.max_deadline_miss_rate:.0%} missed)")
     _agreement(result)
     report_context(result)
 
 
 def report_context(result: Measured, frames: int | None = None) -> None:
     """What the machine did meanwhile, as far as it makes figures hard to repeat; energy, where `frames` were timed."""
-    joules = None if frames is None else result.context.joules_per_frame(frames)
+    joules = None if frames is None else result.telemetry.joules_per_frame(frames)
     if isinstance(joules, float):
-        console.print(f"energy: {joules:.3f} J a frame, idle power included, of the {result.context.power[0]}")
-    for remark in result.context.remarks():
+        console.print(f"energy: {joules:.3f} J a frame, idle power included, of the {result.telemetry.power[0]}")
+    for remark in result.telemetry.remarks():
         console.print(f"note: {remark}")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mirrordepth_edge.config import DataConfig, QuantiseConfig, TargetConfig
     from mirrordepth_edge.export.accuracy import GateFrames
     from mirrordepth_edge.manifest import Manifest
-    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
+    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def export_int8(
     from mirrordepth_edge.commands.export.scratch import room_for_scratch, stages
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.quantise.calibration_set import load_calibration
-    from mirrordepth_edge.quantise.pipeline import Int8Workshop
+    from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 
     config = _config(gate, on_cpu)
     if gate.calib is None:
@@ -58,17 +58,17 @@ def export_int8(
     if output.exists() and Path(source.model).exists() and output.samefile(source.model):
         why = "INT8 is made of it, and cannot be undone."
         raise OptionError(f"{output} would be overwritten by what is made of it.", why, "-o another.onnx")
-    with room_for_scratch(), tempfile.TemporaryDirectory() as scratch, stages() as watcher:
+    with room_for_scratch(), tempfile.TemporaryDirectory() as scratch, stages() as progress:
         folder = Path(scratch)
-        fp32, manifest, parent = fp32_file(source, folder, lambda stage: watcher.stage(stage, 0))
-        workshop = Int8Workshop(
+        fp32, manifest, parent = fp32_file(source, folder, lambda stage: progress.stage(stage, 0))
+        workshop = Int8Quantizer(
             fp32=fp32,
             manifest=manifest,
             calibration=calibration,
             config=config,
             folder=folder,
             labelled=None if gate.data is None else _labelled(gate.data, gate.frames, manifest),
-            watcher=watcher,
+            progress=progress,
         )
         if (problem := workshop.domain_problem) is not None:
             console.print(f"warning: {problem}", style="yellow")
@@ -115,7 +115,7 @@ def _labelled(config: DataConfig, most: int, manifest: Manifest) -> GateFrames:
     return GateFrames(samples=chosen, protocol=protocol, data=f"{config.root} ({protocol})")
 
 
-def _report(output: Path, workshop: Int8Workshop, fitted: Fitted, written: Manifest) -> None:
+def _report(output: Path, workshop: Int8Quantizer, fitted: Fitted, written: Manifest) -> None:
     from mirrordepth_edge.commands.export.floats import report
     from mirrordepth_edge.commands.terminal import console
 
@@ -125,9 +125,9 @@ def _report(output: Path, workshop: Int8Workshop, fitted: Fitted, written: Manif
         f"INT8: {len(fitted.nodes)} of {len(workshop.nodes)} layers, calibrated on {workshop.statistics.frames} frames "
         f"of {workshop.calibration.name}, ranges by {workshop.config.method}"
     )
-    if fitted.given_back:
+    if fitted.fp_fallback:
         console.print("given back to floating point, by what each does to depth alone:")
-        for group in fitted.given_back:
-            console.print(f"  {workshop.damage[group]:8.2%}  {group}, {len(workshop.groups[group])} layers")
+        for group in fitted.fp_fallback:
+            console.print(f"  {workshop.sensitivity[group]:8.2%}  {group}, {len(workshop.groups[group])} layers")
     if written.quantisation is not None and written.quantisation.forced:
         console.print("warning: the accuracy gate failed; written because of --force, and marked so", style="yellow")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.quantise.pipeline import Watcher
+    from mirrordepth_edge.quantise.pipeline import ProgressCallback
 
 
 @contextmanager
@@ -28,14 +28,14 @@ def room_for_scratch() -> Iterator[None]:
 
 
 @contextmanager
-def stages() -> Iterator[Watcher]:
+def stages() -> Iterator[ProgressCallback]:
     """A bar for each stage, gone when the next begins."""
     from mirrordepth_edge.commands.terminal import progress_bar
-    from mirrordepth_edge.quantise.pipeline import Watcher
+    from mirrordepth_edge.quantise.pipeline import ProgressCallback
 
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
-        yield Watcher(
+        yield ProgressCallback(
             stage=lambda name, steps: bar.reset(task, description=name, total=steps or None),
             step=lambda: bar.advance(task),
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mirrordepth_edge.config import Precision, TargetConfig
-    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Workshop
+    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
     from mirrordepth_edge.quantise.sweep import Cost
     from mirrordepth_edge.quantise.sweep_result import SweepResult
 
@@ -17,7 +17,9 @@ TIMED_FRAMES = 30
 """Of each point and of FP32, in turn; as many again with FP32 first."""
 
 
-def run_sweep(workshop: Int8Workshop, output: Path, targets: Sequence[TargetConfig], pick: int | None) -> Fitted | None:
+def run_sweep(
+    workshop: Int8Quantizer, output: Path, targets: Sequence[TargetConfig], pick: int | None
+) -> Fitted | None:
     """Sweep, tell, and give the point that was picked."""
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.quantise.sweep import picked, settings_sha256, sweep
@@ -44,7 +46,7 @@ def _cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "sweeps"
 
 
-def measured(workshop: Int8Workshop) -> Cost:
+def measured(workshop: Int8Quantizer) -> Cost:
     """Each candidate timed in turn with the FP32 file in ONNX Runtime, so that their ratio holds on a busy machine."""
     import numpy as np
     import onnx
@@ -65,7 +67,7 @@ def measured(workshop: Int8Workshop) -> Cost:
             OnnxRuntimeSession(workshop.fp32, workshop.manifest, options) as fp32,
         ):
             feeds = {candidate.inputs[0].name: image}
-            workshop.watcher.stage("timing", 0)
+            workshop.progress.stage("timing", 0)
             paths = [[lambda _, session=session: session.infer(feeds)] for session in (candidate, fp32)]
             time_in_turn(paths, 3)
             own_first = time_in_turn(paths, TIMED_FRAMES)
@@ -80,7 +82,7 @@ def measured(workshop: Int8Workshop) -> Cost:
     return Cost(f"measured: ONNX Runtime {version} on {machine().cpu}, {turns}", of)
 
 
-def estimated(workshop: Int8Workshop, targets: Sequence[TargetConfig]) -> Cost:
+def estimated(workshop: Int8Quantizer, targets: Sequence[TargetConfig]) -> Cost:
     """A lower bound from what the target can multiply and move."""
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.graph.cost import node_costs

@@ -45,13 +45,13 @@ class Finding:
     cure: str
 
 
-def find_mistakes(report: Report) -> tuple[Finding, ...]:
+def find_problems(report: Report) -> tuple[Finding, ...]:
     """What a user should know before training, what makes training wrong first."""
     findings = [finding for rule in RULES for finding in rule(report)]
     return tuple(sorted(findings, key=lambda finding: not finding.wrong))
 
 
-def refuse_mistakes(name: str, findings: Sequence[Finding]) -> None:
+def refuse_problems(name: str, findings: Sequence[Finding]) -> None:
     """Nothing, where a data set can be trained on.
 
     Args:

@@ -31,7 +31,7 @@ from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 NYU_FOV_DEG = NYU_CAMERA.fov_deg
 """Horizontal field of view of NYU Depth v2's Kinect: 640 pixels at the focal length of its calibration."""
@@ -168,7 +168,7 @@ def written(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
                 f"{path} differs in size, field of view or generation." if path.exists() else f"It has no {path.name}.",
                 "Name another folder, or ask for the same --size and --fov-deg.",
             )
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for index in range(len(rooms)):
         picture, depth = (root / kind / f"{rooms.name(index)}.png" for kind in ("rgb", "depth"))

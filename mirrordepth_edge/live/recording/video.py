@@ -20,7 +20,7 @@ from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live.recording.base import Recording, jpeg
 from mirrordepth_edge.live.result import LiveResult
-from mirrordepth_edge.support.files import written_whole
+from mirrordepth_edge.support.files import atomic_write
 
 VIDEO_RATE_HZ = 30.0
 """Of a video whose source does not tell its own rate."""
@@ -163,7 +163,7 @@ class SavedFrames(Recording):
         name = f"{captured:%Y%m%dT%H%M%S}.{now_ns // 10**6 % 1000:03d}Z"
         save_png(self.path / f"{name}.depth.png", to_millimetres(result.depth_m))
         save_npy(self.path / f"{name}.depth.npy", result.depth_m)
-        with written_whole(self.path / f"{name}.jpg") as temporary:
+        with atomic_write(self.path / f"{name}.jpg") as temporary:
             temporary.write_bytes(jpeg(result.frame))
         self.frames += 1
 

@@ -25,7 +25,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class AuthMiddleware:
     """Lets in who may, and gives every answer the headers that keep a page to itself."""
 
     def __init__(self, app: ASGIApp, token: str | None, names: set[str] | None, cookie: str) -> None:

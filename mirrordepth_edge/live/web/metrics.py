@@ -26,7 +26,7 @@ SAMPLES = 1000
 QUANTILES = (0.5, 0.99)
 
 
-class Gauges:
+class Metrics:
     """Figures of one run. One thread counts results, another one, the server's, does all the rest."""
 
     def __init__(self, setup: Mapping[str, str]) -> None:

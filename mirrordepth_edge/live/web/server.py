@@ -2,7 +2,7 @@
 
 What goes over the WebSocket. The server first sends `{"setup", "limits_m", "colours"}` as text, then packets
 (`packets`) as binary messages: one, of the newest frame, for each `next` that a client says; frames that come
-in between are not sent to it. On `ping` the server answers with its clock and `Gauges.status` as text. Any
+in between are not sent to it. On `ping` the server answers with its clock and `Metrics.status` as text. Any
 other word ends the connection.
 """
 
@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge.errors import InputError, OptionError, missing_package
-from mirrordepth_edge.live.web.auth import Guard
-from mirrordepth_edge.live.web.metrics import STALLED_S, Gauges
+from mirrordepth_edge.live.web.auth import AuthMiddleware
+from mirrordepth_edge.live.web.metrics import STALLED_S, Metrics
 from mirrordepth_edge.live.web.packets import Encoder
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class WebView:
             why = "It takes at least 16 letters, digits and any of - . _ ~"
             raise OptionError("The token is too easy to guess, or no part of an address.", why, "Leave it out.")
         self._host, self._port, self._token = host, port, token
-        self._gauges = Gauges(setup)
+        self._gauges = Metrics(setup)
         self._encoder = Encoder()
         self._hello = {"setup": dict(setup), "limits_m": list(limits_m), "colours": colour_table()}
         self._server: Any = None
@@ -113,7 +113,7 @@ class WebView:
         names = {self._host.lower(), "localhost", "127.0.0.1", "::1"} if local else None
         self._server = uvicorn.Server(
             uvicorn.Config(
-                Guard(app, self._token, names, f"mde-{self._port}"),
+                AuthMiddleware(app, self._token, names, f"mde-{self._port}"),
                 http="h11",
                 ws="websockets-sansio",
                 ws_max_size=LONGEST_WORD,

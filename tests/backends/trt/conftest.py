@@ -9,8 +9,8 @@ import pytest
 
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt import session as engine
-from mirrordepth_edge.backends.trt.plan import listener
-from mirrordepth_edge.backends.trt.runtime_cache import SUFFIX, JitStore
+from mirrordepth_edge.backends.trt.plan import trt_logger
+from mirrordepth_edge.backends.trt.runtime_cache import SUFFIX, RuntimeCache
 
 from .fake_engine import CONTENT, FakeCuda, Machine, Script, gpu
 
@@ -23,5 +23,5 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu(),))
     plan = tmp_path / "tiny.plan"
     plan.write_bytes(CONTENT)
-    yield Machine(fake, Script(fake), plan, JitStore(tmp_path / "cache" / f"tiny{SUFFIX}"))
-    listener.cache_clear()
+    yield Machine(fake, Script(fake), plan, RuntimeCache(tmp_path / "cache" / f"tiny{SUFFIX}"))
+    trt_logger.cache_clear()

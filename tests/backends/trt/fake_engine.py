@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
-from mirrordepth_edge.backends.trt.runtime_cache import JitStore
+from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache
 from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.machine.device import Gpu
@@ -614,7 +614,7 @@ class Machine:
     cuda: FakeCuda
     script: Script
     plan: Path
-    store: JitStore
+    store: RuntimeCache
 
     def open(self, options: SessionOptions | None = None, manifest: Manifest = MANIFEST) -> EngineSession:
         module = fake_module(self.script)

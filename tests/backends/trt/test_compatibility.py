@@ -20,8 +20,8 @@ from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.backends.trt import compatibility as trust
 from mirrordepth_edge.backends.trt import cuda, tensorrt
 from mirrordepth_edge.backends.trt import session as engine
-from mirrordepth_edge.backends.trt.compatibility import admit, runs_in, runs_on
-from mirrordepth_edge.backends.trt.plan import listener
+from mirrordepth_edge.backends.trt.compatibility import check_compatibility, runs_in, runs_on
+from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
 from mirrordepth_edge.config import BuildConfig, SessionOptions
@@ -107,7 +107,7 @@ def write_onnx_manifest(folder: Path) -> Manifest:
 
 
 def test_a_plan_of_this_machine(board: Board, tmp_path: Path) -> None:
-    admitted = admit(write_plan(tmp_path))
+    admitted = check_compatibility(write_plan(tmp_path))
     assert admitted.manifest.engine == ORIN
     assert admitted.notes == ()
 
@@ -174,7 +174,7 @@ def test_all_mismatches_are_told_at_once(board: Board, tmp_path: Path) -> None:
     board.installed["tensorrt"] = untouchable("11.1.0")
     plan = write_plan(tmp_path)
     with pytest.raises(InputError) as caught:
-        admit(plan)
+        check_compatibility(plan)
     for side in ("10.3.0", "11.1.0", "linux-aarch64", "linux-x86_64", "8.7", "8.9"):
         assert side in caught.value.why
     assert rebuild(plan) in caught.value.cure  # the other GPU alone would not do
@@ -184,24 +184,24 @@ def test_another_gpu_of_this_machine_would_do(board: Board, tmp_path: Path, monk
     board.gpus = (gpu("Ada", "8.9"), gpu("Orin"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with pytest.raises(InputError, match="not built for the GPU that would run it") as caught:
-        admit(write_plan(tmp_path))
+        check_compatibility(write_plan(tmp_path))
     assert caught.value.cure.endswith("CUDA_VISIBLE_DEVICES=5")
 
 
 def test_no_runtime_at_all(board: Board, tmp_path: Path) -> None:
     board.installed.clear()
     with pytest.raises(MissingError, match="tensorrt is not usable") as caught:
-        admit(write_plan(tmp_path))
+        check_compatibility(write_plan(tmp_path))
     assert caught.value.exit_code == 4
 
 
 def test_without_a_gpu_only_the_file_is_looked_at(board: Board, tmp_path: Path) -> None:
     board.gpus, board.system = (), ("Linux", "x86_64")
     plan = write_plan(tmp_path)
-    assert admit(plan).notes == ()
+    assert check_compatibility(plan).notes == ()
     plan.write_bytes(CONTENT + b"!")
     with pytest.raises(InputError, match="not the file its manifest describes"):
-        admit(plan)
+        check_compatibility(plan)
 
 
 # What NVIDIA says of versions: `runs_in` has the addresses.
@@ -253,13 +253,13 @@ def test_a_portable_plan_is_admitted_elsewhere(board: Board, tmp_path: Path) -> 
     board.gpus = (gpu("Ada", "8.9"),)
     board.installed["tensorrt"] = untouchable("10.13.0")
     portable = replace(ORIN, options=BuildConfig(hardware_compat="ampere+", version_compat=True))
-    assert admit(write_plan(tmp_path, portable)).notes == ()
+    assert check_compatibility(write_plan(tmp_path, portable)).notes == ()
 
 
 def test_a_plan_of_tensorrt_for_rtx_changes_systems(board: Board, tmp_path: Path) -> None:
     board.gpus, board.system = (gpu("Ada", "8.9"),), ("Windows", "AMD64")
     board.installed = {"tensorrt-rtx": untouchable("1.7.1.116")}
-    assert admit(write_plan(tmp_path, replace(RTX, system="linux-x86_64"))).notes == ()
+    assert check_compatibility(write_plan(tmp_path, replace(RTX, system="linux-x86_64"))).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_plan_of_tensorrt_for_rtx_changes_systems(board: Board, tmp_path: Path
 )
 def test_an_older_driver_is_told(built_under: str | None, here: str, warns: bool, board: Board, tmp_path: Path) -> None:
     board.driver = here
-    notes = admit(write_plan(tmp_path, replace(ORIN, driver=built_under))).notes
+    notes = check_compatibility(write_plan(tmp_path, replace(ORIN, driver=built_under))).notes
     assert bool(notes) is warns
     if warns:
         assert "540.4.0, CUDA 12.6" in notes[0]
@@ -283,10 +283,10 @@ def test_an_older_driver_is_told(built_under: str | None, here: str, warns: bool
 
 
 def test_another_gpu_of_the_same_kind_is_told(board: Board, tmp_path: Path) -> None:
-    (note,) = admit(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano"))).notes
+    (note,) = check_compatibility(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano"))).notes
     assert "built on Orin Nano and runs on Orin" in note
     same_cc = BuildConfig(hardware_compat="same-cc")
-    assert admit(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano", options=same_cc))).notes == ()
+    assert check_compatibility(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano", options=same_cc))).notes == ()
 
 
 NANO, AGX = "NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit"
@@ -355,7 +355,7 @@ def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     source = write_onnx_manifest(tmp_path)
     manifest_path(plan).unlink()
-    admitted = admit(plan, trust=True)
+    admitted = check_compatibility(plan, trust=True)
     found = admitted.manifest
     assert (found.kind, found.artefact_sha256, found.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
     assert (found.inputs, found.outputs, found.preprocess) == (source.inputs, source.outputs, source.preprocess)
@@ -365,12 +365,12 @@ def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
     assert "has no manifest and is trusted" in note
     assert not manifest_path(plan).exists()
     board.installed = {"tensorrt-rtx": untouchable("1.7.1")}
-    found = admit(plan, trust=True).manifest
+    found = check_compatibility(plan, trust=True).manifest
     assert found.engine is not None
     assert found.engine.flavour == "tensorrt-rtx"  # what is installed
     board.installed["tensorrt"] = untouchable("10.3.0")
     for wanted in ("tensorrt", "tensorrt-rtx"):
-        found = admit(plan, trust=True, wanted=wanted).manifest
+        found = check_compatibility(plan, trust=True, wanted=wanted).manifest
         assert found.engine is not None
         assert found.engine.flavour == wanted
 
@@ -381,14 +381,14 @@ def test_trtexecs_plan_of_a_shipped_model(name: str, board: Board, tmp_path: Pat
     plan = tmp_path / f"{name}.plan"
     plan.write_bytes(CONTENT)
     with pytest.raises(InputError, match="has no manifest"):
-        admit(plan)
-    admitted = admit(plan, trust=True)
+        check_compatibility(plan)
+    admitted = check_compatibility(plan, trust=True)
     assert admitted.manifest.parent_sha256 == sha256_of(SHIPPED[name])
     assert admitted.manifest.precision == ("fp16" if "fp16" in name else "fp32")
     assert f"those of {SHIPPED[name].name}," in admitted.notes[0]
     own = replace(MANIFEST, kind="onnx", artefact_sha256="e" * 64, engine=None)
     (tmp_path / f"{name}.onnx.manifest.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
-    assert admit(plan, trust=True).manifest.parent_sha256 == "e" * 64  # what lies beside it goes first
+    assert check_compatibility(plan, trust=True).manifest.parent_sha256 == "e" * 64  # what lies beside it goes first
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def fake_gpu(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "nvidia_gpus", lambda: board.gpus)
     monkeypatch.setattr(tensorrt, "import_runtime", lambda flavour: board.installed[flavour])
     yield
-    listener.cache_clear()
+    trt_logger.cache_clear()
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -465,7 +465,7 @@ def test_a_real_plans_header_and_its_refusal(tmp_path: Path) -> None:
     plan = tmp_path / "nano.plan"
     build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
     assert trust._header(plan) == ("tensorrt-rtx", rtx.__version__)
-    assert admit(plan).notes == ()
+    assert check_compatibility(plan).notes == ()
     with pytest.raises(MissingError, match="needs an NVIDIA GPU"):
         open_session(plan)
     manifest_path(plan).unlink()

@@ -19,8 +19,8 @@ from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import backend, open_session
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt import session as engine
-from mirrordepth_edge.backends.trt.plan import listener
-from mirrordepth_edge.backends.trt.runtime_cache import JitStore
+from mirrordepth_edge.backends.trt.plan import trt_logger
+from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache
 from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.config import SessionOptions
 
@@ -87,11 +87,11 @@ def built(
         monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu(),))
         plan = tmp_path / "tiny.plan"
         plan.write_bytes(CONTENT)
-        machine = Machine(fake, Script(fake), plan, JitStore(tmp_path / "tiny.kernels"))
+        machine = Machine(fake, Script(fake), plan, RuntimeCache(tmp_path / "tiny.kernels"))
         opens = machine.open if flavour == "tensorrt" else machine.open_rtx
         yield Engine(real=False, flavour=flavour, open=opens, reference_m=depth_of)
         assert not fake.leaked
-        listener.cache_clear()
+        trt_logger.cache_clear()
         return
     probe = backend(flavour).probe()
     if isinstance(probe, Missing):

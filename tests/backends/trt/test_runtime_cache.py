@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.trt import tensorrt_rtx
-from mirrordepth_edge.backends.trt.runtime_cache import KEPT, SUFFIX, JitStore, jit_store
+from mirrordepth_edge.backends.trt.runtime_cache import KEPT, SUFFIX, RuntimeCache, runtime_cache
 from mirrordepth_edge.config import SessionOptions
 
 from .fake_engine import MANIFEST, Machine, depth_of, fake_module, frame, gpu
@@ -105,27 +105,27 @@ def test_the_backend_keeps_them_in_the_users_cache(
     for cached in (False, True):
         with tensorrt_rtx.open(machine.plan, MANIFEST, SessionOptions()) as session:
             assert session.jit_cached is cached
-    expected = jit_store("a" * 64, gpu(), "1.7.1").path
+    expected = runtime_cache("a" * 64, gpu(), "1.7.1").path
     assert expected.is_relative_to(tmp_path / "mirrordepth-edge")
-    assert JitStore(expected).read() == b"kernels"
+    assert RuntimeCache(expected).read() == b"kernels"
 
 
 def test_plan_gpu_driver_and_version_each_have_their_own(tmp_path: Path) -> None:
     board = gpu()
     stores = [
-        jit_store("a", board, "1.7.1", tmp_path),
-        jit_store("b", board, "1.7.1", tmp_path),
-        jit_store("a", board, "1.7.2", tmp_path),
-        jit_store("a", dataclasses.replace(board, name="Other GPU"), "1.7.1", tmp_path),
-        jit_store("a", dataclasses.replace(board, compute_capability="8.9"), "1.7.1", tmp_path),
-        jit_store("a", dataclasses.replace(board, cuda="13.0"), "1.7.1", tmp_path),
+        runtime_cache("a", board, "1.7.1", tmp_path),
+        runtime_cache("b", board, "1.7.1", tmp_path),
+        runtime_cache("a", board, "1.7.2", tmp_path),
+        runtime_cache("a", dataclasses.replace(board, name="Other GPU"), "1.7.1", tmp_path),
+        runtime_cache("a", dataclasses.replace(board, compute_capability="8.9"), "1.7.1", tmp_path),
+        runtime_cache("a", dataclasses.replace(board, cuda="13.0"), "1.7.1", tmp_path),
     ]
     assert len({store.path for store in stores}) == len(stores)
-    assert jit_store("a", dataclasses.replace(board, memory_mib=1), "1.7.1", tmp_path) == stores[0]
+    assert runtime_cache("a", dataclasses.replace(board, memory_mib=1), "1.7.1", tmp_path) == stores[0]
 
 
 def test_the_oldest_files_go(tmp_path: Path) -> None:
-    stores = [JitStore(tmp_path / f"{number}{SUFFIX}") for number in range(KEPT + 3)]
+    stores = [RuntimeCache(tmp_path / f"{number}{SUFFIX}") for number in range(KEPT + 3)]
     for age, store in enumerate(stores[:-1]):
         store.write(b"kernels")
         os.utime(store.path, ns=(0, age))

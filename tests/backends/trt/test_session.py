@@ -14,7 +14,7 @@ from mirrordepth_edge.artefact import SHIPPED
 from mirrordepth_edge.backends.trt import cuda, tensorrt, tensorrt_rtx
 from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.buffers import MappedArray, PinnedArray, allocate
-from mirrordepth_edge.backends.trt.plan import listener
+from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.config import SessionOptions, SizeRange
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.support.files import sha256_of
@@ -335,7 +335,7 @@ def test_what_the_runtime_cannot_make(name: str, error: type[MdeError], what: st
     if name != "runtime":  # nothing logs before there is one
         machine.script.says = ("the reason,\nin two lines", "what follows from it")
     else:
-        machine.script.logger = listener(fake_module(machine.script))
+        machine.script.logger = trt_logger(fake_module(machine.script))
     with pytest.raises(error, match=what) as caught:
         machine.open()
     assert cure in caught.value.cure
@@ -394,7 +394,7 @@ def test_a_plan_that_its_manifest_does_not_describe(
     assert not machine.cuda.leaked
 
 
-OPEN_SIZES = SizeRange(smallest=(1, 2, 2), usual=(1, 4, 6), largest=(3, 8, 8))
+OPEN_SIZES = SizeRange(min=(1, 2, 2), opt=(1, 4, 6), max=(3, 8, 8))
 OPENED = dataclasses.replace(
     MANIFEST,
     sizes=OPEN_SIZES,

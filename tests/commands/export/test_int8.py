@@ -126,7 +126,7 @@ def test_a_sweep_is_a_table_a_page_and_a_file_to_pick_from(
     quantisation = read_manifest(output).quantisation
     assert quantisation is not None
     left = {group.group for group in result.groups} - set(result.points[1].int8_groups)
-    assert set(quantisation.given_back) == left
+    assert set(quantisation.fp_fallback) == left
 
 
 def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.commands.export import sweep as export_sweep
-from mirrordepth_edge.quantise.sweep_result import GroupDamage, SweepPoint, SweepResult
+from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint, SweepResult
 
 
 def point(number: int, groups: tuple[str, ...], cost: float) -> SweepPoint:
@@ -43,7 +43,7 @@ def test_only_what_can_be_picked_has_a_number(capsys: pytest.CaptureFixture[str]
         data="frames",
         cost="measured",
         baseline=point(2, (), 1.0),
-        groups=tuple(GroupDamage(group=each, nodes=1, multiply_adds=1, damage=0.01) for each in "ab"),
+        groups=tuple(GroupSensitivity(group=each, nodes=1, macs=1, sensitivity=0.01) for each in "ab"),
         points=(point(0, ("a", "b"), 0.5), point(1, ("a",), 0.7)),
         seconds=1,
     )
@@ -76,7 +76,7 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
         make=lambda nodes: None,
         prepared=lambda frames: [None],
         described=lambda nodes: None,
-        watcher=SimpleNamespace(stage=lambda name, steps: None),
+        progress=SimpleNamespace(stage=lambda name, steps: None),
     )
     cost = export_sweep.measured(workshop)
     assert cost.of(["a"]) == (1.5, 1.5)

@@ -24,7 +24,7 @@ from mirrordepth_edge.data.lint.facts import (
     facts,
     spread,
 )
-from mirrordepth_edge.data.lint.findings import find_mistakes
+from mirrordepth_edge.data.lint.findings import find_problems
 from mirrordepth_edge.data.sample import InMemory, Mapped, Sample, Selected
 
 SHAPE = (60, 80)
@@ -56,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 
 def kinds(root: Path, units_per_metre: float = 1000.0) -> dict[str, bool]:
     """The kind of each finding, and whether training would go wrong."""
-    findings = find_mistakes(check_dataset(folder_dataset(root, units_per_metre)))
+    findings = find_problems(check_dataset(folder_dataset(root, units_per_metre)))
     assert all(finding.what.endswith((".", "?")) and finding.why and finding.cure for finding in findings)
     return {finding.kind: finding.wrong for finding in findings}
 
@@ -73,7 +73,7 @@ def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]
 
 def test_a_good_folder(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
-    assert find_mistakes(report) == ()
+    assert find_problems(report) == ()
     assert (report.pictures, report.looked_at, report.sizes) == (6, 6, ((SHAPE, 6),))
     shares = {f"{index}": float((millimetres(index) > 0).mean()) for index in range(6)}
     assert report.valid_share == pytest.approx(np.mean(list(shares.values())))
@@ -145,11 +145,11 @@ def test_a_wrong_scale_names_the_right_one(stored: float, read: float, wrong: bo
         depth_m = np.random.default_rng(index).uniform(1, 6, SHAPE)
         depth_m[:5] = 0
         write(tmp_path, f"{index}", np.round(depth_m * stored).astype(np.uint16))
-    findings = find_mistakes(check_dataset(folder_dataset(tmp_path, read)))
+    findings = find_problems(check_dataset(folder_dataset(tmp_path, read)))
     (scale,) = (finding for finding in findings if finding.kind == "scale")
     assert scale.wrong is wrong
     assert f"--units-per-metre {stored:g}" in scale.cure
-    right = find_mistakes(check_dataset(folder_dataset(tmp_path, stored)))
+    right = find_problems(check_dataset(folder_dataset(tmp_path, stored)))
     assert "scale" not in {finding.kind for finding in right}
 
 
@@ -161,7 +161,7 @@ def test_kitti_read_as_millimetres(root: Path) -> None:
     def read(units: float, median_m: float) -> list[str]:
         percentiles_m = {50: median_m, 99: 5 * median_m}
         depths = replace(report.depths, units_per_metre=units, percentiles_m=percentiles_m)
-        return [finding.cure for finding in find_mistakes(replace(kitti, depths=depths))]
+        return [finding.cure for finding in find_problems(replace(kitti, depths=depths))]
 
     assert read(1000.0, 3.4) == ["--units-per-metre 256"]
     assert read(256.0, 13.5) == []
@@ -247,7 +247,7 @@ def test_what_registration_says_becomes_a_finding(root: Path) -> None:
     def said(**changes: object) -> tuple[str, str]:
         found = replace(report.registration, pictures=20, correlation=0.2, correlation_as_is=0.05, **changes)
         big = replace(report, registration=found, sizes=(((480, 640), 20),))
-        (finding,) = find_mistakes(big)
+        (finding,) = find_problems(big)
         assert finding.wrong is (found.verdict == "unregistered")
         return finding.what, finding.cure
 

@@ -550,7 +550,7 @@ def test_metrics_are_prometheus_text(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_rate_is_that_of_the_loop_also_where_results_were_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(gauges, "time", SimpleNamespace(monotonic=lambda: now_s))
-    counted = gauges.Gauges(SETUP)
+    counted = gauges.Metrics(SETUP)
     assert counted.status()["rate_hz"] is None
     for number in range(0, 300, 3):
         now_s = 1000 + number / 30

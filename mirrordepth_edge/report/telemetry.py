@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrordepth_edge.machine.telemetry import Absent, Context, Reading
+from mirrordepth_edge.machine.telemetry import Absent, Reading, Telemetry
 from mirrordepth_edge.report.tables import Table
 
 SENSORS = {
@@ -26,13 +26,13 @@ SENSORS = {
     "rails": "power rail",
     "power_mode": "power mode",
 }
-"""What fields of a `Context` are called, in the order of the page."""
+"""What fields of a `Telemetry` are called, in the order of the page."""
 WHOLE = ("MHz", "MiB")
 """Units whose decimals say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meanwhile:
+class TelemetryTable:
     """What sensors said during a run."""
 
     of: str
@@ -48,7 +48,7 @@ class Meanwhile:
     """What makes the figures hard to repeat."""
 
 
-def meanwhile(context: Context, of: str, frames: int, artefacts: int) -> Meanwhile:
+def telemetry_table(telemetry: Telemetry, of: str, frames: int, artefacts: int) -> TelemetryTable:
     """What a page says of a context.
 
     Args:
@@ -57,7 +57,7 @@ def meanwhile(context: Context, of: str, frames: int, artefacts: int) -> Meanwhi
         artefacts: how many took turns.
     """
     rows, words, absent = [], [], dict[str, list[str]]()
-    for label, said in _sensors(context):
+    for label, said in _sensors(telemetry):
         if isinstance(said, Reading):
             values = (_with_unit(value, said.unit) for value in (said.mean, said.least, said.most))
             rows.append((label, *values, f"{said.samples}"))
@@ -65,20 +65,20 @@ def meanwhile(context: Context, of: str, frames: int, artefacts: int) -> Meanwhi
             absent.setdefault(said.reason, []).append(label)
         else:
             words.append((label, said))
-    return Meanwhile(
+    return TelemetryTable(
         of=of,
-        seconds=context.seconds,
+        seconds=telemetry.seconds,
         readings=Table(header=("sensor", "mean", "least", "most", "samples"), rows=tuple(rows)),
         words=tuple(words),
         absent=tuple((reason, ", ".join(labels)) for reason, labels in absent.items()),
-        energy=_energy(context, frames, artefacts),
-        remarks=tuple(f"{remark[:1].upper()}{remark[1:]}." for remark in context.remarks()),
+        energy=_energy(telemetry, frames, artefacts),
+        remarks=tuple(f"{remark[:1].upper()}{remark[1:]}." for remark in telemetry.remarks()),
     )
 
 
-def _sensors(context: Context) -> Iterator[tuple[str, Reading | Absent | str]]:
+def _sensors(telemetry: Telemetry) -> Iterator[tuple[str, Reading | Absent | str]]:
     for field, label in SENSORS.items():
-        said = getattr(context, field)
+        said = getattr(telemetry, field)
         if isinstance(said, dict):
             yield from ((f"{label}: {part}", own) for part, own in said.items())
         else:
@@ -89,9 +89,9 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{value:.{0 if unit in WHOLE else 1}f}\N{NO-BREAK SPACE}{unit}"
 
 
-def _energy(context: Context, frames: int, artefacts: int) -> str:
-    joules = context.joules_per_frame(frames)
+def _energy(telemetry: Telemetry, frames: int, artefacts: int) -> str:
+    joules = telemetry.joules_per_frame(frames)
     if isinstance(joules, Absent):
         return f"Energy per frame is not known: {joules.reason}."
     turns = "; the mean over the artefacts, which took turns" if artefacts > 1 else ""
-    return f"Energy: {joules:.3g} J per frame, drawn by the {context.power[0]}, idle power included{turns}."
+    return f"Energy: {joules:.3g} J per frame, drawn by the {telemetry.power[0]}, idle power included{turns}."
