@@ -13,12 +13,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from mirrordepth_edge.backends.registry import open_session
-from mirrordepth_edge.config import PRESETS
+from mirrordepth_edge.config import PRESETS, SizeRange
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import (
+    Accuracy,
+    DepthFigures,
     EngineInfo,
     Manifest,
     Parity,
+    Quantisation,
     TensorSpec,
     manifest_path,
     read_checkpoint_info,
@@ -98,7 +101,7 @@ def test_an_interrupted_write_leaves_the_old_pair(
     ("changes", "named"),
     [
         ({"surprise": 1}, "surprise"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"precision": "int4"}, "precision"),
         ({"opset": "eighteen"}, "opset"),
         ({"parity": None}, "parity"),
@@ -110,6 +113,39 @@ def test_what_does_not_belong_is_refused_by_name(artefact: Path, changes: dict[s
     with pytest.raises(InputError, match=named) as caught:
         read_manifest(artefact)
     assert "mde export" in caught.value.cure
+
+
+def test_a_manifest_of_schema_version_1_is_read(artefact: Path, manifest: Manifest) -> None:
+    """Three keys had other names then."""
+    figures = DepthFigures(abs_rel=0.1, delta1=0.9, boundary_f1=None)
+    accuracy = Accuracy(
+        data="NYU", frames=8, figures=figures, fp32=figures, mean_relative=0.01, max_relative=0.1, limit=0.01
+    )
+    quantisation = Quantisation(
+        scheme="gpu",
+        method="percentile",
+        calibration="hall",
+        calibration_sha256="c" * 64,
+        calibration_frames=64,
+        int8_nodes=("a",),
+        fp_fallback=("b",),
+        accuracy=accuracy,
+    )
+    sizes = SizeRange(min=(1, 32, 32), opt=(1, 64, 64), max=(2, 96, 96))
+    written = replace(manifest, sizes=sizes, quantisation=quantisation)
+    write_artefact(artefact, CONTENT, written)
+    sidecar = manifest_path(artefact)
+    old = sidecar.read_text(encoding="utf-8").replace('"schema_version": 2', '"schema_version": 1')
+    for new_name, old_name in (
+        ("fp_fallback", "given_back"),
+        ("min", "smallest"),
+        ("opt", "usual"),
+        ("max", "largest"),
+    ):
+        assert f'"{new_name}"' in old
+        old = old.replace(f'"{new_name}"', f'"{old_name}"')
+    sidecar.write_text(old, encoding="utf-8")
+    assert read_manifest(artefact) == written
 
 
 def test_another_file_under_the_same_name_is_refused(artefact: Path, manifest: Manifest) -> None:

@@ -251,9 +251,9 @@ class Coverage:
             return None
         return (
             "The calibration pictures are too few, or look like another domain than the reference pictures: extents of "
-            f"activations differ by a factor of {2**self.drift:.2f} on average (at most {2**MOST_DRIFT:.2f} between real scenes), "
-            f"and {self.out_of_range_share:.0%} of the tensors leave what was calibrated on more than {OUT_OF_RANGE:.1%} of "
-            f"their values (at most {MOST_OUT_OF_RANGE:.0%})."
+            f"activations differ by a factor of {2**self.drift:.2f} on average (in real scenes {2**MOST_DRIFT:.2f}), "
+            f"and {self.out_of_range_share:.0%} of the tensors leave what was calibrated on more than "
+            f"{OUT_OF_RANGE:.1%} of their values (at most {MOST_OUT_OF_RANGE:.0%})."
         )
 
 

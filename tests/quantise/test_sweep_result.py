@@ -93,13 +93,23 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     save_sweep(path, RESULT)
     assert load_sweep(path) == RESULT
-    assert json.loads(path.read_text(encoding="utf-8"))["schema_version"] == 1
+    assert json.loads(path.read_text(encoding="utf-8"))["schema_version"] == 2
+
+
+def test_a_sweep_of_schema_version_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    save_sweep(path, RESULT)
+    old = path.read_text(encoding="utf-8").replace('"schema_version": 2', '"schema_version": 1')
+    old = old.replace('"macs"', '"multiply_adds"').replace('"sensitivity"', '"damage"')
+    assert '"damage"' in old
+    path.write_text(old, encoding="utf-8")
+    assert load_sweep(path) == RESULT
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"extra": 1}, "extra"),
         ({"frames": "4"}, "frames"),
         ({"points": [{"number": 1}]}, "points.0"),

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from mirrordepth_edge.report.meanwhile import SENSORS
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.result import BenchResult
@@ -20,6 +19,7 @@ from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.machine.telemetry import Absent, Measured, Reading, Telemetry
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.report.bench import REMAINDER, bench_page
+from mirrordepth_edge.report.telemetry import SENSORS
 
 NASTY = '<script>alert("x")</script>&'
 NO_NVML = Absent(reason="No module named 'pynvml'")
@@ -354,8 +354,8 @@ def test_behind_a_camera(page_of: type) -> None:
     assert rows["age of results, p99 (ms)"][0] == "30.50"
     assert rows["held age, p50 (ms)"] == ["33.40", "too few results"]
     assert rows["jitter (ms)"][0] == "1.25"
-    assert "It keeps up with 47.3 frames/s (at most 1 % missed)." in read.text
-    assert "60.0 frames/s: 50.0 % missed" in read.text
+    assert "It keeps up with 47.3 frames/s (at most 1 % of deadlines missed)." in read.text
+    assert "60.0 frames/s: 50.0 % of deadlines missed" in read.text
     assert len(read.all("svg")) == 3
     assert "0 0.1 0.2 0.3 0.4 s age of the result, ms" in read.text
     *_, ages = (path["d"] for path in read.all("path") if path["class"] == "points s0")

@@ -129,10 +129,10 @@ def test_groups_are_told_briefly(page_of: type) -> None:
     assert "1 tower/a 2 all but head 3 all 4 tower/b, decoder How" in listed
 
 
-def test_the_most_damaging_group_is_first(page_of: type) -> None:
+def test_the_most_sensitive_group_is_first(page_of: type) -> None:
     """Damages 0.3, 0.1, 0.1 and 0.3 %: equal ones keep their order."""
     page = sweep_page(sweep())
-    assert re.findall(r'aria-label="damage of (.*?)"', page) == ["tower/a", "head", "tower/b", "decoder"]
+    assert re.findall(r'aria-label="sensitivity of (.*?)"', page) == ["tower/a", "head", "tower/b", "decoder"]
     widths = [float(width) for width in re.findall(r'class="s1" style="width: ([\d.]+)%"', page)]
     assert widths == pytest.approx([100, 100, 100 / 3, 100 / 3], abs=1e-3)
     text = page_of(page).text

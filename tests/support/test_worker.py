@@ -98,7 +98,7 @@ def test_a_copy_that_is_not_installed(tmp_path: Path) -> None:
     bare = [command[0], "-S", *command[1:]]
     done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "has no attribute 'main'" in done.stderr
-    assert (ROOT / "mirrordepth_edge" / "child.py").is_file()
+    assert (ROOT / "mirrordepth_edge" / "support" / "worker.py").is_file()
 
 
 @pytest.mark.parametrize("module", ["mirrordepth_edge.cli", *(c[3] for c in (build_process.COMMAND, selftest.COMMAND))])

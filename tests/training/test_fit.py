@@ -36,7 +36,7 @@ PROTOCOL = Protocol(limits_m=(1e-3, 10.0))
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
-from mirrordepth_edge.training.fit import Means, Watch, fit
+from mirrordepth_edge.training.fit import Callbacks, TrainOptions, fit
 from mirrordepth_edge.training.runs import RunConfig, RunFolder
 from mirrordepth_edge.support.schema import read_strict
 
@@ -49,7 +49,7 @@ def step(progress):
     if progress.step == die_after:
         os.kill(os.getpid(), signal.SIGKILL)
 
-fit(config, RunFolder(path=root / "run"), Means(), Watch(step=step))
+fit(config, RunFolder(path=root / "run"), TrainOptions(), Callbacks(step=step))
 if losses:
     (root / "losses.json").write_text(json.dumps(losses))
 """
