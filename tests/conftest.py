@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,8 +20,11 @@ from mirrordepth_edge.preprocess import Frame
 if TYPE_CHECKING:
     from mirrordepth_edge.core.network import DepthNetwork
 
-# Before torch is first imported: its threads cost models this small more than they bring.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread a process, child processes too: models this small gain nothing from more, and several workers that take
+# all cores each hold each other up. Before torch is first imported, and for pytest-xdist's workers before NumPy is.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+cv2.setNumThreads(1)
 
 TINY_CLIP = {
     "embed_dim": 48,
@@ -29,6 +33,33 @@ TINY_CLIP = {
     # All of CLIP's vocabulary, so that open_clip's own tokeniser fits.
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches and settings in a folder of this run, or of this worker: neither the user's nor another worker's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("user")
+        for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+            patch.setenv(f"XDG_{kind}_HOME", str(folder / kind.lower()))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_onnx_runtime_thread() -> Iterator[None]:
+    """ONNX Runtime heeds no environment variable, takes all cores unless told, and its threads wait by spinning."""
+    import onnxruntime
+
+    create = onnxruntime.InferenceSession.__init__
+
+    def create_with_one(self: Any, model: Any, sess_options: Any = None, *rest: Any, **others: Any) -> None:
+        settings = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        settings.intra_op_num_threads = settings.intra_op_num_threads or 1
+        create(self, model, settings, *rest, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime.InferenceSession, "__init__", create_with_one)
+        yield
 
 
 @pytest.fixture(scope="session")
