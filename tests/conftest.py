@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,19 @@ def _one_onnx_runtime_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime.InferenceSession, "__init__", create_with_one)
         yield
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Waits for what another thread or process does, however busy the machine is; fails if it never comes."""
+
+    def wait(holds: Callable[[], object]) -> None:
+        give_up_s = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < give_up_s, "it did not happen"
+            time.sleep(0.001)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
