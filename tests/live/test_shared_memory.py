@@ -32,8 +32,8 @@ from shared_memory_reader import DepthReader
 reader = DepthReader(sys.argv[2])
 print("ready", flush=True)
 torn, backwards, numbers = 0, 0, [0]
-until = time.monotonic() + float(sys.argv[3])
-while time.monotonic() < until:
+until = time.monotonic() + 120
+while len(numbers) <= int(sys.argv[3]) and time.monotonic() < until:
     depth = reader.newest()
     if depth is None:
         continue
@@ -69,7 +69,7 @@ def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None
     results = [result(number, (120 - 8 * (number % 3), 160)) for number in range(1000)]
     written = 0
     with SharedDepth(name) as output:
-        command = [sys.executable, "-c", READ, str(EXAMPLES), name, "1"]
+        command = [sys.executable, "-c", READ, str(EXAMPLES), name, "500"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
@@ -81,7 +81,7 @@ def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None
     assert not err, "no warning of a leak, either"
     told = json.loads(out)
     assert told["torn"] == told["backwards"] == 0
-    assert 10 < told["seen"] <= told["last"] <= written
+    assert 500 <= told["seen"] <= told["last"] <= written
     assert output.problem is None
 
 
@@ -192,7 +192,7 @@ def test_writing_takes_no_longer_than_copying(name: str) -> None:
         each = result(1, (480, 640))
         times_s = []
         for _ in range(20):
-            begin_s = time.perf_counter()
+            begin_s = time.thread_time()
             output.show(each)
-            times_s.append(time.perf_counter() - begin_s)
+            times_s.append(time.thread_time() - begin_s)
     assert min(times_s) < 0.01
