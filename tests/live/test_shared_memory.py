@@ -13,6 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -60,8 +61,9 @@ def result(number: int, size_hw: tuple[int, int] = SIZE_HW) -> LiveResult:
 
 
 @pytest.fixture
-def name(tmp_path: Path) -> str:
-    return f"mde-test-{tmp_path.parent.name}-{tmp_path.name}"[:100]
+def name() -> str:
+    """One that no other run on this machine has."""
+    return f"mde-test-{uuid4().hex}"
 
 
 def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None:
