@@ -19,6 +19,8 @@ from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.preprocess import Frame
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from mirrordepth_edge.core.network import DepthNetwork
 
 # One thread a process, child processes too: models this small gain nothing from more, and several workers that take
@@ -130,6 +132,24 @@ def network(request: pytest.FixtureRequest) -> DepthNetwork:
     """Each kind of tower in turn."""
     name = {"vit": "tiny_network", "map": "tiny_map_network"}[request.param]
     return request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="session")
+def exported() -> Callable[[DepthNetwork], ModelProto]:
+    """Makes the plain FP32 graph of one of the shared networks, once for all tests; each gets a copy of its own."""
+    done: dict[int, ModelProto] = {}
+
+    def export(network: DepthNetwork) -> ModelProto:
+        from mirrordepth_edge.config import ExportConfig
+        from mirrordepth_edge.deploy.export import export_onnx
+
+        if id(network) not in done:
+            done[id(network)] = export_onnx(network, ExportConfig())
+        copy = type(done[id(network)])()
+        copy.CopyFrom(done[id(network)])
+        return copy
+
+    return export
 
 
 @pytest.fixture(scope="session")

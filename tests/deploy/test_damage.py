@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,9 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from onnx import ModelProto
 
 from mirrordepth_edge.backends.onnxruntime import bare_session
-from mirrordepth_edge.config import ExportConfig, SessionOptions
+from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.core.network import DepthNetwork
 from mirrordepth_edge.deploy.damage import measure_damage
-from mirrordepth_edge.deploy.export import export_onnx
 from mirrordepth_edge.deploy.int8 import calibrated_tensors, layer_groups, quantisable, quantise
 from mirrordepth_edge.deploy.ranges import Ranges, collect
 from mirrordepth_edge.deploy.subgraph import downstream, with_outputs
@@ -25,8 +25,8 @@ CPU = SessionOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_network: DepthNetwork) -> ModelProto:
-    return export_onnx(tiny_network, ExportConfig())
+def model(tiny_network: DepthNetwork, exported: Callable[[DepthNetwork], ModelProto]) -> ModelProto:
+    return exported(tiny_network)
 
 
 @pytest.fixture(scope="module")
