@@ -18,7 +18,7 @@ from mirrordepth_edge import cli
 from mirrordepth_edge.manifest import manifest_path
 from mirrordepth_edge.runtime import NANO_ONNX
 
-WAIT_S = 120
+WAIT_S = 600
 COPIED = {NANO_ONNX["fp32"].name, manifest_path(NANO_ONNX["fp32"]).name}
 
 

@@ -79,7 +79,7 @@ def test_a_reader_of_shared_memory(tmp_path: Path) -> None:
             assert reader.stdout is not None
             first = reader.stdout.readline()
             output.show(result(1))
-            rest, errors = reader.communicate(timeout=120)
+            rest, errors = reader.communicate(timeout=600)
     nearest = [result(number).depth_m.min() for number in range(2)]
     assert first.startswith(f"1: nearest {nearest[0]:.2f} m")
     assert rest.startswith(f"2: nearest {nearest[1]:.2f} m")

@@ -97,7 +97,7 @@ class Threaded(CheckedSession):
 
     def collect(self) -> Arrays:
         context = self._pending.popleft()
-        if (error := self._done.get(timeout=120)) is not None:
+        if (error := self._done.get(timeout=600)) is not None:
             raise error
         return {"depth": self.buffers[context]}
 

@@ -112,7 +112,7 @@ def test_nothing_is_left_behind(name: str) -> None:
         "import sys; from mirrordepth_edge.live.shared_memory import SharedDepth\n"
         "with SharedDepth(sys.argv[1]): print(open('/dev/shm/' + sys.argv[1], 'rb').read(4))"
     )
-    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "b'MDED'\n", "")
     assert not (RAM_DISK / name).exists()
 

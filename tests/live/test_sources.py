@@ -95,7 +95,7 @@ for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
     raise SystemExit(f"{{spec}} opened")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

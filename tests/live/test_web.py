@@ -617,7 +617,7 @@ def test_a_missing_package_is_said_with_its_cure(package: str, monkeypatch: pyte
 
 def test_importing_it_imports_no_server() -> None:
     code = "import sys, mirrordepth_edge.live.web\nsys.exit(bool({'starlette', 'uvicorn'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600, check=False).returncode == 0
 
 
 def test_the_port_is_free_again_at_once_whoever_is_still_connected() -> None:
