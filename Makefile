@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A worker a core; one that has run out of tests takes over another's, for some take many times as long as others.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/mde demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not slow'
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

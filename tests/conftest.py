@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,10 +21,15 @@ from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.imaging.preprocess import Frame
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from mirrordepth_edge.model.network import DepthNetwork
 
-# Before torch is first imported: its threads cost models this small more than they bring.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread a process, child processes too: models this small gain nothing from more, and several workers that take
+# all cores each hold each other up. Before torch is first imported, and for pytest-xdist's workers before NumPy is.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+cv2.setNumThreads(1)
 
 TINY_CLIP = {
     "embed_dim": 48,
@@ -29,6 +38,53 @@ TINY_CLIP = {
     # All of CLIP's vocabulary, so that open_clip's own tokeniser fits.
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches and settings in a folder of this run, or of this worker: neither the user's nor another worker's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("user")
+        for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+            patch.setenv(f"XDG_{kind}_HOME", str(folder / kind.lower()))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_child_processes() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, which child processes would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_onnx_runtime_thread() -> Iterator[None]:
+    """ONNX Runtime heeds no environment variable, takes all cores unless told, and its threads wait by spinning."""
+    import onnxruntime
+
+    create = onnxruntime.InferenceSession.__init__
+
+    def create_with_one(self: Any, model: Any, sess_options: Any = None, *rest: Any, **others: Any) -> None:
+        settings = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        settings.intra_op_num_threads = settings.intra_op_num_threads or 1
+        create(self, model, settings, *rest, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime.InferenceSession, "__init__", create_with_one)
+        yield
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Waits for what another thread or process does, however busy the machine is; fails if it never comes."""
+
+    def wait(holds: Callable[[], object]) -> None:
+        give_up_s = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < give_up_s, "it did not happen"
+            time.sleep(0.001)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +141,24 @@ def network(request: pytest.FixtureRequest) -> DepthNetwork:
     """Each kind of tower in turn."""
     name = {"vit": "tiny_network", "map": "tiny_map_network"}[request.param]
     return request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="session")
+def exported() -> Callable[[DepthNetwork], ModelProto]:
+    """Makes the plain FP32 graph of one of the shared networks, once for all tests; each gets a copy of its own."""
+    done: dict[int, ModelProto] = {}
+
+    def export(network: DepthNetwork) -> ModelProto:
+        from mirrordepth_edge.config import ExportConfig
+        from mirrordepth_edge.export.trace import export_onnx
+
+        if id(network) not in done:
+            done[id(network)] = export_onnx(network, ExportConfig())
+        copy = type(done[id(network)])()
+        copy.CopyFrom(done[id(network)])
+        return copy
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_a_robot_drives_slower_the_nearer_something_is_ahead(near_m: float, age_
 
 @pytest.mark.skipif(not RAM_DISK.is_dir(), reason="the reader is for Linux")
 def test_a_reader_of_shared_memory(tmp_path: Path) -> None:
-    name = f"mde-example-{tmp_path.parent.name}"
+    name = f"mde-example-{uuid4().hex}"
     with SharedDepth(name) as output:
         output.show(result(0))
         command = [sys.executable, str(EXAMPLES / "shared_memory_reader.py"), name, "2"]
@@ -78,7 +79,7 @@ def test_a_reader_of_shared_memory(tmp_path: Path) -> None:
             assert reader.stdout is not None
             first = reader.stdout.readline()
             output.show(result(1))
-            rest, errors = reader.communicate(timeout=30)
+            rest, errors = reader.communicate(timeout=600)
     nearest = [result(number).depth_m.min() for number in range(2)]
     assert first.startswith(f"1: nearest {nearest[0]:.2f} m")
     assert rest.startswith(f"2: nearest {nearest[1]:.2f} m")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w"]
-    subprocess.run([*command, str(folder), str(ROOT)], check=True, timeout=300)
+    subprocess.run([*command, str(folder), str(ROOT)], check=True, timeout=600)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -87,7 +87,7 @@ def test_base_installs_on_aarch64_without_torch_and_tensorrt(python: str, wheel:
         *(part for platform in platforms for part in ("--platform", platform)),
         *("--python-version", python, "--only-binary=:all:", "--target", "unused", *wanted),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0 and "No matching distribution" not in done.stderr:
         pytest.skip(f"the package index cannot be reached: {done.stderr.strip().splitlines()[-1:]}")
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ class Threaded(CheckedSession):
 
     def collect(self) -> Arrays:
         telemetry = self._pending.popleft()
-        if (error := self._done.get(timeout=10)) is not None:
+        if (error := self._done.get(timeout=600)) is not None:
             raise error
         return {"depth": self.buffers[telemetry]}
 
@@ -109,7 +109,7 @@ class Threaded(CheckedSession):
 
     def close(self) -> None:
         self._waiting.put(None)
-        self._thread.join(10)
+        self._thread.join(120)
 
 
 class Diary:
@@ -153,7 +153,7 @@ def run_with_overlap(in_flight: int, count: int, patience_s: float) -> list[str]
 
 @pytest.mark.parametrize("in_flight", [2, 3])
 def test_the_host_prepares_and_finishes_frames_while_the_gpu_works(in_flight: int) -> None:
-    events = run_with_overlap(in_flight, 7, patience_s=10)
+    events = run_with_overlap(in_flight, 7, patience_s=120)
     for number in range(6):
         assert events.index(f"prepared {number + 1}") < events.index(f"the GPU ends {number}")
         assert events.index(f"finished {number}") < events.index(f"the GPU ends {number + 1}")

@@ -430,7 +430,7 @@ def test_the_real_client_library_over_http(tmp_path: Path, pictures: dict[str, F
     with load(NANO, CPU) as predictor, serving(manifest, lambda fed: predictor.session.infer(fed)["depth"]) as url:
         expected = predictor(pictures["near"]).copy()
         words = [client, tmp_path / "near.png", "--url", url, "--output", tmp_path / "depth.npy"]
-        ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
+        ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert "at the centre:" in ended.stdout
     np.testing.assert_allclose(np.load(tmp_path / "depth.npy"), expected, rtol=1e-5)

@@ -280,7 +280,7 @@ def test_the_builder_has_what_was_asked() -> None:
         pytest.skip("TensorRT for RTX is not installed")
     environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", READ_BACK], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", READ_BACK], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(next(line for line in done.stderr.splitlines() if line.startswith('{"workspace"')))

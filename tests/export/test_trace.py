@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +26,17 @@ from mirrordepth_edge.imaging.preprocess import Frame  # noqa: E402
 from mirrordepth_edge.manifest import Parity, input_spec  # noqa: E402
 from mirrordepth_edge.model.network import DepthNetwork  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def vit_model(tiny_network: DepthNetwork) -> onnx.ModelProto:
-    return export_onnx(tiny_network, ExportConfig())
+Export = Callable[[DepthNetwork], onnx.ModelProto]
 
 
 @pytest.fixture(scope="module")
-def map_model(tiny_map_network: DepthNetwork) -> onnx.ModelProto:
-    return export_onnx(tiny_map_network, ExportConfig())
+def vit_model(tiny_network: DepthNetwork, exported: Export) -> onnx.ModelProto:
+    return exported(tiny_network)
+
+
+@pytest.fixture(scope="module")
+def map_model(tiny_map_network: DepthNetwork, exported: Export) -> onnx.ModelProto:
+    return exported(tiny_map_network)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
@@ -158,10 +161,13 @@ def test_the_file_says_nothing_of_the_exporting_machine(vit_model: onnx.ModelPro
 
 @pytest.mark.parametrize("io", ["uint8", "float"])
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
-def test_fp32_parity(tower: str, io: str, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_fp32_parity(
+    tower: str, io: str, frames: list[Frame], tmp_path: Path, exported: Export, request: pytest.FixtureRequest
+) -> None:
     network: DepthNetwork = request.getfixturevalue(tower)
     path = tmp_path / "model.onnx"
-    onnx.save(export_onnx(network, ExportConfig(io=io)), path)  # type: ignore[arg-type]
+    model = exported(network) if io == "uint8" else export_onnx(network, ExportConfig(io="float"))
+    onnx.save(model, path)
     parity = measure_parity(path, network, frames, "fp32", io)  # type: ignore[arg-type]
     check_parity(parity, "fp32")
     assert parity.frames == len(frames)
@@ -171,12 +177,12 @@ def test_fp32_parity(tower: str, io: str, frames: list[Frame], tmp_path: Path, r
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
 def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
-    tower: str, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest
+    tower: str, frames: list[Frame], tmp_path: Path, exported: Export, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("modelopt.onnx.autocast", reason="FP16 export needs NVIDIA Model Optimizer")
     network: DepthNetwork = request.getfixturevalue(tower)
     path = tmp_path / "fp32.onnx"
-    onnx.save(export_onnx(network, ExportConfig()), path)
+    onnx.save(exported(network), path)
     model = to_fp16(path, frames, network.config.preprocess, input_spec(network.config, ExportConfig()))
     half = tmp_path / "fp16.onnx"
     onnx.save(model, half)
@@ -197,8 +203,10 @@ def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
     assert all(types[node.output[0]] == onnx.TensorProto.FLOAT16 for node in outside)
 
 
-def test_the_gate_refuses_a_wrong_file(tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path) -> None:
-    model = export_onnx(tiny_network, ExportConfig())
+def test_the_gate_refuses_a_wrong_file(
+    tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path, exported: Export
+) -> None:
+    model = exported(tiny_network)
     largest = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     values = numpy_helper.to_array(largest) * np.float32(1.01)
     largest.CopyFrom(numpy_helper.from_array(values, largest.name))

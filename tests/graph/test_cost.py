@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -13,20 +16,20 @@ from mirrordepth_edge.graph.cost import NodeCost, graph_cost, node_costs
 
 
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
-def test_multiply_adds_equal_pytorchs_count(tower: str, request: pytest.FixtureRequest) -> None:
+def test_multiply_adds_equal_pytorchs_count(
+    tower: str, exported: Callable[[Any], onnx.ModelProto], request: pytest.FixtureRequest
+) -> None:
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch's FLOP counter")
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mirrordepth_edge.config import ExportConfig
     from mirrordepth_edge.export.fold import FoldedNetwork
-    from mirrordepth_edge.export.trace import export_onnx
 
     network = request.getfixturevalue(tower)
     folded = FoldedNetwork(network)
     image = torch.zeros(1, *network.config.size_hw, 3, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         folded(image)
-    model = export_onnx(network, ExportConfig())
+    model = exported(network)
     assert 2 * graph_cost(model).macs == counter.get_total_flops()
     assert 2 * sum(cost.macs for cost in node_costs(model)) == counter.get_total_flops()
 

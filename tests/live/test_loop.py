@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,6 +22,9 @@ from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
 from mirrordepth_edge.sources.synthetic import MIDDLE_M, SWING_M, SyntheticSource
 
 SHAPE = (4, 6, 3)
+WAIT_S = 120.0
+ENDLESS = 10**9
+Wait = Callable[[Callable[[], object]], None]
 
 
 class NumberedSource(FrameSource):
@@ -35,16 +37,19 @@ class NumberedSource(FrameSource):
         self.count = count
         self.before = before
         self.given = 0
+        self.asked = 0
+        """Frames asked for; all before the last one are with the loop."""
         self.buffers: set[int] = set()
         self.threads: set[threading.Thread] = set()
 
     def read(self, out: Frame | None = None) -> Frame | None:
         self.threads.add(threading.current_thread())
+        self.asked += 1
         if self.given == self.count:
             return None
         self.before(self.given)
         out = np.empty(SHAPE, np.uint8) if out is None else out
-        out[:] = self.given
+        out[:] = self.given % 256
         self.buffers.add(out.ctypes.data)
         self.given += 1
         return out
@@ -81,82 +86,98 @@ def test_a_file_loses_no_frame_and_needs_no_thread() -> None:
     assert len(source.buffers) == 1
 
 
-def test_a_live_source_shows_the_newest_frame_and_counts_the_others() -> None:
-    source = NumberedSource(60, live=True, before=lambda number: time.sleep(0.004))
-    results: list[tuple[int, int]] = []
+class Slow:
+    """A predictor that takes as long as its source takes for so many frames, on no clock."""
 
-    def slow(frame: Frame) -> DepthMap:
-        time.sleep(0.02)
+    def __init__(self, wait_until: Wait, count: int, frames: int, before: Callable[[int], object] = lambda n: None):
+        self.begun = 0
+        self.wait_until, self.frames = wait_until, frames
+        self.also = before
+        self.source = NumberedSource(count, live=True, before=self.before)
+
+    def before(self, number: int) -> None:
+        self.wait_until(lambda: number <= self.frames * self.begun)
+        self.also(number)
+
+    def __call__(self, frame: Frame) -> DepthMap:
+        self.begun += 1
+        with_the_loop = min(self.source.count, 1 + self.frames * self.begun)
+        self.wait_until(lambda: self.source.asked > with_the_loop)
         return depth_of(frame)
+
+
+def test_a_live_source_shows_the_newest_frame_and_counts_the_others(wait_until: Wait) -> None:
+    slow = Slow(wait_until, 60, frames=6)
+    source = slow.source
+    results: list[tuple[int, int]] = []
 
     stats = run_live(source, slow, lambda result: results.append((int(result.frame[0, 0, 0]), result.dropped)))
     numbers = [number for number, _ in results]
-    assert numbers == sorted(set(numbers))
-    assert numbers[-1] == 59, "the last frame of a stream that ends is shown"
-    assert stats.dropped > 10
+    assert numbers == [*range(0, 60, 6), 59], "the newest each time, and the last of a stream that ends"
     assert stats.frames + stats.dropped == 60
     for index, (number, dropped) in enumerate(results):
         assert number == index + dropped
     assert threading.current_thread() not in source.threads
 
 
-def test_live_buffers_are_reused_and_never_overwritten_in_use() -> None:
-    source = NumberedSource(250, live=True, before=lambda number: time.sleep(0.0002))
-    shown = run(source, lambda frame: time.sleep(0.001) or depth_of(frame))
-    assert len(shown) > 10
-    assert len(source.buffers) <= 3
+def test_live_buffers_are_reused_and_never_overwritten_in_use(wait_until: Wait) -> None:
+    slow = Slow(wait_until, 250, frames=5)
+    shown = run(slow.source, slow)
+    assert len(shown) == 51
+    assert len(slow.source.buffers) <= 3
 
 
-def test_age_counts_from_capture_and_latency_from_inference() -> None:
+def test_age_counts_from_capture_and_latency_from_inference(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
     predicting = threading.Event()
     results: list[LiveResult] = []
 
     def slow(frame: Frame) -> DepthMap:
+        nonlocal now_s
         predicting.set()
-        time.sleep(0.05)
+        wait_until(lambda: source.asked == 3)
+        now_s += 0.05
         return depth_of(frame)
 
     def show(result: LiveResult) -> None:
+        nonlocal now_s
         results.append(result)
-        time.sleep(0.05)
+        now_s += 0.04
 
     # Frame 1 arrives while frame 0 is being predicted, and grows old until that was shown.
-    run_live(NumberedSource(2, live=True, before=lambda number: number == 0 or predicting.wait(5)), slow, show)
+    source = NumberedSource(2, live=True, before=lambda number: number == 0 or predicting.wait(WAIT_S))
+    run_live(source, slow, show)
     first, second = results
-    assert 50 <= first.latency_ms <= first.age_ms
-    assert second.latency_ms >= 50
-    assert second.age_ms >= second.latency_ms + 90
+    assert (first.latency_ms, first.age_ms) == pytest.approx((50, 50))
+    assert (second.latency_ms, second.age_ms) == pytest.approx((50, 140))
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_it_stops_after_enough_frames(live: bool) -> None:
-    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    source = NumberedSource(ENDLESS, live=live, before=lambda number: time.sleep(0.001))
     assert len(run(source, max_frames=5)) == 5
-    assert source.given < 250
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_it_stops_when_told(live: bool) -> None:
     answers = iter([False, False, True])
-    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    source = NumberedSource(ENDLESS, live=live, before=lambda number: time.sleep(0.001))
     shown = run(source, should_stop=lambda: next(answers))
     assert len(shown) <= 3
-    assert source.given < 250
 
 
 def test_it_stops_when_told_while_a_camera_is_silent() -> None:
     release = threading.Event()
-    asked: list[float] = []
+    told: list[bool] = []
 
     def should_stop() -> bool:
-        asked.append(time.perf_counter())
         release.set()  # else the thread, which cannot be interrupted, would not end
         return True
 
-    start_s = time.perf_counter()
-    assert run(NumberedSource(1, live=True, before=lambda number: release.wait(5)), should_stop=should_stop) == []
-    assert asked
-    assert time.perf_counter() - start_s < 2
+    source = NumberedSource(1, live=True, before=lambda number: told.append(release.wait(WAIT_S)))
+    assert run(source, should_stop=should_stop) == []
+    assert told == [True], "nobody asked while it was silent"
 
 
 @pytest.mark.parametrize("live", [True, False])
@@ -194,7 +215,7 @@ def test_ctrl_c_ends_the_run_and_keeps_the_statistics(live: bool) -> None:
             raise KeyboardInterrupt
         return depth_of(frame)
 
-    source = NumberedSource(255, live=live, before=lambda number: time.sleep(0.001))
+    source = NumberedSource(ENDLESS, live=live, before=lambda number: time.sleep(0.001))
     stats = run_live(source, interrupted, lambda result: None)
     assert stats.interrupted
     assert stats.frames == 3
@@ -221,11 +242,14 @@ def test_statistics_are_those_of_the_samples() -> None:
 
 
 def test_only_the_newest_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
     monkeypatch.setattr(stats, "HISTORY", 8)
     results: list[LiveResult] = []
 
     def slow_at_first(frame: Frame) -> DepthMap:
-        time.sleep(0.01 if len(results) < 5 else 0)
+        nonlocal now_s
+        now_s += 0.01 if len(results) < 5 else 0.001
         return depth_of(frame)
 
     told = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
@@ -299,27 +323,35 @@ def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
-def test_results_are_numbered_and_dated() -> None:
+def test_results_are_numbered_and_dated(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 10**18
+
+    def two_ms_later(number: int) -> None:
+        nonlocal now_ns
+        now_ns += 2_000_000
+
+    monkeypatch.setattr(pipeline.time, "time_ns", lambda: now_ns)
     results: list[LiveResult] = []
-    before_ns = time.time_ns()
-    run_live(NumberedSource(30, live=True, before=lambda number: time.sleep(0.002)), depth_of, results.append)
-    after_ns = time.time_ns()
-    assert [result.number for result in results] == list(range(len(results)))
-    dates = [result.captured_unix_ns for result in results]
-    assert before_ns < dates[0] < dates[-1] < after_ns
-    assert all(later - earlier > 1e6 for earlier, later in pairwise(dates))
+    slow = Slow(wait_until, 30, frames=3, before=two_ms_later)
+    run_live(slow.source, slow, results.append)
+    assert [result.number for result in results] == list(range(11))
+    arrived = [*range(0, 30, 3), 29]
+    assert [result.captured_unix_ns for result in results] == [10**18 + 2_000_000 * (n + 1) for n in arrived]
 
 
-def test_the_rate_of_the_source_counts_what_was_dropped() -> None:
-    def slow(frame: Frame) -> DepthMap:
-        time.sleep(0.02)
-        return depth_of(frame)
+def test_the_rate_of_the_source_counts_what_was_dropped(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
 
-    told = run_live(NumberedSource(60, live=True, before=lambda number: time.sleep(0.004)), slow)
-    assert told.rate_hz is not None
-    assert told.source_hz is not None
-    assert told.rate_hz <= 1 / 0.02
-    assert told.rate_hz < told.source_hz <= 1 / 0.004
+    def four_ms_later(number: int) -> None:
+        nonlocal now_s
+        now_s += 0.004
+
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
+    slow = Slow(wait_until, 60, frames=6, before=four_ms_later)
+    told = run_live(slow.source, slow)
+    assert told.source_hz == pytest.approx(1 / 0.004)
+    # The eleventh, of the last frame, is there as soon as the tenth, which took four frames' time.
+    assert told.rate_hz == pytest.approx(10 / (8 * 6 * 0.004 + 5 * 0.004))
 
 
 def test_states_are_told_in_the_callers_thread_and_once() -> None:
@@ -333,7 +365,7 @@ def test_states_are_told_in_the_callers_thread_and_once() -> None:
 
     def before(number: int) -> None:
         if number == 1:
-            release.wait(5)
+            release.wait(WAIT_S)
 
     told: list[tuple[SourceState, threading.Thread]] = []
 
@@ -351,24 +383,37 @@ def test_states_are_told_in_the_callers_thread_and_once() -> None:
 def test_a_source_that_waits_is_told_to_stop() -> None:
     class Patient(NumberedSource):
         def __init__(self) -> None:
-            super().__init__(2, live=True, before=lambda number: number == 1 and self.stopped.wait(20))
+            super().__init__(2, live=True, before=lambda number: number == 1 and told.append(self.stopped.wait(WAIT_S)))
             self.stopped = threading.Event()
 
         def stop(self) -> None:
             self.stopped.set()
 
-    start_s = time.perf_counter()
+    told: list[bool] = []
     run_live(Patient(), depth_of, max_frames=1)
-    assert time.perf_counter() - start_s < 5
+    assert told in ([], [True]), "it was left waiting"
 
 
-def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with() -> None:
+def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with(wait_until: Wait) -> None:
     """A predictor that sees depth in the pattern's blue, a source of known depth, and an output beside the loop."""
-    source = SyntheticSource((48, 64), rate_hz=200.0)
+
+    class Counted(SyntheticSource):
+        reads = 0
+
+        def read(self, out: Frame | None = None) -> Frame:
+            self.reads += 1
+            return super().read(out)
+
+    source = Counted((48, 64), rate_hz=200.0)
     worst_m: list[float] = []
+    seen = 0
 
     def see(frame: Frame) -> DepthMap:
-        time.sleep(0.008)  # slower than the source
+        nonlocal seen
+        enough = source.reads + 3
+        wait_until(lambda: source.reads >= enough)  # slower than the source
+        wait_until(lambda: len(worst_m) == seen)  # and than the output, which is given them all
+        seen += 1
         return (MIDDLE_M - SWING_M + 2 * SWING_M / 255 * (frame[..., 2] + np.float32(0.5))).astype(np.float32)
 
     class Check:
@@ -378,8 +423,8 @@ def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with() -> None:
             assert result.frame.flags.c_contiguous
 
     told = run_live(source, see, outputs=[Check()], max_frames=40)
-    assert told.dropped > 5
-    assert len(worst_m) > 20
+    assert told.dropped >= 39
+    assert len(worst_m) == 40
     assert max(worst_m) < 1.01 * SWING_M / 255  # half a level of blue
     one_step_m = np.abs(source.depth_m(0) - source.depth_m(1)).max()
     assert one_step_m > 10 * SWING_M / 255, "a frame's neighbour would be told apart"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +62,13 @@ def test_the_interval_of_a_slope_holds_in_noise_that_remembers(soak: ModuleType)
     assert 0.88 <= held / 200 <= 0.99
 
 
-def test_the_plug_comes_loose(soak: ModuleType) -> None:
+def test_the_plug_comes_loose(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(soak.time, "perf_counter", lambda: now_s)
     source = soak.Loose(SyntheticSource((4, 6), rate_hz=200.0), seconds=0.05)
     assert source.may_return
     assert source.read().shape == (4, 6, 3)
-    time.sleep(0.06)
+    now_s += 0.06
     with pytest.raises(InputError, match="unplugged"):
         source.read()
 

@@ -13,6 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ from shared_memory_reader import DepthReader
 reader = DepthReader(sys.argv[2])
 print("ready", flush=True)
 torn, backwards, numbers = 0, 0, [0]
-until = time.monotonic() + float(sys.argv[3])
-while time.monotonic() < until:
+until = time.monotonic() + 120
+while len(numbers) <= int(sys.argv[3]) and time.monotonic() < until:
     depth = reader.newest()
     if depth is None:
         continue
@@ -60,8 +61,9 @@ def result(number: int, size_hw: tuple[int, int] = SIZE_HW) -> LiveResult:
 
 
 @pytest.fixture
-def name(tmp_path: Path) -> str:
-    return f"mde-test-{tmp_path.parent.name}-{tmp_path.name}"[:100]
+def name() -> str:
+    """One that no other run on this machine has."""
+    return f"mde-test-{uuid4().hex}"
 
 
 def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None:
@@ -69,7 +71,7 @@ def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None
     results = [result(number, (120 - 8 * (number % 3), 160)) for number in range(1000)]
     written = 0
     with SharedDepth(name) as output:
-        command = [sys.executable, "-c", READ, str(EXAMPLES), name, "1"]
+        command = [sys.executable, "-c", READ, str(EXAMPLES), name, "500"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
@@ -81,7 +83,7 @@ def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None
     assert not err, "no warning of a leak, either"
     told = json.loads(out)
     assert told["torn"] == told["backwards"] == 0
-    assert 10 < told["seen"] <= told["last"] <= written
+    assert 500 <= told["seen"] <= told["last"] <= written
     assert output.problem is None
 
 
@@ -110,7 +112,7 @@ def test_nothing_is_left_behind(name: str) -> None:
         "import sys; from mirrordepth_edge.live.shared_memory import SharedDepth\n"
         "with SharedDepth(sys.argv[1]): print(open('/dev/shm/' + sys.argv[1], 'rb').read(4))"
     )
-    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "b'MDED'\n", "")
     assert not (RAM_DISK / name).exists()
 
@@ -192,7 +194,7 @@ def test_writing_takes_no_longer_than_copying(name: str) -> None:
         each = result(1, (480, 640))
         times_s = []
         for _ in range(20):
-            begin_s = time.perf_counter()
+            begin_s = time.thread_time()
             output.show(each)
-            times_s.append(time.perf_counter() - begin_s)
+            times_s.append(time.thread_time() - begin_s)
     assert min(times_s) < 0.01

@@ -9,6 +9,7 @@ import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -355,23 +356,28 @@ def test_what_this_python_sees(
     assert python.abi.startswith(f"cp{sys.version_info.major}{sys.version_info.minor}")
 
 
-def test_disk_space(tmp_path: Path) -> None:
-    import shutil
+def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(environment.disk_free_mib(tmp_path), int)
+    asked: list[Path] = []
 
-    there, later = environment.disk_free_mib(tmp_path), environment.disk_free_mib(tmp_path / "not" / "yet")
-    assert isinstance(there, int)
-    assert isinstance(later, int)
-    assert abs(there - shutil.disk_usage(tmp_path).free / 2**20) < 200
-    assert abs(there - later) < 200
+    def usage(folder: Path) -> SimpleNamespace:
+        asked.append(folder)
+        return SimpleNamespace(total=9 * 2**30, used=2**30, free=5 * 2**30)
+
+    monkeypatch.setattr(environment.shutil, "disk_usage", usage)
+    assert environment.disk_free_mib(tmp_path) == environment.disk_free_mib(tmp_path / "not" / "yet") == 5 * 2**10
+    assert asked == [tmp_path, tmp_path]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell's commands")
 def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(environment, "COMMAND_S", 0.1)
+    monkeypatch.setattr(environment, "COMMAND_S", 120)
     assert run_command(("echo", "NV Power Mode: 15W")) == "NV Power Mode: 15W\n"
-    with pytest.raises(subprocess.TimeoutExpired):
-        run_command(("sleep", "5"))
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "COMMAND_S", 0.1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            run_command(("sleep", "600"))
     with pytest.raises(FileNotFoundError):
         run_command(("mirrordepth-no-such-command",))
     with pytest.raises(ValueError, match="false failed: 1"):

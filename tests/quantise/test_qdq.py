@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mirrordepth_edge.config import ExportConfig, QuantisationScheme
+from mirrordepth_edge.config import QuantisationScheme
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.graph.activations import Range
 from mirrordepth_edge.quantise.qdq import (
@@ -329,14 +329,13 @@ def test_layers_are_grouped_by_the_module_they_are_part_of() -> None:
     }
 
 
-def test_of_a_network_only_what_carries_weights_is_quantised(network: Any) -> None:
+def test_of_a_network_only_what_carries_weights_is_quantised(network: Any, exported: Any) -> None:
     """Of a transformer no sum, normalisation, softmax, function or product of attention; of any network no head."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    from mirrordepth_edge.export.trace import export_onnx
-    from mirrordepth_edge.graph.audit import audit_onnx
     from mirrordepth_edge.graph.names import HEAD_PREFIX
+    from mirrordepth_edge.graph.audit import audit_onnx
 
-    model = export_onnx(network, ExportConfig())
+    model = exported(network)
     nodes = quantisable(model)
     ranges = dict.fromkeys(calibrated_tensors(model, nodes, "gpu"), Range(-4.0, 4.0))
     quantised = quantise(model, nodes, ranges, "gpu")

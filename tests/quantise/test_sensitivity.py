@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from onnx import ModelProto
 
 from mirrordepth_edge.backends.onnxruntime import create_inference_session
-from mirrordepth_edge.config import ExportConfig, SessionOptions
-from mirrordepth_edge.export.trace import export_onnx
+from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.graph.activations import Ranges, collect
 from mirrordepth_edge.graph.subgraph import downstream, with_outputs
 from mirrordepth_edge.model.network import DepthNetwork
@@ -25,8 +25,8 @@ CPU = SessionOptions(device="cpu")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_network: DepthNetwork) -> ModelProto:
-    return export_onnx(tiny_network, ExportConfig())
+def model(tiny_network: DepthNetwork, exported: Callable[[DepthNetwork], ModelProto]) -> ModelProto:
+    return exported(tiny_network)
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_the_program_that_uses_a_camera_is_named(devices: Path, monkeypatch: pyt
     device = devices / "video977"
     device.touch()
     monkeypatch.setattr(v4l2, "_ioctl", lambda: Driver(requested=errno.EBUSY))
-    with device.open("w") as handle, subprocess.Popen(["sleep", "30"], stdout=handle) as user:
+    with device.open("w") as handle, subprocess.Popen(["sleep", "600"], stdout=handle) as user:
         try:
             with pytest.raises(InputError, match="does not open") as caught:
                 open_source("977")

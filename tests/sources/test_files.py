@@ -210,17 +210,17 @@ def test_a_real_video_in_real_time(tmp_path: Path) -> None:
         frames = all_of(source)
         elapsed_s = time.perf_counter() - start_s
     assert len(frames) == 7
-    assert 0.95 * 6 / RATE_HZ < elapsed_s < 5
+    assert elapsed_s > 0.95 * 6 / RATE_HZ
 
 
 def test_stop_ends_a_long_wait() -> None:
-    source = VideoSource(TimedCapture([0.0, 60_000.0]), "clip", realtime=True)  # type: ignore[arg-type]
+    source = VideoSource(TimedCapture([0.0, 600_000.0]), "clip", realtime=True)  # type: ignore[arg-type]
     assert source.read() is not None
     timer = threading.Timer(0.05, source.stop)
     timer.start()
     start_s = time.perf_counter()
     source.read()
-    assert time.perf_counter() - start_s < 5
+    assert time.perf_counter() - start_s < 120
     timer.join()
     assert source.read() is None
 

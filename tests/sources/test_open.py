@@ -96,7 +96,7 @@ for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
     raise SystemExit(f"{{spec}} opened")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -114,7 +114,7 @@ def test_a_host_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         start_s = time.perf_counter()
         with pytest.raises(InputError, match="does not open"):
             open_source(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/stream")
-        assert 0.2 < time.perf_counter() - start_s < 8
+        assert 0.2 < time.perf_counter() - start_s < 25, "OpenCV's own limit is 30 s"
 
 
 JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), (200, 100, 50), np.uint8))[1].tobytes()
@@ -135,7 +135,7 @@ class MotionJpeg(BaseHTTPRequestHandler):
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             self.wfile.write(head.encode() + JPEG + b"\r\n")
         if self.falls_silent:
-            self.over.wait(20)
+            self.over.wait(120)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -155,7 +155,7 @@ def network_camera() -> Iterator[str]:
 @pytest.mark.parametrize("falls_silent", [False, True])
 def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MotionJpeg, "falls_silent", falls_silent)
-    monkeypatch.setattr(capture, "READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(capture, "READ_TIMEOUT_S", 2)
     monkeypatch.setattr(capture, "AT_ONCE_S", 0.5)
     with open_source(network_camera) as source:
         assert source.live
@@ -165,7 +165,7 @@ def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, m
         start_s = time.perf_counter()
         with pytest.raises(InputError, match="delivers no frames") as caught:
             frames.extend(source.read() for _ in range(1000))
-        assert time.perf_counter() - start_s < 10
+        assert time.perf_counter() - start_s < 100, "it waited until the camera hung up"
     assert "ceased" in caught.value.why
     assert len(frames) >= 8, "what had arrived was lost"
     assert frames[0] is not None

@@ -70,13 +70,12 @@ def test_frames_come_at_the_rate_and_never_in_a_burst() -> None:
 
 
 def test_the_real_clock_is_never_early() -> None:
-    source = SyntheticSource((4, 6), rate_hz=100.0)
     out = np.empty((4, 6, 3), np.uint8)
-    source.read(out)
     start_s = time.perf_counter()
+    source = SyntheticSource((4, 6), rate_hz=100.0)
     for _ in range(8):
         assert source.read(out) is out
-    assert 0.9 * 8 / 100 <= time.perf_counter() - start_s < 2
+    assert time.perf_counter() - start_s >= 0.9 * 8 / 100
 
 
 def test_buffers_of_another_size_are_left_alone() -> None:

@@ -78,8 +78,8 @@ def test_structures_are_those_of_the_kernels_header(tmp_path: Path) -> None:
         ours.append(f"{value:x}")
     program = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/videodev2.h>\n"
     (tmp_path / "ask.c").write_text(program + "int main(void) {" + "\n".join(lines) + "return 0; }\n")
-    subprocess.run(["cc", "-o", "ask", "ask.c"], cwd=tmp_path, check=True, timeout=60)
-    theirs_text = subprocess.run([tmp_path / "ask"], capture_output=True, text=True, check=True, timeout=60).stdout
+    subprocess.run(["cc", "-o", "ask", "ask.c"], cwd=tmp_path, check=True, timeout=600)
+    theirs_text = subprocess.run([tmp_path / "ask"], capture_output=True, text=True, check=True, timeout=600).stdout
     assert theirs_text.splitlines() == ours
 
 

@@ -74,7 +74,7 @@ def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after:
     command = [sys.executable, *launcher, str(root / "script.py"), str(root), str(die_after)]
     # As many threads as here: sums of floats depend on how they are split up.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=120).returncode
+    return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=600).returncode
 
 
 def test_a_run_leaves_all_one_needs_to_know(config: RunConfig, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_one_of_two_processes_that_fails_ends_both(config: RunConfig, tmp_path: 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "mirrordepth_edge", "train", "--root", str(config.data.root), "--size", "64x64"]
     command += ["--batch-size", "4", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "model.safetensors")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "is no readable picture" in done.stderr
     assert not (tmp_path / "model.safetensors").exists()

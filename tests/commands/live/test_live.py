@@ -231,9 +231,10 @@ def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
 
 
 def test_the_module_is_light() -> None:
-    code = "import sys, mirrordepth_edge.commands.live.command\n"
-    code += "sys.exit(bool({'cv2', 'numpy', 'rich.live'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    code = (
+        "import sys, mirrordepth_edge.commands.live; sys.exit(bool({'cv2', 'numpy', 'rich.live'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 0
 
 
 def test_a_click_and_a_distance_set_the_scale(

@@ -27,6 +27,12 @@ START_UNIX_NS = 1_700_000_000_123_456_789
 Usage = namedtuple("Usage", "total used free")
 
 
+@pytest.fixture(autouse=True)
+def _writing_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a busy machine might be one that is too slow for its video."""
+    monkeypatch.setattr(record, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+
+
 def result(
     number: int, after_s: float = 0.0, grey: int | None = None, size_hw: tuple[int, int] = SIZE_HW
 ) -> LiveResult:

@@ -35,7 +35,7 @@ HEIGHT, WIDTH = 48, 64
 SETUP = {"source": "camera", "model": "nano", "backend": "tensorrt", "device": "cuda", "precision": "fp16"}
 LIMITS_M = 0.1, 10.0
 TOKEN = "correct-horse-battery"
-WAIT_S = 20.0
+WAIT_S = 120.0
 HOLE = slice(30, 40), slice(20, 30)
 
 
