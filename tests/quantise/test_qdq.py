@@ -332,8 +332,8 @@ def test_layers_are_grouped_by_the_module_they_are_part_of() -> None:
 def test_of_a_network_only_what_carries_weights_is_quantised(network: Any, exported: Any) -> None:
     """Of a transformer no sum, normalisation, softmax, function or product of attention; of any network no head."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    from mirrordepth_edge.graph.names import HEAD_PREFIX
     from mirrordepth_edge.graph.audit import audit_onnx
+    from mirrordepth_edge.graph.names import HEAD_PREFIX
 
     model = exported(network)
     nodes = quantisable(model)
