@@ -313,6 +313,7 @@ def test_frames_of_a_video_are_found_by_their_numbers(video: Path, tmp_path: Pat
     assert "changed" in raised.value.why
 
 
-def test_what_is_no_video_has_no_frames(tmp_path: Path) -> None:
+def test_a_video_that_cannot_be_decoded_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
-    assert video_length(tmp_path / "clip.mp4") == 0
+    with pytest.raises(InputError, match="cannot be read as a video"):
+        video_length(tmp_path / "clip.mp4")
