@@ -162,7 +162,7 @@ def test_a_cameras_frames_are_kept(camera: Camera, capsys: pytest.CaptureFixture
     assert len(list(made.frames())) == 3
     # Its folder is another set's from now on.
     assert run_app(["calibrate", "--from", "0", "--count", "3", "-o", "desk"]) == 1
-    assert "calib/desk is there already" in capsys.readouterr().err
+    assert "calib/desk already exists" in capsys.readouterr().err
     assert len(list(made.frames())) == 3
 
 
@@ -183,8 +183,8 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(camera: Camera, here: Path
     ("arguments", "code", "said"),
     [
         (["--from", "nowhere", "-o", "it"], 1, "There is no video at nowhere"),
-        (["--from", "empty", "-o", "it"], 1, "There are no pictures in empty"),
-        (["--from", "empty", "-o", "it", "--model", "some.plan"], 2, "some.plan tells no frames apart"),
+        (["--from", "empty", "-o", "it"], 1, "No images found in empty"),
+        (["--from", "empty", "-o", "it", "--model", "some.plan"], 2, "some.plan cannot compare frames"),
         (["--from", "empty", "-o", "it", "--model", "some.onnx"], 1, "There is no model at some.onnx"),
         (["--from", "empty", "-o", "it", "--count", "0"], 2, "--count"),
         (["--from", "empty", "-o", "photo"], 2, "photo.jpg would be overwritten"),
