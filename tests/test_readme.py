@@ -34,9 +34,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def mde_lines(page: Path, *, elsewhere: bool = False) -> list[str]:
-    """`mde …` command lines of a page, without their comments."""
+    """`mde …` command lines of a page, with their comments."""
     chosen = (text for text in blocks(page, "sh") if text.startswith(ELSEWHERE) is elsewhere)
     return [line for text in chosen for line in text.splitlines() if line.startswith("mde ")]
+
+
+def bare(line: str) -> str:
+    return line.partition(" #")[0].rstrip()
 
 
 def needs_more(line: str) -> bool:
@@ -49,7 +53,7 @@ def command_of(line: str) -> list[str]:
 
 RUN = {page: [line for line in mde_lines(page) if not needs_more(line)] for page in PAGES}
 # What the README runs is not run once more; its model stands in the other pages' folders.
-RUN |= {page: [line for line in RUN[page] if line not in RUN[README]] for page in PAGES[1:]}
+RUN |= {page: [line for line in RUN[page] if bare(line) not in map(bare, RUN[README])] for page in PAGES[1:]}
 PARSED = {
     line: None for page in PAGES for line in (*filter(needs_more, mde_lines(page)), *mde_lines(page, elsewhere=True))
 }
@@ -81,7 +85,7 @@ def test_the_readmes_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", dict.fromkeys(line for page in PAGES[1:] for line in RUN[page]))
+@pytest.mark.parametrize("line", dict.fromkeys(bare(line) for page in PAGES[1:] for line in RUN[page]))
 def test_the_other_pages_commands_run(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each on its own: all they need is a model and an image."""
     pytest.importorskip("tensorrt_rtx", reason="mde build --target rtx-ada needs TensorRT for RTX")
