@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +134,22 @@ def test_frames_by_number_are_those_that_read_returns(video: Path, tmp_path: Pat
         np.testing.assert_array_equal(frame, frames[number])
     assert video_length(video) == FRAMES
     assert list(video_frames(video, ())) == []
+
+
+def test_a_rotated_video_is_upright_for_reading_and_choosing(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "phone.mp4", codec="mp4v", frames=6)
+    content = path.read_bytes()
+    # The display matrix of the track header (ISO/IEC 14496-12, 8.3.2) in 16.16 and 2.30 fixed point.
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    quarter_turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    matrix = content.index(identity, content.index(b"tkhd"))
+    path.write_bytes(content[:matrix] + quarter_turn + content[matrix + len(identity) :])
+    with open_video(path) as source:
+        frames = read_all(source)
+    assert [frame.shape for frame in frames] == [(WIDTH, HEIGHT, 3)] * 6
+    assert frames[0][:20, :, 0].mean() > frames[0][-20:, :, 0].mean(), "red, on the left before, must be at the top"
+    ((_, frame),) = video_frames(path, {4})
+    np.testing.assert_array_equal(frame, frames[4])
 
 
 def test_damage_counts_the_same_for_reading_skipping_and_choosing(tmp_path: Path) -> None:
