@@ -164,7 +164,7 @@ def test_a_camera_says_when_a_view_is_kept(
     [
         (["--board", "9"], "is no board"),
         (["--square", "25"], "is no length"),
-        (["--size", "480"], "is no size"),
+        (["--size", "480"], "is not a size"),
         (["-o", "camera.txt"], "no name for a calibration"),
         (["--print-board", "board.pdf"], "no name for a board to print"),
     ],

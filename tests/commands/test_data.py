@@ -29,7 +29,7 @@ def test_a_good_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     sheet, result = tmp_path / "new" / "check.png", tmp_path / "new" / "check.json"
     assert run_app(["data", "check", str(root), "--sheet", str(sheet), "--json", str(result)]) == 0
     text = capsys.readouterr().out
-    for words in ("14 of 14 pictures", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "nothing is wrong"):
+    for words in ("14 of 14 images", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "no problems found"):
         assert words in text
     assert cv2.imread(str(sheet)).shape[2] == 3
     everything = json.loads(result.read_text())

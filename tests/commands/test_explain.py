@@ -180,8 +180,8 @@ def test_words_and_runs_that_cannot_be_read(
     ("arguments", "words"),
     [
         ([], ("nothing to say", "never trained on text", "--root DATA")),
-        (["--limit", "3"], ("go with pictures", "--root DATA")),
-        (["--prompt", "how far?"], ("go with pictures", "--root DATA")),
+        (["--limit", "3"], ("require --root", "--root DATA")),
+        (["--prompt", "how far?"], ("require --root", "--root DATA")),
         (["--root", "pictures", "--prompt", "how far?"], ("cannot be given a prompt", "Leave --prompt out")),
         (["--root", "pictures", "--crop", "half"], ("--crop 'half' is unknown",)),
         (["--root", "pictures", "--device", "tpu"], ("auto, cpu or cuda",)),

@@ -98,7 +98,7 @@ def test_notes_say_what_was_not_looked_at(capsys: pytest.CaptureFixture[str]) ->
         (["alone.plan"], 1, "alone.plan has no manifest", "--trust"),
         (["alone.plan", "--trust"], 1, "its ONNX file has none here", "alone.onnx.manifest.json"),
         (["nano", "--trust"], 2, "no use for --trust", "Leave --trust out"),
-        (["nano", "--device", "npu"], 2, "no device", "--device auto"),
+        (["nano", "--device", "npu"], 2, "--device 'npu' is unknown", "--device auto"),
     ],
 )
 def test_what_is_refused(
