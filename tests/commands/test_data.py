@@ -58,13 +58,13 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
 
 def test_some_of_the_pictures(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["data", "check", str(root), "--limit", "3"]) == 0
-    assert "3 of 14 pictures" in capsys.readouterr().out
+    assert "3 of 14 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--part", "dev"], 2, "train and test"),
+        (["--part", "dev"], 2, "train or test"),
         (["--sheet", "check.jpg"], 2, "--sheet check.png"),
         (["--data", "sun"], 2, "auto, folder, nyu or kitti"),
         (["--limit", "0"], 2, "--limit"),

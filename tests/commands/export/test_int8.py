@@ -63,7 +63,7 @@ def test_without_depth_it_is_judged_against_fp32(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "INT8, 96x64 pixels" in printed
     assert "against FP32's depth (gate: at most 20.00%)" in printed
-    assert "of office, ranges by percentile" in printed
+    assert "of office (percentile)" in printed
     manifest = read_manifest(output)
     assert manifest.precision == "int8"
     assert manifest.parent_sha256 == read_manifest(Path("tiny.onnx")).artefact_sha256
