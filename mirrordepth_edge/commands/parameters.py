@@ -68,9 +68,7 @@ NetworkSize = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Network input size of a model with dynamic shapes.", rich_help_panel=RUNTIME),
 ]
-ClipWeights = Annotated[
-    Path | None, typer.Option(help="Local CLIP weights instead of a download.", rich_help_panel=RUNTIME)
-]
+ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
 Near = Annotated[
