@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +33,7 @@ HardwareCompat = Literal["none", "ampere+", "same-cc"]
 Weights = Literal["full", "stripped"]
 
 TENSORRT = "Options of TensorRT (not TensorRT for RTX)"
+tensorrt_option = partial(typer.Option, rich_help_panel=TENSORRT)
 
 
 def build(
@@ -46,8 +48,7 @@ def build(
     dynamic: Annotated[
         str | None,
         typer.Option(
-            metavar="MIN,OPT,MAX",
-            help="Range of a model with dynamic shapes, each [Nx]HxW.  [default: the model's]",
+            metavar="MIN,OPT,MAX", help="Range of a model with dynamic shapes, each [Nx]HxW.  [default: the model's]"
         ),
     ] = None,
     workspace: Annotated[
@@ -62,17 +63,10 @@ def build(
     ] = False,
     optimisation_level: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            max=5,
-            metavar="0-5",
-            help="How long to search for fast kernels.  [default: 3]",
-            rich_help_panel=TENSORRT,
-        ),
+        tensorrt_option(min=0, max=5, metavar="0-5", help="How long to search for fast kernels.  [default: 3]"),
     ] = None,
     no_timing_cache: Annotated[
-        bool,
-        typer.Option("--no-timing-cache", help="Do not read or write the timing cache.", rich_help_panel=TENSORRT),
+        bool, tensorrt_option("--no-timing-cache", help="Do not read or write the timing cache.")
     ] = False,
     hardware_compat: Annotated[
         HardwareCompat,
@@ -85,11 +79,7 @@ def build(
     ] = "none",
     version_compat: Annotated[
         bool,
-        typer.Option(
-            "--version-compat",
-            help="Run in later TensorRT versions too; includes their lean runtime.",
-            rich_help_panel=TENSORRT,
-        ),
+        tensorrt_option("--version-compat", help="Run in later TensorRT versions too; includes their lean runtime."),
     ] = False,
     weights: Annotated[
         Weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,9 @@ from mirrordepth_edge.report.tables import baselines_table, results_table
 from mirrordepth_edge.support.files import ensure_folder, write_json
 
 METRICS = "Metric options"
+metrics_option = partial(typer.Option, rich_help_panel=METRICS)
 OUTPUT = "Output options"
+output_option = partial(typer.Option, rich_help_panel=OUTPUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,43 +84,26 @@ def evaluate(
     units_per_metre: UnitsPerMetre = None,
     crop: CropOption = None,
     cap: Annotated[
-        float | None,
-        typer.Option(min=0.01, metavar="M", help="Maximum depth (m).  [default: NYU 10, KITTI 80]"),
+        float | None, typer.Option(min=0.01, metavar="M", help="Maximum depth (m).  [default: NYU 10, KITTI 80]")
     ] = None,
     focal_px: FocalPx = None,
     fov_deg: FovDeg = None,
     calibration: Calibration = None,
-    flip: Annotated[
-        bool,
-        typer.Option("--flip", help="Average with the prediction of the mirrored image.", rich_help_panel=METRICS),
-    ] = False,
+    flip: Annotated[bool, metrics_option("--flip", help="Average with the prediction of the mirrored image.")] = False,
     align: Annotated[
         Align,
         choice(Align, "--align", help="Scale predictions before comparing; none is metric.", rich_help_panel=METRICS),
     ] = "none",
-    spatial: Annotated[
-        bool, typer.Option("--spatial", help="Also measure the accuracy of depth edges.", rich_help_panel=METRICS)
-    ] = False,
+    spatial: Annotated[bool, metrics_option("--spatial", help="Also measure the accuracy of depth edges.")] = False,
     temporal: Annotated[
-        bool,
-        typer.Option("--temporal", help="Also measure flicker; images form one video.", rich_help_panel=METRICS),
+        bool, metrics_option("--temporal", help="Also measure flicker; images form one video.")
     ] = False,
     baselines: Annotated[
-        bool | None,
-        typer.Option(
-            "--baselines/--no-baselines",
-            help="List published results.  [default: NYU, KITTI]",
-            rich_help_panel=OUTPUT,
-        ),
+        bool | None, output_option("--baselines/--no-baselines", help="List published results.  [default: NYU, KITTI]")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the errors of each image.", rich_help_panel=OUTPUT)
-    ] = None,
+    json_file: Annotated[Path | None, output_option("--json", help="Write the errors of each image.")] = None,
     report_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE.html", help="Write a page with charts and examples.", rich_help_panel=OUTPUT
-        ),
+        Path | None, output_option("--report", metavar="FILE.html", help="Write a page with charts and examples.")
     ] = None,
     device: Device = "auto",
     backend: Backend = None,

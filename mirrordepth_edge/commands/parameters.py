@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -19,9 +20,13 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 # Sections of `mde VERB --help`.
 RUNTIME = "Runtime options"
+runtime_option = partial(typer.Option, rich_help_panel=RUNTIME)
 COLOURS = "Colour options"
+colours_option = partial(typer.Option, rich_help_panel=COLOURS)
 CAMERA = "Camera options (give one of them)"
+camera_option = partial(typer.Option, rich_help_panel=CAMERA)
 DATASET = "Data set options"
+dataset_option = partial(typer.Option, rich_help_panel=DATASET)
 
 
 def choice(values: Any, option: str, **settings: Any) -> Any:
@@ -41,87 +46,44 @@ def choice(values: Any, option: str, **settings: Any) -> Any:
 
 
 Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, nano or nano.fp16.")]
-Target = Annotated[
-    str | None,
-    typer.Option(help="here: build an engine from the ONNX file, cache it, and run it.", rich_help_panel=RUNTIME),
-]
+Target = Annotated[str | None, runtime_option(help="here: build an engine from the ONNX file, cache it, and run it.")]
 Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust",
-        help="Load an engine without a manifest (it runs native code; trust its source).",
-        rich_help_panel=RUNTIME,
-    ),
+    bool, runtime_option("--trust", help="Load an engine without a manifest (it runs native code; trust its source).")
 ]
 Device = Annotated[
-    DeviceName,
-    choice(DeviceName, "--device", help="An explicit choice never falls back.", rich_help_panel=RUNTIME),
+    DeviceName, choice(DeviceName, "--device", help="An explicit choice never falls back.", rich_help_panel=RUNTIME)
 ]
-Backend = Annotated[
-    str | None,
-    typer.Option(help="openvino: run ONNX with OpenVINO.  [default: by file type]", rich_help_panel=RUNTIME),
-]
-Bf16 = Annotated[
-    bool, typer.Option("--bf16", help="OpenVINO: compute in bfloat16 if the CPU supports it.", rich_help_panel=RUNTIME)
-]
+Backend = Annotated[str | None, runtime_option(help="openvino: run ONNX with OpenVINO.  [default: by file type]")]
+Bf16 = Annotated[bool, runtime_option("--bf16", help="OpenVINO: compute in bfloat16 if the CPU supports it.")]
 NetworkSize = Annotated[
-    str | None,
-    typer.Option(metavar="HxW", help="Network input size of a model with dynamic shapes.", rich_help_panel=RUNTIME),
+    str | None, runtime_option(metavar="HxW", help="Network input size of a model with dynamic shapes.")
 ]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
-Near = Annotated[
-    float | None,
-    typer.Option(help="Nearest depth of the colour map (m).  [default: model's]", rich_help_panel=COLOURS),
-]
-Far = Annotated[
-    float | None,
-    typer.Option(help="Farthest depth of the colour map (m).  [default: model's]", rich_help_panel=COLOURS),
-]
+Near = Annotated[float | None, colours_option(help="Nearest depth of the colour map (m).  [default: model's]")]
+Far = Annotated[float | None, colours_option(help="Farthest depth of the colour map (m).  [default: model's]")]
 
 # A camera other than the one the model was trained with (`camera.model.camera_of`).
-FocalPx = Annotated[
-    float | None,
-    typer.Option(metavar="PIXELS", help="Focal length in pixels of the frame.", rich_help_panel=CAMERA),
-]
-FovDeg = Annotated[
-    float | None, typer.Option(metavar="DEGREES", help="Horizontal field of view.", rich_help_panel=CAMERA)
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Calibration file (OpenCV or ROS YAML).", rich_help_panel=CAMERA),
-]
+FocalPx = Annotated[float | None, camera_option(metavar="PIXELS", help="Focal length in pixels of the frame.")]
+FovDeg = Annotated[float | None, camera_option(metavar="DEGREES", help="Horizontal field of view.")]
+Calibration = Annotated[Path | None, camera_option(metavar="FILE", help="Calibration file (OpenCV or ROS YAML).")]
 
-Root = Annotated[
-    Path,
-    typer.Option(help="Folder with rgb/ and depth/, NYU's .mat file, or a folder of NYU or KITTI."),
-]
+Root = Annotated[Path, typer.Option(help="Folder with rgb/ and depth/, NYU's .mat file, or a folder of NYU or KITTI.")]
 Data = Annotated[DataKind, choice(DataKind, "--data", help="Layout of --root.", rich_help_panel=DATASET)]
 ListFile = Annotated[
-    Path | None,
-    typer.Option("--list", help="List of pairs in the format of BTS, relative to --root.", rich_help_panel=DATASET),
+    Path | None, dataset_option("--list", help="List of pairs in the format of BTS, relative to --root.")
 ]
-DepthRoot = Annotated[
-    Path | None,
-    typer.Option(help="Root of the depth files of --list.  [default: --root]", rich_help_panel=DATASET),
-]
+DepthRoot = Annotated[Path | None, dataset_option(help="Root of the depth files of --list.  [default: --root]")]
 KbCrop = Annotated[
-    bool | None,
-    typer.Option("--kb-crop/--no-kb-crop", help="Crop to 1216x352.  [default: KITTI only]", rich_help_panel=DATASET),
+    bool | None, dataset_option("--kb-crop/--no-kb-crop", help="Crop to 1216x352.  [default: KITTI only]")
 ]
 UnitsPerMetre = Annotated[
     float | None,
-    typer.Option(
-        min=1e-6,
-        metavar="UNITS",
-        help="Value of a depth PNG at 1 m.  [default: 1000; KITTI: 256]",
-        rich_help_panel=DATASET,
-    ),
+    dataset_option(min=1e-6, metavar="UNITS", help="Value of a depth PNG at 1 m.  [default: 1000; KITTI: 256]"),
 ]
 CropOption = Annotated[
-    Crop | None,
-    choice(Crop, "--crop", help="Evaluated region.  [default: NYU eigen, KITTI garg, else none]"),
+    Crop | None, choice(Crop, "--crop", help="Evaluated region.  [default: NYU eigen, KITTI garg, else none]")
 ]
 
 

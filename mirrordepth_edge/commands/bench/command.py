@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,6 @@ import typer
 
 from mirrordepth_edge.commands.parameters import (
     NANO,
-    RUNTIME,
     Backend,
     Bf16,
     ClipWeights,
@@ -22,6 +22,7 @@ from mirrordepth_edge.commands.parameters import (
     Trust,
     choice,
     parse_size,
+    runtime_option,
     session_options,
 )
 from mirrordepth_edge.commands.verbs import SectionedCommand, SectionedGroup
@@ -31,7 +32,9 @@ from mirrordepth_edge.errors import OptionError
 Mode = Literal["latency", "throughput", "stream"]
 
 MEASUREMENT = "Measurement options"
+measurement_option = partial(typer.Option, rich_help_panel=MEASUREMENT)
 OUTPUT = "Output options"
+output_option = partial(typer.Option, rich_help_panel=OUTPUT)
 FRAME = "480x640"
 # The modes that an option applies to; an option that is not listed applies to all of them, suites included.
 APPLIES_TO: dict[str, tuple[str, ...]] = {
@@ -83,49 +86,28 @@ def bench(
             rich_help_panel=MEASUREMENT,
         ),
     ] = "host",
-    network_only: Annotated[
-        bool, typer.Option("--network-only", help="Same as --protocol network.", rich_help_panel=MEASUREMENT)
-    ] = False,
+    network_only: Annotated[bool, measurement_option("--network-only", help="Same as --protocol network.")] = False,
     iterations: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Latency: timed frames.  [default: 200]", rich_help_panel=MEASUREMENT),
+        int | None, measurement_option(min=1, metavar="N", help="Latency: timed frames.  [default: 200]")
     ] = None,
     warmup: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Untimed frames first.  [default: until times settle]",
-            rich_help_panel=MEASUREMENT,
-        ),
+        int | None, measurement_option(min=0, metavar="N", help="Untimed frames first.  [default: until times settle]")
     ] = None,
-    frame: Annotated[
-        str, typer.Option(metavar="HxW", help="Size of the camera frame.", rich_help_panel=MEASUREMENT)
-    ] = FRAME,
+    frame: Annotated[str, measurement_option(metavar="HxW", help="Size of the camera frame.")] = FRAME,
     fps: Annotated[
         list[float] | None,
-        typer.Option(
-            min=0.1,
-            metavar="RATE",
-            help="Stream: frames per second; may be repeated.  [default: 15, 30, 60]",
-            rich_help_panel=MEASUREMENT,
+        measurement_option(
+            min=0.1, metavar="RATE", help="Stream: frames per second; may be repeated.  [default: 15, 30, 60]"
         ),
     ] = None,
     duration: Annotated[
         str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Throughput, stream: time per rate, such as 10s.  [default: 5s]",
-            rich_help_panel=MEASUREMENT,
-        ),
+        measurement_option(metavar="TIME", help="Throughput, stream: time per rate, such as 10s.  [default: 5s]"),
     ] = None,
     in_flight: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Throughput: frames in flight, in one engine or in a session each.  [default: 2]",
-            rich_help_panel=MEASUREMENT,
+        measurement_option(
+            min=1, metavar="N", help="Throughput: frames in flight, in one engine or in a session each.  [default: 2]"
         ),
     ] = None,
     target: Target = None,
@@ -135,26 +117,19 @@ def bench(
     network_size: NetworkSize = None,
     bf16: Bf16 = False,
     threads: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="CPU threads.  [default: all cores]", rich_help_panel=RUNTIME),
+        int | None, runtime_option(min=1, metavar="N", help="CPU threads.  [default: all cores]")
     ] = None,
     clip_weights: ClipWeights = None,
     json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="Write the result with raw samples; with --suite, a folder.", rich_help_panel=OUTPUT
-        ),
+        Path | None, output_option("--json", help="Write the result with raw samples; with --suite, a folder.")
     ] = None,
     html: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE.html", help="Latency: write tables and charts.", rich_help_panel=OUTPUT),
+        Path | None, output_option("--report", metavar="FILE.html", help="Latency: write tables and charts.")
     ] = None,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="GATE",
-            help="Latency: exit with 3 if this holds, such as 'p99>33ms' or 'p50>1.05*base.json'.",
-            rich_help_panel=OUTPUT,
+        output_option(
+            metavar="GATE", help="Latency: exit with 3 if this holds, such as 'p99>33ms' or 'p50>1.05*base.json'."
         ),
     ] = None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from mirrordepth_edge.config import CalibrationMethod, InputKind
 from mirrordepth_edge.errors import OptionError
 
 INT8 = "INT8 options"
+int8_option = partial(typer.Option, rich_help_panel=INT8)
 
 
 def export(
@@ -57,37 +59,22 @@ def export(
     untrained: Annotated[
         str | None, typer.Option(metavar="PRESET", help="Export a preset with random weights, to measure speed.")
     ] = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(help="Calibration set written by mde calibrate (INT8, FP16).", rich_help_panel=INT8),
-    ] = None,
+    calib: Annotated[str | None, int8_option(help="Calibration set written by mde calibrate (INT8, FP16).")] = None,
     calib_method: Annotated[
         CalibrationMethod,
         choice(CalibrationMethod, "--calib-method", help="How ranges are computed.", rich_help_panel=INT8),
     ] = "percentile",
     max_absrel_loss: Annotated[
         str,
-        typer.Option(
-            metavar="SHARE",
-            help="Maximum increase of AbsRel; without --root, maximum deviation from FP32.",
-            rich_help_panel=INT8,
-        ),
+        int8_option(metavar="SHARE", help="Maximum increase of AbsRel; without --root, maximum deviation from FP32."),
     ] = "1%",
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Write the model even if the accuracy check fails.", rich_help_panel=INT8),
-    ] = False,
+    force: Annotated[bool, int8_option("--force", help="Write the model even if the accuracy check fails.")] = False,
     gate_frames: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Maximum images of --root for the accuracy check.", rich_help_panel=INT8),
+        int, int8_option(min=1, metavar="N", help="Maximum images of --root for the accuracy check.")
     ] = 128,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Report accuracy against speed; write no model.", rich_help_panel=INT8)
-    ] = False,
-    pick: Annotated[
-        int | None, typer.Option(metavar="N", help="Write point N of the sweep.", rich_help_panel=INT8)
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="RGB-D data for the accuracy check.", rich_help_panel=INT8)] = None,
+    sweep: Annotated[bool, int8_option("--sweep", help="Report accuracy against speed; write no model.")] = False,
+    pick: Annotated[int | None, int8_option(metavar="N", help="Write point N of the sweep.")] = None,
+    root: Annotated[Path | None, int8_option(help="RGB-D data for the accuracy check.")] = None,
     data: Data = "auto",
     list_file: ListFile = None,
     depth_root: DepthRoot = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,9 @@ from mirrordepth_edge.recipes import load_training
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix
 
 VALIDATION = "Validation options"
+validation_option = partial(typer.Option, rich_help_panel=VALIDATION)
 RUN = "Run options"
+run_option = partial(typer.Option, rich_help_panel=RUN)
 DEFAULT_COPIES = 4
 
 
@@ -49,13 +52,11 @@ def train(
         Path | None, typer.Option(help="Settings: a .toml file, config.json of a run, or the name of a preset.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("model.safetensors"),
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the run.  [default: OUTPUT.run]", rich_help_panel=RUN)
-    ] = None,
+    run_dir: Annotated[Path | None, run_option(help="Folder of the run.  [default: OUTPUT.run]")] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="Initial weights: a checkpoint, or nano.  [default: random]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --run-dir.", rich_help_panel=RUN)] = False,
+    resume: Annotated[bool, run_option("--resume", help="Resume the run in --run-dir.")] = False,
     epochs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Passes over the data.  [default: preset's]")
     ] = None,
@@ -64,40 +65,24 @@ def train(
     ] = None,
     size: Size = None,
     validation: Annotated[
-        Path | None,
-        typer.Option(help="Validation data, used to choose the best epoch.", rich_help_panel=VALIDATION),
+        Path | None, validation_option(help="Validation data, used to choose the best epoch.")
     ] = None,
     hold_out: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.5, metavar="SHARE", help="Or hold out this share of the scenes.", rich_help_panel=VALIDATION
-        ),
+        float, validation_option(min=0, max=0.5, metavar="SHARE", help="Or hold out this share of the scenes.")
     ] = 0.0,
-    validate_every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Epochs between validations.", rich_help_panel=VALIDATION)
-    ] = 1,
-    cache_features: Annotated[
-        Path | None, typer.Option(help="Cache the features of the tower in this folder.", rich_help_panel=RUN)
-    ] = None,
+    validate_every: Annotated[int, validation_option(min=1, metavar="N", help="Epochs between validations.")] = 1,
+    cache_features: Annotated[Path | None, run_option(help="Cache the features of the tower in this folder.")] = None,
     copies: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Augmented copies in the cache.  [default: 4]", rich_help_panel=RUN),
+        int | None, run_option(min=1, metavar="N", help="Augmented copies in the cache.  [default: 4]")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip and count unreadable samples.", rich_help_panel=RUN)
-    ] = False,
+    skip_bad: Annotated[bool, run_option("--skip-bad", help="Skip and count unreadable samples.")] = False,
     clip_weights: ClipWeights = None,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Seed of weights, order and augmentation.  [default: 0]"),
+        int | None, typer.Option(min=0, metavar="N", help="Seed of weights, order and augmentation.  [default: 0]")
     ] = None,
     device: Device = "auto",
-    workers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Processes that load and augment images.", rich_help_panel=RUN)
-    ] = 2,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Use torch.compile; pays off on GPUs.", rich_help_panel=RUN)
-    ] = False,
+    workers: Annotated[int, run_option(min=0, metavar="N", help="Processes that load and augment images.")] = 2,
+    compile_: Annotated[bool, run_option("--compile", help="Use torch.compile; pays off on GPUs.")] = False,
 ) -> None:
     """Train the mirror prompt and the decoder on RGB-D data.
 
