@@ -73,9 +73,9 @@ def demo(
         f"median-aligned (times {scale:.2f}): AbsRel {aligned.abs_rel:.3f}, delta1 {aligned.delta1:.3f}. "
         "The photo's focal length is longer than that of the training camera, which shifts the scale."
     )
-    picture = output / "motorcycle.png"
-    write_picture(picture, photo, depth_m, truth_m)
-    console.print(f"wrote {picture}  (photo, predicted depth, measured depth, relative error)")
+    figure = output / "motorcycle.png"
+    write_figure(figure, photo, depth_m, truth_m)
+    console.print(f"wrote {figure}  (photo, predicted depth, measured depth, relative error)")
 
 
 def motorcycle() -> tuple[Frame, DepthMap]:
@@ -101,7 +101,7 @@ def compare(depth_m: DepthMap, truth_m: DepthMap) -> tuple[DepthMetrics, DepthMe
     return metric, depth_metrics(depth_m * np.float32(scale), truth_m, limits_m=LIMITS_M), scale
 
 
-def write_picture(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap) -> None:
+def write_figure(path: Path, photo: Frame, depth_m: DepthMap, truth_m: DepthMap) -> None:
     """Write photo, prediction, ground truth and relative error side by side."""
     measured = truth_m > 0
     # One colour range for both depth maps, in whole metres.

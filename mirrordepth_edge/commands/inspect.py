@@ -53,7 +53,7 @@ def _checkpoint_rows(info: CheckpointInfo) -> Rows:
         ("mirror, decoder", f"sha256 {info.weights_sha256}"),
         ("input", f"{model.size_hw[1]}x{model.size_hw[0]} pixels"),
         ("depth limits", f"{model.depth_limits_m[0]:g} to {model.depth_limits_m[1]:g} metres"),
-        ("trained on", f"{training['pictures']} pictures" if "pictures" in training else "not recorded"),
+        ("trained on", f"{training['pictures']} images" if "pictures" in training else "not recorded"),
     ]
 
 

@@ -63,12 +63,12 @@ def load_verb(name: str) -> Any:
         KeyError: There is no such verb.
     """
     module, attribute = VERBS[name].target.split(":")
-    found = getattr(import_module(f"mirrordepth_edge.commands.{module}"), attribute)
-    if isinstance(found, typer.Typer):
-        command = typer.main.get_command(found)
+    verb = getattr(import_module(f"mirrordepth_edge.commands.{module}"), attribute)
+    if isinstance(verb, typer.Typer):
+        command = typer.main.get_command(verb)
     else:
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name, cls=SectionedCommand)(found)
+        single.command(name, cls=SectionedCommand)(verb)
         command = typer.main.get_command(single)
     command.name = name
     return command

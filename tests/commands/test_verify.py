@@ -40,7 +40,7 @@ def test_the_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["soak"]["runs"] > 0
     assert data["comparisons"][0]["mean_relative"] < 1e-4
     assert data["machine"]["cores"] >= 1
-    assert "temperatures" in data["context"]
+    assert "temperatures" in data["telemetry"]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def explain(
         raise OptionError(f"{path} has no mirror prompt.", why, "Give the checkpoint that it was exported from.")
     if root is None and any(option is not None for option in (prompt, crop, limit)):
         raise OptionError("--prompt, --crop and --limit require --root.", "They apply to images.", "--root DATA")
-    require_suffix(output, (".png",), "a picture")
+    require_suffix(output, (".png",), "a chart")
     for file in (output, json_file or output):
         ensure_folder(file.parent)
     if isinstance(missing := probe(), Missing):
