@@ -49,14 +49,14 @@ class Writer:
     def video(self, path: Path, bar: Progress) -> str:
         from contextlib import nullcontext
 
-        from mirrordepth_edge.imaging.draw import saved_video
+        from mirrordepth_edge.imaging.draw import video_writer
         from mirrordepth_edge.imaging.postprocess import colourise
         from mirrordepth_edge.sources.open import open_video
 
         target, count, frame = self.folder / path.stem, 0, None
         with open_video(path) as source:
             task = bar.add_task(path.name, total=source.length)
-            colours = saved_video(Path(f"{target}.colour.mp4"), source.rate_hz or VIDEO_RATE_HZ)
+            colours = video_writer(Path(f"{target}.colour.mp4"), source.rate_hz or VIDEO_RATE_HZ)
             with colours if "colour" in self.kinds else nullcontext() as append:
                 while (frame := source.read(frame)) is not None:
                     depth_m = self.predictor(frame)

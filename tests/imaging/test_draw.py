@@ -168,7 +168,7 @@ def test_png_keeps_colours_and_sixteen_bits(tmp_path: Path) -> None:
 def test_a_video_is_whole_or_not_there(tmp_path: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 200
-    with draw.saved_video(tmp_path / "whole.mp4", 10.0) as append:
+    with draw.video_writer(tmp_path / "whole.mp4", 10.0) as append:
         for _ in range(4):
             append(red)
     capture = cv2.VideoCapture(str(tmp_path / "whole.mp4"))
@@ -178,7 +178,7 @@ def test_a_video_is_whole_or_not_there(tmp_path: Path) -> None:
     capture.release()
 
     def broken() -> None:
-        with draw.saved_video(tmp_path / "broken.mp4", 10.0) as append:
+        with draw.video_writer(tmp_path / "broken.mp4", 10.0) as append:
             append(red)
             raise InputError("what", "why", "cure")
 
@@ -197,7 +197,7 @@ def test_an_opencv_that_cannot_encode_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cv2, "VideoWriter", NoEncoder)
     with (
         pytest.raises(MissingError, match="cannot write MP4"),
-        draw.saved_video(tmp_path / "clip.mp4", 10.0) as append,
+        draw.video_writer(tmp_path / "clip.mp4", 10.0) as append,
     ):
         append(np.zeros((48, 64, 3), np.uint8))
     assert not list(tmp_path.iterdir())

@@ -298,5 +298,5 @@ def test_a_folder_of_bad_pictures_or_none(tmp_path: Path) -> None:
         PictureFolder(tmp_path)
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no picture")
-    with PictureFolder(tmp_path) as source, pytest.raises(InputError, match="no readable picture"):
+    with PictureFolder(tmp_path) as source, pytest.raises(InputError, match="cannot be read as an image"):
         source.read()
