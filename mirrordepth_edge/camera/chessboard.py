@@ -405,7 +405,7 @@ def calibrate(picker: ViewPicker) -> Calibration:
     views, board = picker.views, picker.board
     if len(views) < MIN_VIEWS_TO_FIT or picker.size_hw is None:
         raise GateError(
-            f"Only {len(views)} different views of the board.",
+            f"Too few different views of the board: {len(views)}.",
             f"It was found in {picker.seen} frames; {MIN_VIEWS} views from different positions and angles are needed.",
             "Show the board near and far, in every corner of the image, and tilted by 20 to 45 degrees.",
         )

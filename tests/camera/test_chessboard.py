@@ -255,7 +255,7 @@ def test_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_few_views_are_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in (0, 2):
-        with pytest.raises(GateError, match=f"Only {count} different views of the board"):
+        with pytest.raises(GateError, match=f"Too few different views of the board: {count}"):
             calibrate(picked(Truth(), poses(count), monkeypatch))
 
 

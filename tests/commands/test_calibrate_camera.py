@@ -113,7 +113,7 @@ def test_what_is_not_good_enough_is_not_written(
 
     one = ["calibrate-camera", "--source", str(folder / "00.png"), "-o", str(tmp_path / "one.yaml"), "--anyway"]
     assert run_app(one) == 3
-    assert "Only 1 different views of the board" in capsys.readouterr().err
+    assert "Too few different views of the board: 1" in capsys.readouterr().err
 
 
 def test_no_board_at_all(boards: list[Frame], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

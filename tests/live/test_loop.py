@@ -310,7 +310,7 @@ def test_the_summary_line() -> None:
     begin = "300 frames in 10.0 s, 2 dropped, 30.0 Hz; latency p50 12.3 ms, p99 20.0 ms; age p50 15.0 ms, p99 31.2 ms"
     assert str(told()) == begin
     shown = told(shown_age_p50_ms=18.0, shown_age_p99_ms=40.04, faults=1)
-    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; went over 1 fault"
+    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; recovered from 1 fault"
 
 
 def test_statistics_become_json() -> None:

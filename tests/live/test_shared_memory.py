@@ -20,7 +20,7 @@ import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.live.result import LiveResult
-from mirrordepth_edge.live.shared_memory import MOST_PIXELS, RAM_DISK, SharedDepth
+from mirrordepth_edge.live.shared_memory import MAX_PIXELS, RAM_DISK, SharedDepth
 
 pytestmark = pytest.mark.skipif(not RAM_DISK.is_dir(), reason="the reader is for Linux")
 
@@ -163,15 +163,15 @@ def test_a_name_that_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "../x", ".hidden", "a b", "ü", "x" * 201])
-def test_names_that_cannot_be(bad: str) -> None:
-    with pytest.raises(OptionError, match="no name for shared memory"):
+def test_invalid_names_are_rejected(bad: str) -> None:
+    with pytest.raises(OptionError, match="not a valid name for shared memory"):
         SharedDepth(bad)
 
 
 def test_frames_that_do_not_fit_are_told_once(name: str) -> None:
     with SharedDepth(name) as output:
         huge = result(1)
-        object.__setattr__(huge, "depth_m", np.broadcast_to(np.float32(1), (2, MOST_PIXELS)))
+        object.__setattr__(huge, "depth_m", np.broadcast_to(np.float32(1), (2, MAX_PIXELS)))
         output.show(huge)
         assert output.problem is not None
         assert "do not fit" in output.problem

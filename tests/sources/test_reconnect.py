@@ -251,7 +251,7 @@ def test_the_loop_goes_on_and_shows_the_states(
     assert {*range(10, 20)} & {*shown}
     assert shown[-1] == 20
     assert stats.faults == 2
-    assert "went over 2 faults" in str(stats)
+    assert "recovered from 2 faults" in str(stats)
     assert stats.frames + stats.dropped == 21
     # The end may come before anybody looks whether the camera is live again.
     assert states[:3] == ["reconnecting", "live", "reconnecting"]
