@@ -171,6 +171,7 @@ def find_corners(frame: Frame, board: Board, *, thorough: bool = True) -> Corner
     Returns:
         The corners, or None unless all of them are visible.
     """
+    # The search time grows with the number of pixels, so the board is searched in a reduced image.
     grey: Any = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     size, shrink = (board.columns, board.rows), max(1.0, max(grey.shape) / SEARCH_PX)
     small = grey if shrink == 1 else cv2.resize(grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
@@ -228,6 +229,7 @@ class ViewPicker:
             )
         self.size_hw = size_hw
         corners = find_corners(frame, self.board, thorough=not self.moving)
+        # Also without a board: motion is measured between consecutive frames only.
         before, self._before = self._before, corners
         if corners is None:
             return False
@@ -410,6 +412,7 @@ def calibrate(picker: ViewPicker) -> Calibration:
             "Show the board near and far, in every corner of the image, and tilted by 20 to 45 degrees.",
         )
     fit = _fit(views, board, picker.size_hw, cv2.CALIB_FIX_K3)
+    # k3 is fitted only if needed: with little distortion it fits noise, and extrapolates badly.
     if fit[0] > K3_MIN_RMS_PX and (third := _fit(views, board, picker.size_hw, 0))[0] < K3_MAX_RATIO * fit[0]:
         fit = third
     rms_px, matrix, distortion, rotations, translations = fit
@@ -486,6 +489,7 @@ def _uncertainty(
         jacobian[rows, :intrinsics] = derivatives[:, 6 : 6 + intrinsics]
         jacobian[rows, intrinsics + 6 * index :][:, :6] = derivatives[:, :6]
     errors_px = [math.sqrt(2 * float(np.square(residual_px).mean())) for residual_px in residuals_px]
+    # Columns differ by orders of magnitude; with unit norm, inverting is numerically safe.
     norms = np.linalg.norm(jacobian, axis=0)
     try:
         unscaled = np.linalg.inv((jacobian / norms).T @ (jacobian / norms))

@@ -102,6 +102,7 @@ def titled(image: Frame, title: str) -> Frame:
     height, width = image.shape[:2]
     strip_px = round(TITLE_STRIP_PX * _growth(height))
     scale = TITLE_SCALE * _growth(height)
+    # A margin of 2 % at each side.
     scale *= min(1.0, 0.96 * width / max(text_size(title, scale)[0], 1))
     text_width, text_height = text_size(title, scale)
     canvas = np.full((strip_px + height, width, 3), PAPER, np.uint8)
@@ -223,6 +224,7 @@ def round_ticks(low: float, high: float, max_intervals: int) -> list[float]:
     """Return at most `max_intervals + 1` ticks from low to high, at steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / max_intervals
     power = 10.0 ** math.floor(math.log10(rough))
+    # The tolerance keeps rounding errors from choosing the next larger step.
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 9) for index in range(first, last + 1)]

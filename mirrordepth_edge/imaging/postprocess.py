@@ -42,6 +42,7 @@ class Postprocessor:
 
 def to_millimetres(depth_m: DepthMap) -> npt.NDArray[np.uint16]:
     """Convert metres to 16-bit millimetres, as ROS and most tools expect; 0 for no depth, at most 65.535 m."""
+    # Casting NaN or infinity to an integer is undefined.
     millimetres = np.nan_to_num(depth_m * MILLIMETRES_PER_METRE, nan=0.0, posinf=0.0, neginf=0.0)
     in_range: npt.NDArray[np.float32] = np.clip(millimetres.round(), 0, np.iinfo(np.uint16).max)
     return in_range.astype(np.uint16)

@@ -60,6 +60,7 @@ def resize_frame(frame: Frame, size_hw: SizeHW, out: Frame | None = None) -> Fra
 def sizes_between(frame_hw: SizeHW, size_hw: SizeHW) -> list[SizeHW]:
     """Return the intermediate sizes between a frame and `size_hw`, without both ends."""
     (rows, columns), (height, width), sizes = frame_hw, size_hw, []
+    # Exact halves are fast; they leave at least twice the target size for the averaging below.
     while rows >= 4 * height and columns >= 4 * width and rows % 2 == columns % 2 == 0:
         rows, columns = rows // 2, columns // 2
         sizes.append((rows, columns))

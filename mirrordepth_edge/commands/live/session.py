@@ -54,6 +54,7 @@ def run_session(
     with ExitStack() as stack:
         predictor = stack.enter_context(_load(model_options, depth_options, scale))
         limits_m = colour_limits(view_options.near, view_options.far, predictor.model.depth_limits_m)
+        # Before the loop opens the source: a camera can be opened only once.
         scale.prepare(predictor, factory)
         source = stack.enter_context(reconnecting(factory))
         announce(predictor, f"{source.name}: {model_options.model}")
@@ -76,12 +77,14 @@ def run_session(
         )
     _print_notes(note for note in source.notes if note not in notes)
     _print_notes(output.problem for output in stats.outputs if output.problem)
+    # Recordings know their frame count only now that they are closed.
     for output in outputs:
         if isinstance(output, Recording):
             console.print(str(output))
     if run_options.json_file is not None:
         write_json(run_options.json_file, {**setup, **asdict(stats)})
     console.print(str(stats))
+    # The exit status must show Ctrl-C, but only after the statistics are printed and written.
     if stats.interrupted:
         raise KeyboardInterrupt
 
