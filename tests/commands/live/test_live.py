@@ -16,6 +16,7 @@ import pytest
 
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.live import outputs, session
 from mirrordepth_edge.commands.live.command import live
 from mirrordepth_edge.config import PRESETS, SessionOptions
@@ -218,18 +219,18 @@ def test_a_failure_writes_no_statistics(loader: Loader, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_invalid_options_are_rejected(loader: Loader, tmp_path: Path) -> None:
+def test_invalid_options_are_rejected(loader: Loader, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"absent\.mp4"):
         live(source=str(tmp_path / "absent.mp4"), no_window=True)
     with pytest.raises(OptionError, match="--near"):
-        live(source="synthetic", no_window=True, near=6.0, far=2.0)
-    with pytest.raises(OptionError, match="--device"):
-        live(source="synthetic", no_window=True, device="tpu")
+        live(source="synthetic", no_window=True, frames=1, near=6.0, far=2.0)
     with pytest.raises(OptionError, match="cannot be combined"):
-        live(source="synthetic", no_window=True, fov_deg=70.0, calibration=tmp_path / "camera.yaml")
+        live(source="synthetic", no_window=True, frames=1, fov_deg=70.0, calibration=tmp_path / "camera.yaml")
     (tmp_path / "taken").touch()
     with pytest.raises(InputError, match="Cannot write"):
-        live(source="synthetic", no_window=True, json_file=tmp_path / "taken" / "live.json")
+        live(source="synthetic", no_window=True, frames=1, json_file=tmp_path / "taken" / "live.json")
+    assert run_app(["live", "--source", "synthetic", "--no-window", "--frames", "1", "--device", "tpu"]) == 2
+    assert "--device 'tpu' is unknown" in capfd.readouterr().err
 
 
 def test_a_click_and_a_distance_set_the_scale(
