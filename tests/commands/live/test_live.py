@@ -17,7 +17,7 @@ import pytest
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.live import outputs, session
+from mirrordepth_edge.commands.live import command, outputs
 from mirrordepth_edge.commands.live.command import live
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
@@ -75,7 +75,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
-    monkeypatch.setattr(session, "load", loader)
+    monkeypatch.setattr(command, "load", loader)
     return loader
 
 
