@@ -36,8 +36,8 @@ def check(
 
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.choose import choose_dataset
-    from mirrordepth_edge.data.lint.facts import check_dataset, contact_sheet, facts, spread
-    from mirrordepth_edge.data.lint.findings import find_problems, refuse_problems
+    from mirrordepth_edge.data.lint.problems import find_problems, refuse_problems
+    from mirrordepth_edge.data.lint.scan import check_dataset, contact_sheet, report_lines, spread
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.imaging.draw import save_png
     from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
@@ -54,7 +54,9 @@ def check(
     with progress_bar() as bar:
         report = check_dataset(dataset, chosen, lambda some: bar.track(some, description="reading pictures"))
     findings = find_problems(report)
-    console.print(f"{root}: {report.looked_at} of {report.pictures} pictures looked at", *facts(report), sep="\n")
+    console.print(
+        f"{root}: {report.looked_at} of {report.pictures} pictures looked at", *report_lines(report), sep="\n"
+    )
     for finding in findings:
         kind, style = ("wrong", "bold red") if finding.wrong else ("note", "yellow")
         console.print(f"{kind}: {finding.what}", style=style)

@@ -84,7 +84,7 @@ def evaluate(
     from mirrordepth_edge.camera.model import camera_of
     from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
-    from mirrordepth_edge.evaluation.baselines import wanted
+    from mirrordepth_edge.evaluation.baselines import show_baselines
     from mirrordepth_edge.evaluation.consistency import read_camera_path
     from mirrordepth_edge.evaluation.evaluate import evaluate as run_evaluation
     from mirrordepth_edge.predictor import load
@@ -103,7 +103,7 @@ def evaluate(
     camera = camera_of(focal_px, fov_deg, calibration)
     options = replace(session_options(device, clip_weights, None, backend, bf16, network_size), trust=trust)
     scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
-    convention, with_baselines = CONVENTIONS[kind], wanted(kind, baselines)
+    convention, with_baselines = CONVENTIONS[kind], show_baselines(kind, baselines)
     camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None
     results: dict[str, Evaluation] = {}
     artefacts: dict[str, Artefact] = {}

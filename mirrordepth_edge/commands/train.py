@@ -85,8 +85,8 @@ def train(
         model = replace(model, size_hw=parse_size(size))
     where = torch_device(device)
 
+    from mirrordepth_edge.training.distributed import is_first
     from mirrordepth_edge.training.fit import TrainOptions, fit
-    from mirrordepth_edge.training.processes import is_first
     from mirrordepth_edge.training.runs import RunConfig, RunFolder
     from mirrordepth_edge.training.trainer import Resources
 

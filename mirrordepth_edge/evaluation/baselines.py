@@ -84,7 +84,7 @@ def baselines_of(kind: DataKind) -> tuple[Baseline, ...]:
     return BASELINES.get(kind, ())
 
 
-def wanted(kind: DataKind, asked: bool | None) -> bool:
+def show_baselines(kind: DataKind, asked: bool | None) -> bool:
     """Whether to show published errors: as asked, else where there are some.
 
     Raises:
@@ -99,7 +99,7 @@ def wanted(kind: DataKind, asked: bool | None) -> bool:
     return bool(baselines_of(kind)) if asked is None else asked
 
 
-def differences(kind: DataKind, protocol: Protocol) -> list[str]:
+def protocol_differences(kind: DataKind, protocol: Protocol) -> list[str]:
     """Why results by `protocol` do not compare with the published ones; empty where they do."""
     convention = CONVENTIONS[kind]
     found = []

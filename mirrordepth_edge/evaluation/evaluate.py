@@ -29,7 +29,7 @@ from mirrordepth_edge.evaluation.metrics import (
     Depth,
     DepthMetrics,
     Mask,
-    clamped,
+    clamp_depth,
     depth_metrics,
     eigen_crop,
     garg_crop,
@@ -258,14 +258,14 @@ def check_samples(samples: Iterable[Sample], protocol: Protocol) -> None:
             )
 
 
-def evaluated_depth(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> tuple[Depth, Mask]:
+def predict_by_protocol(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> tuple[Depth, Mask]:
     """Depth of one picture as `evaluate` compares it, and the pixels that count.
 
     Returns:
         float32 `[H, W]` metres, with flip averaging, alignment and clamping as the protocol has them; bool `[H, W]`.
     """
     depth_m = _aligned(_predicted(predict, sample, protocol), sample, protocol)
-    return clamped(depth_m, protocol.limits_m), _counted(sample, protocol)
+    return clamp_depth(depth_m, protocol.limits_m), _counted(sample, protocol)
 
 
 def predict_flipped(predict: Callable[[Frame], Depth], frame: Frame) -> Depth:
@@ -339,7 +339,7 @@ def _aligned(depth_m: Depth, sample: Sample, protocol: Protocol) -> Depth:
 def _compare(depth_m: Depth, sample: Sample, protocol: Protocol, *, spatial: bool) -> PictureResult:
     crop, valid = _crop(sample, protocol), _counted(sample, protocol)
     metrics = depth_metrics(depth_m, sample.depth_m, limits_m=protocol.limits_m, crop=crop)
-    clamped_m = clamped(depth_m, protocol.limits_m)
+    clamped_m = clamp_depth(depth_m, protocol.limits_m)
     window = (slice(None), slice(None)) if crop is None else _window(crop)
     of_edges = clamped_m[window], sample.depth_m[window], valid[window]
     return PictureResult(

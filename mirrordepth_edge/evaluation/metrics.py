@@ -108,7 +108,7 @@ def depth_metrics(
             "No pixel has a measured depth.", f"None lies between {near} and {far} m.", "Check the depth scale."
         )
     g = truth_m[mask].astype(np.float64)
-    p = clamped(prediction_m[mask].astype(np.float64), limits_m)
+    p = clamp_depth(prediction_m[mask].astype(np.float64), limits_m)
     e = np.log(p) - np.log(g)
     ratio = np.maximum(g / p, p / g)
     return DepthMetrics(
@@ -124,7 +124,7 @@ def depth_metrics(
     )
 
 
-def clamped(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
+def clamp_depth(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
     """A prediction inside the limits, as it is compared: infinite is far, NaN is near."""
     near, far = limits_m
     inside: FloatArray = np.nan_to_num(prediction_m, nan=near, posinf=far, neginf=near).clip(near, far)

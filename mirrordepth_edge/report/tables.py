@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, differences
+from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, protocol_differences
 from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency
 from mirrordepth_edge.evaluation.evaluate import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
 
@@ -157,7 +157,7 @@ def baselines_table(kind: DataKind, protocol: Protocol) -> Table:
 def baseline_notes(kind: DataKind, protocol: Protocol) -> tuple[str, ...]:
     """What marks mean, and why figures do not compare where they do not."""
     notes = [f"{each.name}: {each.origin}; {each.note}" for each in baselines_of(kind) if each.note]
-    other = differences(kind, protocol)
+    other = protocol_differences(kind, protocol)
     if other:
         notes.insert(0, f"DO NOT COMPARE with the results above: {'; '.join(other)}")
     return tuple(notes)

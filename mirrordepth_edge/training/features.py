@@ -29,8 +29,8 @@ from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_json
 from mirrordepth_edge.support.schema import read_strict
-from mirrordepth_edge.training.processes import barrier, rank, world_size
-from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, one_thread_each
+from mirrordepth_edge.training.distributed import barrier, rank, world_size
+from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, limit_worker_threads
 
 CACHE_VERSION = 1
 SHARD_BYTES = 128 * 2**20
@@ -236,7 +236,7 @@ def _features(
         batch_sampler=[draws[start : start + CHUNK] for start in range(0, len(draws), CHUNK)],
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=one_thread_each,
+        worker_init_fn=limit_worker_threads,
     )
     for batch in loader:
         for problem in batch.problems:

@@ -21,8 +21,8 @@ from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.model.checkpoint import save_checkpoint, start_from
 from mirrordepth_edge.model.nano import create_nano
 from mirrordepth_edge.model.network import DepthNetwork, create_network
+from mirrordepth_edge.training.distributed import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.features import CachedViews, cached_views
-from mirrordepth_edge.training.processes import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.training.trainer import Progress, Resources, Trainer, evaluate, predictor
 from mirrordepth_edge.training.views import FreshViews, Problem

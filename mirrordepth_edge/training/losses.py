@@ -49,7 +49,7 @@ def error_sums(error: Tensor, valid: Tensor, *, edges: bool = False) -> Tensor:
     return torch.stack([part.float() for part in (*parts, pairs, differences)])
 
 
-def over_all_processes(sums: Tensor) -> Tensor:
+def sum_over_processes(sums: Tensor) -> Tensor:
     """The sums of all processes together; the gradient is that of this process's share alone.
 
     DistributedDataParallel then averages gradients, so multiply the loss by the number of processes.

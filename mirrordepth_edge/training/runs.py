@@ -28,7 +28,7 @@ from mirrordepth_edge.evaluation.metrics import DepthMetrics
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, write_json
 from mirrordepth_edge.support.schema import read_strict
-from mirrordepth_edge.training.processes import rank
+from mirrordepth_edge.training.distributed import rank
 
 PACKAGES = ("mirrordepth-edge", "torch", "open_clip_torch", "timm", "numpy", "opencv-python")
 

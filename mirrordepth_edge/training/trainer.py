@@ -27,10 +27,10 @@ from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.support.files import atomic_write
+from mirrordepth_edge.training.distributed import rank, world_size
 from mirrordepth_edge.training.features import CachedViews, tower_features
-from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, over_all_processes
-from mirrordepth_edge.training.processes import rank, world_size
-from mirrordepth_edge.training.views import Batch, EpochOrder, FreshViews, Problem, collate, one_thread_each
+from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, sum_over_processes
+from mirrordepth_edge.training.views import Batch, EpochBatchSampler, FreshViews, Problem, collate, limit_worker_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +131,13 @@ class Trainer:
         if resources.compile:
             self._learner = torch.compile(self._learner)
             network.tower.compile()
-        self._order = EpochOrder(len(views), config, rank(), world_size())
+        self._order = EpochBatchSampler(len(views), config, rank(), world_size())
         self._loader = DataLoader(
             views,
             batch_sampler=self._order,
             num_workers=resources.workers,
             collate_fn=collate,
-            worker_init_fn=one_thread_each,
+            worker_init_fn=limit_worker_threads,
             persistent_workers=resources.workers > 0,
             pin_memory=self.device.type == "cuda",
         )
@@ -216,7 +216,7 @@ class Trainer:
         valid = (truth_m > near) & (truth_m < far)
         depth_m = self._learner(taps.features, taps.prefix).clamp(min=near)
         error = log_error(depth_m, truth_m, valid)
-        sums = over_all_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
+        sums = sum_over_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
         if not sums[0]:
             raise InputError(
                 "A batch of pictures has no usable depth.",

@@ -107,7 +107,7 @@ def collate(views: list[View]) -> Batch:
     return Batch(samples, inputs, torch.stack([view.truth_m for view in views]), problems)
 
 
-class EpochOrder:
+class EpochBatchSampler:
     """Draws of an epoch in random order, cut into batches: this process's share of each.
 
     What does not fill the last batch is left out, another remainder each epoch.
@@ -150,6 +150,6 @@ class EpochOrder:
                 yield [(self.epoch, int(index)) for index in part]
 
 
-def one_thread_each(worker: int) -> None:
+def limit_worker_threads(worker: int) -> None:
     """For processes that load data: they are many, so OpenCV shall not start threads in each."""
     cv2.setNumThreads(0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, differences
+from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, protocol_differences
 from mirrordepth_edge.evaluation.evaluate import Protocol
 
 NYU = Protocol(limits_m=(1e-3, 10.0), crop="eigen")
@@ -55,9 +55,9 @@ def test_the_measured_one_says_so() -> None:
 
 
 def test_the_fields_protocol_compares() -> None:
-    assert differences("nyu", NYU) == []
-    assert differences("kitti", KITTI) == []
-    assert differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
+    assert protocol_differences("nyu", NYU) == []
+    assert protocol_differences("kitti", KITTI) == []
+    assert protocol_differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_the_fields_protocol_compares() -> None:
     ],
 )
 def test_other_protocols_do_not_compare(protocol: Protocol, why: str) -> None:
-    (found,) = differences("nyu", protocol)
+    (found,) = protocol_differences("nyu", protocol)
     assert why in found
 
 
 def test_every_difference_is_named() -> None:
-    assert len(differences("kitti", Protocol(limits_m=(1e-3, 10.0), align="lsq"))) == 3
+    assert len(protocol_differences("kitti", Protocol(limits_m=(1e-3, 10.0), align="lsq"))) == 3

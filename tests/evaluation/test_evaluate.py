@@ -19,7 +19,7 @@ from mirrordepth_edge.evaluation.evaluate import (
     Protocol,
     align,
     evaluate,
-    evaluated_depth,
+    predict_by_protocol,
 )
 from mirrordepth_edge.evaluation.metrics import Depth, garg_crop
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -193,7 +193,7 @@ def test_depth_as_it_is_compared() -> None:
     truth_m[100:110] = 0
     one = Sample("halves", np.zeros((480, 640, 3), np.uint8), truth_m)
     protocol = Protocol(limits_m=(1e-3, 6.0), crop="eigen", align="median")
-    depth_m, counted = evaluated_depth(lambda _: truth_m / 2 + np.float32(1), one, protocol)
+    depth_m, counted = predict_by_protocol(lambda _: truth_m / 2 + np.float32(1), one, protocol)
     inside = np.zeros_like(counted)
     inside[45:471, 41:601] = True
     np.testing.assert_array_equal(counted, inside & (truth_m == 4))

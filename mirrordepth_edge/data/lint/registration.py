@@ -26,21 +26,21 @@ Verdict = Literal["registered", "unregistered", "nowhere", "unclear"]
 
 # All pictures are compared at one size, so that a shift is the same share of each.
 LONGEST_PX = 320
-REACH_PX = 24
+MAX_SHIFT_PX = 24
 """Largest shift that is tried, either way: 7.5 % of the longest side."""
 NEIGHBOURHOOD_PX = 8.0
 """Edges are counted against the mean around them, so that only their places matter, not which half holds more."""
-SMALLEST_JUMP, LARGEST_JUMP = 0.04, 0.24
+MIN_JUMP, MAX_JUMP = 0.04, 0.24
 """Steps of ln depth over two pixels: a slanted floor has smaller ones, and one large one must not outweigh the rest."""
-FEWEST_EDGES = 0.002
+MIN_EDGE_SHARE = 0.002
 """Share of a picture's pixels; a flat wall says nothing."""
-LEAST_DEPTH = 0.4
+MIN_DEPTH_SHARE = 0.4
 """Share of pixels: between the scan lines of a LiDAR there are no edges to find."""
 
 # A verdict needs enough scenes and one clear peak, and "unregistered" needs most pictures to agree.
-FEWEST_SCENES = 5.0
+MIN_SCENES = 5.0
 """Different ones: in a single scene a fence or a table's legs may fit better elsewhere, in every picture of it."""
-ENOUGH_SCENES = 12.0
+CONCLUSIVE_SCENES = 12.0
 """Registered pictures always agree where there are so many; so what agrees nowhere is no pair."""
 CLEAR_CORRELATION = 0.03
 """Rooms have 0.1 to 0.3 where they are registered; mixed-up pairs have at best 0.07 over the root of the pictures."""
@@ -49,7 +49,7 @@ CLEAR_DEVIATIONS = 6.5
 AGREEING_PICTURES = 0.75
 REGISTERED_PX = 1
 """Up to here from no shift, the data is as it should be."""
-SMALLEST_SHIFT_PX = 2.5
+MIN_SHIFT_PX = 2.5
 """0.8 % of the longest side; 5 pixels of 640. Cameras and their drivers differ by less."""
 BETTER_SHIFTED, BETTER_POSED = 1.2, 1.5
 """How many times better than the data as it is something else must fit."""
@@ -103,23 +103,23 @@ def edge_correlations(frame: Frame, depth_m: DepthMap) -> npt.NDArray[np.float32
         depth_m: float32 `[H, W]`, metres, 0 = no value.
 
     Returns:
-        float32 `[len(POSES), 2 * REACH_PX + 1, 2 * REACH_PX + 1]` in -1..1: at `[pose, REACH_PX + y,
-        REACH_PX + x]` with depth moved x right and y down, in pixels of a picture whose longest side
+        float32 `[len(POSES), 2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1]` in -1..1: at `[pose, MAX_SHIFT_PX + y,
+        MAX_SHIFT_PX + x]` with depth moved x right and y down, in pixels of a picture whose longest side
         is `LONGEST_PX`. None where depth has too few edges.
     """
     height, width = depth_m.shape
     scale = LONGEST_PX / max(height, width)
     size_hw = round(height * scale), round(width * scale)
-    if min(size_hw) <= 3 * REACH_PX or np.count_nonzero(depth_m) < LEAST_DEPTH * depth_m.size:
+    if min(size_hw) <= 3 * MAX_SHIFT_PX or np.count_nonzero(depth_m) < MIN_DEPTH_SHARE * depth_m.size:
         return None
     edges = depth_edges(_shrunk(depth_m, size_hw))
-    if np.count_nonzero(edges) < FEWEST_EDGES * edges.size:
+    if np.count_nonzero(edges) < MIN_EDGE_SHARE * edges.size:
         return None
     of_picture, of_depth = _centred(picture_edges(resize_frame(frame, size_hw))), _centred(edges)
     return np.stack([_correlation(_posed(of_depth, pose), of_picture) for pose in POSES])
 
 
-def judge(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
+def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
     """What the pictures say together.
 
     Args:
@@ -132,19 +132,19 @@ def judge(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
     each = np.stack(correlations)
     mean = each.mean(axis=0)
     pose, row, column = (int(index) for index in np.unravel_index(mean.argmax(), mean.shape))
-    near = slice(REACH_PX - REGISTERED_PX, REACH_PX + REGISTERED_PX + 1)
+    near = slice(MAX_SHIFT_PX - REGISTERED_PX, MAX_SHIFT_PX + REGISTERED_PX + 1)
     as_is = each[:, 0, near, near].max(axis=(1, 2))
     best, best_as_is = float(mean[pose, row, column]), float(mean[0, near, near].max())
-    down, right = row - REACH_PX, column - REACH_PX
-    moved = pose != 0 or np.hypot(right, down) >= SMALLEST_SHIFT_PX
+    down, right = row - MAX_SHIFT_PX, column - MAX_SHIFT_PX
+    moved = pose != 0 or np.hypot(right, down) >= MIN_SHIFT_PX
     agreeing = float((each[:, pose, row, column] > as_is).mean())
     better = best > best_as_is * (BETTER_POSED if pose else BETTER_SHIFTED)
     clear = best >= CLEAR_CORRELATION and _deviations(mean[pose], row, column) >= CLEAR_DEVIATIONS
     scenes = _independent(each)
     verdict: Verdict = "unclear"
-    if scenes >= ENOUGH_SCENES and best < CLEAR_CORRELATION:
+    if scenes >= CONCLUSIVE_SCENES and best < CLEAR_CORRELATION:
         verdict = "nowhere"
-    elif clear and scenes >= FEWEST_SCENES:
+    elif clear and scenes >= MIN_SCENES:
         if not moved:
             verdict = "registered"
         elif better and agreeing >= AGREEING_PICTURES:
@@ -178,7 +178,7 @@ def depth_edges(depth_m: DepthMap) -> Edges:
         step = np.abs(rolled[0] - rolled[2]) * (rolled[1] & rolled[3])
         np.maximum(jumps, step, out=jumps)
     jumps[[0, -1], :] = jumps[:, [0, -1]] = 0  # there np.roll compares opposite sides
-    cut: Edges = np.clip(jumps - np.float32(SMALLEST_JUMP), 0, LARGEST_JUMP - SMALLEST_JUMP)
+    cut: Edges = np.clip(jumps - np.float32(MIN_JUMP), 0, MAX_JUMP - MIN_JUMP)
     return cut
 
 
@@ -207,7 +207,7 @@ def _posed(edges: Edges, pose: Pose) -> Edges:
 
 def _correlation(of_depth: Edges, of_picture: Edges) -> Edges:
     """For every shift. The rim of depth is left out: it would leave the picture, and frames of pictures lie there."""
-    inner = slice(REACH_PX, -REACH_PX), slice(REACH_PX, -REACH_PX)
+    inner = slice(MAX_SHIFT_PX, -MAX_SHIFT_PX), slice(MAX_SHIFT_PX, -MAX_SHIFT_PX)
     template = np.ascontiguousarray(of_depth[inner])
     template -= template.mean()
     products = cv2.matchTemplate(of_picture, template, cv2.TM_CCORR)

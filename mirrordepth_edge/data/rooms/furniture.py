@@ -180,7 +180,7 @@ def cabinet(rng: np.random.Generator) -> Piece:
         handle = paint(rng, light=(0.05, 0.9))
         surfaces += box(at + each * 0.38, -depth / 2 - 0.03, height * 0.6, (0.02, 0.03, 0.12), handle)
     if height < 1.2:
-        surfaces += things(rng, width, depth, height)
+        surfaces += small_objects(rng, width, depth, height)
     return Piece(surfaces, width, depth, height)
 
 
@@ -213,7 +213,7 @@ def table(rng: np.random.Generator) -> Piece:
     how = wood(rng)
     surfaces = legs(rng, width * 0.95, depth * 0.95, height - 0.03, how)
     surfaces += box(0, 0, height - 0.03, (width, depth, 0.03), how)
-    return Piece(surfaces + things(rng, width, depth, height), width, depth, height)
+    return Piece(surfaces + small_objects(rng, width, depth, height), width, depth, height)
 
 
 def chair(rng: np.random.Generator) -> Piece:
@@ -275,7 +275,7 @@ def plant(rng: np.random.Generator) -> Piece:
     return Piece(surfaces, 1.6 * pot + 0.3, 1.6 * pot + 0.3, height + 0.2)
 
 
-def oddment(rng: np.random.Generator) -> Piece:
+def clutter(rng: np.random.Generator) -> Piece:
     """What lies about: a box, a bin, a ball, a stool."""
     size = rng.uniform(0.2, 0.5, 3)
     how = paint(rng, "plain", "plain", "stripes", "blotches")
@@ -290,7 +290,7 @@ def oddment(rng: np.random.Generator) -> Piece:
     return Piece(seat + legs(rng, 0.36, 0.36, 0.42, wood(rng)), 0.36, 0.36, 0.47)
 
 
-def things(rng: np.random.Generator, width: float, depth: float, z: float) -> list[Surface]:
+def small_objects(rng: np.random.Generator, width: float, depth: float, z: float) -> list[Surface]:
     """Small things on a surface of this size at height z, each in a cell of its own."""
     surfaces: list[Surface] = []
     cells = max(1, int(width / 0.35))
@@ -319,16 +319,16 @@ def things(rng: np.random.Generator, width: float, depth: float, z: float) -> li
 
 
 BY_THE_WALL: tuple[Callable[[np.random.Generator], Piece], ...] = (cabinet, shelf, sofa, bed, table, plant, floor_lamp)
-IN_THE_ROOM: tuple[Callable[[np.random.Generator], Piece], ...] = (table, chair, chair, oddment, oddment, plant, sofa)
+IN_THE_ROOM: tuple[Callable[[np.random.Generator], Piece], ...] = (table, chair, chair, clutter, clutter, plant, sofa)
 
 
-def turned(points_m: Points, yaw: float) -> Points:
+def rotate_z(points_m: Points, yaw: float) -> Points:
     """Counter-clockwise by `yaw` radians, as seen from above."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     rotated: Points = points_m @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     return rotated
 
 
-def placed(surfaces: list[Surface], at_m: Points, yaw: float) -> list[Surface]:
+def place(surfaces: list[Surface], at_m: Points, yaw: float) -> list[Surface]:
     """Turned by `yaw`, then moved by `at_m`."""
-    return [each._replace(points_m=turned(each.points_m, yaw) + at_m) for each in surfaces]
+    return [each._replace(points_m=rotate_z(each.points_m, yaw) + at_m) for each in surfaces]

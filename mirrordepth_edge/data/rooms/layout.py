@@ -20,9 +20,9 @@ from mirrordepth_edge.data.rooms.furniture import (
     ball,
     box,
     paint,
-    placed,
+    place,
     quad,
-    turned,
+    rotate_z,
     wood,
 )
 
@@ -68,7 +68,7 @@ class Footprint(NamedTuple):
         return apart_x < self.half_x + other.half_x + gap and apart_y < self.half_y + other.half_y + gap
 
 
-def sides(width: float, depth: float) -> list[tuple[float, float, float]]:
+def walls(width: float, depth: float) -> list[tuple[float, float, float]]:
     """Of each wall its length, how far it is from the room's middle, and the yaw that turns +y towards it."""
     return [
         (width, depth / 2, 0.0),
@@ -78,7 +78,7 @@ def sides(width: float, depth: float) -> list[tuple[float, float, float]]:
     ]
 
 
-def shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
+def room_shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
     """Floor, ceiling, four walls with what hangs there, and the daylight of their windows."""
     floor = paint(rng, "tiles", "speckle", "plain", light=(0.15, 0.6))
     if rng.random() < 0.5:
@@ -88,13 +88,13 @@ def shell(rng: np.random.Generator, width: float, depth: float, height: float) -
     ceiling, skirting = paint(rng, light=(0.65, 0.9)), paint(rng, light=(0.1, 0.85))
     ex, ey, ez = np.diag([width / 2, depth / 2, height / 2])
     surfaces, lamps = [quad(0 * ez, ex, -ey, floor), quad(2 * ez, ex, ey, ceiling)], []
-    for side, (length, away, yaw) in enumerate(sides(width, depth)):
+    for side, (length, away, yaw) in enumerate(walls(width, depth)):
         hung, daylight = hangings(rng, length - 0.3, height)
         hung.append(quad(ez, np.array([length / 2, 0, 0]), -ez, wall if side else accent))
         hung += box(0, -0.008, 0, (length, 0.016, 0.08), skirting)
-        wall_m = turned(np.array([0, away, 0]), yaw)
-        surfaces += placed(hung, wall_m, yaw)
-        lamps += [lamp._replace(points_m=turned(lamp.points_m, yaw) + wall_m) for lamp in daylight]
+        wall_m = rotate_z(np.array([0, away, 0]), yaw)
+        surfaces += place(hung, wall_m, yaw)
+        lamps += [lamp._replace(points_m=rotate_z(lamp.points_m, yaw) + wall_m) for lamp in daylight]
     return surfaces, lamps
 
 
@@ -132,18 +132,18 @@ def sky(rng: np.random.Generator) -> Paint:
     return Paint(pattern="blotches", colour=(0.55, 0.7, 0.95), second=(0.7, 0.72, 0.7), step_m=0.5, seed=seed)
 
 
-def furnished(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
+def place_furniture(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
     """Furniture by the walls and in the room, none in another's place."""
     surfaces: list[Surface] = []
     taken: list[Footprint] = []
-    walls = sides(width, depth)
+    wall_frames = walls(width, depth)
     makers = [(make, True) for make in rng.choice(np.array(BY_THE_WALL), rng.integers(5, 12))]
     makers += [(make, False) for make in rng.choice(np.array(IN_THE_ROOM), rng.integers(3, 9))]
     for make, by_wall in makers:
         piece: Piece = make(rng)
         for _ in range(8):
             side = int(rng.integers(4))
-            length, away, yaw = walls[side]
+            length, away, yaw = wall_frames[side]
             half_x, half_y = piece.width / 2, piece.depth / 2
             if not by_wall:  # whichever way it is turned
                 half_x = half_y = float(np.hypot(half_x, half_y))
@@ -151,18 +151,20 @@ def furnished(rng: np.random.Generator, width: float, depth: float) -> tuple[lis
             free_x, free_y = length / 2 - half_x - 0.1, away - half_y - 0.1
             if min(free_x, free_y) < 0:
                 continue
-            x, y, _ = turned(np.array([rng.uniform(-1, 1) * free_x, free_y * (1 if by_wall else rng.random()), 0]), yaw)
+            x, y, _ = rotate_z(
+                np.array([rng.uniform(-1, 1) * free_x, free_y * (1 if by_wall else rng.random()), 0]), yaw
+            )
             half_x, half_y = (half_x, half_y) if side % 2 == 0 else (half_y, half_x)
             footprint = Footprint(x, y, half_x, half_y, piece.height)
             if not any(footprint.meets(other, 0.05) for other in taken):
                 taken.append(footprint)
                 turn = yaw if by_wall else rng.uniform(0, 2 * np.pi)
-                surfaces += placed(piece.surfaces, np.array([x, y, 0]), turn)
+                surfaces += place(piece.surfaces, np.array([x, y, 0]), turn)
                 break
     return surfaces, taken
 
 
-def looking(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
+def camera_pose(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
     """A camera's pose: `yaw` counter-clockwise from +y, `pitch` upwards, `roll` clockwise; radians."""
     forward = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
     level = np.array([np.cos(yaw), np.sin(yaw), 0.0])
@@ -181,16 +183,16 @@ def viewpoint(rng: np.random.Generator, width: float, depth: float, taken: list[
         if free and np.hypot(to_x, to_y) > 1.2:
             break
     yaw = np.arctan2(-to_x, to_y) + rng.normal(0, 0.25)
-    return looking(eye_m, yaw, np.deg2rad(rng.uniform(-28, 2)), np.deg2rad(rng.normal(0, 1.5)))
+    return camera_pose(eye_m, yaw, np.deg2rad(rng.uniform(-28, 2)), np.deg2rad(rng.normal(0, 1.5)))
 
 
 def random_room(rng: np.random.Generator) -> Room:
     """A room of 9 to 45 m², its furniture, lamps and a view of it."""
     width, depth, height = rng.uniform(3.0, 6.5), rng.uniform(3.0, 7.0), rng.uniform(2.35, 3.1)
-    surfaces, lamps = shell(rng, width, depth, height)
+    surfaces, lamps = room_shell(rng, width, depth, height)
     x, y = rng.uniform(-0.2, 0.2, 2) * (width, depth)
     surfaces.append(ball(x, y, height - 0.2, 0.1, paint(rng, light=(0.8, 0.9)))._replace(glow=3.0))
     bulbs, warmth = np.array([[0.15, 0, -0.15], [-0.15, 0.1, -0.15], [0, -0.15, -0.13]]), rng.uniform(0.6, 1.0)
     lamps.append(Lamp(bulbs + np.array([x, y, height - 0.2]), (3.0, 1.2 + 1.8 * warmth, 3.0 * warmth)))
-    furniture, taken = furnished(rng, width, depth)
+    furniture, taken = place_furniture(rng, width, depth)
     return Room(surfaces + furniture, lamps, viewpoint(rng, width, depth, taken), float(rng.uniform(0.35, 1.0)))

@@ -37,7 +37,7 @@ class Patch(NamedTuple):
     """uint8 RGB `[h, w, 3]`, shown as it is."""
 
 
-def lit(room: Room, blocked: Blocked) -> list[Patch]:
+def light_surfaces(room: Room, blocked: Blocked) -> list[Patch]:
     """The surfaces as a camera sees them: paint times light, exposed and gamma-coded.
 
     A lamp's light falls off with the square of the distance and the cosine of its angle of incidence

@@ -26,7 +26,7 @@ from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.rooms.furniture import Points
 from mirrordepth_edge.data.rooms.layout import Pose, Room, random_room
-from mirrordepth_edge.data.rooms.light import Patch, lit
+from mirrordepth_edge.data.rooms.light import Patch, light_surfaces
 from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 from mirrordepth_edge.imaging.draw import save_png
@@ -77,7 +77,7 @@ def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, n
         MissingError: PyBullet is not installed.
     """
     with _server() as (bullet, server):
-        return _drawn(bullet, server, patches, camera, pose)
+        return _rasterise(bullet, server, patches, camera, pose)
 
 
 def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
@@ -102,8 +102,8 @@ def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
             return np.array(hits, bool)
 
         seen = [surface for surface in room.surfaces if _may_be_seen(surface.points_m, camera, room.pose)]
-        patches = lit(room._replace(surfaces=seen), blocked)
-        return _drawn(bullet, server, patches, camera, room.pose)
+        patches = light_surfaces(room._replace(surfaces=seen), blocked)
+        return _rasterise(bullet, server, patches, camera, room.pose)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class RenderedRooms(DepthDataset):
         return hashlib.sha256(described.encode()).hexdigest()
 
 
-def written(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
+def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
     """Render what `root` lacks, as `data.folder` reads it: rgb/NAME.png beside depth/NAME.png in millimetres.
 
     Beside them `camera.json` says through which camera all of them are seen. Rooms of another seed may
@@ -269,7 +269,7 @@ def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
     return sheet, np.concatenate(places)
 
 
-def _drawn(
+def _rasterise(
     bullet: ModuleType, server: int, patches: Sequence[Patch], camera: Camera, pose: Pose
 ) -> tuple[Frame, npt.NDArray[np.float32]]:
     sheet, texels = _atlas(patches)

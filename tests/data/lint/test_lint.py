@@ -15,16 +15,16 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.data.folder import folder_dataset
-from mirrordepth_edge.data.lint.facts import (
+from mirrordepth_edge.data.lint.problems import find_problems
+from mirrordepth_edge.data.lint.scan import (
     NO_DEPTH_RGB,
     PERCENTILES,
-    Depths,
+    DepthStatistics,
     check_dataset,
     contact_sheet,
-    facts,
+    report_lines,
     spread,
 )
-from mirrordepth_edge.data.lint.findings import find_problems
 from mirrordepth_edge.data.sample import InMemory, Mapped, Sample, Selected
 
 SHAPE = (60, 80)
@@ -61,7 +61,7 @@ def kinds(root: Path, units_per_metre: float = 1000.0) -> dict[str, bool]:
     return {finding.kind: finding.wrong for finding in findings}
 
 
-def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]], tmp_path: Path) -> Depths:
+def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]], tmp_path: Path) -> DepthStatistics:
     """What is found in six pictures whose depth in millimetres was changed."""
     for index in range(6):
         depth_mm = np.random.default_rng(index).uniform(700, 9990, SHAPE)
@@ -231,7 +231,7 @@ def test_no_depth_anywhere(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
     assert report.depths is None
     assert kinds(root) == {"no-depth": True}
-    assert any("0.0% of the pixels" in line for line in facts(report))
+    assert any("0.0% of the pixels" in line for line in report_lines(report))
 
 
 def test_several_sizes_are_a_note(root: Path) -> None:
@@ -292,7 +292,7 @@ def test_the_sheet_shows_depth_and_its_holes(root: Path) -> None:
 
 
 def test_facts_in_words(root: Path) -> None:
-    text = "\n".join(facts(check_dataset(folder_dataset(root))))
+    text = "\n".join(report_lines(check_dataset(folder_dataset(root))))
     assert "80x60  6 pictures" in text
     assert re.search(r"3 to 5 m   (49|50)\.\d% █{40}\n", text)
     assert re.search(r" 50 %: (2\.9|3\.0)\d m,", text)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.lint.registration import (
-    LARGEST_JUMP,
+    MAX_JUMP,
+    MAX_SHIFT_PX,
+    MIN_JUMP,
     POSES,
-    REACH_PX,
-    SMALLEST_JUMP,
     DepthMap,
     Registration,
     depth_edges,
     edge_correlations,
-    judge,
+    judge_registration,
 )
 from mirrordepth_edge.imaging.preprocess import Frame
 
@@ -58,7 +58,7 @@ def shrunk(depth_m: DepthMap) -> DepthMap:
 
 def judged(pairs: list[Pair], change: Callable[[DepthMap], DepthMap] = np.copy) -> Registration:
     correlations = [edge_correlations(frame, np.ascontiguousarray(change(depth_m))) for frame, depth_m in pairs]
-    return judge([surfaces for surfaces in correlations if surfaces is not None])
+    return judge_registration([surfaces for surfaces in correlations if surfaces is not None])
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +130,14 @@ def test_pictures_that_cannot_tell(pairs: list[Pair]) -> None:
     sparse = np.where(np.random.default_rng(0).random(SIZE_HW) < 0.2, depth_m, 0).astype(np.float32)
     assert edge_correlations(frame, sparse) is None, "a LiDAR"
     assert edge_correlations(frame[:30], depth_m[:30]) is None, "a strip with no room to move"
-    found = judge([])
+    found = judge_registration([])
     assert (found.verdict, found.pictures) == ("unclear", 0)
 
 
 def test_a_picture_without_edges_correlates_with_nothing(pairs: list[Pair]) -> None:
     surfaces = edge_correlations(np.full((*SIZE_HW, 3), 90, np.uint8), pairs[0][1])
     assert surfaces is not None
-    assert surfaces.shape == (len(POSES), 2 * REACH_PX + 1, 2 * REACH_PX + 1)
+    assert surfaces.shape == (len(POSES), 2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1)
     assert np.abs(surfaces).max() < 1e-3
 
 
@@ -150,7 +150,7 @@ def test_correlations_are_those_of_numpy(pairs: list[Pair]) -> None:
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64)
     strength = np.sqrt(np.hypot(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)))
     maps = [each - cv2.GaussianBlur(each, (0, 0), 8.0) for each in (strength, depth_edges(full).astype(np.float64))]
-    rim = REACH_PX
+    rim = MAX_SHIFT_PX
     template = maps[1][rim:-rim, rim:-rim] - maps[1][rim:-rim, rim:-rim].mean()
     norm = np.linalg.norm(template) * np.linalg.norm(maps[0][rim:-rim, rim:-rim])
     height, width = template.shape
@@ -166,11 +166,11 @@ def test_depth_edges_are_jumps_beside_measured_pixels() -> None:
     assert not depth_edges(slant).any()
     step = np.where(columns < 15, 1.0, 1.1).astype(np.float32)
     edges = depth_edges(step)
-    assert edges[10, 14:16] == pytest.approx([np.log(1.1) - SMALLEST_JUMP] * 2, rel=1e-5)
+    assert edges[10, 14:16] == pytest.approx([np.log(1.1) - MIN_JUMP] * 2, rel=1e-5)
     assert not edges[:, :14].any()
     assert not edges[:, 16:].any()
     assert depth_edges(step * np.where(columns < 15, 1, 50).astype(np.float32)).max() == pytest.approx(
-        LARGEST_JUMP - SMALLEST_JUMP
+        MAX_JUMP - MIN_JUMP
     )
     step[:, 15:17] = 0
     assert not depth_edges(step).any(), "across a hole there is no telling"

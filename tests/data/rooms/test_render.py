@@ -18,9 +18,9 @@ from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.data.rooms.furniture import Paint, Surface, box, quad
-from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, looking, random_room
-from mirrordepth_edge.data.rooms.light import Patch, lit
-from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, Camera, RenderedRooms, draw, written
+from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, camera_pose, random_room
+from mirrordepth_edge.data.rooms.light import Patch, light_surfaces
+from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, Camera, RenderedRooms, draw, write_rooms
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import MissingError, OptionError
 
@@ -28,9 +28,9 @@ Float = NDArray[np.float64]
 needs_pybullet = pytest.mark.skipif(find_spec("pybullet") is None, reason="rooms are rendered by PyBullet")
 
 SMALL = Camera(size_hw=(96, 128))
-LEVEL = looking(np.zeros(3), 0, 0, 0)
+LEVEL = camera_pose(np.zeros(3), 0, 0, 0)
 """From the origin along +y, upright."""
-TILTED = looking(np.array([0.4, -0.7, 1.5]), 0.5, -0.35, 0.2)
+TILTED = camera_pose(np.array([0.4, -0.7, 1.5]), 0.5, -0.35, 0.2)
 RED, BLUE = np.array([255, 0, 0], np.uint8), np.array([0, 0, 255], np.uint8)
 
 
@@ -92,7 +92,7 @@ def test_a_ball_by_where_rays_meet_it() -> None:
     polar, turn = np.linspace(0, np.pi, 181)[:, None], np.linspace(0, 2 * np.pi, 361)[None]
     directions = np.broadcast_arrays(np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar))
     ball = Patch(middle_m + radius_m * np.stack(directions, axis=2), np.full((2, 2, 3), 200, np.uint8))
-    pose = looking(np.array([0.4, -0.7, 1.5]), 0.05, -0.2, 0.3)
+    pose = camera_pose(np.array([0.4, -0.7, 1.5]), 0.05, -0.2, 0.3)
     _, depth_m = draw([ball], SMALL, pose)
     ray, towards = rays(SMALL, pose), middle_m - pose.position_m
     # |t ray - towards| = radius, the nearer root.
@@ -125,7 +125,7 @@ def test_the_nearer_surface_hides_the_farther_and_backs_are_not_seen() -> None:
 def test_edges_of_picture_and_depth_coincide() -> None:
     """A red board before a blue wall: where it is red it is near, and both end where geometry says."""
     board, wall = flat([0.31, 2, 0.17], [0.4, 0, 0], [0, 0, -0.3]), flat([0, 4, 0], [9, 0, 0], [0, 0, -9], BLUE)
-    pose = looking(np.zeros(3), 0, 0, 0.3)
+    pose = camera_pose(np.zeros(3), 0, 0, 0.3)
     frame, depth_m = draw([wall, board], SMALL, pose)
     np.testing.assert_array_equal(frame[..., 0] == 255, depth_m < 3)
     np.testing.assert_array_equal(frame[..., 2] == 255, depth_m > 3)
@@ -193,7 +193,9 @@ def linear(patch: Patch) -> Float:
 def test_light_falls_off_with_distance_and_angle() -> None:
     """A lamp h above the floor: E(r) = h / (r² + h²)^1.5, by Lambert and the inverse square."""
     height_m = 3.0  # so high that the softening of very near lamps (0.1 m²) is below 2 %
-    light = linear(lit(floor_in_light([0, 0, height_m]), lambda starts, ends: np.zeros(len(starts), bool))[0])
+    light = linear(
+        light_surfaces(floor_in_light([0, 0, height_m]), lambda starts, ends: np.zeros(len(starts), bool))[0]
+    )
     x = np.linspace(-3, 3, light.shape[1])
     along = light[light.shape[0] // 2]
     expected = height_m / (x**2 + height_m**2) ** 1.5
@@ -210,7 +212,7 @@ def test_a_board_throws_the_shadow_of_geometry() -> None:
     room = floor_in_light([0, 0, 2.0])
     board = box(0.5, 0, 1.0, (1.0, 1.0, 0.01), WHITE)
     # Seen from above, from under the board: the floor alone is in the picture.
-    room = room._replace(surfaces=room.surfaces + board, pose=looking(np.array([0.0, 0, 0.95]), 0, -np.pi / 2, 0))
+    room = room._replace(surfaces=room.surfaces + board, pose=camera_pose(np.array([0.0, 0, 0.95]), 0, -np.pi / 2, 0))
     frame, depth_m = rendered.render(room, Camera(size_hw=(120, 160), fov_deg=140))
     at = room.pose.position_m + depth_m[..., None] * rays(Camera(size_hw=(120, 160), fov_deg=140), room.pose)
     floor = depth_m > 0
@@ -345,7 +347,9 @@ def bare_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rooms of a floor alone, which are drawn in no time."""
 
     def bare(rng: np.random.Generator) -> Room:
-        return floor_in_light([0, 0, 2])._replace(pose=looking(np.array([0, -3, 1.5]), rng.uniform(-0.3, 0.3), -0.4, 0))
+        return floor_in_light([0, 0, 2])._replace(
+            pose=camera_pose(np.array([0, -3, 1.5]), rng.uniform(-0.3, 0.3), -0.4, 0)
+        )
 
     monkeypatch.setattr(rendered, "random_room", bare)
 
@@ -381,11 +385,11 @@ def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(RenderedRooms, "__getitem__", next_sample)
     with pytest.raises(KeyboardInterrupt):
-        list(written(TINY, tmp_path))
+        list(write_rooms(TINY, tmp_path))
     assert len(folder_dataset(tmp_path)) == 1
     (tmp_path / "depth" / "room-5-000001.png").write_bytes(b"of a picture that was never written")
-    assert list(written(TINY, tmp_path)) == [False, True, True]
-    assert list(written(TINY, tmp_path)) == [False, False, False], "nothing is drawn twice"
+    assert list(write_rooms(TINY, tmp_path)) == [False, True, True]
+    assert list(write_rooms(TINY, tmp_path)) == [False, False, False], "nothing is drawn twice"
     assert [sample.depth_m.shape for sample in folder_dataset(tmp_path)] == [(30, 40)] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"rgb", "depth", "camera.json"}
 
@@ -393,16 +397,16 @@ def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 @needs_pybullet
 def test_pictures_of_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
     none = RenderedRooms(count=0, size_hw=(30, 40))
-    assert list(written(none, tmp_path)) == []
+    assert list(write_rooms(none, tmp_path)) == []
     for other in ({"size_hw": (30, 41)}, {"size_hw": (30, 40), "fov_deg": 50.0}):
         with pytest.raises(OptionError, match="another origin or camera"):
-            list(written(RenderedRooms(count=1, **other), tmp_path))
-    assert list(written(RenderedRooms(count=0, seed=7, size_hw=(30, 40)), tmp_path)) == []
+            list(write_rooms(RenderedRooms(count=1, **other), tmp_path))
+    assert list(write_rooms(RenderedRooms(count=0, seed=7, size_hw=(30, 40)), tmp_path)) == []
 
 
 @needs_pybullet
 def test_a_folder_of_other_pictures_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rgb").mkdir()
     with pytest.raises(OptionError, match="another origin"):
-        list(written(TINY, tmp_path))
+        list(write_rooms(TINY, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["rgb"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.augment import resize_depth
-from mirrordepth_edge.data.lint.registration import Registration, Verdict, edge_correlations, judge
+from mirrordepth_edge.data.lint.registration import Registration, Verdict, edge_correlations, judge_registration
 from mirrordepth_edge.data.sample import DepthDataset, FilePairs, Mapped, Sample, Selected
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.draw import scale_bar, side_by_side, stacked, titled
@@ -42,7 +42,7 @@ NO_DEPTH_RGB = (220, 50, 47)
 BLACK, ONE_COLOUR = 6.0, 2.0
 """Of 255: largest mean and largest standard deviation of a channel."""
 BAR_CHARACTERS = 40
-MOST_REASONS = 10
+MAX_REASONS = 10
 IN_WORDS: dict[Verdict, str] = {
     "registered": "depth lies on the pictures",
     "unregistered": "depth does not lie on the pictures",
@@ -50,11 +50,11 @@ IN_WORDS: dict[Verdict, str] = {
     "unclear": "too few scenes or edges to tell",
 }
 COARSE_M = 0.005
-FEWEST_STEPS = 16
+MIN_STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unusable:
+class UnusableImage:
     """A picture that cannot be used, and why."""
 
     name: str
@@ -64,7 +64,7 @@ class Unusable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depths:
+class DepthStatistics:
     """All measured depth of a data set; every second row and column of it."""
 
     units_per_metre: float | None
@@ -85,14 +85,14 @@ class Depths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class DatasetReport:
     """What was found in a data set."""
 
     pictures: int
     looked_at: int
     sizes: tuple[tuple[SizeHW, int], ...]
     """Rows and columns, and how many pictures have them; the most common first."""
-    unusable: tuple[Unusable, ...]
+    unusable: tuple[UnusableImage, ...]
     without_depth: tuple[str, ...]
     blank: tuple[str, ...]
     """Black, or of a single colour."""
@@ -102,7 +102,7 @@ class Report:
     """Of a picture's pixels that have depth, in the mean."""
     least_valid: tuple[str, float] | None
     """The picture with the smallest such share."""
-    depths: Depths | None
+    depths: DepthStatistics | None
     """None where nothing was measured in any picture."""
     registration: Registration
 
@@ -118,7 +118,7 @@ def check_dataset(
     dataset: DepthDataset,
     indices: Sequence[int] | None = None,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
-) -> Report:
+) -> DatasetReport:
     """Read pictures one after the other and report on them; none is kept in memory.
 
     Args:
@@ -127,15 +127,15 @@ def check_dataset(
     """
     chosen = range(len(dataset)) if indices is None else indices
     units = _units_per_metre(dataset)
-    tally = _Tally(units)
+    tally = _Scan(units)
     compared = {chosen[position] for position in spread(len(chosen), REGISTRATION_PICTURES)}
     for index in track(chosen):
         sample = _read(dataset, index)
-        if isinstance(sample, Unusable):
+        if isinstance(sample, UnusableImage):
             tally.unusable.append(sample)
         else:
             tally.add(sample, compare_edges=index in compared)
-    return Report(
+    return DatasetReport(
         pictures=len(dataset),
         looked_at=len(chosen),
         sizes=tuple(tally.sizes.most_common()),
@@ -146,14 +146,14 @@ def check_dataset(
         valid_share=float(np.mean([share for _, share in tally.valid_shares])) if tally.valid_shares else 0.0,
         least_valid=min(tally.valid_shares, key=lambda named: named[1], default=None),
         depths=tally.depths(),
-        registration=judge(tally.correlations),
+        registration=judge_registration(tally.correlations),
     )
 
 
-def facts(report: Report) -> list[str]:
+def report_lines(report: DatasetReport) -> list[str]:
     """A report in lines of text: sizes, how depth is distributed, and why files cannot be used (the first ten)."""
-    lines = [f"{picture.name}: {picture.reason}" for picture in report.unusable[:MOST_REASONS]]
-    if (more := len(report.unusable) - MOST_REASONS) > 0:
+    lines = [f"{picture.name}: {picture.reason}" for picture in report.unusable[:MAX_REASONS]]
+    if (more := len(report.unusable) - MAX_REASONS) > 0:
         lines.append(f"and {more} more; --json check.json lists them all")
     lines += [f"{f'{width}x{height}':>14}  {pictures} pictures" for (height, width), pictures in report.sizes]
     if report.least_valid is not None:
@@ -175,7 +175,7 @@ def facts(report: Report) -> list[str]:
     return lines
 
 
-def contact_sheet(dataset: DepthDataset, indices: Sequence[int], report: Report) -> Frame | None:
+def contact_sheet(dataset: DepthDataset, indices: Sequence[int], report: DatasetReport) -> Frame | None:
     """Photo beside depth for up to twelve of the pictures, with the scale of the colours in metres.
 
     The colours run from the 1st to the 99th percentile; pixels without depth are red. Pictures that
@@ -193,7 +193,7 @@ def contact_sheet(dataset: DepthDataset, indices: Sequence[int], report: Report)
     near_m, far_m = report.depths.percentiles_m[1], report.depths.percentiles_m[99]
     limits_m = (near_m, far_m) if near_m < far_m else (0.0, far_m)
     samples = (_read(dataset, indices[position]) for position in spread(len(indices), SHEET_PICTURES))
-    cells = [_cell(sample, limits_m) for sample in samples if not isinstance(sample, Unusable)]
+    cells = [_cell(sample, limits_m) for sample in samples if not isinstance(sample, UnusableImage)]
     if not cells:
         return None
     rows = [side_by_side(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
@@ -201,7 +201,7 @@ def contact_sheet(dataset: DepthDataset, indices: Sequence[int], report: Report)
     return titled(side_by_side([sheet, scale_bar(sheet.shape[0], limits_m)]), "picture and depth; red: no depth")
 
 
-class _Tally:
+class _Scan:
     """What is kept of the pictures gone by."""
 
     def __init__(self, units_per_metre: float | None) -> None:
@@ -209,7 +209,7 @@ class _Tally:
         self.units = units_per_metre or FLOAT_UNITS_PER_METRE
         self.counts = np.zeros(LEVELS, np.int64)
         self.sizes: Counter[SizeHW] = Counter()
-        self.unusable: list[Unusable] = []
+        self.unusable: list[UnusableImage] = []
         self.without_depth: list[str] = []
         self.blank: list[str] = []
         self.copies: list[tuple[str, str]] = []
@@ -236,7 +236,7 @@ class _Tally:
         if compare_edges and (correlations := edge_correlations(frame, depth_m)) is not None:
             self.correlations.append(correlations)
 
-    def depths(self) -> Depths | None:
+    def depths(self) -> DepthStatistics | None:
         measured = self.counts.copy()
         measured[[0, MARKER]] = 0
         total = int(measured.sum())
@@ -245,7 +245,7 @@ class _Tally:
         cumulative = measured.cumsum()
         largest = int(np.searchsorted(cumulative, 0.999 * total))
         steps = [step for step in self.steps if step is not None]
-        return Depths(
+        return DepthStatistics(
             units_per_metre=self.stored_units,
             percentiles_m={p: int(np.searchsorted(cumulative, p / 100 * total)) / self.units for p in PERCENTILES},
             histogram=_histogram(measured / total, self.units),
@@ -274,18 +274,18 @@ class _Tally:
         self.steps.append(_step_m(values, self.units))
 
 
-def _read(dataset: DepthDataset, index: int) -> Sample | Unusable:
+def _read(dataset: DepthDataset, index: int) -> Sample | UnusableImage:
     try:
         sample = dataset[index]
     except InputError as error:
         reason = f"{error.what} {error.why}"
-        return Unusable(name=dataset.name(index), reason=reason, swapped=_sides_swapped(dataset, index))
+        return UnusableImage(name=dataset.name(index), reason=reason, swapped=_sides_swapped(dataset, index))
     size_hw = sample.frame.shape[:2]
     if size_hw != sample.depth_m.shape:
         reason = f"The picture is {size_hw}, its depth {sample.depth_m.shape} (rows, columns)."
-        return Unusable(name=sample.name, reason=reason, swapped=size_hw == sample.depth_m.shape[::-1])
+        return UnusableImage(name=sample.name, reason=reason, swapped=size_hw == sample.depth_m.shape[::-1])
     if not (np.isfinite(sample.depth_m).all() and sample.depth_m.min(initial=0) >= 0):
-        return Unusable(name=sample.name, reason="Some of its depth is negative, infinite or not a number.")
+        return UnusableImage(name=sample.name, reason="Some of its depth is negative, infinite or not a number.")
     return sample
 
 
@@ -335,7 +335,7 @@ def _step_m(values: npt.NDArray[np.intp], units: float) -> float | None:
     Args:
         values: the different ones, rising, in `units` a metre.
     """
-    if len(values) < FEWEST_STEPS:
+    if len(values) < MIN_STEPS:
         return None
     gaps = np.diff(values)
     step = float(np.percentile(gaps, 10, method="lower"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mirrordepth_edge.data.lint.facts import MARKER, Depths, Report
+from mirrordepth_edge.data.lint.scan import MARKER, DatasetReport, DepthStatistics
 from mirrordepth_edge.errors import InputError
 
 SCALES = {
@@ -24,7 +24,7 @@ ROOM_MEDIAN_M, ROOM_FAR_M = (0.5, 10.0), (2.0, 20.0)
 KITTI_SIZES_HW = {(375, 1242), (376, 1241), (370, 1226), (370, 1224), (374, 1238), (352, 1216)}
 """Of KITTI's five days of recording, and of its depth benchmark; no other data set is known to have them."""
 KITTI_MEDIAN_M = 4.0, 45.0
-FEWEST_MARKERS = 0.001
+MIN_MARKER_SHARE = 0.001
 """Share of all pixels."""
 SATURATED = 0.05
 """Share of measured pixels."""
@@ -34,7 +34,7 @@ EIGHT_BITS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class DatasetProblem:
     """One mistake, or one thing to know."""
 
     kind: str
@@ -45,13 +45,13 @@ class Finding:
     cure: str
 
 
-def find_problems(report: Report) -> tuple[Finding, ...]:
+def find_problems(report: DatasetReport) -> tuple[DatasetProblem, ...]:
     """What a user should know before training, what makes training wrong first."""
     findings = [finding for rule in RULES for finding in rule(report)]
     return tuple(sorted(findings, key=lambda finding: not finding.wrong))
 
 
-def refuse_problems(name: str, findings: Sequence[Finding]) -> None:
+def refuse_problems(name: str, findings: Sequence[DatasetProblem]) -> None:
     """Nothing, where a data set can be trained on.
 
     Args:
@@ -65,9 +65,9 @@ def refuse_problems(name: str, findings: Sequence[Finding]) -> None:
         raise InputError(f"{count} in {name} would make training go wrong.", wrong[0].what, wrong[0].cure)
 
 
-def _swapped(report: Report) -> Iterator[Finding]:
+def _swapped(report: DatasetReport) -> Iterator[DatasetProblem]:
     if some := [picture for picture in report.unusable if picture.swapped]:
-        yield Finding(
+        yield DatasetProblem(
             kind="swapped",
             wrong=True,
             what=f"{len(some)} of {report.looked_at} pictures have depth with width and height swapped, such as "
@@ -78,9 +78,9 @@ def _swapped(report: Report) -> Iterator[Finding]:
         )
 
 
-def _unusable(report: Report) -> Iterator[Finding]:
+def _unusable(report: DatasetReport) -> Iterator[DatasetProblem]:
     if some := [picture for picture in report.unusable if not picture.swapped]:
-        yield Finding(
+        yield DatasetProblem(
             kind="unusable",
             wrong=True,
             what=f"{len(some)} of {report.looked_at} pictures cannot be used, such as {some[0].name}.",
@@ -89,10 +89,10 @@ def _unusable(report: Report) -> Iterator[Finding]:
         )
 
 
-def _no_depth(report: Report) -> Iterator[Finding]:
+def _no_depth(report: DatasetReport) -> Iterator[DatasetProblem]:
     if some := report.without_depth:
         everywhere = report.depths is None
-        yield Finding(
+        yield DatasetProblem(
             kind="no-depth",
             wrong=everywhere,
             what="There is no depth in any picture."
@@ -103,10 +103,10 @@ def _no_depth(report: Report) -> Iterator[Finding]:
         )
 
 
-def _marker(report: Report) -> Iterator[Finding]:
+def _marker(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
-    if depths and depths.units_per_metre and depths.marker_share >= FEWEST_MARKERS:
-        yield Finding(
+    if depths and depths.units_per_metre and depths.marker_share >= MIN_MARKER_SHARE:
+        yield DatasetProblem(
             kind="marker",
             wrong=True,
             what=f"{depths.marker_share:.1%} of all pixels have the depth {MARKER}, the largest that 16 bits hold.",
@@ -116,10 +116,10 @@ def _marker(report: Report) -> Iterator[Finding]:
         )
 
 
-def _saturated(report: Report) -> Iterator[Finding]:
+def _saturated(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
     if depths and depths.share_at_largest >= SATURATED:
-        yield Finding(
+        yield DatasetProblem(
             kind="saturated",
             wrong=True,
             what=f"{depths.share_at_largest:.1%} of the depth is exactly {depths.largest_m:g} m, and none is farther.",
@@ -129,7 +129,7 @@ def _saturated(report: Report) -> Iterator[Finding]:
         )
 
 
-def _scale(report: Report) -> Iterator[Finding]:
+def _scale(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
     if depths is None:
         return
@@ -138,9 +138,9 @@ def _scale(report: Report) -> Iterator[Finding]:
     likely, why = _likely_scales(depths), _read_with(depths)
     cure = f"--units-per-metre {likely[0]:g}" if likely else "Find out in which unit depth is stored, and convert it."
     if not POSSIBLE_MEDIAN_M[0] <= median_m <= POSSIBLE_MEDIAN_M[1]:
-        yield Finding(kind="scale", wrong=True, what=f"The scale is wrong: {near_or_far}.", why=why, cure=cure)
+        yield DatasetProblem(kind="scale", wrong=True, what=f"The scale is wrong: {near_or_far}.", why=why, cure=cure)
     elif _looks_like_kitti(report, depths):
-        yield Finding(
+        yield DatasetProblem(
             kind="scale",
             wrong=True,
             what=f"The scale is wrong: the pictures have KITTI's size, but {near_or_far}.",
@@ -148,7 +148,7 @@ def _scale(report: Report) -> Iterator[Finding]:
             cure="--units-per-metre 256",
         )
     elif likely and not _in_a_room(median_m, far_m) and (far_m < ROOM_FAR_M[0] or report.valid_share > DENSE):
-        yield Finding(
+        yield DatasetProblem(
             kind="scale",
             wrong=False,
             what=f"For rooms the scale would be wrong: {near_or_far}.",
@@ -157,7 +157,7 @@ def _scale(report: Report) -> Iterator[Finding]:
         )
 
 
-def _read_with(depths: Depths, others: Sequence[float] | None = None) -> str:
+def _read_with(depths: DepthStatistics, others: Sequence[float] | None = None) -> str:
     """How the depth was read, and what other units would make of it."""
     units, median_m = depths.units_per_metre, depths.percentiles_m[50]
     if units is None:
@@ -174,7 +174,7 @@ def _metres(depth_m: float) -> str:
     return f"{float(f'{depth_m:.2g}'):g} m"
 
 
-def _likely_scales(depths: Depths) -> list[float]:
+def _likely_scales(depths: DepthStatistics) -> list[float]:
     """At most three other units per metre that would make these rooms, the most common first."""
     units = depths.units_per_metre
     median_m, far_m = depths.percentiles_m[50], depths.percentiles_m[99]
@@ -188,17 +188,17 @@ def _in_a_room(median_m: float, far_m: float) -> bool:
     return ROOM_MEDIAN_M[0] <= median_m <= ROOM_MEDIAN_M[1] and ROOM_FAR_M[0] <= far_m <= ROOM_FAR_M[1]
 
 
-def _looks_like_kitti(report: Report, depths: Depths) -> bool:
+def _looks_like_kitti(report: DatasetReport, depths: DepthStatistics) -> bool:
     units = depths.units_per_metre
     if units in (None, 256.0) or report.sizes[0][0] not in KITTI_SIZES_HW:
         return False
     return KITTI_MEDIAN_M[0] <= depths.percentiles_m[50] * (units or 1) / 256 <= KITTI_MEDIAN_M[1]
 
 
-def _registration(report: Report) -> Iterator[Finding]:
+def _registration(report: DatasetReport) -> Iterator[DatasetProblem]:
     found = report.registration
     if found.verdict == "nowhere":
-        yield Finding(
+        yield DatasetProblem(
             kind="mixed-up",
             wrong=False,
             what="The edges of the depth fit those of the pictures nowhere: are the pairs mixed up?",
@@ -214,7 +214,7 @@ def _registration(report: Report) -> Iterator[Finding]:
     moved = f"moved {' and '.join(moves)}" if moves else ""
     flipped = {"mirrored": "depth[:, ::-1]", "upside down": "depth[::-1]", "turned by half": "depth[::-1, ::-1]"}
     pose = "" if found.pose == "as it is" else found.pose
-    yield Finding(
+    yield DatasetProblem(
         kind="unregistered",
         wrong=True,
         what=f"The depth is not registered to the pictures: it fits best {' and '.join(filter(None, (pose, moved)))}.",
@@ -227,10 +227,10 @@ def _registration(report: Report) -> Iterator[Finding]:
     )
 
 
-def _infilled(report: Report) -> Iterator[Finding]:
+def _infilled(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
     if depths and report.valid_share > INFILLED and depths.percentiles_m[99] < ROOM_FAR_M[1]:
-        yield Finding(
+        yield DatasetProblem(
             kind="in-filled",
             wrong=False,
             what=f"{report.valid_share:.1%} of all pixels have depth: rendered, or in-filled rather than measured.",
@@ -240,12 +240,12 @@ def _infilled(report: Report) -> Iterator[Finding]:
         )
 
 
-def _quantised(report: Report) -> Iterator[Finding]:
+def _quantised(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
     if depths and depths.step_m:
         step_mm = 1000 * depths.step_m
         bits = "; so few mean that it went through 8 bits" if depths.values <= EIGHT_BITS else ""
-        yield Finding(
+        yield DatasetProblem(
             kind="quantised",
             wrong=False,
             what=f"The depth comes in steps of {step_mm:.0f} mm.",
@@ -255,9 +255,9 @@ def _quantised(report: Report) -> Iterator[Finding]:
         )
 
 
-def _blank(report: Report) -> Iterator[Finding]:
+def _blank(report: DatasetReport) -> Iterator[DatasetProblem]:
     if some := report.blank:
-        yield Finding(
+        yield DatasetProblem(
             kind="blank",
             wrong=False,
             what=f"{len(some)} of {report.looked_at} pictures are black or of one colour, such as {some[0]}.",
@@ -266,9 +266,9 @@ def _blank(report: Report) -> Iterator[Finding]:
         )
 
 
-def _copies(report: Report) -> Iterator[Finding]:
+def _copies(report: DatasetReport) -> Iterator[DatasetProblem]:
     if some := report.copies:
-        yield Finding(
+        yield DatasetProblem(
             kind="copies",
             wrong=False,
             what=f"{len(some)} of {report.looked_at} pictures are copies of others, such as "
@@ -278,9 +278,9 @@ def _copies(report: Report) -> Iterator[Finding]:
         )
 
 
-def _sizes(report: Report) -> Iterator[Finding]:
+def _sizes(report: DatasetReport) -> Iterator[DatasetProblem]:
     if len(report.sizes) > 1:
-        yield Finding(
+        yield DatasetProblem(
             kind="sizes",
             wrong=False,
             what=f"The pictures have {len(report.sizes)} different sizes.",
