@@ -117,7 +117,7 @@ def measure(video: Iterator[Shot], configs: Sequence[StabiliseConfig], hz: float
         took_ms.append(took)
         if index >= SETTLED:
             errors.append([errors_of(depth_m, shot.truth_m) for depth_m in depths])
-    along_flow = [(np.nan, np.nan) if each is None else (each.opw_m, each.rtc) for each in meter.results()]
+    along_flow = [(np.nan, np.nan) if each is None else (each.error_m, each.rtc) for each in meter.results()]
     return np.hstack([along_flow, mean_known(errors)]), np.array(took_ms)
 
 

@@ -64,7 +64,7 @@ def test_the_fields_protocol_compares() -> None:
     ("protocol", "why"),
     [
         (replace(NYU, crop="none"), "the crop is none, not eigen"),
-        (replace(NYU, limits_m=(1e-3, 80.0)), "to 80 m, not to 10 m"),
+        (replace(NYU, limits_m=(1e-3, 80.0)), "the depth cap is 80 m, not 10 m"),
         (replace(NYU, align="median"), "aligned"),
     ],
 )

@@ -238,7 +238,7 @@ def test_a_held_out_picture_that_is_none_is_told_before_the_first_epoch(config: 
     victim, steps = config.data.root / "depth" / "05.png", []
     cv2.imwrite(str(victim), np.zeros((60, 80), np.uint16))
     folder = RunFolder(path=tmp_path / "run")
-    with pytest.raises(InputError, match="05 has no depth that counts"):
+    with pytest.raises(InputError, match="05 has no valid depth"):
         fit(config, folder, callbacks=Callbacks(step=steps.append))
     assert not steps
 
