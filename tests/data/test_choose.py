@@ -309,7 +309,7 @@ def test_options_that_do_not_go_with_hdf5(form: str, option: str, value: object,
     FORMS[form](tmp_path / "nyu")
     error = refused(tmp_path / "nyu", kind="nyu", **{option: value})
     assert isinstance(error, OptionError)
-    assert f"--{option.replace('_', '-')} does not go with" in error.what
+    assert f"--{option.replace('_', '-')} does not apply to" in error.what
 
 
 def test_a_list_with_the_labelled_file(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_labelled_file_that_does_not_exist(kind: str, tmp_path: Path) -> None:
         ("nyu", ["nyudepthv2_test_files_with_gt.txt", "official_splits/test", "nyu_depth_v2_labeled.mat", "val/SCENE"]),
         ("kitti", ["eigen_test_files_with_gt.txt", "kitti_eigen_test_files_with_gt.txt", "raw", "gts", "--depth-root"]),
         ("folder", ["rgb", "depth"]),
-        ("auto", ["nyudepthv2_test_files_with_gt.txt", "eigen_test_files_with_gt.txt", "val-NUMBER.tar", "rgb/NAME"]),
+        ("auto", ["rgb/NAME", "depth/NAME"]),
     ],
 )
 def test_an_empty_root_lists_what_was_looked_for(kind: str, words: list[str], tmp_path: Path) -> None:
@@ -349,6 +349,7 @@ def test_an_empty_root_lists_what_was_looked_for(kind: str, words: list[str], tm
     assert str(tmp_path) in error.what
     assert not [word for word in words if word not in error.why]
     assert "--root" in error.cure
+    assert ("--data nyu or --data kitti" in error.cure) == (kind == "auto")
 
 
 def test_what_was_looked_for_is_of_the_part(tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_the_wrong_kind(tmp_path: Path) -> None:
     error = refused(file, kind="kitti")
     assert isinstance(error, OptionError)
     assert error.cure == "--data nyu"
-    assert "has no folder of pictures" in refused(nyu, kind="folder").what
+    assert "has no folder of images" in refused(nyu, kind="folder").what
 
 
 def test_a_folder_with_one_half_of_a_pair(tmp_path: Path) -> None:
@@ -403,11 +404,11 @@ def test_a_list_whose_pictures_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "sync").rename(tmp_path / "moved")
     error = refused(tmp_path, "train", kind="nyu")
     assert "kitchen_0028b/rgb_00045.jpg" in error.what
-    assert "1 of 1 pictures" in error.what
+    assert "1 of 1 images" in error.what
     assert "--root" in error.cure
 
 
 def test_a_broken_list_is_named_only_where_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "nyudepthv2_test_files_with_gt.txt").write_bytes(b"\xff\xfe\x00")
     assert metres(chosen(write_folder(tmp_path / "mine"))) == [1]
-    assert "is no list of files" in refused(tmp_path, kind="nyu").what
+    assert "is not a list of files" in refused(tmp_path, kind="nyu").what

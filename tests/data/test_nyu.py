@@ -65,13 +65,13 @@ def test_missing_and_wrong_files(labelled: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_hdf5(labelled: Path) -> None:
     labelled.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
-    with pytest.raises(InputError, match="no labelled NYU"):
+    with pytest.raises(InputError, match="not a labelled NYU"):
         list(NyuLabelled(file=labelled, part="test"))
 
 
 def test_a_split_that_counts_beyond_the_file(labelled: Path, tmp_path: Path) -> None:
     savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1449]])})
-    with pytest.raises(InputError, match="no labelled NYU"):
+    with pytest.raises(InputError, match="not a labelled NYU"):
         list(NyuLabelled(file=labelled, part="test"))
 
 

@@ -162,20 +162,20 @@ def header_overwritten(content: bytes) -> bytes:
 def test_a_damaged_shard(damage: object, shards: Path) -> None:
     shard = shards / "data" / "train-000000.tar"
     shard.write_bytes(damage(shard.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(InputError, match=r"train-000000\.tar is no whole tar file") as caught:
+    with pytest.raises(InputError, match=r"train-000000\.tar is not a complete tar file") as caught:
         packed_dataset(shards, "train")
     assert "Download train-000000.tar again" in caught.value.cure
 
 
 def test_a_damaged_picture_in_a_whole_shard(shards: Path) -> None:
     shard = shards / "data" / "train-000000.tar"
-    piece = read(shards).pieces[1]
+    piece = read(shards).entries[1]
     content = bytearray(shard.read_bytes())
     content[piece.offset : piece.offset + 64] = b"\0" * 64
     shard.write_bytes(content)
     data = read(shards)
     data[0]
-    with pytest.raises(InputError, match=rf"{TRAIN[1]} in .*train-000000\.tar is no NYU picture"):
+    with pytest.raises(InputError, match=rf"{TRAIN[1]} in .*train-000000\.tar is not a NYU image"):
         data[1]
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_file(content: bytes, folders: Path) -> None:
 )
 def test_arrays_of_another_kind(changed: dict[str, np.ndarray], folders: Path) -> None:
     write_h5(folders / "train" / f"{TRAIN[0]}.h5", 0, **changed)
-    with pytest.raises(InputError, match="holds no picture with depth"):
+    with pytest.raises(InputError, match="is not an image with depth"):
         list(read(folders))
 
 
