@@ -1,4 +1,4 @@
-"""The usual mistakes in pictures with depth, told from the facts of `data.check`: what, why, and what to type."""
+"""Rules that find common problems of RGB-D data sets in the result of a scan, with cause and cure."""
 
 from __future__ import annotations
 
@@ -9,60 +9,61 @@ from mirrordepth_edge.data.lint.scan import MARKER, DatasetReport, DepthStatisti
 from mirrordepth_edge.errors import InputError
 
 SCALES = {
-    1000.0: "millimetres, as most cameras write",
-    256.0: "as KITTI",
-    5000.0: "as TUM RGB-D",
+    1000.0: "millimetres, most cameras",
+    256.0: "KITTI",
+    5000.0: "TUM RGB-D",
     10000.0: "tenths of a millimetre",
-    4000.0: "as RealSense L515",
+    4000.0: "RealSense L515",
     100.0: "centimetres",
     1.0: "whole metres",
 }
-"""Units per metre in which depth is stored, and by whom; the most common first."""
+"""Common units per metre and who uses them; most common first."""
 POSSIBLE_MEDIAN_M = 0.2, 60.0
 ROOM_MEDIAN_M, ROOM_FAR_M = (0.5, 10.0), (2.0, 20.0)
-"""Of half and of 99 % of the pixels, in rooms."""
+"""Ranges of the median and the 99th percentile in rooms."""
 KITTI_SIZES_HW = {(375, 1242), (376, 1241), (370, 1226), (370, 1224), (374, 1238), (352, 1216)}
-"""Of KITTI's five days of recording, and of its depth benchmark; no other data set is known to have them."""
+"""Image sizes of KITTI's five recording days and of its depth benchmark; no other known data set has them."""
 KITTI_MEDIAN_M = 4.0, 45.0
 MIN_MARKER_SHARE = 0.001
 """Share of all pixels."""
 SATURATED = 0.05
 """Share of measured pixels."""
 DENSE, INFILLED = 0.5, 0.995
-"""Share of a picture's pixels that have depth."""
+"""Shares of an image's pixels with depth."""
 EIGHT_BITS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetProblem:
-    """One mistake, or one thing to know."""
+    """A problem of a data set, with cause and cure."""
 
     kind: str
     wrong: bool
-    """Training on the data as it is goes wrong; otherwise only a note."""
+    """True if training on the data would fail or learn wrong depth; False for a note."""
     what: str
     why: str
     cure: str
 
 
 def find_problems(report: DatasetReport) -> tuple[DatasetProblem, ...]:
-    """What a user should know before training, what makes training wrong first."""
-    findings = [finding for rule in RULES for finding in rule(report)]
-    return tuple(sorted(findings, key=lambda finding: not finding.wrong))
+    """Apply all rules to a scanned data set; problems that break training come first."""
+    problems = [problem for rule in RULES for problem in rule(report)]
+    return tuple(sorted(problems, key=lambda problem: not problem.wrong))
 
 
-def refuse_problems(name: str, findings: Sequence[DatasetProblem]) -> None:
-    """Nothing, where a data set can be trained on.
+def refuse_problems(name: str, problems: Sequence[DatasetProblem]) -> None:
+    """Raise if any problem breaks training.
 
     Args:
-        name: of the data set, as the user knows it.
+        name: name of the data set, for the message.
+        problems: result of `find_problems`.
 
     Raises:
-        InputError: something is wrong; the cure is the first thing to do.
+        InputError: describes the first problem.
     """
-    if wrong := [finding for finding in findings if finding.wrong]:
-        count = "One thing" if len(wrong) == 1 else f"{len(wrong)} things"
-        raise InputError(f"{count} in {name} would make training go wrong.", wrong[0].what, wrong[0].cure)
+    if wrong := [problem for problem in problems if problem.wrong]:
+        count = "1 problem" if len(wrong) == 1 else f"{len(wrong)} problems"
+        raise InputError(f"{name} has {count} that would break training.", wrong[0].what, wrong[0].cure)
 
 
 def _swapped(report: DatasetReport) -> Iterator[DatasetProblem]:
@@ -70,11 +71,11 @@ def _swapped(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="swapped",
             wrong=True,
-            what=f"{len(some)} of {report.looked_at} pictures have depth with width and height swapped, such as "
+            what=f"{len(some)} of {report.looked_at} images have depth with width and height swapped, such as "
             f"{some[0].name}.",
-            why=f"{some[0].reason} Photos are turned upright by their EXIF tag, which depth files do not have; or an "
-            "array was saved as columns by rows.",
-            cure="Turn the depth (cv2.rotate) or transpose it (depth.T), whichever fits the picture, and save it.",
+            why=f"{some[0].reason} Either images are rotated by their EXIF orientation, which depth files do not have, "
+            "or the depth array was saved transposed.",
+            cure="Rotate the depth (cv2.rotate) or transpose it (depth.T), whichever matches the image, and save it.",
         )
 
 
@@ -83,9 +84,9 @@ def _unusable(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="unusable",
             wrong=True,
-            what=f"{len(some)} of {report.looked_at} pictures cannot be used, such as {some[0].name}.",
+            what=f"{len(some)} of {report.looked_at} images cannot be used, such as {some[0].name}.",
             why=some[0].reason,
-            cure="Repair or remove them; --json check.json lists every one with its reason.",
+            cure="Repair or remove them; --json check.json lists all with their reasons.",
         )
 
 
@@ -95,11 +96,11 @@ def _no_depth(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="no-depth",
             wrong=everywhere,
-            what="There is no depth in any picture."
+            what="No image has depth."
             if everywhere
-            else f"{len(some)} of {report.looked_at} pictures have no depth at all, such as {some[0]}.",
-            why="Nothing in them was measured (0 says so), and from nothing, nothing can be learnt.",
-            cure="Look at a depth file: is it the right one?" if everywhere else "Remove them, with their depth.",
+            else f"{len(some)} of {report.looked_at} images have no depth at all, such as {some[0]}.",
+            why="All of their depth is 0, which means not measured.",
+            cure="Check the depth files." if everywhere else "Remove them and their depth.",
         )
 
 
@@ -109,10 +110,10 @@ def _marker(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="marker",
             wrong=True,
-            what=f"{depths.marker_share:.1%} of all pixels have the depth {MARKER}, the largest that 16 bits hold.",
-            why="Some cameras mark pixels without a measurement so; here 0 does, and these would be learnt as "
-            f"{MARKER / depths.units_per_metre:g} m. The other figures leave them out.",
-            cure=f"Save the depth files with 0 there: depth[depth == {MARKER}] = 0",
+            what=f"{depths.marker_share:.1%} of all pixels have depth {MARKER}, the largest 16-bit value.",
+            why="Some cameras mark pixels without a measurement this way. Training expects 0 and would learn "
+            f"{MARKER / depths.units_per_metre:g} m. The other statistics ignore these pixels.",
+            cure=f"Set them to 0 in the depth files: depth[depth == {MARKER}] = 0",
         )
 
 
@@ -122,10 +123,9 @@ def _saturated(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="saturated",
             wrong=True,
-            what=f"{depths.share_at_largest:.1%} of the depth is exactly {depths.largest_m:g} m, and none is farther.",
-            why="That is no measurement but 'farther than this' or 'not measured', written as a distance; "
-            "it would be learnt as one.",
-            cure=f"Save the depth files with 0 there: depth_m[depth_m >= {depths.largest_m:g}] = 0",
+            what=f"{depths.share_at_largest:.1%} of the depth is exactly {depths.largest_m:g} m, the largest value.",
+            why="This is a saturated or invalid value stored as a distance. Training would learn it as depth.",
+            cure=f"Set it to 0 in the depth files: depth_m[depth_m >= {depths.largest_m:g}] = 0",
         )
 
 
@@ -134,16 +134,18 @@ def _scale(report: DatasetReport) -> Iterator[DatasetProblem]:
     if depths is None:
         return
     median_m, far_m = depths.percentiles_m[50], depths.percentiles_m[99]
-    near_or_far = f"the median of the depth is {_metres(median_m)}, and 99 % is nearer than {_metres(far_m)}"
+    distances = f"median depth is {_metres(median_m)}, the 99th percentile {_metres(far_m)}"
     likely, why = _likely_scales(depths), _read_with(depths)
-    cure = f"--units-per-metre {likely[0]:g}" if likely else "Find out in which unit depth is stored, and convert it."
+    cure = f"--units-per-metre {likely[0]:g}" if likely else "Find out the unit of the depth files and convert them."
     if not POSSIBLE_MEDIAN_M[0] <= median_m <= POSSIBLE_MEDIAN_M[1]:
-        yield DatasetProblem(kind="scale", wrong=True, what=f"The scale is wrong: {near_or_far}.", why=why, cure=cure)
+        yield DatasetProblem(
+            kind="scale", wrong=True, what=f"The depth scale is wrong: {distances}.", why=why, cure=cure
+        )
     elif _looks_like_kitti(report, depths):
         yield DatasetProblem(
             kind="scale",
             wrong=True,
-            what=f"The scale is wrong: the pictures have KITTI's size, but {near_or_far}.",
+            what=f"The depth scale is wrong: the images have KITTI's size, but {distances}.",
             why=_read_with(depths, [256.0]),
             cure="--units-per-metre 256",
         )
@@ -151,31 +153,31 @@ def _scale(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="scale",
             wrong=False,
-            what=f"For rooms the scale would be wrong: {near_or_far}.",
+            what=f"The depth scale is implausible for rooms: {distances}.",
             why=why,
-            cure=f"If these are rooms: {cure}",
+            cure=f"If the images show rooms: {cure}",
         )
 
 
 def _read_with(depths: DepthStatistics, others: Sequence[float] | None = None) -> str:
-    """How the depth was read, and what other units would make of it."""
+    """Describe the unit that was used to read depth, and the median that others would give."""
     units, median_m = depths.units_per_metre, depths.percentiles_m[50]
     if units is None:
-        return "It is stored in metres, or so it was read."
+        return "It was read as metres."
     others = _likely_scales(depths) if others is None else others
     instead = "".join(
-        f"; {scale:g} ({SCALES[scale]}) would make it {_metres(median_m * units / scale)}" for scale in others
+        f"; with {scale:g} ({SCALES[scale]}) it would be {_metres(median_m * units / scale)}" for scale in others
     )
-    return f"Read with {units:g} units a metre, the median is {_metres(median_m)}{instead}."
+    return f"With {units:g} units per metre, the median is {_metres(median_m)}{instead}."
 
 
 def _metres(depth_m: float) -> str:
-    """Two digits, without a power of ten as long as may be, and the unit."""
+    """Format with two significant digits and the unit."""
     return f"{float(f'{depth_m:.2g}'):g} m"
 
 
 def _likely_scales(depths: DepthStatistics) -> list[float]:
-    """At most three other units per metre that would make these rooms, the most common first."""
+    """At most three other units per metre for which depth is plausible for rooms, most common first."""
     units = depths.units_per_metre
     median_m, far_m = depths.percentiles_m[50], depths.percentiles_m[99]
     if units is None:
@@ -196,34 +198,34 @@ def _looks_like_kitti(report: DatasetReport, depths: DepthStatistics) -> bool:
 
 
 def _registration(report: DatasetReport) -> Iterator[DatasetProblem]:
-    found = report.registration
-    if found.verdict == "nowhere":
+    registration = report.registration
+    if registration.verdict == "nowhere":
         yield DatasetProblem(
             kind="mixed-up",
             wrong=False,
-            what="The edges of the depth fit those of the pictures nowhere: are the pairs mixed up?",
-            why=f"In {found.pictures} pictures they correlate {found.correlation:.2f} at the best of all shifts and "
-            "flips; registered pairs of rooms reach 0.1 to 0.3.",
-            cure="Look at them: --sheet check.png",
+            what="Edges of depth and images do not match at any shift: are the pairs mixed up?",
+            why=f"Over {registration.pictures} images their correlation is {registration.correlation:.2f} at the best "
+            "shift and flip; registered pairs of rooms reach 0.1 to 0.3.",
+            cure="Inspect the pairs: --sheet check.png",
         )
-    if found.verdict != "unregistered":
+    if registration.verdict != "unregistered":
         return
-    right, down = found.shift_px(report.sizes[0][0])
+    right, down = registration.shift_px(report.sizes[0][0])
     moves = [f"{abs(right)} pixels {'right' if right > 0 else 'left'}"] if right else []
     moves += [f"{abs(down)} pixels {'down' if down > 0 else 'up'}"] if down else []
-    moved = f"moved {' and '.join(moves)}" if moves else ""
+    shifted = f"shifted {' and '.join(moves)}" if moves else ""
     flipped = {"mirrored": "depth[:, ::-1]", "upside down": "depth[::-1]", "turned by half": "depth[::-1, ::-1]"}
-    pose = "" if found.pose == "as it is" else found.pose
+    pose = {"as it is": "", "turned by half": "rotated by 180°"}.get(registration.pose, registration.pose)
     yield DatasetProblem(
         kind="unregistered",
         wrong=True,
-        what=f"The depth is not registered to the pictures: it fits best {' and '.join(filter(None, (pose, moved)))}.",
-        why=f"The edges of both then correlate {found.correlation:.2f}, as they are {found.correlation_as_is:.2f}, "
-        f"in {found.pictures} pictures.",
-        cure=f"Flip the depth files ({flipped[found.pose]}) and check again."
-        if found.pose in flipped
+        what=f"Depth is not registered to the images: it fits best {' and '.join(filter(None, (pose, shifted)))}.",
+        why=f"Over {registration.pictures} images, edge correlation is then {registration.correlation:.2f} instead of "
+        f"{registration.correlation_as_is:.2f}.",
+        cure=f"Flip the depth files ({flipped[registration.pose]}) and check again."
+        if registration.pose in flipped
         else "Register depth to the colour camera: record it aligned to colour (RealSense: rs.align, ROS: "
-        "depth_registered), or warp it by the calibration of both cameras.",
+        "depth_registered), or reproject it with the calibration of both cameras.",
     )
 
 
@@ -233,10 +235,10 @@ def _infilled(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="in-filled",
             wrong=False,
-            what=f"{report.valid_share:.1%} of all pixels have depth: rendered, or in-filled rather than measured.",
-            why="Cameras leave holes at edges, on glass and on black. What software puts there is a guess, and errors "
-            "on in-filled depth do not compare with those on raw depth.",
-            cure="Leave rendered depth as it is; else use the raw one where there is one (NYU: rawDepths).",
+            what=f"{report.valid_share:.1%} of all pixels have depth: it is rendered or in-filled, not raw.",
+            why="Depth cameras leave holes at edges, on glass and on black. In-filled values are estimates, and errors "
+            "on in-filled depth are not comparable with errors on raw depth.",
+            cure="Use raw depth if there is any (NYU: rawDepths). Rendered depth is fine.",
         )
 
 
@@ -244,14 +246,14 @@ def _quantised(report: DatasetReport) -> Iterator[DatasetProblem]:
     depths = report.depths
     if depths and depths.step_m:
         step_mm = 1000 * depths.step_m
-        bits = "; so few mean that it went through 8 bits" if depths.values <= EIGHT_BITS else ""
+        bits = ", so it was stored with 8 bits" if depths.values <= EIGHT_BITS else ""
         yield DatasetProblem(
             kind="quantised",
             wrong=False,
-            what=f"The depth comes in steps of {step_mm:.0f} mm.",
-            why=f"A picture has {depths.values:.0f} different values{bits}. Each is off by up to {step_mm / 2:.0f} mm, "
-            "near and far alike.",
-            cure="Use the 16-bit depth as it was recorded, if it is to be had.",
+            what=f"Depth is quantised in steps of {step_mm:.0f} mm.",
+            why=f"An image has {depths.values:.0f} distinct values{bits}. The error is up to {step_mm / 2:.0f} mm at "
+            "any distance.",
+            cure="Use the recorded 16-bit depth, if available.",
         )
 
 
@@ -260,9 +262,9 @@ def _blank(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="blank",
             wrong=False,
-            what=f"{len(some)} of {report.looked_at} pictures are black or of one colour, such as {some[0]}.",
-            why="A covered lens, or a camera that had just started; from nothing, depth cannot be learnt.",
-            cure="Remove them, with their depth.",
+            what=f"{len(some)} of {report.looked_at} images are black or of a single colour, such as {some[0]}.",
+            why="The lens was covered, or the camera had just started. They hold no information to learn from.",
+            cure="Remove them and their depth.",
         )
 
 
@@ -271,10 +273,10 @@ def _copies(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="copies",
             wrong=False,
-            what=f"{len(some)} of {report.looked_at} pictures are copies of others, such as "
+            what=f"{len(some)} of {report.looked_at} images are copies of others, such as "
             f"{some[0][0]} of {some[0][1]}.",
-            why="They count double, and between training and validation they make errors look smaller than they are.",
-            cure="Keep one of each; --json check.json lists them.",
+            why="They count twice in training. Copies in both training and validation make errors look too small.",
+            cure="Keep one of each; --json check.json lists all.",
         )
 
 
@@ -283,10 +285,10 @@ def _sizes(report: DatasetReport) -> Iterator[DatasetProblem]:
         yield DatasetProblem(
             kind="sizes",
             wrong=False,
-            what=f"The pictures have {len(report.sizes)} different sizes.",
-            why="All are stretched to the network's size: other proportions mean other distortions, and other cameras "
-            "other focal lengths, which metric depth depends on.",
-            cure="Keep it in mind; nothing need be done if one camera took them all.",
+            what=f"The images have {len(report.sizes)} different sizes.",
+            why="All are resized to the network size. Different aspect ratios are distorted differently, and different "
+            "cameras have different focal lengths, on which metric depth depends.",
+            cure="No action is needed if they come from one camera.",
         )
 
 
