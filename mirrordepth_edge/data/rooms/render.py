@@ -1,6 +1,6 @@
-"""Rendered indoor scenes with exact depth, by PyBullet's software rasteriser: no GPU, no download.
+"""Rendering of indoor scenes with exact depth by PyBullet's software rasteriser: no GPU, no download.
 
-`data.rooms` furnishes a room, `data.light` lights it; here it is drawn and read back with its depth.
+`layout` generates a room, `light` bakes its light; this file rasterises it and reads image and depth.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import atomic_write
 
 NYU_FOV_DEG = NYU_CAMERA.fov_deg
-"""Horizontal field of view of NYU Depth v2's Kinect: 640 pixels at the focal length of its calibration."""
+"""Horizontal field of view of NYU Depth v2's Kinect, degrees."""
 NEAR_M, FAR_M = 0.1, 50.0
 UNITS_PER_METRE = 1000
 GENERATION = 1
-"""Raised when the same seed begins to give other pictures."""
+"""Version of the generator; increased if the same seed gives other images."""
 
 HAS_WHEEL = sys.version_info < (3, 12) and sys.platform == "linux" and platform.machine() == "x86_64"
 
@@ -65,13 +65,18 @@ class Camera:
 
 
 def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, npt.NDArray[np.float32]]:
-    """Picture and depth of surfaces, as they are and without further light.
+    """Draw surfaces without further lighting.
 
-    The depth buffer d in 0..1 becomes metres along the optical axis by the inverse of OpenGL's perspective
+    The depth buffer d in 0..1 is converted to metres along the optical axis by the inverse of OpenGL's perspective
     projection, z = far near / (far - (far - near) d).
 
+    Args:
+        patches: the surfaces.
+        camera: intrinsics and size of the image.
+        pose: of the camera.
+
     Returns:
-        uint8 RGB `[H, W, 3]`, and float32 `[H, W]` metres, 0 where there is nothing.
+        Image uint8 RGB `[H, W, 3]`, and depth float32 `[H, W]`, metres, 0 where no surface is hit.
 
     Raises:
         MissingError: PyBullet is not installed.
@@ -81,7 +86,7 @@ def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, n
 
 
 def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
-    """Picture and depth of a room in its own light; shapes and errors as `draw`."""
+    """Draw a room with its lighting; returns and raises as `draw`."""
     with _server() as (bullet, server):
         vertices, triangles = _mesh([surface.points_m for surface in room.surfaces])
         shape = bullet.createCollisionShape(
@@ -94,10 +99,10 @@ def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
         bullet.createMultiBody(0, shape, physicsClientId=server)
 
         def blocked(starts_m: Points, ends_m: Points) -> npt.NDArray[np.bool_]:
-            most = bullet.MAX_RAY_INTERSECTION_BATCH_SIZE - 1
+            batch = bullet.MAX_RAY_INTERSECTION_BATCH_SIZE - 1
             hits: list[bool] = []
-            for first in range(0, len(starts_m), most):
-                rays = starts_m[first : first + most].tolist(), ends_m[first : first + most].tolist()
+            for first in range(0, len(starts_m), batch):
+                rays = starts_m[first : first + batch].tolist(), ends_m[first : first + batch].tolist()
                 hits += [hit[0] >= 0 for hit in bullet.rayTestBatch(*rays, numThreads=1, physicsClientId=server)]
             return np.array(hits, bool)
 
@@ -108,7 +113,7 @@ def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedRooms(DepthDataset):
-    """Rooms that are rendered when they are asked for; sample i depends on seed and i alone."""
+    """Rooms rendered on access; sample i depends only on the seed and i."""
 
     count: int
     seed: int = 0
@@ -143,30 +148,34 @@ class RenderedRooms(DepthDataset):
 
 
 def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
-    """Render what `root` lacks, as `data.folder` reads it: rgb/NAME.png beside depth/NAME.png in millimetres.
+    """Render the rooms that are missing in `root`: rgb/NAME.png, depth/NAME.png in millimetres, camera.json.
 
-    Beside them `camera.json` says through which camera all of them are seen. Rooms of another seed may
-    lie in the same folder.
+    The folder can be read by `data.folder`. `camera.json` describes the camera of all images. Rooms of several
+    seeds may share a folder.
+
+    Args:
+        rooms: the rooms.
+        root: folder to fill.
 
     Yields:
-        For each room, in order and once it is whole: whether it was rendered now or was there before.
+        For each room in order, after it is complete: True if it was rendered now, False if it existed.
 
     Raises:
-        OptionError: `root` holds other pictures, or of another camera.
+        OptionError: `root` holds other images, or images of another camera.
         InputError: `root` cannot be written.
         MissingError: PyBullet is not installed.
     """
     require_pybullet()
     path, camera = root / "camera.json", rooms.camera
     (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
-    described = {"width": width, "height": height, "fx": focal, "fy": focal, "cx": cx, "cy": cy}
-    text = json.dumps(described | {"units_per_metre": UNITS_PER_METRE, "generation": GENERATION}, indent=2) + "\n"
+    intrinsics = {"width": width, "height": height, "fx": focal, "fy": focal, "cx": cx, "cy": cy}
+    text = json.dumps(intrinsics | {"units_per_metre": UNITS_PER_METRE, "generation": GENERATION}, indent=2) + "\n"
     if (path.read_text(encoding="utf-8") if path.is_file() else "") != text:
         if path.exists() or (root / "rgb").exists():
             raise OptionError(
-                f"{root} holds pictures of another origin or camera.",
+                f"{root} holds images of another origin or camera.",
                 f"{path} differs in size, field of view or generation." if path.exists() else f"It has no {path.name}.",
-                "Name another folder, or ask for the same --size and --fov-deg.",
+                "Name another folder, or use the same --size and --fov-deg.",
             )
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -175,27 +184,27 @@ def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
         missing = not (picture.is_file() and depth.is_file())
         if missing:
             sample = rooms[index]
-            # Depth first: a picture without depth is an error to whoever reads the folder.
+            # Depth first: readers of the folder refuse an image without depth.
             save_png(depth, np.round(sample.depth_m * UNITS_PER_METRE).astype(np.uint16))
             save_png(picture, sample.frame)
         yield missing
 
 
 def require_pybullet() -> ModuleType:
-    """PyBullet, without its greeting.
+    """Import PyBullet without its banner.
 
     Raises:
         MissingError: it is not installed.
     """
     try:
-        with _silent_stderr():  # it prints when it was built
+        with _silent_stderr():  # it prints its build date
             import pybullet
     except ImportError as error:
-        if not HAS_WHEEL:  # the extra is empty here
+        if not HAS_WHEEL:  # the extra 'render' is empty on this platform
             raise MissingError(
                 "Rendering rooms needs PyBullet, which is not installed.",
-                "It is published ready to use for Python 3.10 and 3.11 on Linux x86-64 alone.",
-                "Render there and copy the folder, or try to compile it: pip install pybullet",
+                "Its wheels exist only for Python 3.10 and 3.11 on Linux x86-64.",
+                "Render there and copy the folder, or compile it: pip install pybullet",
             ) from error
         raise missing_package("PyBullet", "Rendering rooms", "render") from error
     return pybullet  # type: ignore[no-any-return]
@@ -203,7 +212,7 @@ def require_pybullet() -> ModuleType:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drop what compiled code writes to the error stream."""
+    """Discard what compiled code writes to stderr."""
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:
@@ -216,7 +225,7 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _server() -> Iterator[tuple[ModuleType, int]]:
-    """A world of its own, gone afterwards."""
+    """A PyBullet world that exists inside the block."""
     bullet = require_pybullet()
     server = bullet.connect(bullet.DIRECT)
     try:
@@ -226,7 +235,7 @@ def _server() -> Iterator[tuple[ModuleType, int]]:
 
 
 def _may_be_seen(grid: Points, camera: Camera, pose: Pose) -> bool:
-    """Whether a surface is not wholly outside the view, nor flat and seen from behind."""
+    """Whether a surface may be visible: not entirely outside the view frustum, not flat and seen from behind."""
     if grid.shape[:2] == (2, 2):
         normal = np.cross(grid[1, 0] - grid[0, 0], grid[0, 1] - grid[0, 0])
         if normal @ (pose.position_m - grid[0, 0]) <= 0:
@@ -238,7 +247,7 @@ def _may_be_seen(grid: Points, camera: Camera, pose: Pose) -> bool:
 
 
 def _mesh(grids: Sequence[Points]) -> tuple[Points, npt.NDArray[np.int64]]:
-    """Surfaces as vertices `[V, 3]` and triangles `[T, 3]`, counter-clockwise as their viewer sees them."""
+    """Convert surfaces to vertices `[V, 3]` and triangles `[T, 3]`, counter-clockwise seen from the front."""
     triangles, first = [], 0
     for grid in grids:
         index = first + np.arange(grid.size // 3).reshape(grid.shape[:2])
@@ -249,10 +258,13 @@ def _mesh(grids: Sequence[Points]) -> tuple[Points, npt.NDArray[np.int64]]:
 
 
 def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
-    """All pictures on one sheet, tallest first along shelves, and where each vertex is on it, in texels `[V, 2]`.
+    """Pack all textures into one atlas by shelves, tallest first.
 
-    TinyRenderer takes the texel it hits, without interpolation: from the middle of a picture's first
-    texel to the middle of its last.
+    TinyRenderer takes the nearest texel, so texture coordinates run from the centre of the first texel to the centre
+    of the last.
+
+    Returns:
+        The atlas, uint8 RGB, and the position of each vertex in it, texels `[V, 2]`.
     """
     corners, top, left, shelf = [(0, 0)] * len(patches), 0, 0, 0
     for index in sorted(range(len(patches)), key=lambda index: -patches[index].picture.shape[0]):
@@ -310,7 +322,7 @@ def _rasterise(
 
 
 def _view_matrix(pose: Pose) -> list[float]:
-    """World to OpenGL's eye (right, up, backward), column after column."""
+    """World to OpenGL's eye coordinates (right, up, backward), column-major."""
     eye = pose.axes * (1, -1, -1)
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = eye.T, -eye.T @ pose.position_m
@@ -318,10 +330,10 @@ def _view_matrix(pose: Pose) -> list[float]:
 
 
 def _projection_matrix(camera: Camera) -> list[float]:
-    """OpenGL's perspective, column after column, shifted to where TinyRenderer looks through a pixel.
+    """OpenGL's perspective projection, column-major, with TinyRenderer's pixel offset.
 
-    It samples column c at x = 2 c / W - 1 and row r at y = 2 (H - 1 - r) / H - 1, a pixel's corner rather
-    than its middle (bullet3, examples/TinyRenderer/our_gl.cpp); the offsets put the axis at (cx, cy).
+    TinyRenderer samples column c at x = 2 c / W - 1 and row r at y = 2 (H - 1 - r) / H - 1, a pixel's corner instead
+    of its centre (bullet3, examples/TinyRenderer/our_gl.cpp). The offsets place the optical axis at (cx, cy).
     """
     (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
     matrix = np.zeros((4, 4))
