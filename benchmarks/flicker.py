@@ -1,4 +1,4 @@
-"""What `stabilise.Stabiliser` does to flicker, to errors and to the time that a frame takes.
+"""What `temporal_filter.TemporalFilter` does to flicker, to errors and to the time that a frame takes.
 
     python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive pictures with depth, in order
     python benchmarks/flicker.py FOLDER --every 80 --pan 4         # of each 80th picture a video, the camera turning
@@ -35,7 +35,7 @@ from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.evaluate import align
 from mirrordepth_edge.evaluation.metrics import Depth, clamp_depth, depth_metrics, valid_mask
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
-from mirrordepth_edge.imaging.temporal_filter import StabiliseConfig, Stabiliser
+from mirrordepth_edge.imaging.temporal_filter import TemporalFilter, TemporalFilterConfig
 from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.report.tables import Table
 
@@ -99,14 +99,14 @@ def predicted(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -
         yield Shot(resize_frame(frame, size_hw), depth_m[0], small_m, network_ms)
 
 
-def measure(video: Iterator[Shot], configs: Sequence[StabiliseConfig], hz: float) -> tuple[Figures, Figures]:
+def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: float) -> tuple[Figures, Figures]:
     """One video: its depth as it comes, then what each config makes of it.
 
     Returns:
         OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN where one cannot be told; and how long the
         network and each config took, milliseconds, `[frames, 1 + configs]`.
     """
-    stabilisers, meter, errors, took_ms = [Stabiliser(config) for config in configs], FlowMeter(), [], []
+    stabilisers, meter, errors, took_ms = [TemporalFilter(config) for config in configs], FlowMeter(), [], []
     for index, shot in enumerate(video):
         depths, took = [shot.depth_m.copy()], [shot.network_ms]
         for stabiliser in stabilisers:
@@ -138,7 +138,7 @@ def mean_known(figures: Sequence[object]) -> Figures:
 def run(words: Sequence[str] | None, stack: ExitStack) -> None:
     told = options(words)
     videos = [drawn()] if told.folder is None else predicted_videos(told, stack)
-    measured = [measure(video, [StabiliseConfig(), *map(varied, told.vary)], told.hz) for video in videos]
+    measured = [measure(video, [TemporalFilterConfig(), *map(varied, told.vary)], told.hz) for video in videos]
     figures = mean_known([each for each, _ in measured])
     times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)
     rows = []
@@ -162,12 +162,12 @@ def predicted_videos(told: argparse.Namespace, stack: ExitStack) -> Iterator[Ite
         yield from (predicted(predictor, panned(*view, told.pan)) for view in views)
 
 
-def varied(words: str) -> StabiliseConfig:
+def varied(words: str) -> TemporalFilterConfig:
     name, _, value = words.partition("=")
     try:
-        return replace(StabiliseConfig(), **{name: float(value)})
+        return replace(TemporalFilterConfig(), **{name: float(value)})
     except (TypeError, ValueError) as error:
-        known = ", ".join(each.name for each in fields(StabiliseConfig))
+        known = ", ".join(each.name for each in fields(TemporalFilterConfig))
         raise OptionError(f"--vary {words} cannot be used.", f"Settings are {known}.", "--vary pixel_s=0.3") from error
 
 

@@ -108,8 +108,11 @@ def test_only_the_factor_differs_and_the_sessions_own_array_is_left_alone(size_h
 
 def test_a_lens_is_of_the_frames_as_they_come() -> None:
     seen: list[tuple[str, float]] = []
-    predictor = DepthPredictor(SizeSession(), MODEL, camera=Lens(focal_px=1100))
-    predictor.on_camera = lambda camera, scale: seen.append((str(camera), round(scale, 2)))
+
+    def on_camera(camera: Camera, scale: float) -> None:
+        seen.append((str(camera), round(scale, 2)))
+
+    predictor = DepthPredictor(SizeSession(), MODEL, camera=Lens(focal_px=1100), on_camera=on_camera)
     for size_hw in ((480, 640), (960, 1280), (480, 640)):
         camera = Camera.from_focal(1100, size_hw)
         np.testing.assert_allclose(predictor(photograph(camera, 2.0)), 2.0, rtol=0.01)
@@ -128,7 +131,7 @@ def test_a_calibration_holds_for_frames_of_its_shape_only() -> None:
 def test_a_model_that_does_not_know_its_own_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     silent = replace(MODEL, focal=None)
     assert DepthPredictor(SizeSession(), silent).scale((480, 640)) == 1
-    with pytest.raises(OptionError, match="with which camera it was trained") as caught:
+    with pytest.raises(OptionError, match="which camera it was trained with") as caught:
         DepthPredictor(SizeSession(), silent, camera=Lens(fov_deg=70))
     assert "recipe" in caught.value.cure
     session = SizeSession()

@@ -26,6 +26,7 @@ from mirrordepth_edge.commands.parameters import (
     announce,
     check_crop,
     data_config,
+    print_camera,
     session_options,
 )
 from mirrordepth_edge.commands.sizes import NetworkSize
@@ -110,7 +111,7 @@ def evaluate(
     sheet = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in models or [NANO]:
-        with load(model, options, camera) as predictor, progress_bar() as bar:
+        with load(model, options, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = depth_limits_on(kind, predictor.model.depth_limits_m)
             protocol = protocol or _protocol(crop or convention.crop, cap, flip, align, limits_m)

@@ -21,6 +21,7 @@ from mirrordepth_edge.commands.parameters import (
     Model,
     Near,
     announce,
+    print_camera,
     session_options,
 )
 from mirrordepth_edge.commands.run_writer import Writer
@@ -71,7 +72,7 @@ def run(
     file = resolve(model, target, options)
     lines = []
     try:
-        with load(file, options, camera) as predictor, progress_bar() as bar:
+        with load(file, options, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
             writer = Writer(predictor=predictor, folder=output, kinds=kinds, limits_m=limits_m)

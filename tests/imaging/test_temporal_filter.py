@@ -16,11 +16,11 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.imaging.temporal_filter import FEWEST_SURE, SAMPLE_STEP_PX, StabiliseConfig, Stabiliser
+from mirrordepth_edge.imaging.temporal_filter import MIN_SAMPLES, SAMPLE_STEP_PX, TemporalFilter, TemporalFilterConfig
 
 SIZE_HW = (160, 208)  # large enough for flow to be computed at half of it
 REGION = np.s_[40:100, 60:140]  # 18 % of the picture: the scale is what the rest says
-CONFIG = StabiliseConfig()
+CONFIG = TemporalFilterConfig()
 
 
 def texture(seed: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Frame:
@@ -37,9 +37,9 @@ def depth_map(seed: int = 0) -> Depth:
 
 
 def run(frames: Sequence[Frame], depths_m: Sequence[Depth], hz: float = 30.0) -> list[Depth]:
-    stabiliser = Stabiliser()
+    temporal_filter = TemporalFilter()
     return [
-        stabiliser(frame, depth_m, index / hz).copy()
+        temporal_filter(frame, depth_m, index / hz).copy()
         for index, (frame, depth_m) in enumerate(zip(frames, depths_m, strict=True))
     ]
 
@@ -93,7 +93,7 @@ def test_no_depth_passes_and_does_not_spread() -> None:
     for result in (first, second):
         np.testing.assert_allclose(result, holed, rtol=1e-6)
     np.testing.assert_allclose(filled, depth_m, rtol=1e-6)
-    np.testing.assert_array_equal(Stabiliser()(texture(), np.zeros(SIZE_HW, np.float32), 0.0), 0)
+    np.testing.assert_array_equal(TemporalFilter()(texture(), np.zeros(SIZE_HW, np.float32), 0.0), 0)
 
 
 # What changes
@@ -101,11 +101,11 @@ def test_no_depth_passes_and_does_not_spread() -> None:
 
 def step_response(log_step: float, where: object, times_s: Sequence[float]) -> npt.NDArray[np.float64]:
     """What is left of a step in depth, as a share of it, at times after the last frame before it."""
-    stabiliser, frame, before_m = Stabiliser(), texture(), depth_map()
+    temporal_filter, frame, before_m = TemporalFilter(), texture(), depth_map()
     after_m = before_m.copy()
     after_m[where] *= np.float32(math.exp(log_step))  # type: ignore[index]
-    stabiliser(frame, before_m, 0.0)
-    lefts = [log_ratio(stabiliser(frame, after_m, time_s), after_m)[REGION].mean() for time_s in times_s]
+    temporal_filter(frame, before_m, 0.0)
+    lefts = [log_ratio(temporal_filter(frame, after_m, time_s), after_m)[REGION].mean() for time_s in times_s]
     return np.array(lefts) / -log_step
 
 
@@ -155,16 +155,16 @@ def test_another_size_a_reset_and_a_clock_that_goes_back_begin_anew() -> None:
     frame, depth_m = texture(), depth_map()
     after_m = depth_m * np.float32(1.05)
     other_m = after_m[:64, :80].copy()
-    stabiliser = Stabiliser()
+    temporal_filter = TemporalFilter()
     for time_s in (1.0, 0.5, 0.5):
-        stabiliser(frame, depth_m, 0.4)
-        stabiliser(frame, depth_m, 0.5)
-        smoothed = stabiliser(frame, after_m, time_s)
+        temporal_filter(frame, depth_m, 0.4)
+        temporal_filter(frame, depth_m, 0.5)
+        smoothed = temporal_filter(frame, after_m, time_s)
         assert np.array_equal(smoothed, after_m) == (time_s <= 0.5)
-        stabiliser.reset()
-        np.testing.assert_array_equal(stabiliser(frame, depth_m, 9.0), depth_m)
-        np.testing.assert_array_equal(stabiliser(frame, other_m, 9.1), other_m)
-        np.testing.assert_array_equal(stabiliser(frame, after_m, 9.2), after_m)
+        temporal_filter.reset()
+        np.testing.assert_array_equal(temporal_filter(frame, depth_m, 9.0), depth_m)
+        np.testing.assert_array_equal(temporal_filter(frame, other_m, 9.1), other_m)
+        np.testing.assert_array_equal(temporal_filter(frame, after_m, 9.2), after_m)
 
 
 # What moves
@@ -247,14 +247,14 @@ def test_walking_towards_a_wall_lags_by_less_than_rate_times_time_constant(appro
 def test_the_result_is_reused_and_nothing_of_a_pictures_size_is_allocated() -> None:
     scene = list(moving_scene(8))
     before = [(frame.copy(), depth_m.copy()) for frame, depth_m in scene]
-    stabiliser = Stabiliser()
-    first = stabiliser(*scene[0], 0.0)
+    temporal_filter = TemporalFilter()
+    first = temporal_filter(*scene[0], 0.0)
     for index, (frame, depth_m) in enumerate(scene[1:4], start=1):
-        assert stabiliser(frame, depth_m, index / 30) is first
+        assert temporal_filter(frame, depth_m, index / 30) is first
     tracemalloc.start()
     try:
         for index, (frame, depth_m) in enumerate(scene[4:], start=4):
-            stabiliser(frame, depth_m, index / 30)
+            temporal_filter(frame, depth_m, index / 30)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -276,19 +276,19 @@ def test_frames_of_the_cameras_size_do_as_well() -> None:
 @pytest.mark.parametrize("size_hw", [(8, 10), (10, 160), (17, 33), (224, 288), (90, 400), (700, 40)])
 def test_depth_of_any_size(size_hw: tuple[int, int]) -> None:
     frame, depth_m = texture(), np.full(size_hw, 2, np.float32)
-    stabiliser = Stabiliser()
-    stabiliser(frame, depth_m, 0.0)
-    result = stabiliser(frame, depth_m * np.float32(1.02), 0.1)
+    temporal_filter = TemporalFilter()
+    temporal_filter(frame, depth_m, 0.0)
+    result = temporal_filter(frame, depth_m * np.float32(1.02), 0.1)
     assert result.shape == size_hw
     # Where the pixels are too few to tell a scale from, each changes by itself.
-    few = -(-size_hw[0] // SAMPLE_STEP_PX) * -(-size_hw[1] // SAMPLE_STEP_PX) < FEWEST_SURE
+    few = -(-size_hw[0] // SAMPLE_STEP_PX) * -(-size_hw[1] // SAMPLE_STEP_PX) < MIN_SAMPLES
     share = math.exp(-0.1 / (CONFIG.pixel_s if few else CONFIG.scale_s))
     np.testing.assert_allclose(result, 2 * 1.02 ** (1 - share), rtol=1e-3)
 
 
 def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(InputError, match="uint8 RGB"):
-        Stabiliser()(texture()[..., 0], depth_map(), 0.0)
+        TemporalFilter()(texture()[..., 0], depth_map(), 0.0)
     for wrong in ({"pixel_s": 0.0}, {"scale_s": -1.0}, {"flicker": math.nan}, {"misfit_levels": math.inf}):
-        with pytest.raises(OptionError, match="above zero"):
-            StabiliseConfig(**wrong)
+        with pytest.raises(OptionError, match="greater than 0"):
+            TemporalFilterConfig(**wrong)

@@ -67,7 +67,7 @@ class Predictor:
         self.depth_m: DepthMap = np.empty(SHAPE[:2], np.float32)
         self.threads: set[str] = set()
 
-    def __call__(self, frame: Frame) -> DepthMap:
+    def __call__(self, frame: Frame, time_s: float) -> DepthMap:
         self.threads.add(threading.current_thread().name)
         if self.depth_m.shape != frame.shape[:2]:
             self.depth_m = np.empty(frame.shape[:2], np.float32)
@@ -242,21 +242,21 @@ def test_a_mistake_at_the_last_result_is_raised_as_well() -> None:
 
 
 def test_a_failing_predictor_with_a_window() -> None:
-    def fail(frame: Frame) -> DepthMap:
+    def fail(frame: Frame, time_s: float) -> DepthMap:
         raise ValueError("engine lost")
 
     with pytest.raises(ValueError, match="engine lost"):
         run_live(Numbered(5, live=True), fail, outputs=[Window()])
 
 
-def test_an_output_that_hangs_is_left_behind_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_hangs_is_abandoned_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs_module, "STOP_S", 1.0)
     release = threading.Event()
     stuck = Watcher(at=lambda number: release.wait(WAIT_S))
     try:
         stats = run_live(Numbered(20, live=True, period_s=0.001), Predictor(), outputs=[Watcher(), stuck])
         assert stats.outputs[0].problem is None
-        assert "left behind" in str(stats.outputs[1].problem)
+        assert "abandoned" in str(stats.outputs[1].problem)
     finally:
         release.set()
         for thread in threading.enumerate():
@@ -295,7 +295,7 @@ def test_results_that_come_after_the_end_are_not_taken() -> None:
         age_ms=1.0,
         dropped=0,
     )
-    with FanOut([watcher], lossless=True) as slots:
-        slots.end()
-        slots.put(result, 0.0)
+    with FanOut([watcher], lossless=True) as fan_out:
+        fan_out.end()
+        fan_out.put(result, 0.0)
     assert watcher.numbers == []

@@ -15,7 +15,7 @@ from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live import loop as pipeline
 from mirrordepth_edge.live import stats
-from mirrordepth_edge.live.loop import Ticker, run_live
+from mirrordepth_edge.live.loop import Predict, Ticker, run_live
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.live.stats import LiveStats, OutputStats
 from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
@@ -55,11 +55,11 @@ class NumberedSource(FrameSource):
         return out
 
 
-def depth_of(frame: Frame) -> DepthMap:
+def depth_of(frame: Frame, time_s: float = 0.0) -> DepthMap:
     return frame[..., 0].astype(np.float32)
 
 
-def run(source: FrameSource, predictor: Callable[[Frame], DepthMap] = depth_of, **options: object) -> list[int]:
+def run(source: FrameSource, predict: Predict = depth_of, **options: object) -> list[int]:
     """The numbers of the frames that were shown."""
     shown: list[int] = []
 
@@ -68,7 +68,7 @@ def run(source: FrameSource, predictor: Callable[[Frame], DepthMap] = depth_of, 
         assert (result.depth_m == result.frame[0, 0, 0]).all()
         shown.append(int(result.frame[0, 0, 0]))
 
-    run_live(source, predictor, show, **options)  # type: ignore[arg-type]
+    run_live(source, predict, show, **options)  # type: ignore[arg-type]
     return shown
 
 
@@ -81,7 +81,7 @@ def _no_thread_stays_behind() -> Iterator[None]:
 
 def test_a_file_loses_no_frame_and_needs_no_thread() -> None:
     source = NumberedSource(20, live=False)
-    assert run(source, lambda frame: time.sleep(0.002) or depth_of(frame)) == list(range(20))
+    assert run(source, lambda frame, time_s: time.sleep(0.002) or depth_of(frame)) == list(range(20))
     assert source.threads == {threading.current_thread()}
     assert len(source.buffers) == 1
 
@@ -99,7 +99,7 @@ class Slow:
         self.wait_until(lambda: number <= self.frames * self.begun)
         self.also(number)
 
-    def __call__(self, frame: Frame) -> DepthMap:
+    def __call__(self, frame: Frame, time_s: float) -> DepthMap:
         self.begun += 1
         with_the_loop = min(self.source.count, 1 + self.frames * self.begun)
         self.wait_until(lambda: self.source.asked > with_the_loop)
@@ -120,6 +120,26 @@ def test_a_live_source_shows_the_newest_frame_and_counts_the_others(wait_until: 
     assert threading.current_thread() not in source.threads
 
 
+def test_a_live_frame_is_predicted_with_its_arrival_and_a_files_with_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The temporal filter needs the times at which frames were recorded, not those at which a file is read."""
+    times_s: list[float] = []
+
+    def record(frame: Frame, time_s: float) -> DepthMap:
+        times_s.append(time_s)
+        return depth_of(frame)
+
+    film = NumberedSource(3, live=False)
+    run_live(film, record)
+    film = NumberedSource(3, live=False)
+    film.rate_hz = 10.0
+    run_live(film, record)
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: 100.0)
+    run_live(NumberedSource(1, live=True), record)
+    np.testing.assert_allclose(times_s, [0, 1 / 30, 2 / 30, 0, 0.1, 0.2, 100])
+
+
 def test_live_buffers_are_reused_and_never_overwritten_in_use(wait_until: Wait) -> None:
     slow = Slow(wait_until, 250, frames=5)
     shown = run(slow.source, slow)
@@ -133,7 +153,7 @@ def test_age_counts_from_capture_and_latency_from_inference(wait_until: Wait, mo
     predicting = threading.Event()
     results: list[LiveResult] = []
 
-    def slow(frame: Frame) -> DepthMap:
+    def slow(frame: Frame, time_s: float) -> DepthMap:
         nonlocal now_s
         predicting.set()
         wait_until(lambda: source.asked == 3)
@@ -195,12 +215,12 @@ def test_a_failing_source_is_raised_in_the_callers_thread(live: bool) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-@pytest.mark.parametrize("where", ["predictor", "on_result", "should_stop"])
+@pytest.mark.parametrize("where", ["predict", "on_result", "should_stop"])
 def test_failures_of_callbacks_are_raised(where: str, live: bool) -> None:
     def fail(*_: object) -> DepthMap:
         raise ValueError(where)
 
-    callbacks = {"predictor": depth_of, "on_result": lambda result: None, "should_stop": lambda: False} | {where: fail}
+    callbacks = {"predict": depth_of, "on_result": lambda result: None, "should_stop": lambda: False} | {where: fail}
     with pytest.raises(ValueError, match=where):
         run_live(NumberedSource(9, live=live, before=lambda number: time.sleep(0.001)), **callbacks)
 
@@ -209,7 +229,7 @@ def test_failures_of_callbacks_are_raised(where: str, live: bool) -> None:
 def test_ctrl_c_ends_the_run_and_keeps_the_statistics(live: bool) -> None:
     calls: list[Frame] = []
 
-    def interrupted(frame: Frame) -> DepthMap:
+    def interrupted(frame: Frame, time_s: float) -> DepthMap:
         calls.append(frame)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -247,7 +267,7 @@ def test_only_the_newest_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "HISTORY", 8)
     results: list[LiveResult] = []
 
-    def slow_at_first(frame: Frame) -> DepthMap:
+    def slow_at_first(frame: Frame, time_s: float) -> DepthMap:
         nonlocal now_s
         now_s += 0.01 if len(results) < 5 else 0.001
         return depth_of(frame)
@@ -408,7 +428,7 @@ def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with(wait_until
     worst_m: list[float] = []
     seen = 0
 
-    def see(frame: Frame) -> DepthMap:
+    def see(frame: Frame, time_s: float) -> DepthMap:
         nonlocal seen
         enough = source.reads + 3
         wait_until(lambda: source.reads >= enough)  # slower than the source

@@ -242,7 +242,7 @@ def test_the_loop_goes_on_and_shows_the_states(
     with reconnecting(opens) as source:
         stats = run_live(
             source,
-            lambda frame: frame[..., 0].astype(np.float32),
+            lambda frame, time_s: frame[..., 0].astype(np.float32),
             lambda result: shown.append(int(result.frame[0, 0, 0])),
             on_state=lambda state: states.append(state.kind),
         )
@@ -269,7 +269,7 @@ def test_the_loop_can_be_stopped_while_a_camera_is_away() -> None:
     states: list[SourceState] = []
     stats = run_live(
         source,
-        lambda frame: frame[..., 0].astype(np.float32),
+        lambda frame, time_s: frame[..., 0].astype(np.float32),
         should_stop=lambda: bool(states),
         on_state=states.append,
     )
