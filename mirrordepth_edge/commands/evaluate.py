@@ -105,7 +105,7 @@ def evaluate(
     options = replace(session_options(device, clip_weights, None, backend, bf16, network_size), trust=trust)
     scaled = "" if camera is None else f"; metres scaled to a camera of {camera}"
     convention, with_baselines = CONVENTIONS[kind], show_baselines(kind, baselines)
-    camera_path = read_camera_path(root, [dataset.name(k) for k in range(len(dataset))]) if temporal else None
+    camera_path = read_camera_path(root, dataset) if temporal else None
     results: dict[str, Evaluation] = {}
     artefacts: dict[str, Artefact] = {}
     sheet = ExampleSheet(dataset)

@@ -24,6 +24,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.camera.model import Camera
+from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -73,21 +75,11 @@ class TemporalConsistency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intrinsics:
-    """A pinhole camera, in pixels of the stored images."""
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """Camera pose of each image, and the intrinsics."""
+    """Camera pose of each image, and the camera's intrinsics."""
 
     poses: tuple[Pose, ...]
-    intrinsics: Intrinsics
+    camera: Camera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,16 +184,16 @@ class ReprojectionMeter(ConsistencyMeter[Pose]):
 
     measure = "reprojection"
 
-    def __init__(self, intrinsics: Intrinsics) -> None:
+    def __init__(self, camera: Camera) -> None:
         super().__init__()
-        self._intrinsics = intrinsics
+        self._camera = camera
 
     def _correspond(self, before: Pose, view: Pose, depths_m: Sequence[Depth]) -> list[Correspondence]:
         motion = np.linalg.inv(before) @ view
-        return [_reproject(depth_m, motion, self._intrinsics) for depth_m in depths_m]
+        return [_reproject(depth_m, motion, self._camera) for depth_m in depths_m]
 
 
-def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
+def read_camera_path(folder: Path, dataset: DepthDataset) -> CameraPath | None:
     """Read camera poses and intrinsics that lie beside a data set's `rgb` folder.
 
     `poses.txt` has a line `NAME tx ty tz qx qy qz qw` per image, as in TUM RGB-D, whose images are named by
@@ -210,10 +202,10 @@ def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
 
     Args:
         folder: root of the data set.
-        names: names of its images.
+        dataset: its images, all of one size.
 
     Returns:
-        Poses in the order of `names`; None without a `poses.txt`.
+        Poses in the order of the images; None without a `poses.txt`.
 
     Raises:
         InputError: a line cannot be read, or an image has no pose.
@@ -223,6 +215,7 @@ def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
         return None
     existing_file(intrinsics_file, "camera's intrinsics")
     poses = {fields[0]: _pose(poses_file, fields) for fields in _fields(poses_file)}
+    names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in poses]
     if missing:
         raise InputError(
@@ -236,7 +229,9 @@ def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
     fx, fy, cx, cy = _numbers(intrinsics_file, lines[0])
     if not (fx > 0 and fy > 0):
         raise _bad_line(intrinsics_file, "Focal lengths must be positive.")
-    return CameraPath(poses=tuple(poses[name] for name in names), intrinsics=Intrinsics(fx=fx, fy=fy, cx=cx, cy=cy))
+    height, width = dataset[0].depth_m.shape
+    camera = Camera(fx_px=fx, fy_px=fy, width_px=width, height_px=height, principal_point_px=(cx, cy))
+    return CameraPath(poses=tuple(poses[name] for name in names), camera=camera)
 
 
 def _compare(expected_m: Depth, positions: Positions, visible: Mask, before_m: Depth) -> _PairResult:
@@ -254,23 +249,25 @@ def _compare(expected_m: Depth, positions: Positions, visible: Mask, before_m: D
     return _PairResult(error_m=error_m, rtc=float(same.mean()), used=int(used.sum()), pixels=used.size)
 
 
-def _reproject(depth_m: Depth, motion: Pose, camera: Intrinsics) -> Correspondence:
+def _reproject(depth_m: Depth, motion: Pose, camera: Camera) -> Correspondence:
     """Project the pixels of a frame into another camera.
 
     Args:
         depth_m: float32 `[H, W]`, metres.
         motion: `[4, 4]`, from the frame's camera coordinates to those of the other camera.
-        camera: intrinsics of both.
+        camera: intrinsics of both cameras.
     """
     height, width = depth_m.shape
     visible = _has_depth(depth_m)
     z = np.where(visible, depth_m, 1.0).astype(np.float64)
-    x = (np.arange(width) - camera.cx) / camera.fx * z
-    y = (np.arange(height)[:, None] - camera.cy) / camera.fy * z
+    x = (np.arange(width) - camera.cx_px) / camera.fx_px * z
+    y = (np.arange(height)[:, None] - camera.cy_px) / camera.fy_px * z
     x, y, z = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in motion[:3])
     visible &= z > 0
     z = np.where(visible, z, 1.0)
-    positions = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=-1).astype(np.float32)
+    positions = np.stack([camera.fx_px * x / z + camera.cx_px, camera.fy_px * y / z + camera.cy_px], axis=-1).astype(
+        np.float32
+    )
     visible &= _inside(positions)
     positions[~visible] = 0
     return z.astype(np.float32), positions, visible

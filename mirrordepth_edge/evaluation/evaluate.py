@@ -303,7 +303,7 @@ class _TemporalMeter:
     def __init__(self, camera_path: CameraPath | None) -> None:
         self._poses = None if camera_path is None else iter(camera_path.poses)
         self._meter: ConsistencyMeter[Any] = (
-            FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.intrinsics)
+            FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
         )
 
     def add(self, sample: Sample, depth_m: Depth, limits_m: tuple[float, float]) -> None:

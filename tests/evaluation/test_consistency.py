@@ -12,11 +12,12 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from mirrordepth_edge.camera.model import Camera
+from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.consistency import (
     ConsistencyMeter,
     FlowMeter,
-    Intrinsics,
     ReprojectionMeter,
     TemporalConsistency,
     read_camera_path,
@@ -173,7 +174,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 # Along camera poses
 
-CAMERA = Intrinsics(fx=110.0, fy=105.0, cx=66.0, cy=45.0)
+CAMERA = Camera(fx_px=110.0, fy_px=105.0, width_px=SIZE_HW[1], height_px=SIZE_HW[0], principal_point_px=(66.0, 45.0))
 
 
 def pose(turn: tuple[float, float, float] = (0, 0, 0), at: tuple[float, float, float] = (0, 0, 0)) -> npt.NDArray:
@@ -186,7 +187,9 @@ def pose(turn: tuple[float, float, float] = (0, 0, 0), at: tuple[float, float, f
 def seen_plane(camera: npt.NDArray, normal: tuple[float, float, float], distance_m: float) -> Depth:
     """Depth of the world's plane `normal . x = distance_m`, by the ray of every pixel."""
     rows, columns = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
-    rays = np.stack([(columns - CAMERA.cx) / CAMERA.fx, (rows - CAMERA.cy) / CAMERA.fy, np.ones(SIZE_HW)], axis=-1)
+    rays = np.stack(
+        [(columns - CAMERA.cx_px) / CAMERA.fx_px, (rows - CAMERA.cy_px) / CAMERA.fy_px, np.ones(SIZE_HW)], axis=-1
+    )
     in_world = rays @ camera[:3, :3].T
     return ((distance_m - np.dot(normal, camera[:3, 3])) / (in_world @ normal)).astype(np.float32)
 
@@ -233,10 +236,15 @@ def test_reprojection_agrees_with_scipy_pixel_by_pixel() -> None:
 
     rows, columns = (part.ravel() for part in np.mgrid[: SIZE_HW[0], : SIZE_HW[1]])
     z = smooth[1].ravel().astype(np.float64)
-    points = np.stack([(columns - CAMERA.cx) / CAMERA.fx * z, (rows - CAMERA.cy) / CAMERA.fy * z, z], axis=-1)
+    points = np.stack(
+        [(columns - CAMERA.cx_px) / CAMERA.fx_px * z, (rows - CAMERA.cy_px) / CAMERA.fy_px * z, z], axis=-1
+    )
     before, now = (Rotation.from_rotvec(turn) for turn in turns)
     there = before.inv().apply(now.apply(points) + places[1] - np.array(places[0]))
-    u, v = CAMERA.fx * there[:, 0] / there[:, 2] + CAMERA.cx, CAMERA.fy * there[:, 1] / there[:, 2] + CAMERA.cy
+    u, v = (
+        CAMERA.fx_px * there[:, 0] / there[:, 2] + CAMERA.cx_px,
+        CAMERA.fy_px * there[:, 1] / there[:, 2] + CAMERA.cy_px,
+    )
     inside = (u >= 0) & (u <= SIZE_HW[1] - 1) & (v >= 0) & (v <= SIZE_HW[0] - 1)
     sampled = map_coordinates(smooth[0].astype(np.float64), [v[inside], u[inside]], order=1)
     assert ours.share_used == pytest.approx(inside.mean(), abs=1e-3)
@@ -257,6 +265,10 @@ def write_path(folder: Path, poses: str, intrinsics: str | None = "110 105 66 45
     return folder
 
 
+def named(*names: str) -> InMemory:
+    return InMemory(samples=[Sample(name, window(texture(), 0, 0), depth_map()) for name in names])
+
+
 def test_poses_are_read_by_name_as_tum_writes_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     turns = Rotation.random(2, rng=rng)
@@ -268,16 +280,16 @@ def test_poses_are_read_by_name_as_tum_writes_them(tmp_path: Path) -> None:
     folder = write_path(
         tmp_path, "# timestamp tx ty tz qx qy qz qw\n" + "\n".join(lines) + "\n\n9 0 0 0 0 0 0 1 # more\n"
     )
-    path = read_camera_path(folder, ["1.5", "2.5"])
+    path = read_camera_path(folder, named("1.5", "2.5"))
     assert path is not None
-    assert path.intrinsics == CAMERA
+    assert path.camera == CAMERA
     for found, turn, place in zip(path.poses, reversed(turns), reversed(places), strict=True):
         np.testing.assert_allclose(found[:3, :3], turn.as_matrix(), atol=1e-12)
         np.testing.assert_allclose(found[:, 3], [*place, 1])
 
 
 def test_without_poses_there_is_no_path(tmp_path: Path) -> None:
-    assert read_camera_path(tmp_path, ["1"]) is None
+    assert read_camera_path(tmp_path, named("1")) is None
 
 
 @pytest.mark.parametrize(
@@ -297,4 +309,4 @@ def test_without_poses_there_is_no_path(tmp_path: Path) -> None:
 )
 def test_poses_that_cannot_be_used_are_refused(tmp_path: Path, poses: str, intrinsics: str | None, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        read_camera_path(write_path(tmp_path, poses, intrinsics), ["1"])
+        read_camera_path(write_path(tmp_path, poses, intrinsics), named("1"))

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.consistency import CameraPath, Intrinsics
+from mirrordepth_edge.evaluation.consistency import CameraPath
 from mirrordepth_edge.evaluation.evaluate import (
     DEPTH_BINS,
     Align,
@@ -267,7 +268,9 @@ def test_a_camera_path_takes_the_place_of_flow() -> None:
     frames = [Sample(str(k), np.zeros((48, 64, 3), np.uint8), np.full((48, 64), 5 - k, np.float32)) for k in range(2)]
     poses = tuple(np.eye(4) for _ in range(2))
     poses[1][2, 3] = 1
-    path = CameraPath(poses=poses, intrinsics=Intrinsics(fx=60, fy=60, cx=32, cy=24))
+    path = CameraPath(
+        poses=poses, camera=Camera(fx_px=60, fy_px=60, width_px=64, height_px=48, principal_point_px=(32, 24))
+    )
     result = evaluate(
         lambda frame: np.full(frame.shape[:2], 4, np.float32), frames, PROTOCOL, temporal=True, camera_path=path
     )

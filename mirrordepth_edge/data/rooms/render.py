@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import sys
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.rooms.furniture import Points
@@ -41,27 +41,6 @@ GENERATION = 1
 """Version of the generator; increased if the same seed gives other images."""
 
 HAS_WHEEL = sys.version_info < (3, 12) and sys.platform == "linux" and platform.machine() == "x86_64"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Camera:
-    """A pinhole camera with square pixels and its principal point in the middle.
-
-    Pixel (row r, column c) looks along ((c - cx) / f, (r - cy) / f, 1): right, down, forward.
-    """
-
-    size_hw: SizeHW
-    fov_deg: float = NYU_FOV_DEG
-    """Horizontal field of view, from outer edge to outer edge."""
-
-    @property
-    def focal_px(self) -> float:
-        return self.size_hw[1] / 2 / math.tan(math.radians(self.fov_deg) / 2)
-
-    @property
-    def centre_px(self) -> tuple[float, float]:
-        """cx and cy; the middle of the first pixel is 0."""
-        return (self.size_hw[1] - 1) / 2, (self.size_hw[0] - 1) / 2
 
 
 def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, npt.NDArray[np.float32]]:
@@ -122,7 +101,7 @@ class RenderedRooms(DepthDataset):
 
     @property
     def camera(self) -> Camera:
-        return Camera(size_hw=self.size_hw, fov_deg=self.fov_deg)
+        return Camera.from_fov(self.fov_deg, self.size_hw)
 
     def __len__(self) -> int:
         return self.count
@@ -167,7 +146,7 @@ def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
     """
     require_pybullet()
     path, camera = root / "camera.json", rooms.camera
-    (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
+    (height, width), cx, cy, focal = camera.size_hw, camera.cx_px, camera.cy_px, camera.fx_px
     intrinsics = {"width": width, "height": height, "fx": focal, "fy": focal, "cx": cx, "cy": cy}
     text = json.dumps(intrinsics | {"units_per_metre": UNITS_PER_METRE, "generation": GENERATION}, indent=2) + "\n"
     if (path.read_text(encoding="utf-8") if path.is_file() else "") != text:
@@ -241,7 +220,7 @@ def _may_be_seen(grid: Points, camera: Camera, pose: Pose) -> bool:
         if normal @ (pose.position_m - grid[0, 0]) <= 0:
             return False
     right, down, forward = ((grid.reshape(-1, 3) - pose.position_m) @ pose.axes).T
-    widest, highest = (side / 2 / camera.focal_px * forward for side in camera.size_hw[::-1])
+    widest, highest = (side / 2 / camera.fx_px * forward for side in camera.size_hw[::-1])
     outside = (forward < NEAR_M, right > widest, -right > widest, down > highest, -down > highest)
     return not any(side.all() for side in outside)
 
@@ -335,7 +314,7 @@ def _projection_matrix(camera: Camera) -> list[float]:
     TinyRenderer samples column c at x = 2 c / W - 1 and row r at y = 2 (H - 1 - r) / H - 1, a pixel's corner instead
     of its centre (bullet3, examples/TinyRenderer/our_gl.cpp). The offsets place the optical axis at (cx, cy).
     """
-    (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
+    (height, width), cx, cy, focal = camera.size_hw, camera.cx_px, camera.cy_px, camera.fx_px
     matrix = np.zeros((4, 4))
     matrix[0, 0], matrix[0, 2] = 2 * focal / width, 1 - 2 * cx / width
     matrix[1, 1], matrix[1, 2] = 2 * focal / height, 1 - 2 * (height - 1 - cy) / height

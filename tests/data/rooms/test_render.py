@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.data.rooms.furniture import Paint, Surface, box, quad
 from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, camera_pose, random_room
 from mirrordepth_edge.data.rooms.light import Patch, light_surfaces
-from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, Camera, RenderedRooms, draw, write_rooms
+from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, draw, write_rooms
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import MissingError, OptionError
 
 Float = NDArray[np.float64]
 needs_pybullet = pytest.mark.skipif(find_spec("pybullet") is None, reason="rooms are rendered by PyBullet")
 
-SMALL = Camera(size_hw=(96, 128))
+SMALL = Camera.from_fov(NYU_FOV_DEG, (96, 128))
 LEVEL = camera_pose(np.zeros(3), 0, 0, 0)
 """From the origin along +y, upright."""
 TILTED = camera_pose(np.array([0.4, -0.7, 1.5]), 0.5, -0.35, 0.2)
@@ -57,7 +58,7 @@ def rays(camera: Camera, pose: Pose) -> Float:
 @pytest.mark.parametrize("size_hw", [(96, 128), (61, 33), (1, 1)])
 def test_a_wall_is_as_far_away_as_it_stands(distance_m: float, size_hw: SizeHW) -> None:
     wall = flat([0, distance_m, 0], [99, 0, 0], [0, 0, -99])
-    frame, depth_m = draw([wall], Camera(size_hw=size_hw), LEVEL)
+    frame, depth_m = draw([wall], Camera.from_fov(NYU_FOV_DEG, size_hw), LEVEL)
     assert frame.shape == (*size_hw, 3)
     assert (frame.dtype, depth_m.dtype) == (np.uint8, np.float32)
     # float32 in the depth buffer: its steps grow with the square of the distance.
@@ -69,7 +70,7 @@ def test_a_wall_is_as_far_away_as_it_stands(distance_m: float, size_hw: SizeHW) 
 @pytest.mark.parametrize("fov_deg", [30.0, NYU_FOV_DEG, 100.0])
 @pytest.mark.parametrize("size_hw", [(96, 128), (75, 49)])
 def test_a_floor_under_a_tilted_camera(fov_deg: float, size_hw: SizeHW) -> None:
-    camera = Camera(size_hw=size_hw, fov_deg=fov_deg)
+    camera = Camera.from_fov(fov_deg, size_hw)
     floor = flat([0, 0, 0], [9, 0, 0], [0, -9, 0])
     _, depth_m = draw([floor], camera, TILTED)
     ray = rays(camera, TILTED)
@@ -160,18 +161,18 @@ def test_many_pictures_do_not_mix() -> None:
     for n, colour in enumerate(colours):
         board = flat([-0.975 + 0.05 * n, 2, 0], [0.025, 0, 0], [0, 0, -2], colour)
         boards.append(board._replace(picture=np.tile(colour, (2 + 37 * n % 900, 2 + 53 * n % 700, 1))))
-    frame, _ = draw(boards, Camera(size_hw=(9, 400)), LEVEL)
-    across = 2 * rays(Camera(size_hw=(9, 400)), LEVEL)[4, :, 0]
+    frame, _ = draw(boards, Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)
+    across = 2 * rays(Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)[4, :, 0]
     cell = (across + 1) / 0.05
     for column in np.flatnonzero((np.abs(across) < 1) & (np.abs(cell - np.round(cell)) > 0.05)):
         assert frame[4, column].tolist() == colours[int(cell[column])].tolist()
 
 
 def test_nyus_camera() -> None:
-    camera = Camera(size_hw=(480, 640))
-    assert camera.focal_px == pytest.approx(518.857901)
-    assert camera.centre_px == (319.5, 239.5)
-    assert Camera(size_hw=(240, 320)).focal_px == pytest.approx(518.857901 / 2)
+    camera = Camera.from_fov(NYU_FOV_DEG, (480, 640))
+    assert camera.fx_px == pytest.approx(518.857901)
+    assert (camera.cx_px, camera.cy_px) == (319.5, 239.5)
+    assert Camera.from_fov(NYU_FOV_DEG, (240, 320)).fx_px == pytest.approx(518.857901 / 2)
 
 
 # --- Light ---
@@ -213,8 +214,8 @@ def test_a_board_throws_the_shadow_of_geometry() -> None:
     board = box(0.5, 0, 1.0, (1.0, 1.0, 0.01), WHITE)
     # Seen from above, from under the board: the floor alone is in the picture.
     room = room._replace(surfaces=room.surfaces + board, pose=camera_pose(np.array([0.0, 0, 0.95]), 0, -np.pi / 2, 0))
-    frame, depth_m = rendered.render(room, Camera(size_hw=(120, 160), fov_deg=140))
-    at = room.pose.position_m + depth_m[..., None] * rays(Camera(size_hw=(120, 160), fov_deg=140), room.pose)
+    frame, depth_m = rendered.render(room, Camera.from_fov(140, (120, 160)))
+    at = room.pose.position_m + depth_m[..., None] * rays(Camera.from_fov(140, (120, 160)), room.pose)
     floor = depth_m > 0
     # The board spans 0..1 in x and -0.5..0.5 in y, so its shadow 0..2 and -1..1.
     margin = np.minimum(np.minimum(at[..., 0], 2 - at[..., 0]), 1 - np.abs(at[..., 1]))
