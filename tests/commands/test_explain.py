@@ -158,7 +158,7 @@ def test_a_checkpoint_without_its_clip(
     def offline(*arguments: object, **options: object) -> None:
         raise OSError("no route to host")
 
-    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "no CLIP weights at absent.pt", capfd=capfd)
+    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "CLIP weights absent.pt do not exist", capfd=capfd)
     monkeypatch.setattr(open_clip, "create_model", offline)
     check(reader[:2], 1, "no route to host", "--clip-weights FILE", capfd=capfd)
 
