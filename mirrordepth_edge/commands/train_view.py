@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mirrordepth_edge.training.fit import Callbacks
     from mirrordepth_edge.training.runs import EpochResult
     from mirrordepth_edge.training.trainer import Progress
-    from mirrordepth_edge.training.views import Problem
+    from mirrordepth_edge.training.views import UnreadableSample
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def watched(epochs: int, protocol: Protocol) -> Iterator[Callbacks]:
                 line += f"; held out: AbsRel {m.abs_rel:.3f}, RMSE {m.rmse:.3f} m, delta1 {m.delta1:.3f} ({protocol})"
             console.print(line + (f"; {result.skipped} samples skipped" if result.skipped else ""))
 
-        def problem(problem: Problem) -> None:
+        def problem(problem: UnreadableSample) -> None:
             errors.print(f"skipped: {problem.what} {problem.why}", style="yellow")
 
         yield Callbacks(step=step, epoch=epoch, problem=problem, cached=cached)

@@ -144,7 +144,7 @@ def test_other_pictures_are_another_cache(
     cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache")
     for part in ("rgb", "depth"):
         shutil.copy(rgbd_folder / part / "03.png", rgbd_folder / part / "99.png")
-    with pytest.raises(InputError, match="other pictures"):
+    with pytest.raises(InputError, match="other images"):
         cached_views(tiny_network, folder_dataset(rgbd_folder), CONFIG, tmp_path / "cache")
 
 

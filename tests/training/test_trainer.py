@@ -235,7 +235,7 @@ def test_dropout_is_of_whole_channels_and_of_training_only(
         network.train()
         assert not torch.equal(network.decode(taps, (64, 96)), network.decode(taps, (64, 96)))
         ones = torch.ones(1, 40, 6, 4) if kind == "map" else torch.ones(1, 24, 40)
-        dropped = network.decoder._without_some_channels(ones)
+        dropped = network.decoder._drop_channels(ones)
     channels = dropped.flatten(2)[0] if kind == "map" else dropped[0].T
     assert {tuple(channel.unique().tolist()) for channel in channels} == {(0.0,), (2.0,)}
 
