@@ -222,10 +222,10 @@ def _find_list(root: Path, kind: DataKind, part: Part) -> Path | None:
 def _list_matches(list_file: Path, root: Path, kind: DataKind, part: Part) -> bool:
     """Whether the first image of a list exists below `root`."""
     try:
-        picture = read_list(list_file)[0][0]
+        image = read_list(list_file)[0][0]
     except InputError:
         return False
-    return any((root / folder / picture).is_file() for folder in LAYOUTS[kind].pictures[part])
+    return any((root / folder / image).is_file() for folder in LAYOUTS[kind].pictures[part])
 
 
 def _rgb_and_depth_folders(root: Path) -> tuple[Path | None, Path | None]:

@@ -84,7 +84,7 @@ class NyuLabelled(DepthDataset):
 
     def __getitem__(self, index: int) -> Sample:
         existing_file(self.file, "NYU Depth v2 file")
-        picture, depth_m = read_hdf5(
+        image, depth_m = read_hdf5(
             self.file,
             ("images", "depths" if self.infilled else "rawDepths"),
             self._indices[index],
@@ -92,7 +92,7 @@ class NyuLabelled(DepthDataset):
             what="labelled NYU Depth v2 file",
             cure=f"Download {LABELLED} again (2.8 GB).",
         )
-        return Sample(self.name(index), _upright(picture), _upright(depth_m))
+        return Sample(self.name(index), _upright(image), _upright(depth_m))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.part} {self.infilled}".encode()).hexdigest()

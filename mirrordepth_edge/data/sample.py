@@ -79,11 +79,11 @@ class FilePairs(DepthDataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, depth = self.pairs[index]
-        frame, depth_m = read_picture(picture), read_depth_png(depth, self.units_per_metre)
+        image, depth = self.pairs[index]
+        frame, depth_m = read_picture(image), read_depth_png(depth, self.units_per_metre)
         if frame.shape[:2] != depth_m.shape:
             raise InputError(
-                f"{picture} and {depth} differ in size.",
+                f"{image} and {depth} differ in size.",
                 f"The image is {frame.shape[:2]}, its depth {depth_m.shape} (rows, columns).",
                 "Pair each image with depth registered to it.",
             )
@@ -101,7 +101,7 @@ class FilePairs(DepthDataset):
 
     @cached_property
     def _common_folder(self) -> Path:
-        folders = {picture.parent for picture, _ in self.pairs}
+        folders = {image.parent for image, _ in self.pairs}
         common = min(folders, key=lambda folder: len(folder.parts))
         while not all(folder.is_relative_to(common) for folder in folders):
             common = common.parent

@@ -70,7 +70,7 @@ class Ablation:
         return float(np.mean(self._values(name, metric)))
 
     def spread(self, name: str, metric: str) -> float:
-        """Sample standard deviation over seeds, of which there must be at least two."""
+        """Sample standard deviation over at least two seeds."""
         return float(np.std(self._values(name, metric), ddof=1))
 
     def change(self, name: str, metric: str) -> float:

@@ -67,7 +67,7 @@ def refuse_problems(name: str, problems: Sequence[DatasetProblem]) -> None:
 
 
 def _swapped(report: DatasetReport) -> Iterator[DatasetProblem]:
-    if some := [picture for picture in report.unusable if picture.swapped]:
+    if some := [image for image in report.unusable if image.swapped]:
         yield DatasetProblem(
             kind="swapped",
             wrong=True,
@@ -80,7 +80,7 @@ def _swapped(report: DatasetReport) -> Iterator[DatasetProblem]:
 
 
 def _unusable(report: DatasetReport) -> Iterator[DatasetProblem]:
-    if some := [picture for picture in report.unusable if not picture.swapped]:
+    if some := [image for image in report.unusable if not image.swapped]:
         yield DatasetProblem(
             kind="unusable",
             wrong=True,

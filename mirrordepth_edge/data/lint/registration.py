@@ -103,7 +103,7 @@ def edge_correlations(frame: Frame, depth_m: DepthMap) -> npt.NDArray[np.float32
 
     Returns:
         float32 `[len(POSES), 2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1]` in -1..1: at `[pose, MAX_SHIFT_PX + y,
-        MAX_SHIFT_PX + x]` with depth moved x right and y down, in pixels of a picture whose longest side
+        MAX_SHIFT_PX + x]` with depth shifted x right and y down, in pixels of an image whose longest side
         is `LONGEST_PX`. None if depth has too few edges.
     """
     height, width = depth_m.shape
@@ -114,11 +114,11 @@ def edge_correlations(frame: Frame, depth_m: DepthMap) -> npt.NDArray[np.float32
     edges = depth_edges(_downscale(depth_m, size_hw))
     if np.count_nonzero(edges) < MIN_EDGE_SHARE * edges.size:
         return None
-    of_picture, of_depth = (
-        _subtract_local_mean(picture_edges(resize_frame(frame, size_hw))),
+    of_image, of_depth = (
+        _subtract_local_mean(image_edges(resize_frame(frame, size_hw))),
         _subtract_local_mean(edges),
     )
-    return np.stack([_correlation(_apply_pose(of_depth, pose), of_picture) for pose in POSES])
+    return np.stack([_correlation(_apply_pose(of_depth, pose), of_image) for pose in POSES])
 
 
 def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
@@ -162,7 +162,7 @@ def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Regis
     )
 
 
-def picture_edges(frame: Frame) -> Edges:
+def image_edges(frame: Frame) -> Edges:
     """Square root of the image gradient's magnitude, `[H, W]`; the root keeps strong edges from dominating."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     right, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
@@ -207,13 +207,13 @@ def _apply_pose(edges: Edges, pose: Pose) -> Edges:
     return cv2.warpAffine(edges, about_centre, (width, height))  # type: ignore[return-value]
 
 
-def _correlation(of_depth: Edges, of_picture: Edges) -> Edges:
+def _correlation(of_depth: Edges, of_image: Edges) -> Edges:
     """Normalised cross-correlation for every shift. The border of depth is excluded: it would leave the image."""
     inner = slice(MAX_SHIFT_PX, -MAX_SHIFT_PX), slice(MAX_SHIFT_PX, -MAX_SHIFT_PX)
     template = np.ascontiguousarray(of_depth[inner])
     template -= template.mean()
-    products = cv2.matchTemplate(of_picture, template, cv2.TM_CCORR)
-    norm = float(np.linalg.norm(template) * np.linalg.norm(of_picture[inner]))
+    products = cv2.matchTemplate(of_image, template, cv2.TM_CCORR)
+    norm = float(np.linalg.norm(template) * np.linalg.norm(of_image[inner]))
     return np.asarray(products / max(norm, 1e-12), np.float32)
 
 

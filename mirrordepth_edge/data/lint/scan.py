@@ -153,7 +153,7 @@ def check_dataset(
 
 def report_lines(report: DatasetReport) -> list[str]:
     """Format a report: unusable files (the first ten), sizes, distribution of depth, registration."""
-    lines = [f"{picture.name}: {picture.reason}" for picture in report.unusable[:MAX_REASONS]]
+    lines = [f"{image.name}: {image.reason}" for image in report.unusable[:MAX_REASONS]]
     if (more := len(report.unusable) - MAX_REASONS) > 0:
         lines.append(f"and {more} more; --json check.json lists all")
     lines += [f"{f'{width}x{height}':>14}  {pictures} images" for (height, width), pictures in report.sizes]
@@ -298,9 +298,9 @@ def _sides_swapped(dataset: DepthDataset, index: int) -> bool:
     files, index = _innermost(dataset, index)
     if not isinstance(files, FilePairs):
         return False
-    picture, depth = files.pairs[index]
+    image, depth = files.pairs[index]
     try:
-        size_hw, depth_hw = read_picture(picture).shape[:2], read_depth_png(depth, 1.0).shape
+        size_hw, depth_hw = read_picture(image).shape[:2], read_depth_png(depth, 1.0).shape
     except InputError:
         return False
     return size_hw != depth_hw and size_hw == depth_hw[::-1]

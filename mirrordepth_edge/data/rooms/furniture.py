@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-Picture = npt.NDArray[np.float32]
+Texture = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
 Pattern = Literal["plain", "planks", "tiles", "stripes", "speckle", "blotches"]
 
@@ -35,14 +35,14 @@ class Paint:
     """Width of a plank, tile, stripe or blotch."""
     seed: int
 
-    def on(self, width_m: float, height_m: float) -> Picture:
+    def on(self, width_m: float, height_m: float) -> Texture:
         """Generate the texture for a surface of this size: float32 `[h, w, 3]`, linear, about 0..1."""
         rows, columns = (int(np.clip(round(side * TEXELS_PER_M), 2, MAX_TEXELS)) for side in (height_m, width_m))
         rng = np.random.default_rng(self.seed)
         y = (np.arange(rows, dtype=np.float32) + 0.5)[:, None] * (height_m / rows)
         x = (np.arange(columns, dtype=np.float32) + 0.5)[None] * (width_m / columns)
         shade = 1 + 0.025 * rng.standard_normal((rows, columns), np.float32)
-        mix: Picture = np.zeros((1, 1), np.float32)
+        mix: Texture = np.zeros((1, 1), np.float32)
         if self.pattern == "planks":
             shade += _tones(rng, y, self.step_m) + 0.12 * _noise(rng, shade.shape, rows // 3, columns // 40)
             mix = 0.6 * ((y + self.step_m / 2) % self.step_m < 0.006)
@@ -57,8 +57,8 @@ class Paint:
             bumps = round(height_m / self.step_m), round(width_m / self.step_m)
             mix = np.clip(0.5 + 2 * _noise(rng, shade.shape, *bumps), 0, 1)
         first, second = np.asarray(self.colour, np.float32), np.asarray(self.second, np.float32)
-        picture: Picture = (first + mix[..., None] * (second - first)) * shade[..., None]
-        return picture
+        texture: Texture = (first + mix[..., None] * (second - first)) * shade[..., None]
+        return texture
 
 
 class Surface(NamedTuple):
@@ -73,14 +73,14 @@ class Surface(NamedTuple):
     """Emitted light, in units of the average light of the room."""
 
 
-def _tones(rng: np.random.Generator, along_m: Picture, step_m: float, spread: float = 0.12) -> Picture:
+def _tones(rng: np.random.Generator, along_m: Texture, step_m: float, spread: float = 0.12) -> Texture:
     """Draw a random brightness offset for each step."""
     index = (along_m / step_m).astype(int)
-    tones: Picture = rng.uniform(-spread, spread, int(index.max()) + 1).astype(np.float32)[index]
+    tones: Texture = rng.uniform(-spread, spread, int(index.max()) + 1).astype(np.float32)[index]
     return tones
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells_down: int, cells_right: int) -> Picture:
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells_down: int, cells_right: int) -> Texture:
     """Smooth noise in ±0.5 with the given number of cells."""
     coarse = rng.uniform(-0.5, 0.5, (max(2, cells_down), max(2, cells_right))).astype(np.float32)
     return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]

@@ -33,7 +33,7 @@ class Patch(NamedTuple):
 
     points_m: Points
     """Vertex grid `[R, C, 3]`, world coordinates, metres; bilinear in between."""
-    picture: Frame
+    texture: Frame
     """Texture, uint8 RGB `[h, w, 3]`, drawn without further lighting."""
 
 

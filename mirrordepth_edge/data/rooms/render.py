@@ -159,13 +159,13 @@ def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for index in range(len(rooms)):
-        picture, depth = (root / kind / f"{rooms.name(index)}.png" for kind in ("rgb", "depth"))
-        missing = not (picture.is_file() and depth.is_file())
+        image, depth = (root / kind / f"{rooms.name(index)}.png" for kind in ("rgb", "depth"))
+        missing = not (image.is_file() and depth.is_file())
         if missing:
             sample = rooms[index]
             # Depth first: readers of the folder refuse an image without depth.
             save_png(depth, np.round(sample.depth_m * UNITS_PER_METRE).astype(np.uint16))
-            save_png(picture, sample.frame)
+            save_png(image, sample.frame)
         yield missing
 
 
@@ -246,15 +246,15 @@ def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
         The atlas, uint8 RGB, and the position of each vertex in it, texels `[V, 2]`.
     """
     corners, top, left, shelf = [(0, 0)] * len(patches), 0, 0, 0
-    for index in sorted(range(len(patches)), key=lambda index: -patches[index].picture.shape[0]):
-        rows, columns = patches[index].picture.shape[:2]
+    for index in sorted(range(len(patches)), key=lambda index: -patches[index].texture.shape[0]):
+        rows, columns = patches[index].texture.shape[:2]
         if left + columns > width:
             top, left, shelf = top + shelf, 0, 0
         corners[index], left, shelf = (left, top), left + columns, max(shelf, rows)
     sheet, places = np.zeros((top + shelf, width, 3), np.uint8), []
-    for (grid, picture), corner in zip(patches, corners, strict=True):
-        (rows, columns), (left, top) = picture.shape[:2], corner
-        sheet[top : top + rows, left : left + columns] = picture
+    for (grid, texture), corner in zip(patches, corners, strict=True):
+        (rows, columns), (left, top) = texture.shape[:2], corner
+        sheet[top : top + rows, left : left + columns] = texture
         down, right = (np.linspace(0.5, side - 0.5, n) for side, n in zip((rows, columns), grid.shape, strict=False))
         places.append(np.stack(np.meshgrid(left + right, top + down), axis=2).reshape(-1, 2))
     return sheet, np.concatenate(places)

@@ -160,7 +160,7 @@ def test_many_pictures_do_not_mix() -> None:
     boards = []
     for n, colour in enumerate(colours):
         board = flat([-0.975 + 0.05 * n, 2, 0], [0.025, 0, 0], [0, 0, -2], colour)
-        boards.append(board._replace(picture=np.tile(colour, (2 + 37 * n % 900, 2 + 53 * n % 700, 1))))
+        boards.append(board._replace(texture=np.tile(colour, (2 + 37 * n % 900, 2 + 53 * n % 700, 1))))
     frame, _ = draw(boards, Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)
     across = 2 * rays(Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)[4, :, 0]
     cell = (across + 1) / 0.05
@@ -187,7 +187,7 @@ def floor_in_light(lamp_m: list[float]) -> Room:
 
 def linear(patch: Patch) -> Float:
     """Light of a patch as read back from its picture, smoothed over its grain."""
-    light = (patch.picture.astype(np.float64) / 255).mean(axis=2) ** 2
+    light = (patch.texture.astype(np.float64) / 255).mean(axis=2) ** 2
     return cv2.blur(light, (31, 31))
 
 
