@@ -55,7 +55,7 @@ def refused(root: Path) -> InputError:
     return caught.value
 
 
-def test_a_root_that_is_not_there_or_a_file(tmp_path: Path) -> None:
+def test_missing_root_or_file(tmp_path: Path) -> None:
     assert f"There is no folder {tmp_path / 'nowhere'}" in refused(tmp_path / "nowhere").what
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(tmp_path / "file").what

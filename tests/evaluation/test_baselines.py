@@ -19,14 +19,14 @@ def by_name(kind: DataKind) -> dict[str, Baseline]:
     return {baseline.name: baseline for baseline in baselines_of(kind)}
 
 
-def test_folders_have_none() -> None:
+def test_folders_have_no_baselines() -> None:
     assert baselines_of("folder") == ()
     assert baselines_of("nyu")
     assert baselines_of("kitti")
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_every_figure_has_a_source_and_is_possible(kind: DataKind) -> None:
+def test_every_value_has_a_source_and_is_plausible(kind: DataKind) -> None:
     baselines = baselines_of(kind)
     assert len(by_name(kind)) == len(baselines)
     assert [each.abs_rel for each in baselines] == sorted(each.abs_rel for each in baselines)
@@ -48,13 +48,13 @@ def test_clip2depths_error_is_derived_as_its_note_says(kind: DataKind, below: fl
     assert derived.abs_rel == pytest.approx((1 - below) * auty.abs_rel, abs=5e-4)
 
 
-def test_the_measured_one_says_so() -> None:
+def test_measured_baseline_is_marked() -> None:
     measured = [each for kind in BASELINES for each in baselines_of(kind) if each.origin == "measured"]
     assert [each.name for each in measured] == ["METER-XXS"]
     assert "in-filled" in measured[0].note
 
 
-def test_the_fields_protocol_compares() -> None:
+def test_standard_protocols_are_comparable() -> None:
     assert protocol_differences("nyu", NYU) == []
     assert protocol_differences("kitti", KITTI) == []
     assert protocol_differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
@@ -68,7 +68,7 @@ def test_the_fields_protocol_compares() -> None:
         (replace(NYU, align="median"), "aligned"),
     ],
 )
-def test_other_protocols_do_not_compare(protocol: Protocol, why: str) -> None:
+def test_other_protocols_are_not_comparable(protocol: Protocol, why: str) -> None:
     (found,) = protocol_differences("nyu", protocol)
     assert why in found
 

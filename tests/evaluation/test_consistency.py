@@ -131,7 +131,7 @@ def test_a_scene_cut_has_few_correspondences() -> None:
     assert along_flow(frames, [depth_map()] * 2).share_used < 0.5
 
 
-def test_depths_are_read_one_after_another_through_one_array() -> None:
+def test_reused_depth_arrays_are_copied() -> None:
     """As a predictor does it: the array of one frame is overwritten by the next."""
     frame, reused = window(texture(), 0, 0), np.empty(SIZE_HW, np.float32)
 

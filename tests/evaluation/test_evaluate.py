@@ -45,7 +45,7 @@ def test_a_perfect_predictor() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.3])
-def test_a_wrong_scale_is_metric_error_and_no_error_once_aligned(factor: float) -> None:
+def test_wrong_scale_is_removed_by_alignment_only(factor: float) -> None:
     def scaled(frame: Frame) -> Depth:
         return right(frame) * np.float32(factor)
 
@@ -224,7 +224,7 @@ class Flicker:
         return self.depth_m * (self.factor if self.calls % 2 == 0 else np.float32(1))
 
 
-def test_consistency_is_measured_only_where_asked() -> None:
+def test_consistency_is_optional() -> None:
     frames = video()
     result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, PROTOCOL)
     assert (result.temporal, result.temporal_truth, result.spatial, result.edges) == (None, None, None, False)
@@ -245,7 +245,7 @@ def test_flicker_is_measured_before_alignment(how: Align) -> None:
 
 
 @pytest.mark.parametrize(("every", "dense"), [(2, True), (1, False)])
-def test_sparse_truth_is_no_reference_in_time(every: int, dense: bool) -> None:
+def test_sparse_truth_is_no_temporal_reference(every: int, dense: bool) -> None:
     frames = video()
     for one in frames:
         one.depth_m[:, ::2] = 0
@@ -255,7 +255,7 @@ def test_sparse_truth_is_no_reference_in_time(every: int, dense: bool) -> None:
     assert (result.temporal_truth is not None) == dense
 
 
-def test_depth_beyond_the_limits_is_no_reference_in_time() -> None:
+def test_depth_beyond_the_limits_is_no_temporal_reference() -> None:
     frames = video()
     near = replace(PROTOCOL, limits_m=(1e-3, 3.0))
     result = evaluate(Flicker(frames[0].depth_m, 1), frames, near, temporal=True)
@@ -263,7 +263,7 @@ def test_depth_beyond_the_limits_is_no_reference_in_time() -> None:
     assert result.temporal_truth.share_used == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_camera_path_takes_the_place_of_flow() -> None:
+def test_camera_path_replaces_flow() -> None:
     """The camera walks a metre towards a wall whose true depth follows; the predictor does not notice."""
     frames = [Sample(str(k), np.zeros((48, 64, 3), np.uint8), np.full((48, 64), 5 - k, np.float32)) for k in range(2)]
     poses = tuple(np.eye(4) for _ in range(2))
@@ -284,7 +284,7 @@ def test_a_camera_path_takes_the_place_of_flow() -> None:
         evaluate(right, frames, PROTOCOL, temporal=True, camera_path=short)
 
 
-def test_one_picture_has_no_consistency_in_time() -> None:
+def test_one_image_has_no_temporal_consistency() -> None:
     frames = video(1)
     with pytest.raises(InputError, match="consistency cannot be measured"):
         evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)

@@ -212,7 +212,7 @@ def test_steps_that_grow_with_distance_are_the_cameras(tmp_path: Path) -> None:
     assert "quantised" not in kinds(tmp_path)
 
 
-def test_pictures_of_which_nothing_can_be_learnt(root: Path) -> None:
+def test_blank_images_and_copies(root: Path) -> None:
     write(root, "1", np.zeros(SHAPE, np.uint16), seed=1)
     write(root, "5", millimetres(5), seed=4)
     cv2.imwrite(str(root / "rgb" / "2.png"), np.zeros((*SHAPE, 3), np.uint8))
@@ -234,7 +234,7 @@ def test_no_depth_anywhere(root: Path) -> None:
     assert any("0.0% of the pixels" in line for line in report_lines(report))
 
 
-def test_several_sizes_are_a_note(root: Path) -> None:
+def test_several_sizes_are_only_a_note(root: Path) -> None:
     cv2.imwrite(str(root / "rgb" / "big.png"), np.random.default_rng(9).integers(0, 256, (90, 160, 3), np.uint8))
     cv2.imwrite(str(root / "depth" / "big.png"), np.random.default_rng(9).integers(1000, 5000, (90, 160), np.uint16))
     assert check_dataset(folder_dataset(root)).sizes == ((SHAPE, 6), ((90, 160), 1))
@@ -260,7 +260,7 @@ def test_registration_verdicts_become_problems(root: Path) -> None:
     assert "mixed up" in said(verdict="nowhere")[0]
 
 
-def test_some_of_the_pictures_and_progress(root: Path) -> None:
+def test_subset_and_progress(root: Path) -> None:
     assert spread(795, None) == tuple(range(795))
     assert spread(3, 12) == (0, 1, 2)
     assert spread(10, 1) == (0,)

@@ -56,7 +56,7 @@ def rays(camera: Camera, pose: Pose) -> Float:
 @needs_pybullet
 @pytest.mark.parametrize("distance_m", [0.15, 3.0, 30.0])
 @pytest.mark.parametrize("size_hw", [(96, 128), (61, 33), (1, 1)])
-def test_a_wall_is_as_far_away_as_it_stands(distance_m: float, size_hw: SizeHW) -> None:
+def test_depth_of_a_wall(distance_m: float, size_hw: SizeHW) -> None:
     wall = flat([0, distance_m, 0], [99, 0, 0], [0, 0, -99])
     frame, depth_m = draw([wall], Camera.from_fov(NYU_FOV_DEG, size_hw), LEVEL)
     assert frame.shape == (*size_hw, 3)
@@ -88,7 +88,7 @@ def test_a_floor_under_a_tilted_camera(fov_deg: float, size_hw: SizeHW) -> None:
 
 
 @needs_pybullet
-def test_a_ball_by_where_rays_meet_it() -> None:
+def test_depth_of_a_ball() -> None:
     radius_m, middle_m = 0.6, np.array([0.2, 2.0, 0.9])
     polar, turn = np.linspace(0, np.pi, 181)[:, None], np.linspace(0, 2 * np.pi, 361)[None]
     directions = np.broadcast_arrays(np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar))
@@ -137,7 +137,7 @@ def test_edges_of_picture_and_depth_coincide() -> None:
 
 
 @needs_pybullet
-def test_pictures_hang_upright_and_where_they_should() -> None:
+def test_textures_are_upright_and_in_place() -> None:
     """Every texel has its own colour; each pixel must show the one its ray meets."""
     rows, columns = np.mgrid[:40, :60]
     picture = np.stack([rows * 6, columns * 4, np.full_like(rows, 9)], axis=2).astype(np.uint8)
@@ -154,7 +154,7 @@ def test_pictures_hang_upright_and_where_they_should() -> None:
 
 
 @needs_pybullet
-def test_many_pictures_do_not_mix() -> None:
+def test_atlas_textures_do_not_mix() -> None:
     """Forty boards with a colour each, in pictures of many sizes, in one row."""
     colours = [np.array([6 * n, 255 - 6 * n, 17 * n % 256], np.uint8) for n in range(40)]
     boards = []
@@ -259,7 +259,7 @@ def nearest_m(surfaces: list[Surface], origin: Float, ray: Float) -> float:
 
 
 @needs_pybullet
-def test_every_pixel_of_a_room_is_as_far_as_its_ray_reaches(rooms: RenderedRooms, samples: list[Sample]) -> None:
+def test_depth_of_a_room_equals_ray_casting(rooms: RenderedRooms, samples: list[Sample]) -> None:
     """Against all triangles of the room, from either side: nothing is left out, and no body is open."""
     rng = np.random.default_rng(0)
     for index, sample in enumerate(samples):
@@ -271,7 +271,7 @@ def test_every_pixel_of_a_room_is_as_far_as_its_ray_reaches(rooms: RenderedRooms
 
 
 @needs_pybullet
-def test_rooms_look_like_rooms(samples: list[Sample]) -> None:
+def test_rooms_have_plausible_statistics(samples: list[Sample]) -> None:
     for sample in samples:
         assert sample.frame.shape == (72, 96, 3)
         assert (sample.frame.dtype, sample.depth_m.dtype) == (np.uint8, np.float32)
@@ -374,7 +374,7 @@ def test_a_written_folder_reads_back(tmp_path: Path) -> None:
 
 @needs_pybullet
 @pytest.mark.usefixtures("bare_rooms")
-def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_writing_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = iter([TINY[0], KeyboardInterrupt(), TINY[1], TINY[2]])
 
     def next_sample(self: RenderedRooms, index: int) -> Sample:
@@ -396,7 +396,7 @@ def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @needs_pybullet
-def test_pictures_of_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
     none = RenderedRooms(count=0, size_hw=(30, 40))
     assert list(write_rooms(none, tmp_path)) == []
     for other in ({"size_hw": (30, 41)}, {"size_hw": (30, 40), "fov_deg": 50.0}):
@@ -406,7 +406,7 @@ def test_pictures_of_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 @needs_pybullet
-def test_a_folder_of_other_pictures_is_left_alone(tmp_path: Path) -> None:
+def test_folder_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rgb").mkdir()
     with pytest.raises(OptionError, match="another origin"):
         list(write_rooms(TINY, tmp_path))
