@@ -6,7 +6,7 @@
     python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
 All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
-median, boundary F1 of pixels 8 apart. Network and stabilisers are timed in turn, frame by frame: cost is in shares of
+median, boundary F1 of pixels 8 apart. Network and filters are timed in turn, frame by frame: cost is in shares of
 the network's time, which a machine that others use too changes less than milliseconds.
 """
 
@@ -106,12 +106,12 @@ def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: 
         OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN where one cannot be told; and how long the
         network and each config took, milliseconds, `[frames, 1 + configs]`.
     """
-    stabilisers, meter, errors, took_ms = [TemporalFilter(config) for config in configs], FlowMeter(), [], []
+    filters, meter, errors, took_ms = [TemporalFilter(config) for config in configs], FlowMeter(), [], []
     for index, shot in enumerate(video):
         depths, took = [shot.depth_m.copy()], [shot.network_ms]
-        for stabiliser in stabilisers:
+        for temporal_filter in filters:
             begin_s = perf_counter()
-            depths.append(stabiliser(shot.frame, depths[0], index / hz))
+            depths.append(temporal_filter(shot.frame, depths[0], index / hz))
             took.append((perf_counter() - begin_s) * 1e3)
         meter.add(shot.frame, *depths)
         took_ms.append(took)
@@ -142,7 +142,7 @@ def run(words: Sequence[str] | None, stack: ExitStack) -> None:
     figures = mean_known([each for each, _ in measured])
     times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)
     rows = []
-    for name, (opw_m, *others), ms in zip(("as it comes", "stabilised", *told.vary), figures, times_ms, strict=True):
+    for name, (opw_m, *others), ms in zip(("as it comes", "filtered", *told.vary), figures, times_ms, strict=True):
         of_network = f"{ms / times_ms[0]:.1%}" if times_ms[0] else ""
         rows.append((name, f"{opw_m:.4f}", f"{opw_m / figures[0, 0]:.0%}", *map("{:.4f}".format, others)))
         rows[-1] += (f"{ms:.2f}", of_network)

@@ -111,6 +111,7 @@ class DepthPredictor:
             time_s: as for calling the predictor, for the frame that was prepared last.
         """
         depth_m = outputs[self._output]
+        # Before scaling: otherwise `set_scale` would look like a depth step to the filter.
         if self._filter is not None:
             time_s = perf_counter() if time_s is None else time_s
             depth_m = self._filter(self._preprocess.image, depth_m[0], time_s)[None]
@@ -126,6 +127,7 @@ class DepthPredictor:
         Raises:
             OptionError: the aspect ratio is not the camera's.
         """
+        # Once per frame size: a known scale is read from a file, and `on_camera` reports.
         if size_hw not in self._scales:
             known = self._known_scale(size_hw)
             self._scales[size_hw] = self._camera_scale(size_hw) if known is None else known

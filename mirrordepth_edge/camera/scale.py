@@ -71,6 +71,7 @@ def parse_known(texts: str | Sequence[str]) -> tuple[KnownPoint, ...]:
         points.append(KnownPoint(x_px=int(x), y_px=int(y), distance_m=in_metres(number, unit)))
         after = rest[match.end() :]
         rest = after.lstrip(" \t;")
+        # Two points without a separator are rejected, not guessed.
         if rest == after:
             break
     if rest or not points:
@@ -356,8 +357,10 @@ class ScaleSetter:
         readings = self._readings
         for point, values_m in zip(points, zip(*shown_m, strict=True), strict=True):
             true_m = depth_along_axis(point, self.camera)
+            # Readings hold the network's own depth, so undo the factor that was applied.
             readings += (Reading(true_m=true_m, network_m=median(values_m) / factor),)
         scale = scale_of(readings)
+        # Store first: a scale that cannot be stored must not be applied.
         self.store.put(self.key, scale)
         self._readings = readings
         self._apply(scale.factor)
@@ -402,6 +405,7 @@ class PointAndType:
             (point,) = parse_known(f"{self._at_px[0]},{self._at_px[1]}={typed}")
             self._at_px = None
             return point
+        # Other keys are ignored, so that they do not act on the window while the user types.
         elif 0 <= code < 128 and chr(code).lower() in self.KEYS:
             self._typed += chr(code).lower()
         return None

@@ -212,6 +212,7 @@ class _Loop:
 
     def stats(self, interrupted: bool) -> LiveStats:
         outputs = self._fan_out.stats()
+        # Intervals between arrivals, dropped frames included, from the first result on.
         arrived = self._frames - 1 + self._dropped - self._first_dropped
         return LiveStats(
             frames=self._frames,

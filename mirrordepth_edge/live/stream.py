@@ -52,6 +52,7 @@ class DepthStream(Iterator[LiveResult]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # A `for` loop over a temporary stream ends without `close`.
     def __del__(self) -> None:
         self.close()
 
@@ -106,6 +107,7 @@ def stream(
         stack.enter_context(predictor)
         factory = partial(open_source, source, capture)
         frames = DepthStream(reconnecting(factory) if reconnect else factory(), predictor)
+        # From here on, the stream closes the predictor.
         stack.pop_all()
     return frames
 

@@ -84,9 +84,9 @@ def test_pixels_with_depth() -> None:
 
 
 def test_a_ply_file(tmp_path: Path) -> None:
-    picture = frame()
+    image = frame()
     path = tmp_path / "new" / "wall.ply"
-    save_ply(path, np.full(SIZE_HW, 2.0, np.float32), picture, CAMERA)
+    save_ply(path, np.full(SIZE_HW, 2.0, np.float32), image, CAMERA)
     header, vertices = read_ply(path)
     assert [line for line in header if line.startswith("property")] == [
         "property float x",
@@ -98,7 +98,7 @@ def test_a_ply_file(tmp_path: Path) -> None:
     ]
     assert "comment metres; x right, y down, z forward (OpenCV)" in header
     assert "comment camera fx 7.000 fy 6.000 px of 8x5" in header
-    expected = [((u - 3.5) / 7 * 2, (v - 2.0) / 6 * 2, 2.0, *picture[v, u]) for v in range(5) for u in range(8)]
+    expected = [((u - 3.5) / 7 * 2, (v - 2.0) / 6 * 2, 2.0, *image[v, u]) for v in range(5) for u in range(8)]
     np.testing.assert_allclose(vertices, expected, atol=1e-6)
 
 
@@ -107,14 +107,14 @@ def test_pixels_without_depth_give_no_point(tmp_path: Path) -> None:
     depth_m[:, :4] = np.nan
     depth_m[2] = np.inf
     depth_m[1, 6] = 3.0
-    picture = frame()
-    save_ply(tmp_path / "one.ply", depth_m, picture, CAMERA)
+    image = frame()
+    save_ply(tmp_path / "one.ply", depth_m, image, CAMERA)
     _, vertices = read_ply(tmp_path / "one.ply")
     assert len(vertices) == 1
-    assert vertices[0] == pytest.approx((2.5 / 7 * 3, -1 / 6 * 3, 3.0, *picture[1, 6]))
+    assert vertices[0] == pytest.approx((2.5 / 7 * 3, -1 / 6 * 3, 3.0, *image[1, 6]))
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(InputError, match="Cannot write"):
         save_ply(tmp_path / "taken" / "a.ply", np.ones(SIZE_HW, np.float32), frame(), CAMERA)

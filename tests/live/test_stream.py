@@ -1,4 +1,4 @@
-"""Depth for a robot's own loop: which frames it gets, and that the camera is free whenever the loop is left."""
+"""`stream`: which frames it yields, that it filters and scales, and that it releases the camera."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_file_loses_no_frame() -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_loop_that_is_left_frees_the_camera(live: bool) -> None:
+def test_leaving_the_loop_releases_the_camera(live: bool) -> None:
     frames = opened(10**6, live=live)
     source, predictor = frames.source, frames.predictor
     with frames:
@@ -138,8 +138,8 @@ def test_a_loop_that_is_left_frees_the_camera(live: bool) -> None:
         next(frames)
 
 
-def test_a_stream_that_is_forgotten_frees_the_camera() -> None:
-    """No `with`, no variable: Python forgets it as the loop is left."""
+def test_a_garbage_collected_stream_releases_the_camera() -> None:
+    """Without `with` and without a variable, it is collected when the loop ends."""
     kept: list[Any] = []
 
     def open_and_keep() -> DepthStream:
@@ -153,21 +153,21 @@ def test_a_stream_that_is_forgotten_frees_the_camera() -> None:
     assert is_closed(*kept)
 
 
-def test_an_error_in_the_loop_frees_the_camera() -> None:
+def test_an_error_in_the_loop_releases_the_camera() -> None:
     frames = opened(10**6)
     with pytest.raises(ZeroDivisionError), frames:
         next(frames).number / 0
     assert is_closed(frames.source, frames.predictor)
 
 
-def test_a_stream_that_was_never_asked() -> None:
+def test_an_unused_stream_can_be_closed() -> None:
     frames = opened(5)
     frames.close()
     assert is_closed(frames.source, frames.predictor)
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_camera_that_is_lost_is_told_in_the_loop(live: bool) -> None:
+def test_a_lost_camera_raises_in_the_loop(live: bool) -> None:
     frames = opened(10, live=live, fail_at=4)
     numbers = []
     with pytest.raises(InputError, match="no frames"):
@@ -175,7 +175,7 @@ def test_a_camera_that_is_lost_is_told_in_the_loop(live: bool) -> None:
     assert is_closed(frames.source, frames.predictor)
 
 
-def test_what_is_asked_for_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     camera, options, capture = Lens(fov_deg=70), SessionOptions(device="cpu"), CameraOptions(rate_hz=15)
     monkeypatch.setattr(stream_module, "load", lambda *given, **more: calls.append(given) or Predictor())
@@ -243,7 +243,7 @@ def test_filter_and_stored_scale_can_be_turned_off(film: Path) -> None:
     assert flicker_m(middles_m(film, stored_scale=False)) < 0.5 * 0.04
 
 
-def test_a_source_that_does_not_open_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_source_closes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor()
     monkeypatch.setattr(stream_module, "load", lambda *given, **more: predictor)
     with pytest.raises(InputError, match=r"absent\.mp4"):
@@ -251,6 +251,6 @@ def test_a_source_that_does_not_open_frees_the_model(monkeypatch: pytest.MonkeyP
     assert predictor.closed
 
 
-def test_it_is_at_the_top_of_the_package() -> None:
+def test_stream_is_exported_by_the_package() -> None:
     assert mirrordepth_edge.stream is stream
     assert "stream" in mirrordepth_edge.__all__

@@ -346,5 +346,5 @@ def test_failure_of_one_process_ends_both(config: RunConfig, tmp_path: Path) -> 
     command += ["--batch-size", "4", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "model.safetensors")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
-    assert "is no readable picture" in done.stderr
+    assert "cannot be read as an image" in done.stderr
     assert not (tmp_path / "model.safetensors").exists()

@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.parameters import (
     NANO,
     Backend,
@@ -24,52 +23,25 @@ from mirrordepth_edge.commands.parameters import (
     FovDeg,
     Model,
     Near,
+    NetworkSize,
+    Target,
+    Trust,
 )
-from mirrordepth_edge.commands.sizes import NetworkSize
-from mirrordepth_edge.commands.target_option import Target
-
-Source = Annotated[
-    str, typer.Option(help="Camera number, /dev/videoN, csi, rtsp:// or http:// URL, video, folder, or synthetic.")
-]
-ListCameras = Annotated[bool, typer.Option("--list", help="List the cameras of this machine and exit.")]
-Size = Annotated[str | None, typer.Option(metavar="HxW", help="Frame size to request from a camera.")]
-Rate = Annotated[float | None, typer.Option(metavar="HZ", help="Frame rate to request from a camera.")]
-PixelFormat = Annotated[str | None, typer.Option(help="Pixel format to request, such as MJPG or YUYV.")]
-Exposure = Annotated[float | None, typer.Option(metavar="MS", help="Fixed exposure time to request (ms).")]
-Realtime = Annotated[bool, typer.Option("--realtime", help="Play a video at its own frame rate.")]
-NoStabilise = Annotated[bool, typer.Option("--no-stabilise", help="Turn off the temporal filter that reduces flicker.")]
-SetScale = Annotated[
-    list[str] | None,
-    typer.Option(metavar="X,Y=D", help="Pixel at a known distance, such as 320,240=1.85m; stored for this camera."),
-]
-NoScale = Annotated[bool, typer.Option("--no-scale", help="Ignore the stored scale.")]
-ForgetScale = Annotated[bool, typer.Option("--forget-scale", help="Delete the stored scale.")]
-NoWindow = Annotated[bool, typer.Option("--no-window", help="Print rate and latency instead of opening a window.")]
-Web = Annotated[bool, typer.Option("--web", help="Show depth in a browser instead of a window.")]
-Host = Annotated[str, typer.Option(help="Address for --web; addresses other than localhost need a token.")]
-Port = Annotated[int, typer.Option(help="Port for --web.")]
-Record = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="Record .mcap (Foxglove, ROS), .mp4 or .rrd (Rerun).")
-]
-SaveEvery = Annotated[float | None, typer.Option(metavar="S", help="Save a frame every S seconds, in --saved.")]
-Saved = Annotated[Path, typer.Option(metavar="DIR", help="Folder for --save-every.")]
-Rerun = Annotated[bool, typer.Option("--rerun", help="Open the Rerun viewer: image, depth, point cloud.")]
-Shm = Annotated[str | None, typer.Option(metavar="NAME", help="Write depth to shared memory of this name.")]
-Frames = Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the statistics to this file.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Where frames come from."""
 
-    source: Source = "0"
-    list_cameras: ListCameras = False
-    size: Size = None
-    rate: Rate = None
-    pixel_format: PixelFormat = None
-    exposure: Exposure = None
-    realtime: Realtime = False
+    source: Annotated[
+        str, typer.Option(help="Camera number, /dev/videoN, csi, rtsp:// or http:// URL, video, folder, or synthetic.")
+    ] = "0"
+    list_cameras: Annotated[bool, typer.Option("--list", help="List the cameras of this machine and exit.")] = False
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Frame size to request from a camera.")] = None
+    rate: Annotated[float | None, typer.Option(metavar="HZ", help="Frame rate to request from a camera.")] = None
+    pixel_format: Annotated[str | None, typer.Option(help="Pixel format to request, such as MJPG or YUYV.")] = None
+    exposure: Annotated[float | None, typer.Option(metavar="MS", help="Fixed exposure time to request (ms).")] = None
+    realtime: Annotated[bool, typer.Option("--realtime", help="Play a video at its own frame rate.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +65,15 @@ class DepthOptions:
     focal_px: FocalPx = None
     fov_deg: FovDeg = None
     calibration: Calibration = None
-    set_scale: SetScale = None
-    no_scale: NoScale = False
-    forget_scale: ForgetScale = False
-    no_stabilise: NoStabilise = False
+    set_scale: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y=D", help="Pixel at a known distance, such as 320,240=1.85m; stored for this camera."),
+    ] = None
+    no_scale: Annotated[bool, typer.Option("--no-scale", help="Ignore the stored scale.")] = False
+    forget_scale: Annotated[bool, typer.Option("--forget-scale", help="Delete the stored scale.")] = False
+    no_stabilise: Annotated[
+        bool, typer.Option("--no-stabilise", help="Turn off the temporal filter that reduces flicker.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,29 +82,37 @@ class ViewOptions:
 
     near: Near = None
     far: Far = None
-    no_window: NoWindow = False
-    web: Web = False
-    host: Host = "127.0.0.1"
-    port: Port = 8000
+    no_window: Annotated[
+        bool, typer.Option("--no-window", help="Print rate and latency instead of opening a window.")
+    ] = False
+    web: Annotated[bool, typer.Option("--web", help="Show depth in a browser instead of a window.")] = False
+    host: Annotated[str, typer.Option(help="Address for --web; addresses other than localhost need a token.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, typer.Option(help="Port for --web.")] = 8000
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Where results go besides the view."""
 
-    record: Record = None
-    save_every: SaveEvery = None
-    saved: Saved = Path("saved")
-    rerun: Rerun = False
-    shm: Shm = None
+    record: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Record .mcap (Foxglove, ROS), .mp4 or .rrd (Rerun).")
+    ] = None
+    save_every: Annotated[float | None, typer.Option(metavar="S", help="Save a frame every S seconds, in --saved.")] = (
+        None
+    )
+    saved: Annotated[Path, typer.Option(metavar="DIR", help="Folder for --save-every.")] = Path("saved")
+    rerun: Annotated[bool, typer.Option("--rerun", help="Open the Rerun viewer: image, depth, point cloud.")] = False
+    shm: Annotated[str | None, typer.Option(metavar="NAME", help="Write depth to shared memory of this name.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """When the run ends, and what it leaves."""
 
-    frames: Frames = None
-    json_file: JsonFile = None
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the statistics to this file.")] = None
 
 
 def flat_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -109,6 +109,7 @@ def _depths(predictor: Predictor, source: FrameSource, first: Frame) -> Iterator
     # In a video, the point is given for the first frame.
     for _ in range(FRAMES if source.live else 1):
         if frame is not None:
+            # After a reset the filter passes a frame unchanged; a lagging filter would bias the median.
             predictor.reset()
             yield predictor(frame)
         frame = source.read() if source.live else None

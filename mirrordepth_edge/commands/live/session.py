@@ -19,9 +19,8 @@ from mirrordepth_edge.commands.live.options import (
 from mirrordepth_edge.commands.live.outputs import open_outputs
 from mirrordepth_edge.commands.live.scale import LiveScale
 from mirrordepth_edge.commands.live.view import open_view
-from mirrordepth_edge.commands.parameters import announce, print_camera, session_options
-from mirrordepth_edge.commands.sizes import parse_size
-from mirrordepth_edge.commands.target_option import resolve
+from mirrordepth_edge.commands.parameters import announce, parse_size, print_camera, session_options
+from mirrordepth_edge.commands.target import resolve
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.imaging.draw import colour_limits
 from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
@@ -54,6 +53,7 @@ def run_session(
     with ExitStack() as stack:
         predictor = stack.enter_context(_load(model_options, depth_options, scale))
         limits_m = colour_limits(view_options.near, view_options.far, predictor.model.depth_limits_m)
+        # Before the loop opens the source: a camera can be opened only once.
         scale.prepare(predictor, factory)
         source = stack.enter_context(reconnecting(factory))
         announce(predictor, f"{source.name}: {model_options.model}")
@@ -76,12 +76,14 @@ def run_session(
         )
     _print_notes(note for note in source.notes if note not in notes)
     _print_notes(output.problem for output in stats.outputs if output.problem)
+    # Recordings know their frame count only now that they are closed.
     for output in outputs:
         if isinstance(output, Recording):
             console.print(str(output))
     if run_options.json_file is not None:
         write_json(run_options.json_file, {**setup, **asdict(stats)})
     console.print(str(stats))
+    # The exit status must show Ctrl-C, but only after the statistics are printed and written.
     if stats.interrupted:
         raise KeyboardInterrupt
 

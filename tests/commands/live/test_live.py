@@ -33,7 +33,7 @@ DEPTH_M = 2.5
 
 
 class FlatSession(CheckedSession):
-    """A network that sees a wall at 2.5 m, until it fails."""
+    """A network that predicts a wall at 2.5 m, until it fails."""
 
     backend, device, precision, version = "fake", "cpu", "fp32", "1.0"
     inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
@@ -80,7 +80,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 @pytest.fixture(autouse=True)
 def _without_display(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))  # where scales are kept
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))  # where scales are stored
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -102,7 +102,7 @@ class Screen:
             "resizeWindow": lambda *_: None,
             "setWindowTitle": lambda title, text: self.titles.append(text),
             "setMouseCallback": lambda title, callback: setattr(self, "mouse", callback),
-            "imshow": lambda title, picture: self.shown.append(picture.copy()),
+            "imshow": lambda title, image: self.shown.append(image.copy()),
             "waitKey": lambda delay_ms: self.key if len(self.shown) >= 3 else -1,
             "getWindowProperty": lambda *_: self.visible if len(self.shown) >= 3 else 1.0,
             "destroyAllWindows": lambda: setattr(self, "destroyed", True),
@@ -139,7 +139,7 @@ def test_model_and_device_are_passed_on(loader: Loader) -> None:
     assert loader.calls == [("big.plan", SessionOptions(device="cuda"))]
 
 
-def test_a_missing_display_is_said_once(loader: Loader, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_display_is_reported_once(loader: Loader, capfd: pytest.CaptureFixture[str]) -> None:
     live(source="synthetic", frames=1)
     out, err = capfd.readouterr()
     assert [line for line in err.splitlines() if "without a window" in line] == [
@@ -154,7 +154,7 @@ def test_the_window_shows_photo_depth_and_scale(loader: Loader, screen: Screen) 
     gap = 12
     bar = draw.scale_bar(480, (1.0, 5.0))
     assert sheet.shape == (480, 640 + gap + 640 + gap + bar.shape[1], 3)
-    pattern = SyntheticSource()  # of which a busy machine may have dropped the first frames
+    pattern = SyntheticSource()  # a busy machine may drop its first frames
     assert any(np.array_equal(sheet[:, :640], pattern.read()) for _ in range(30))
     wall = colourise(np.full((480, 640), DEPTH_M, np.float32), (1.0, 5.0))
     assert np.array_equal(sheet[:, 640 + gap : 1280 + gap], wall)
@@ -162,12 +162,12 @@ def test_the_window_shows_photo_depth_and_scale(loader: Loader, screen: Screen) 
     assert screen.destroyed
 
 
-def test_another_camera_is_said_once_and_scales_what_is_shown(
+def test_another_camera_is_reported_once_and_scales_the_depth(
     loader: Loader, screen: Screen, capfd: pytest.CaptureFixture[str]
 ) -> None:
     live(source="synthetic", focal_px=640.0, near=1.0, far=9.0, frames=3)  # 640x480, twice as long a lens
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
-    assert told == ["camera: fx 640.0 px of 640 (53° wide); metres times 2"]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
+    assert lines == ["camera: fx 640.0 px of 640 (53° wide); depth scaled by 2"]
     wall = colourise(np.full((480, 640), 2 * DEPTH_M, np.float32), (1.0, 9.0))
     assert 1 <= len(screen.shown) <= 3  # a busy window leaves frames out
     for sheet in screen.shown:
@@ -197,7 +197,7 @@ def test_an_opencv_without_windows(loader: Loader, screen: Screen, monkeypatch: 
         live(source="synthetic", frames=1)
 
 
-def test_ctrl_c_tells_the_statistics_and_goes_on(
+def test_ctrl_c_prints_and_writes_the_statistics(
     loader: Loader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loader.fail_at = 2
@@ -218,7 +218,7 @@ def test_a_failure_writes_no_statistics(loader: Loader, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
+def test_invalid_options_are_rejected(loader: Loader, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.mp4"):
         live(source=str(tmp_path / "absent.mp4"), no_window=True)
     with pytest.raises(OptionError, match="--near"):
@@ -235,7 +235,7 @@ def test_what_cannot_be_shown(loader: Loader, tmp_path: Path) -> None:
 def test_a_click_and_a_distance_set_the_scale(
     loader: Loader, screen: Screen, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The wall at 2.5 m is said to be at 5 m, by a click on its depth, right of the photo and the gap."""
+    """A click on the depth image, right of the photo and the gap, sets the wall from 2.5 m to 5 m."""
     keys = [*"5m", chr(13)]
 
     def wait_key(delay_ms: int) -> int:
@@ -256,14 +256,14 @@ def test_a_click_and_a_distance_set_the_scale(
     assert not np.array_equal(screen.shown[-1][:, 652:1292, ::-1], wall)
 
 
-def test_a_scale_that_is_set_beforehand(loader: Loader, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_scale_is_set_by_an_option(loader: Loader, capfd: pytest.CaptureFixture[str]) -> None:
     live(source="synthetic", no_window=True, frames=2, set_scale=["320,240=5m"])
     assert "stored for synthetic" in capfd.readouterr().err
     live(source="synthetic", no_window=True, frames=1, forget_scale=True)
     assert "deleted for synthetic" in capfd.readouterr().err
 
 
-def test_results_go_where_they_are_wanted(
+def test_results_go_to_all_outputs(
     loader: Loader, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mcap", reason="mcap is not installed")
@@ -287,8 +287,8 @@ def test_results_go_where_they_are_wanted(
     assert (tmp_path / "out.mcap").stat().st_size > 0
     assert (tmp_path / "out.mp4").stat().st_size > 0
     assert sorted(path.suffix for path in saved.iterdir()) == [".jpg", ".npy", ".png"]
-    told = json.loads(statistics.read_text())
-    assert [each["problem"] for each in told["outputs"]] == [None] * 6
+    written = json.loads(statistics.read_text())
+    assert [output["problem"] for output in written["outputs"]] == [None] * 6
     with pytest.raises(OptionError, match="no name for a recording"):
         live(source="synthetic", no_window=True, frames=1, record=[tmp_path / "out.avi"])
 
