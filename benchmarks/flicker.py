@@ -33,7 +33,7 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.evaluation.consistency import FlowMeter
 from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.evaluate import align
-from mirrordepth_edge.evaluation.metrics import Depth, clamped, depth_metrics, valid_mask
+from mirrordepth_edge.evaluation.metrics import Depth, clamp_depth, depth_metrics, valid_mask
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.imaging.temporal_filter import TemporalFilter, TemporalFilterConfig
 from mirrordepth_edge.predictor import DepthPredictor, load
@@ -117,7 +117,7 @@ def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: 
         took_ms.append(took)
         if index >= SETTLED:
             errors.append([errors_of(depth_m, shot.truth_m) for depth_m in depths])
-    along_flow = [(np.nan, np.nan) if each is None else (each.opw_m, each.rtc) for each in meter.results()]
+    along_flow = [(np.nan, np.nan) if each is None else (each.error_m, each.rtc) for each in meter.results()]
     return np.hstack([along_flow, mean_known(errors)]), np.array(took_ms)
 
 
@@ -125,7 +125,7 @@ def errors_of(depth_m: Depth, truth_m: Depth) -> tuple[float, float, float]:
     valid = valid_mask(truth_m, LIMITS_M)
     scaled_m = align(depth_m, truth_m, valid, "median")
     plain, scaled = (depth_metrics(each, truth_m, limits_m=LIMITS_M).abs_rel for each in (depth_m, scaled_m))
-    edges = boundary_f1(clamped(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
+    edges = boundary_f1(clamp_depth(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
     return plain, scaled, np.nan if edges is None else edges.f1
 
 

@@ -38,7 +38,7 @@ from mirrordepth_edge.commands.parameters import (
 from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
 from mirrordepth_edge.config import Crop
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
-from mirrordepth_edge.evaluation.baselines import wanted
+from mirrordepth_edge.evaluation.baselines import show_baselines
 from mirrordepth_edge.evaluation.consistency import read_camera_path
 from mirrordepth_edge.evaluation.evaluate import Align, Evaluation, Protocol
 from mirrordepth_edge.evaluation.evaluate import evaluate as run_evaluation
@@ -130,7 +130,7 @@ def evaluate(
     camera = camera_of(focal_px, fov_deg, calibration)
     session = session_options(device, clip_weights, None, backend, bf16, network_size, trust)
     options = ProtocolOptions(crop=crop, cap_m=cap, flip=flip, align=align)
-    camera_path = read_camera_path(root, [dataset.name(i) for i in range(len(dataset))]) if temporal else None
+    camera_path = read_camera_path(root, dataset) if temporal else None
     results: dict[str, Evaluation] = {}
     artefacts: dict[str, Artefact] = {}
     examples = ExampleSheet(dataset)
@@ -150,7 +150,7 @@ def evaluate(
                 examples.add(model, predictor, results[model])
     assert protocol is not None, "there is at least one model"
     scaled = "" if camera is None else f"; depth scaled to a camera of {camera}"
-    with_baselines = wanted(kind, baselines)
+    with_baselines = show_baselines(kind, baselines)
     console.print(f"{root}: {len(dataset)} images; {protocol}{scaled}")
     print_table(results_table(results))
     if with_baselines:

@@ -48,10 +48,10 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
         printed.out.count("cannot be read as an image. It is") == 10 + 1
     )  # ten, and the first once more in the finding
     assert "and 2 more" in printed.out
-    assert "wrong: 12 of 14 pictures cannot be used" in printed.out
+    assert "wrong: 12 of 14 images cannot be used" in printed.out
     assert "--units-per-metre 1000" in printed.out
     message = " ".join(printed.err.split())
-    assert "error: 2 things" in message
+    assert "has 2 problems that would break training" in message
     assert "next: Repair or remove them" in message
     everything = json.loads(result.read_text())
     assert len(everything["unusable"]) == 12

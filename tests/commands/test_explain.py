@@ -77,7 +77,7 @@ def test_what_nanos_mirror_is_worth(pictures: Path, capsys: pytest.CaptureFixtur
         assert row in text
     assert "Replacing the mirror changes AbsRel by" in text
     assert "retrains the decoder for each" in text
-    assert "its text tower was never trained on text, so words mean nothing to it" in text
+    assert "its text tower was never trained on text, so its features of words are random" in text
     assert "prompt:" not in text
     assert not Path("explain.png").exists()
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_without_its_clip(
     def offline(*arguments: object, **options: object) -> None:
         raise OSError("no route to host")
 
-    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "no CLIP weights at absent.pt", capfd=capfd)
+    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "CLIP weights absent.pt do not exist", capfd=capfd)
     monkeypatch.setattr(open_clip, "create_model", offline)
     check(reader[:2], 1, "no route to host", "--clip-weights FILE", capfd=capfd)
 
@@ -170,10 +170,10 @@ def test_words_and_runs_that_cannot_be_read(
     Path("blank.txt").write_text("\n \n")
     Path("other/checkpoints").mkdir(parents=True)
     check([*reader, "--words", "empty.txt"], 1, "empty.txt is empty", capfd=capfd)
-    check([*reader, "--words", "blank.txt"], 1, "blank.txt holds no words", capfd=capfd)
-    check([*reader, "--run", "other"], 1, "no checkpoints of epochs in other", capfd=capfd)
+    check([*reader, "--words", "blank.txt"], 1, "blank.txt has no words", capfd=capfd)
+    check([*reader, "--run", "other"], 1, "other has no epoch checkpoints", capfd=capfd)
     save_checkpoint(tiny_network, Path("other/checkpoints/epoch-001.safetensors"))
-    check([*reader, "--run", "other"], 1, "epoch-001.safetensors is of another model", capfd=capfd)
+    check([*reader, "--run", "other"], 1, "epoch-001.safetensors has another model", capfd=capfd)
 
 
 @pytest.mark.parametrize(

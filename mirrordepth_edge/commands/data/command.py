@@ -21,9 +21,10 @@ from mirrordepth_edge.commands.parameters import (
 )
 from mirrordepth_edge.commands.terminal import console, progress_bar
 from mirrordepth_edge.commands.verbs import SectionedCommand
-from mirrordepth_edge.data.choose import Part, choose_dataset
-from mirrordepth_edge.data.lint.facts import check_dataset, contact_sheet, facts, spread
-from mirrordepth_edge.data.lint.findings import Finding, find_problems, refuse_problems
+from mirrordepth_edge.data.choose import choose_dataset
+from mirrordepth_edge.data.lint.problems import DatasetProblem, find_problems, refuse_problems
+from mirrordepth_edge.data.lint.scan import check_dataset, contact_sheet, report_lines, spread
+from mirrordepth_edge.data.packed import Part
 from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
 
@@ -66,7 +67,7 @@ def check(
     with progress_bar() as bar:
         report = check_dataset(dataset, indices, lambda some: bar.track(some, description="reading images"))
     findings = find_problems(report)
-    console.print(f"{root}: checked {report.looked_at} of {report.pictures} images", *facts(report), sep="\n")
+    console.print(f"{root}: checked {report.looked_at} of {report.pictures} images", *report_lines(report), sep="\n")
     _print_findings(findings)
     if sheet is not None and (image := contact_sheet(dataset, indices, report)) is not None:
         save_png(sheet, image)
@@ -77,7 +78,7 @@ def check(
     refuse_problems(str(root), findings)
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[DatasetProblem]) -> None:
     for finding in findings:
         kind, style = ("wrong", "bold red") if finding.wrong else ("note", "yellow")
         console.print(f"{kind}: {finding.what}", style=style)

@@ -9,7 +9,7 @@ import typer
 
 from mirrordepth_edge.commands.parameters import parse_size
 from mirrordepth_edge.commands.terminal import console, progress_bar
-from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, written
+from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, write_rooms
 
 
 def render(
@@ -31,5 +31,5 @@ def render(
     """
     rooms = RenderedRooms(count=count, seed=seed, size_hw=parse_size(size), fov_deg=fov_deg or NYU_FOV_DEG)
     with progress_bar() as bar:
-        new = sum(bar.track(written(rooms, folder), total=count, description="rendering rooms"))
+        new = sum(bar.track(write_rooms(rooms, folder), total=count, description="rendering rooms"))
     console.print(f"{count} images with depth in {folder}, {new} of them new; train: mde train --root {folder}")

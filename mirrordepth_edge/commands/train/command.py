@@ -103,8 +103,8 @@ def train(
 
     # PyTorch is installed: modules that import it follow.
     from mirrordepth_edge.commands.train.view import show_progress
+    from mirrordepth_edge.training.distributed import is_first
     from mirrordepth_edge.training.fit import TrainOptions, fit
-    from mirrordepth_edge.training.processes import is_first
     from mirrordepth_edge.training.runs import RunConfig, RunFolder
     from mirrordepth_edge.training.trainer import Resources
 

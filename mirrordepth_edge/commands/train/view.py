@@ -10,7 +10,7 @@ from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.training.fit import Callbacks
 from mirrordepth_edge.training.runs import EpochResult
 from mirrordepth_edge.training.trainer import Progress
-from mirrordepth_edge.training.views import Problem
+from mirrordepth_edge.training.views import UnreadableSample
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def show_progress(epochs: int, protocol: Protocol) -> Iterator[Callbacks]:
                 line += f"; validation: AbsRel {m.abs_rel:.3f}, RMSE {m.rmse:.3f} m, delta1 {m.delta1:.3f} ({protocol})"
             console.print(line + (f"; {result.skipped} samples skipped" if result.skipped else ""))
 
-        def on_problem(problem: Problem) -> None:
+        def on_problem(problem: UnreadableSample) -> None:
             errors.print(f"skipped: {problem.what} {problem.why}", style="yellow")
 
         yield Callbacks(step=on_step, epoch=on_epoch, problem=on_problem, cached=on_cached)
