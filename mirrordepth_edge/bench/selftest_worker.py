@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest import STEPS, Effort, Figure, Step, StepName, Subject, skipped_after
@@ -69,6 +70,7 @@ class Bench:
     onnx: Path = field(init=False)
     path: Path = field(init=False)
     """What is run."""
+    artefact: Artefact = field(init=False)
     candidate: Candidate = field(init=False)
     frames: list[Frame] = field(init=False)
 
@@ -94,7 +96,7 @@ class Bench:
 
     def _exported(self, precision: Precision) -> Path:
         model = self.subject.model if self.subject.model == "nano" else PRESET + self.subject.model
-        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
+        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage).path
 
     def _int8(self) -> Path:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
@@ -131,7 +133,8 @@ class Bench:
             found.notes.append(f"not built now: {cached.why}")
 
     def verify(self, found: Found) -> None:
-        self.candidate = open_candidate(self.path)
+        self.artefact = Artefact.open(self.path)
+        self.candidate = open_candidate(self.artefact)
         self.stack.callback(self.candidate.predictor.close)
         session = self.candidate.predictor.session
         self.say("ran_by", {"backend": session.backend, "backend_version": session.version, "device": session.device})
@@ -182,7 +185,7 @@ class Bench:
     def _verified(self, found: Found, soak_s: float) -> Verification:
         session = self.candidate.predictor.session
         with TelemetrySampler() as sampler:
-            verified = verify(session, self.path, read_manifest(self.path, verify=False), soak_s=soak_s)
+            verified = verify(session, self.artefact, self.artefact.manifest, soak_s=soak_s)
         check_verification(verified, self.path.name)
         found.notes += verified.notes
         if soak_s:
