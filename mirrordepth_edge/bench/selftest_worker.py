@@ -102,18 +102,16 @@ class Bench:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
         from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
-        fp32 = self._exported("fp32")
-        manifest = read_manifest(fp32)
-        workshop = Int8Quantizer(
+        fp32 = Artefact.open(self._exported("fp32"))
+        quantizer = Int8Quantizer(
             fp32=fp32,
-            manifest=manifest,
             calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,
             progress=ProgressCallback(stage=lambda name, steps: self.stage(name)),
         )
         output = self.folder / f"{self.subject.model}.int8.onnx"
-        workshop.write(output, workshop.fit(), manifest.artefact_sha256)
+        quantizer.write(output, quantizer.fit(), fp32.sha256)
         return output
 
     def build(self, found: Found) -> None:
@@ -127,7 +125,7 @@ class Bench:
         found.add("build", manifest.engine.build_seconds, "s")
         if manifest.engine.peak_memory_mb is not None:
             found.add("main memory at most", manifest.engine.peak_memory_mb, "MB")
-        if manifest.parity.runner.startswith(manifest.engine.flavour):  # else it was not run, and has its ONNX file's
+        if manifest.parity.backend == manifest.engine.flavour:  # else it was not run, and has its ONNX file's
             found.add("mean relative, against its ONNX file", manifest.parity.mean_relative, "")
         if not cached.built:
             found.notes.append(f"not built now: {cached.why}")

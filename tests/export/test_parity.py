@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.errors import GateError
@@ -82,7 +82,8 @@ def engine_parity(found_m: Any, depths_m: Any, monkeypatch: pytest.MonkeyPatch, 
     """The engine's gate, with ONNX Runtime's depth as known."""
     manifest = replace(read_manifest(NANO_ONNX["fp32"]), precision=precision)
     monkeypatch.setattr(module, "OnnxRuntimeSession", lambda *_: Stored(manifest, depths_m))
-    return measure_engine_parity(Stored(manifest, found_m), NANO_ONNX["fp32"], manifest)
+    source = Artefact(path=NANO_ONNX["fp32"], kind="onnx", sidecar=manifest)
+    return measure_engine_parity(Stored(manifest, found_m), source)
 
 
 @pytest.mark.parametrize("patch", PATCHES)
