@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mirrordepth_edge.graph.audit import Audit
-    from mirrordepth_edge.graph.audit_findings import Finding
+    from mirrordepth_edge.graph.audit_findings import AuditFinding
     from mirrordepth_edge.manifest import Manifest
 
 SHOWN = 2  # nodes named with a finding; --json has all of them
@@ -112,7 +112,7 @@ def _print(file: Path, found: Audit) -> None:
         console.print(f"    {_names(finding)}next: {finding.cure}")
 
 
-def _names(finding: Finding) -> str:
+def _names(finding: AuditFinding) -> str:
     if not finding.nodes:
         return ""
     more = len(finding.nodes) - SHOWN

@@ -117,7 +117,7 @@ def test_other_sizes_are_refused(size: tuple[int, int, int], opened: Path, netwo
         pytest.skip("80 is a multiple of a ViT's patch")
     with pytest.raises(OptionError, match="cannot run") as caught:
         open_session(opened, at(size))
-    assert "64 to 96 pixels high" in caught.value.why
+    assert "heights of 64 to 96" in caught.value.why
     assert "--network-size 64x96" in caught.value.cure
 
 
@@ -199,11 +199,11 @@ def test_it_is_verified_at_any_size(opened: Path) -> None:
     session, manifest = open_session(opened, CPU)
     assert manifest is not None
     with session:
-        assert verify(session, opened, manifest).holds
+        assert verify(session, Artefact.open(opened), manifest).holds
     session, manifest = open_session(opened, at((1, 96, 128)))
     assert manifest is not None
     with session, pytest.raises(InputError, match="nothing to hold") as caught:
-        verify(session, opened, manifest)
+        verify(session, Artefact.open(opened), manifest)
     assert "another size than 96x128" in caught.value.why
 
 

@@ -160,12 +160,12 @@ def test_the_figure_is_the_worst_blocks_mean(monkeypatch: pytest.MonkeyPatch) ->
     found = known.copy()
     found[0, 9, 10] = 3.0  # half too far, one pixel of 64
     found[0, 19, 27] = 2.2  # a tenth too far, one pixel of 16
-    parity = module._compare([(found, known)], "", "")
+    parity = module._compare([(found, known)], "", "", "")
     assert parity.block_relative == pytest.approx(0.5 / 64)
     assert parity.max_relative == pytest.approx(0.5)
     assert parity.mean_relative == pytest.approx(0.6 / 560)
     found[0, 0, 0] = np.nan
-    assert module._compare([(found, known)], "", "").block_relative == np.inf
+    assert module._compare([(found, known)], "", "", "").block_relative == np.inf
 
 
 def test_of_several_sizes_the_worst_block_counts() -> None:
