@@ -39,9 +39,9 @@ NEARBY: Floats = np.geomspace(1 / 1.05, 1.05, 13)
 EXTENT_SHARE, OUT_OF_RANGE = 0.999, 0.001
 MAX_DRIFT, MAX_OUT_OF_RANGE = 0.3, 0.2
 """Largest accepted mean |log2 range ratio| and out-of-range share between calibration and reference images. With
-`nano`, five sets of real scenes (homes, a hall, boxes, roads, photos; 3 to 32 images each) had at most 0.25 and 0.14 against
-each other, uniform noise at least 0.32 and 0.28, plain grey, black or white at least 0.46 and 0.53. A set in inverted
-colours passes, because it has the same ranges."""
+`nano`, five sets of real scenes (homes, a hall, boxes, roads, photos; 3 to 32 images each) had at most 0.25 and 0.14
+against each other, uniform noise at least 0.32 and 0.28, plain grey, black or white at least 0.46 and 0.53. A set in
+inverted colours passes, because it has the same ranges."""
 MAX_LOG2_RATIO = 8.0
 MIN_EXPONENT = -100
 """Magnitudes below 2^-100 share a bin, so that the bin width and its reciprocal are normal float32 numbers."""

@@ -66,8 +66,8 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
 
     inputs = [SimpleNamespace(name="image")]
     session = SimpleNamespace(inputs=inputs, infer=lambda feeds: None)
-    monkeypatch.setattr("mirrordepth_edge.backends.onnxruntime.OnnxRuntimeSession", lambda *_: nullcontext(session))
-    monkeypatch.setattr("mirrordepth_edge.bench.measure.time_in_turn", in_turn)
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.OnnxRuntimeSession", lambda *_: nullcontext(session))
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.time_in_turn", in_turn)
     monkeypatch.setattr("onnx.save", lambda model, path: None)
     quantizer: Any = SimpleNamespace(
         folder=tmp_path,
@@ -79,7 +79,7 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
         manifest_of=lambda nodes: None,
         progress=SimpleNamespace(stage=lambda name, steps: None),
     )
-    cost = export_sweep.measured(quantizer)
+    cost = export_sweep.measure_cost(quantizer)
     assert cost.of(["a"]) == (1.5, 1.5)
     frames = sum(turns[1:])
     assert frames == 60
