@@ -10,16 +10,15 @@ from types import TracebackType
 
 import numpy as np
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.base import Arrays, Session
-from mirrordepth_edge.backends.registry import open_session
+from mirrordepth_edge.backends.registry import open_artefact, open_session
 from mirrordepth_edge.camera.model import Camera, Lens, scale_for
 from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.imaging.temporal_filter import TemporalFilter, TemporalFilterConfig
-from mirrordepth_edge.manifest import read_checkpoint_info
 
 KnownScale = Callable[[SizeHW], float | None]
 OnCamera = Callable[[Camera, float], object]
@@ -164,7 +163,7 @@ class DepthPredictor:
 
 
 def load(
-    model: str | Path = "nano",
+    model: str | Path | Artefact = "nano",
     options: SessionOptions | None = None,
     camera: Camera | Lens | None = None,
     batch: int = 1,
@@ -176,7 +175,8 @@ def load(
     """Open a model for prediction.
 
     Args:
-        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file.
+        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file, or one
+            that is open already.
         options: device, threads and CLIP weights.
         camera: the camera that the frames come from, as `camera.model.Camera`, `Lens` or `read_camera` describe it; the
             training camera if None.
@@ -191,12 +191,12 @@ def load(
         OptionError: a camera is given, but the model does not record its training camera; or the file has another batch
             size.
     """
-    path = model_path(model)
-    session, manifest = open_session(path, options)
+    artefact = open_artefact(model, trust=options is not None and options.trust)
+    session, manifest = open_session(artefact, options)
     try:
         if manifest is None:
             _, height, width = session.inputs[0].size
-            described, trained = replace(read_checkpoint_info(path).model, size_hw=(height, width)), True
+            described, trained = replace(artefact.checkpoint_info.model, size_hw=(height, width)), True
         else:
             described, trained = manifest.model, manifest.trained
         return DepthPredictor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -137,7 +138,8 @@ def test_a_model_without_a_training_camera_cannot_be_scaled(monkeypatch: pytest.
     assert "recipe" in caught.value.cure
     session = SizeSession()
     monkeypatch.setattr(runtime, "open_session", lambda path, options: (session, None))
-    monkeypatch.setattr(runtime, "read_checkpoint_info", lambda path: type("Info", (), {"model": unknown}))
+    info = SimpleNamespace(checkpoint_info=SimpleNamespace(model=unknown))
+    monkeypatch.setattr(runtime, "open_artefact", lambda model, trust: info)
     with pytest.raises(OptionError):
         load("any.safetensors", camera=Lens(fov_deg=70))
     assert session.closed

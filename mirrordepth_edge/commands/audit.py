@@ -14,10 +14,10 @@ from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
 from mirrordepth_edge.commands.terminal import console
 from mirrordepth_edge.errors import GateError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.audit import Audit, audit_onnx, read_onnx
 from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
-from mirrordepth_edge.graph.audit_findings import Finding
+from mirrordepth_edge.graph.audit_findings import AuditFinding
 from mirrordepth_edge.manifest import Manifest, manifest_path, read_manifest
 from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json
 
@@ -76,7 +76,7 @@ def _audit(file: Path) -> tuple[Audit, Manifest | None]:
     onnx_manifest = read_manifest(file) if manifest_path(file).is_file() else None
     model = read_onnx(file)
     if onnx_manifest is not None:
-        model = fixed(model, onnx_manifest.at().inputs)
+        model = fix_shapes(model, onnx_manifest.at().inputs)
     return audit_onnx(model, onnx_manifest), onnx_manifest
 
 
@@ -103,7 +103,7 @@ def _print(file: Path, result: Audit) -> None:
         console.print(f"    {_names(finding)}next: {finding.cure}")
 
 
-def _names(finding: Finding) -> str:
+def _names(finding: AuditFinding) -> str:
     if not finding.nodes:
         return ""
     more = len(finding.nodes) - MAX_NODES

@@ -14,7 +14,7 @@ from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
 from mirrordepth_edge.commands.terminal import console
 from mirrordepth_edge.engines.build import is_proven
-from mirrordepth_edge.export.dynamic_shapes import fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.cost import graph_cost
 from mirrordepth_edge.manifest import CheckpointInfo, Manifest, read_checkpoint_info, read_manifest
 
@@ -100,7 +100,7 @@ def _manifest_rows(manifest: Manifest) -> Rows:
 
 
 def _graph_rows(file: Path, manifest: Manifest) -> Rows:
-    cost = graph_cost(fixed(onnx.load(file), manifest.at().inputs))
+    cost = graph_cost(fix_shapes(onnx.load(file), manifest.at().inputs))
     opt = "" if manifest.sizes is None else f" at its opt size, {'x'.join(map(str, manifest.at().inputs[0].size))}"
     return [
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),

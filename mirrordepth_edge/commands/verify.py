@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mirrordepth_edge.artefact import model_path
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_session
+from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_artefact, open_session
 from mirrordepth_edge.commands.parameters import Backend, Device, NetworkSize, Trust, session_options
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.errors import OptionError
@@ -50,8 +50,9 @@ def verify(
         )
     if json_file is not None:
         ensure_folder(json_file.parent)
+    artefact = open_artefact(path, trust=trust)
     session, manifest = open_session(
-        path, session_options(device, backend=backend, network_size=network_size, trust=trust)
+        artefact, session_options(device, backend=backend, network_size=network_size, trust=trust)
     )
     assert manifest is not None, "only checkpoints have no manifest"
     with session:
@@ -59,7 +60,7 @@ def verify(
         for note in getattr(session, "notes", ()):
             errors.print(f"note: {note}", style="yellow")
         with TelemetrySampler() as sampler, _show_soak(soak * 60) as on_soak:
-            result = run_checks(session, path, manifest, soak_s=soak * 60, on_soak=on_soak)
+            result = run_checks(session, artefact, manifest, soak_s=soak * 60, on_soak=on_soak)
     telemetry = sampler.telemetry()
     _report(result, telemetry)
     if json_file is not None:

@@ -58,7 +58,7 @@ def test_a_file_that_is_not_what_it_is_called(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr()
     assert "attention blocks cannot run" in printed.out
     assert "error: model.onnx is not FP16." in printed.err
-    assert "0.0% of the multiply-adds run in FP16 or lower" in printed.err
+    assert "0.0% of the MACs run in FP16 or lower" in printed.err
     assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["verdict"]["holds"] is False
 
 

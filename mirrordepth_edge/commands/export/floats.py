@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED, model_path
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED, Artefact
 from mirrordepth_edge.backends.registry import ONNX_SUFFIX
 from mirrordepth_edge.commands.export.request import Source
 from mirrordepth_edge.commands.terminal import console, errors
@@ -15,7 +15,7 @@ from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.export.produce import produce_onnx, untrained_network
 from mirrordepth_edge.export.trace import require_export_packages
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.manifest import Manifest, read_manifest
+from mirrordepth_edge.manifest import Manifest
 from mirrordepth_edge.quantise.calibration_set import load_calibration
 from mirrordepth_edge.support.files import sha256_of
 
@@ -71,23 +71,23 @@ def export_checkpoint(
     )
 
 
-def get_fp32_model(source: Source, folder: Path, on_stage: Callable[[str], object]) -> tuple[Path, Manifest, str]:
+def get_fp32_model(source: Source, folder: Path, on_stage: Callable[[str], object]) -> tuple[Artefact, str]:
     """Return the FP32 ONNX file to quantise: the given or shipped one, else one exported to `folder`.
 
     Returns:
-        The file, its manifest, and the hash to record as the parent of the INT8 file.
+        The file, and the hash to record as the parent of the INT8 file.
     """
     is_shipped = source.model in SHIPPED and (source.untrained, source.size_hw, source.io) == (None, None, "uint8")
     if is_shipped or source.model.endswith(ONNX_SUFFIX):
-        path = model_path(source.model)
-        manifest = read_manifest(path)
+        artefact = Artefact.open(source.model)
+        path, manifest = artefact.path, artefact.manifest
         if source.size_hw not in (None, manifest.preprocess.size_hw) or source.sizes not in (None, manifest.sizes):
             raise OptionError(f"{path} has a fixed size.", "It was set at export.", "Give the checkpoint instead.")
-        return path, manifest, manifest.artefact_sha256
+        return artefact, artefact.sha256
     require_export_packages()
     path = folder / "fp32.onnx"
     manifest = export_checkpoint(source, path, "fp32", on_stage)
-    return path, manifest, manifest.parent_sha256
+    return Artefact(path=path, kind="onnx", sidecar=manifest), manifest.parent_sha256
 
 
 def report(output: Path, manifest: Manifest) -> None:

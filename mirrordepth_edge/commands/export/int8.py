@@ -41,14 +41,13 @@ def export_int8(request: ExportRequest, targets: Sequence[TargetConfig], *, for_
     _refuse_overwriting(Path(request.source.model), output)
     with _report_full_disk(), tempfile.TemporaryDirectory() as scratch, _show_stages() as progress:
         folder = Path(scratch)
-        fp32, manifest, parent = get_fp32_model(request.source, folder, lambda stage: progress.stage(stage, 0))
+        fp32, parent = get_fp32_model(request.source, folder, lambda stage: progress.stage(stage, 0))
         quantizer = Int8Quantizer(
             fp32=fp32,
-            manifest=manifest,
             calibration=calibration,
             config=config,
             folder=folder,
-            labelled=None if options.data is None else _gate_frames(options.data, options.gate_frames, manifest),
+            labelled=None if options.data is None else _gate_frames(options.data, options.gate_frames, fp32.manifest),
             progress=progress,
         )
         if (problem := quantizer.domain_problem) is not None:

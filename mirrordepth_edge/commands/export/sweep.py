@@ -20,7 +20,7 @@ from mirrordepth_edge.graph.names import HEAD_PREFIX
 from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
-from mirrordepth_edge.quantise.sweep import Cost, picked, settings_sha256, sweep
+from mirrordepth_edge.quantise.sweep import Cost, pick_point, settings_sha256, sweep
 from mirrordepth_edge.quantise.sweep_result import SweepResult, save_sweep
 from mirrordepth_edge.report.html import save_page
 from mirrordepth_edge.report.sweep import sweep_page
@@ -38,7 +38,7 @@ def run_sweep(
     store = _cache_folder() / f"{settings_sha256(quantizer, cost)[:16]}.json"
     result = sweep(quantizer, cost, store)
     if pick is not None:
-        return picked(quantizer, cost, store, result, pick)
+        return pick_point(quantizer, cost, store, result, pick)
     _print(result)
     page, data = output.with_suffix(".sweep.html"), output.with_suffix(".sweep.json")
     save_sweep(data, result)
@@ -61,10 +61,10 @@ def measure_cost(quantizer: Int8Quantizer) -> Cost:
     def cost_of(nodes: Sequence[str]) -> tuple[float, float]:
         path = quantizer.folder / "timed.onnx"
         onnx.save(quantizer.make(nodes), path)
-        image = quantizer.prepared(quantizer.held_out[:1])[0]
+        image = quantizer.preprocess(quantizer.held_out[:1])[0]
         with (
-            OnnxRuntimeSession(path, quantizer.described(nodes), options) as candidate,
-            OnnxRuntimeSession(quantizer.fp32, quantizer.manifest, options) as fp32,
+            OnnxRuntimeSession(path, quantizer.manifest_of(nodes), options) as candidate,
+            OnnxRuntimeSession(quantizer.fp32.path, quantizer.manifest, options) as fp32,
         ):
             feeds = {candidate.inputs[0].name: image}
             quantizer.progress.stage("timing", 0)
