@@ -82,7 +82,7 @@ def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildC
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build and print what came of it."""
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.engines.build import build_engine, is_proven, plan_build
+    from mirrordepth_edge.engines.build import build_engine, is_verified, plan_build
     from mirrordepth_edge.export.parity import figures
     from mirrordepth_edge.manifest import read_manifest
 
@@ -104,7 +104,7 @@ def build_and_report(model: Path, output: Path, target: str | None, config: Buil
         f"{engine.version} for compute capability {', '.join(engine.compute_capabilities)}, {_effort(engine)}"
     )
     parity = manifest.parity
-    if is_proven(manifest):
+    if is_verified(manifest):
         console.print(f"parity: {parity.runner}, {figures(parity)} (gate: {parity.limit})")
     else:
         console.print(f"note: this engine has not been run: {_why_not_run(plan)}")

@@ -15,7 +15,7 @@ from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines.build import BuildPlan
-from mirrordepth_edge.engines.progress import BuildProgress
+from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine.device import Gpu

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, Available, Missing
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.backends.trt import compatibility
 from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
@@ -30,14 +31,14 @@ from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines import process as build_process
 from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.build import BuildPlan, build_engine, plan_build, problems_of
-from mirrordepth_edge.engines.process import run_worker
-from mirrordepth_edge.engines.progress import BuildProgress, Phases
+from mirrordepth_edge.engines.process import run_builder
 from mirrordepth_edge.engines.versions import Flavour
-from mirrordepth_edge.engines.worker import profile_shapes, profiles
+from mirrordepth_edge.engines.worker import BuildProgress, Phases, profile_shapes, profiles
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.export import verify
 from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
+from mirrordepth_edge.support.cache import read_checked
 from mirrordepth_edge.support.files import sha256_of
 
 
@@ -91,7 +92,7 @@ def test_with_a_gpu_and_tensorrt_this_machine_is_meant(machine: pytest.MonkeyPat
     for target in (None, "here", "orin-nano"):
         plan = plan_build(target)
         assert (plan.flavour, plan.compute_capabilities, plan.runs_here) == ("tensorrt", ("8.7",), True)
-    with pytest.raises(MissingError, match="no thor"):
+    with pytest.raises(MissingError, match="not a thor"):
         plan_build("thor")
 
 
@@ -118,7 +119,7 @@ def test_missing_builder(machine: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("cpu", "no engine"), ("rtx-ada,orin-nano", "No one engine"), ("gtx-480", "no export recipe")],
+    [("cpu", "needs no engine"), ("rtx-ada,orin-nano", "No single engine"), ("gtx-480", "no export recipe")],
 )
 def test_targets_that_make_no_sense(target: str, message: str, machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=message):
@@ -260,7 +261,7 @@ def test_profiles_follow_the_layout() -> None:
     more = parse_range("1x32x96,2x64x96,4x128x96")
     assert profile_shapes((-1, 3, -1, 96), "NCHW", more) == ((1, 3, 32, 96), (2, 3, 64, 96), (4, 3, 128, 96))
     for shape, layout in (((1, 32, 64, -1), "NHWC"), ((1, -1, -1), "NHWC"), ((1, -1, -1, 3), None)):
-        with pytest.raises(OptionError, match="cannot be given sizes"):
+        with pytest.raises(OptionError, match="does not support dynamic sizes"):
             profile_shapes(shape, layout, SIZES)
 
 
@@ -282,10 +283,10 @@ def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
 def test_too_small_a_workspace_is_told_from_a_bad_file(ada: BuildPlan, tmp_path: Path) -> None:
     """TensorRT's own words, brought about by a limit of 1 KiB."""
     source = write_tiny(tmp_path / "tiny.onnx")
-    with pytest.raises(DeviceError, match="Memory ran out") as caught:
+    with pytest.raises(DeviceError, match="Out of memory") as caught:
         build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
     assert "workspace limit" in caught.value.why
-    assert "another --workspace" in caught.value.cure
+    assert "--workspace other than" in caught.value.cure
     assert not (tmp_path / "tiny.plan").exists()
 
 
@@ -310,7 +311,7 @@ def dies(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     ("code", "kind", "words"),
     [
         ("os.kill(os.getpid(), 9)", DeviceError, ("SIGKILL", "swapon", "--optimisation-level 1", "--workspace 1")),
-        ("""print('{"memory": "std::bad_alloc"}')""", DeviceError, ("std::bad_alloc", "--size")),
+        ("""print('{"failed": "MemoryError: std::bad_alloc"}')""", DeviceError, ("std::bad_alloc", "--size")),
         ("sys.exit('MemoryError')", DeviceError, ("MemoryError", "swapon")),
         ("sys.exit('[E] Error Code 2: OutOfMemory (Requested size was 9 bytes.)')", DeviceError, ("Requested size",)),
         ("os.kill(os.getpid(), 11)", InputError, ("SIGSEGV", "mde inspect")),
@@ -325,17 +326,17 @@ def test_how_a_builder_died_is_told(
     """Real processes that die so; the cure for want of memory is less of it."""
     dies(monkeypatch, code)
     with pytest.raises(kind) as caught:
-        run_worker(request_of(tmp_path), BuildConfig())
+        run_builder(request_of(tmp_path), BuildConfig())
     for word in words:
         assert word in str(caught.value).replace("\n        ", "\n")
-    assert ("Memory ran out" in caught.value.what) is (kind is DeviceError)
+    assert ("Out of memory" in caught.value.what) is (kind is DeviceError)
 
 
 def test_a_builder_with_a_limit_is_not_told_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies(monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(DeviceError) as caught:
-        run_worker(request_of(tmp_path, flavour="tensorrt-rtx"), BuildConfig(workspace_gib=2))
-    assert "another --workspace than 2" in caught.value.cure
+        run_builder(request_of(tmp_path, flavour="tensorrt-rtx"), BuildConfig(workspace_gib=2))
+    assert "a --workspace other than 2" in caught.value.cure
     assert "--optimisation-level" not in caught.value.cure, "it has none"
 
 
@@ -343,7 +344,7 @@ def test_a_builder_with_a_limit_is_not_told_to_set_one(tmp_path: Path, monkeypat
 def test_a_full_disk_under_the_builder(ada: BuildPlan, tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(InputError, match="Cannot write /dev/full") as caught:
-        run_worker(request_of(tmp_path, plan="/dev/full", flavour=ada.flavour), BuildConfig())
+        run_builder(request_of(tmp_path, plan="/dev/full", flavour=ada.flavour), BuildConfig())
     assert caught.value.why == os.strerror(errno.ENOSPC)
 
 
@@ -360,7 +361,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             cache.write_bytes((cache.read_bytes() if cache.exists() else b"") + b"timed ")
         return {"version": "10.3.0", "timing": {"parse": 0.25, "build": 1.0}, "peak_memory_mb": None}
 
-    monkeypatch.setattr(build_module, "run_worker", worker)
+    monkeypatch.setattr(build_module, "run_builder", worker)
     return requests
 
 
@@ -397,7 +398,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
         started.append(really(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(build_process.subprocess, "Popen", remember)
+    monkeypatch.setattr(subprocess, "Popen", remember)
 
     def interrupt(progress: BuildProgress) -> None:
         raise KeyboardInterrupt
@@ -416,7 +417,7 @@ ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=Tr
 def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An Orin whose engines are not run; its cache folder."""
     with_gpu(machine, "8.7")
-    machine.setattr(build_module, "_proven", lambda built, manifest, *_: manifest.parity)
+    machine.setattr(build_module, "_verify", lambda built, manifest, *_: manifest.parity)
     machine.setattr(build_module, "backend", lambda name: SimpleNamespace(probe=lambda: None))
     machine.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache"
@@ -425,14 +426,12 @@ def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_timings_are_kept_from_build_to_build(played: list[dict[str, Any]], orin: Path, tmp_path: Path) -> None:
     for _ in range(2):
         build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN)
-    (kept,) = orin.rglob("*.cache")
-    assert kept.read_bytes() == b"timed timed "
-    assert "10.3.0" in kept.name
-    assert "sm8.7" in kept.name
+    (stored,) = orin.rglob("*.cache")
+    assert read_checked(stored) == b"timed timed "
     build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, BuildConfig(timing_cache=False))
     build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(ORIN, flavour="tensorrt-rtx"))
     assert [request["timing_cache"] is None for request in played] == [False, False, True, True]
-    assert kept.read_bytes() == b"timed timed "
+    assert read_checked(stored) == b"timed timed "
 
 
 def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
@@ -454,10 +453,10 @@ def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
 def test_timings_that_cannot_be_kept_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
     (tmp_path / "copy").write_bytes(b"timed")
-    assert not timing_cache.keep(tmp_path / "copy", tmp_path / "taken" / "x.cache")
-    assert not timing_cache.keep(tmp_path / "absent", tmp_path / "x.cache")
-    assert timing_cache.keep(tmp_path / "copy", tmp_path / "x.cache")
-    timing_cache.take(tmp_path / "absent", tmp_path / "new")
+    assert not timing_cache.save(tmp_path / "copy", tmp_path / "taken" / "x.cache")
+    assert not timing_cache.save(tmp_path / "absent", tmp_path / "x.cache")
+    assert timing_cache.save(tmp_path / "copy", tmp_path / "x.cache")
+    timing_cache.load(tmp_path / "absent", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -466,12 +465,12 @@ def test_an_engine_says_where_it_was_built(
 ) -> None:
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
-    machine.setattr(build_module, "DRIVER", version)
+    machine.setattr(compatibility, "DRIVER", version)
     engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert (engine.gpu, engine.driver) == ("GPU", "540.4.0, CUDA 12.6")
     assert (engine.build_seconds, engine.peak_memory_mb) == (1.25, None)
-    machine.setattr(build_module, "DRIVER", tmp_path / "absent")
+    machine.setattr(compatibility, "DRIVER", tmp_path / "absent")
     engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert engine.driver == "CUDA 12.6"

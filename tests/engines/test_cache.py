@@ -19,11 +19,12 @@ from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines import cache as engine_cache
 from mirrordepth_edge.engines.build import BuildPlan, plan_build
-from mirrordepth_edge.engines.cache import RECORD, Cached, cache_folder, cached_engine
-from mirrordepth_edge.engines.progress import BuildProgress
+from mirrordepth_edge.engines.cache import RECORD, Cached, cached_engine
+from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import GateError, InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, manifest_path, read_manifest, write_artefact
+from mirrordepth_edge.support.cache import ABANDONED_S
 from mirrordepth_edge.support.files import sha256_of
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
@@ -124,7 +125,7 @@ def test_an_engine_is_built_once(board: Board) -> None:
     again = board.engine(on_stage=told.append)
     assert (again.path, again.built, board.built, told) == (first.path, False, 1, [])
     assert "by TensorRT 10.3.0" in again.why
-    assert len(list(board.cache.rglob("*"))) == 2 + 3, "two folders, and the engine, its manifest and its record"
+    assert len(list(board.cache.rglob("*"))) == 1 + 3, "a folder, and in it the engine, its manifest and its record"
 
 
 def test_a_person_can_read_what_it_was_built_of(board: Board) -> None:
@@ -223,7 +224,7 @@ def test_what_is_damaged_is_built_anew(board: Board) -> None:
     for number, damage in enumerate(damages, 1):
         damage(board.engine().path)
         again = board.engine()
-        assert (again.built, again.why, board.built) == (True, "what was kept of it is damaged", 1 + number)
+        assert (again.built, again.why, board.built) == (True, "the kept engine is damaged", 1 + number)
         assert read_manifest(again.path).kind == "plan"
 
 
@@ -234,7 +235,7 @@ def test_what_was_never_proven_is_built_anew(board: Board) -> None:
     board.proves = True
     again = board.engine()
     assert (again.built, again.path, board.built) == (True, first.path, 2)
-    assert again.why == "the one that was kept was never compared with its ONNX file"
+    assert again.why == "the kept engine was never compared with its ONNX file"
     assert again.path.read_bytes() == b"engine 2"
     assert not board.engine().built
 
@@ -279,13 +280,13 @@ def test_of_two_that_build_at_once_the_later_takes_what_is_there(board: Board) -
     assert own.path.read_bytes() == b"engine 2", "the other one's, which may be in use"
     assert read_manifest(own.path).engine is not None
     assert len(board.kept()) == 1
-    assert not list(board.cache.glob("*/.*"))
+    assert not list(board.cache.glob(".*"))
 
 
 def time_travel(engine: Cached, seconds: float) -> None:
-    record = engine.path.with_name(RECORD)
-    when = record.stat().st_mtime + seconds
-    os.utime(record, (when, when))
+    entry = engine.path.parent
+    when = entry.stat().st_mtime + seconds
+    os.utime(entry, (when, when))
 
 
 def test_engines_of_older_environments_go(board: Board) -> None:
@@ -309,11 +310,11 @@ def test_the_cache_has_a_size(board: Board) -> None:
         engines.append(board.engine())
         time_travel(engines[-1], -100 + len(engines))
     size = sum(file.stat().st_size for file in engines[0].path.parent.iterdir())
-    board.patch.setattr(engine_cache, "MOST_BYTES", 2 * size + 10)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 2 * size + 10)
     write_tiny(board.onnx, "d")
     last = board.engine()
     assert board.kept() == {engines[2].path, last.path}
-    board.patch.setattr(engine_cache, "MOST_BYTES", 1)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 1)
     write_tiny(board.onnx, "e")
     newest = board.engine()
     assert board.kept() == {newest.path}, "the one just built stays, however large"
@@ -324,14 +325,14 @@ def test_only_engines_and_what_was_abandoned_are_deleted(board: Board) -> None:
     export = board.cache / "0123456789abcdef" / "nano.onnx"
     export.parent.mkdir()
     export.write_bytes(b"x")
-    group = board.engine().path.parent.parent
-    left, running = group / ".dead", group / ".busy"
+    board.engine()
+    left, running = board.cache / ".dead", board.cache / ".busy"
     for scratch in (left, running):
         scratch.mkdir()
         (scratch / RECORD).write_text("{}", encoding="utf-8")
-    old = left.stat().st_mtime - engine_cache.ABANDONED_S - 1
+    old = left.stat().st_mtime - ABANDONED_S - 1
     os.utime(left, (old, old))
-    board.patch.setattr(engine_cache, "MOST_BYTES", 1)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 1)
     board.plan = replace(PLAN, version="10.7.0")
     board.engine()
     assert export.exists()
@@ -355,7 +356,9 @@ def test_without_a_gpu_the_cure_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_it_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    assert cache_folder() == tmp_path / "mirrordepth-edge" / "engines"
+    own = Board(tmp_path / "board", monkeypatch)
+    engine = cached_engine(own.onnx)
+    assert engine.path.is_relative_to(tmp_path / "mirrordepth-edge" / "engines")
 
 
 def test_a_real_engine_is_kept(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_builder_runs_nothing_of_the_working_directory(hostile: Path, tmp_pa
         "timing_cache": None,
     }
     with pytest.raises(MdeError) as caught:  # for want of TensorRT, or of a GPU
-        build_process.run_worker(request, BuildConfig())
+        build_process.run_builder(request, BuildConfig())
     assert not hostile.exists(), hostile.read_text()
     assert "status 9" not in caught.value.why
 
