@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
@@ -15,6 +12,7 @@ from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import Manifest, read_checkpoint_info, read_manifest
+from mirrordepth_edge.support.cache import digest, user_cache
 from mirrordepth_edge.support.files import existing_file, sha256_of
 
 PRESET = "preset:"
@@ -37,9 +35,7 @@ class Wanted:
 
 def cache_folder() -> Path:
     """Where artefacts of suites are kept; they may be deleted at any time."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "suites"
+    return user_cache("suites")
 
 
 def find_or_make(
@@ -105,7 +101,7 @@ def _source(model: str) -> _Source:
         raise OptionError(
             f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", f"{PRESET}vitb16"
         )
-    return _Source(stem=name, model=PRESETS[name], sha256=_digest(asdict(PRESETS[name])), checkpoint=None)
+    return _Source(stem=name, model=PRESETS[name], sha256=digest(PRESETS[name]), checkpoint=None)
 
 
 def _onnx(wanted: Wanted, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Path:
@@ -147,7 +143,7 @@ def _exported(
     assert config.size_hw is not None, "the caller knows the size"
     height, width = config.size_hw
     batch = f".batch{config.batch}" if config.batch > 1 else ""
-    key = _digest([source.sha256, asdict(config), __version__])
+    key = digest(source.sha256, config, __version__)
     path = folder / key[:16] / f"{source.stem}.{height}x{width}.{config.precision}{batch}.onnx"
     if _is_whole(path):
         return path
@@ -194,10 +190,6 @@ def _is_whole(path: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _cannot(wanted: Wanted, why: str, cure: str) -> OptionError:

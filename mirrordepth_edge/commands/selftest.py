@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.bench.selftest import SelfTest, SubjectResult
+    from mirrordepth_edge.bench.selftest_result import SelfTest, SubjectResult
 
 
 def selftest(
@@ -24,7 +24,8 @@ def selftest(
     figures, and no names, paths, addresses or serial numbers; nothing is sent. Exits with 0 if all that ran passed, 3
     if something failed, 4 if no engine could be run, after testing what the CPU can.
     """
-    from mirrordepth_edge.bench.selftest import anonymous, run_selftest
+    from mirrordepth_edge.bench.selftest import run_selftest
+    from mirrordepth_edge.bench.selftest_result import anonymise
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.report.html import save_page
     from mirrordepth_edge.report.selftest import selftest_page, verdict
@@ -33,7 +34,7 @@ def selftest(
     ensure_folder(report)
     with progress_bar() as bar:
         task = bar.add_task("looking around", total=None)
-        result = anonymous(
+        result = anonymise(
             run_selftest(
                 quick=quick,
                 soak_s=None if soak is None else soak * 60,

@@ -25,6 +25,7 @@ from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
 from mirrordepth_edge.sources.files import video_frames
+from mirrordepth_edge.support.cache import user_cache
 from mirrordepth_edge.support.files import atomic_write, sha256_of
 
 KIND: Final = "calib"
@@ -245,7 +246,7 @@ class CalibrationSet:
                 preprocessing are kept; or the cache cannot be written.
         """
         height, width = preprocess.size_hw
-        folder = cache_folder() / self.sha256[:16]
+        folder = user_cache("calibration") / self.sha256[:16]
         path = folder / f"{height}x{width}.{preprocess.fit}.{__version__}.npy"
         shape = (self.count, height, width, 3)
         whole = _open_shard(path, shape)
@@ -277,13 +278,6 @@ class CalibrationSet:
             f"Put the pictures back, or choose others for {size} with mde calibrate"
             + (f"; or export at --size {kept}" if kept != size else ""),
         )
-
-
-def cache_folder() -> Path:
-    """Where images of calibration sets are kept; they may be deleted at any time."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "calibration"
 
 
 def _open_shard(path: Path, shape: tuple[int, ...]) -> IO[bytes] | None:

@@ -27,8 +27,8 @@ KEY_DIGITS: Final = 16
 CHECKSUM_BYTES: Final = hashlib.sha256().digest_size
 
 
-def user_cache(kind: str) -> Path:
-    """Folder of one kind of cache, such as `engines`. Users may delete it at any time."""
+def user_cache(kind: str = "") -> Path:
+    """Folder of one kind of cache, such as `engines`; of all where empty. Users may delete it at any time."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / kind

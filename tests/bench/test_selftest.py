@@ -15,7 +15,8 @@ import pytest
 
 from mirrordepth_edge.bench import selftest, selftest_worker
 from mirrordepth_edge.bench.redact import Anonymiser
-from mirrordepth_edge.bench.selftest import (
+from mirrordepth_edge.bench.selftest import describe_device, run_in_child, run_selftest
+from mirrordepth_edge.bench.selftest_result import (
     ROW_HEADER,
     STEPS,
     Effort,
@@ -26,18 +27,16 @@ from mirrordepth_edge.bench.selftest import (
     StepName,
     Subject,
     SubjectResult,
-    anonymous,
-    describe_device,
-    in_child,
+    anonymise,
     read_selftest,
-    run_selftest,
 )
-from mirrordepth_edge.bench.selftest_worker import Bench, Found, run_step, steps_of
+from mirrordepth_edge.bench.selftest_worker import Measurements, SubjectTest, run_step, run_steps
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.errors import GateError, InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support import worker
 from mirrordepth_edge.support.files import write_json
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
@@ -159,7 +158,9 @@ def child(program: str) -> tuple[str, ...]:
     return (sys.executable, "-c", program)
 
 
-SAYS = "import json, sys; r = json.load(sys.stdin); say = lambda **what: print(json.dumps(what), flush=True); "
+SAYS = (
+    "import json, sys; r = json.loads(sys.stdin.readline()); say = lambda **what: print(json.dumps(what), flush=True); "
+)
 MADE = "say(step={'name': 'make', 'outcome': 'passed'}); "
 
 
@@ -171,7 +172,7 @@ def test_a_child_is_asked_and_listened_to() -> None:
         + MADE
         + "print('a library warns', file=sys.stderr)"
     )
-    found = in_child(NANO, SHORT, told.append, command=child(program))
+    found = run_in_child(NANO, SHORT, told.append, command=child(program))
     assert told == ["hello nano"]
     assert (found.backend, found.backend_version, found.device) == ("b", "1", "d")
     assert found.steps == (Step(name="make", outcome="passed"),)
@@ -182,8 +183,8 @@ def test_a_child_is_asked_and_listened_to() -> None:
     [
         ("import os; print('CUDA error 700', file=sys.stderr, flush=True); os.abort()", ("signal 6", "CUDA error 700")),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ("signal 9", "memory may have run out")),
-        ("raise SystemExit(7)", ("ended with 7",)),
-        ("print('no JSON'); raise SystemExit(1)", ("ended with 1",)),
+        ("raise SystemExit(7)", ("exited with status 7",)),
+        ("print('no JSON'); raise SystemExit(1)", ("exited with status 1",)),
         ("say(stage='stuck'); import time; time.sleep(600)", ("longer than",)),
     ],
 )
@@ -204,9 +205,9 @@ def test_a_child_that_dies_fails_the_step_it_was_at(
 
     seconds = 600.0
     if "stuck" in ending:
-        monkeypatch.setattr(selftest, "Timer", WhenStuck)
+        monkeypatch.setattr(worker, "Timer", WhenStuck)
         seconds = 1e-3
-    found = in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), most_s=seconds)
+    found = run_in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), timeout_s=seconds)
     assert [(step.name, step.outcome) for step in found.steps] == [
         ("make", "passed"),
         ("build", "failed"),
@@ -217,16 +218,16 @@ def test_a_child_that_dies_fails_the_step_it_was_at(
 
 
 def test_a_child_that_never_starts_is_a_failure() -> None:
-    found = in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
+    found = run_in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
     assert [step.outcome for step in found.steps] == ["failed"] + ["skipped"] * 5
 
 
-def bench_of(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> Bench:
-    def say(kind: str, value: Any) -> None:
+def subject_test(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> SubjectTest:
+    def emit(kind: str, value: Any) -> None:
         if said is not None:
             said.append((kind, value))
 
-    return Bench(subject=subject, effort=SHORT, folder=tmp_path, say=say, stack=ExitStack())
+    return SubjectTest(subject=subject, effort=SHORT, folder=tmp_path, emit=emit, stack=ExitStack())
 
 
 @pytest.mark.parametrize(
@@ -238,8 +239,8 @@ def bench_of(subject: Subject, tmp_path: Path, said: list[Any] | None = None) ->
     ],
 )
 def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, words: str) -> None:
-    def work(found: Found) -> None:
-        found.add("so far", 1.0, "s")
+    def work(measured: Measurements) -> None:
+        measured.add("so far", 1.0, "s")
         raise error
 
     step = run_step("bench", work, lambda stage: None)
@@ -249,9 +250,9 @@ def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, wo
 
 
 def test_figures_that_are_no_numbers_are_left_out() -> None:
-    def work(found: Found) -> None:
-        found.add("bad", float("nan"), "ms")
-        found.add("worse", float("inf"), "ms")
+    def work(measured: Measurements) -> None:
+        measured.add("bad", float("nan"), "ms")
+        measured.add("worse", float("inf"), "ms")
 
     step = run_step("bench", work, lambda stage: None)
     assert step.figures == {}
@@ -261,8 +262,8 @@ def test_figures_that_are_no_numbers_are_left_out() -> None:
 def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[StepName] = []
 
-    def working(name: StepName) -> Callable[[Bench, Found], None]:
-        def work(bench: Bench, found: Found) -> None:
+    def working(name: StepName) -> Callable[[SubjectTest, Measurements], None]:
+        def work(test: SubjectTest, measured: Measurements) -> None:
             done.append(name)
             if name == "build":
                 raise MissingError("No CUDA.", "", "")
@@ -270,20 +271,20 @@ def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: 
         return work
 
     for name in STEPS:
-        monkeypatch.setattr(Bench, name, working(name))
-    steps = list(steps_of(bench_of(replace(NANO, no_engine=None), tmp_path)))
+        monkeypatch.setattr(SubjectTest, name, working(name))
+    steps = list(run_steps(subject_test(replace(NANO, no_engine=None), tmp_path)))
     assert done == ["make", "build"]
     assert [step.outcome for step in steps] == ["passed"] + ["skipped"] * 5
     assert {step.reason for step in steps[2:]} == {"build did not pass"}
     done.clear()
-    assert [step.outcome for step in steps_of(bench_of(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
+    assert [step.outcome for step in run_steps(subject_test(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
 
 
 def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirrordepth_edge.export.verify.REPEATS", 1)
     said: list[Any] = []
-    with bench_of(NANO, tmp_path, said).stack:
-        steps = {step.name: step for step in steps_of(bench_of(NANO, tmp_path, said))}
+    with subject_test(NANO, tmp_path, said).stack:
+        steps = {step.name: step for step in run_steps(subject_test(NANO, tmp_path, said))}
     assert {name: step.outcome for name, step in steps.items()} == dict.fromkeys(STEPS, "passed") | {"build": "skipped"}
     assert steps["build"].reason == "there is no GPU"
     (ran_by,) = (value for kind, value in said if kind == "ran_by")
@@ -299,7 +300,7 @@ def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
-    bench = bench_of(replace(NANO, precision="int8"), tmp_path)
+    bench = subject_test(replace(NANO, precision="int8"), tmp_path)
     step = run_step("make", bench.make, lambda stage: None)
     assert step.outcome == "passed", step.reason
     quantisation = read_manifest(bench.onnx).quantisation
@@ -319,7 +320,7 @@ def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         selftest_worker, "read_manifest", lambda path, verify: SimpleNamespace(engine=engine, parity=parity)
     )
-    bench = bench_of(replace(NANO, no_engine=None), tmp_path)
+    bench = subject_test(replace(NANO, no_engine=None), tmp_path)
     bench.onnx = tmp_path / "nano.onnx"
     step = run_step("build", bench.build, lambda stage: None)
     assert bench.path == plan
@@ -329,7 +330,7 @@ def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: p
         "main memory at most": 800.0,
         "mean relative, against its ONNX file": 1e-3,
     }
-    assert step.notes == ("not built now: built yesterday",)
+    assert step.notes == ("from the engine cache: built yesterday",)
     parity.runner = "onnxruntime 1.23.2 CPU"
     assert "mean relative, against its ONNX file" not in run_step("build", bench.build, lambda stage: None).figures
 
@@ -364,7 +365,7 @@ def test_nothing_personal_is_sent(tmp_path: Path) -> None:
     result = replace(result, device=device, no_engine=planted)
     assert all(secret in json.dumps(asdict(result)) for secret in SECRETS)
     names = ["mallory", "mallory-laptop", "0424321987654", "projectx"]
-    sent = anonymous(result, Anonymiser.of(names, ["/home/mallory"]))
+    sent = anonymise(result, Anonymiser.of(names, ["/home/mallory"]))
     write_json(tmp_path / "selftest.json", asdict(sent))
     text = (tmp_path / "selftest.json").read_text(encoding="utf-8")
     assert [secret for secret in SECRETS if secret in text] == []
@@ -375,7 +376,7 @@ def test_nothing_personal_is_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["make", "bench", "passed", "fp16", "nano"])
 def test_a_user_whose_name_is_a_word_of_the_report_breaks_nothing(name: str) -> None:
     result = run_selftest(quick=True, run=passed)
-    sent = anonymous(result, Anonymiser.of([name], []))
+    sent = anonymise(result, Anonymiser.of([name], []))
     assert [step.name for step in sent.tested[0].steps] == ["make", "bench", "stream"]
     assert sent.exit_code == result.exit_code
 

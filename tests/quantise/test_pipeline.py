@@ -36,6 +36,7 @@ from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, picked, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
+from mirrordepth_edge.support.cache import read_checked, write_checked
 
 
 def smooth(count: int) -> list[Frame]:
@@ -334,7 +335,9 @@ def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
         patch.setattr(Int8Quantizer, "accuracy", interrupted)
         with pytest.raises(BrokenOffError):
             sweep(made, cost, store)
-    assert set(json.loads(store.read_text())["sensitivity"]) == set(few)
+    stored = read_checked(store)
+    assert stored is not None
+    assert set(json.loads(stored)["sensitivity"]) == set(few)
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
@@ -358,11 +361,16 @@ def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
         picked(made, cost, store, first, 99)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"key": "another"}', '{"key": 1, "points": []}', "[]"])
-def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(folder: Path, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"key": 1, "points": []}', None])
+def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(
+    folder: Path, tmp_path: Path, content: bytes | None
+) -> None:
     made = workshop(folder, tmp_path, FOR_CPU)
     store = tmp_path / "sweep.json"
-    store.write_text(content)
+    if content is None:
+        write_checked(store, b'{"key": "another"}')
+    else:
+        store.write_bytes(content)
     kept = sweeping._Store(store, made, Cost("words", Clock(1)))
     assert kept.sensitivity == {}
     assert kept.points == {}

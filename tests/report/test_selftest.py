@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 
-from mirrordepth_edge.bench.selftest import (
+from mirrordepth_edge.bench.selftest_result import (
     ROW_HEADER,
     STEPS,
     Device,
@@ -113,7 +113,7 @@ def test_all_that_a_row_needs_is_there() -> None:
         *ROW_HEADER,
     ):
         assert each in text, each
-    assert "All that was run passed: nano FP16." in text
+    assert "All passed: nano FP16." in text
     assert "3.46 ms" in text
     assert "age 5.68 ms" in text
     assert "took 91.4 s" in text
@@ -135,7 +135,7 @@ def test_what_failed_and_what_was_left_out_is_told_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("tested", "no_engine", "expected"),
     [
-        ((ran(NANO),), None, "All that was run passed: nano FP16."),
+        ((ran(NANO),), None, "All passed: nano FP16."),
         ((ran(NANO), broke(VIT, "no")), None, "Failed: vitb16 INT8. Passed: nano FP16."),
         ((left_out(NANO, "no"),), "no GPU", "No engine was run."),
         (

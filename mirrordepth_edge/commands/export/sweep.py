@@ -26,9 +26,10 @@ def run_sweep(
     from mirrordepth_edge.quantise.sweep_result import save_sweep
     from mirrordepth_edge.report.html import save_page
     from mirrordepth_edge.report.sweep import sweep_page
+    from mirrordepth_edge.support.cache import user_cache
 
     cost = measured(workshop) if workshop.config.scheme == "cpu" else estimated(workshop, targets)
-    store = _cache_folder() / f"{settings_sha256(workshop, cost)[:16]}.json"
+    store = user_cache("sweeps") / f"{settings_sha256(workshop, cost)[:16]}.json"
     result = sweep(workshop, cost, store)
     if pick is not None:
         return picked(workshop, cost, store, result, pick)
@@ -38,12 +39,6 @@ def run_sweep(
     save_page(page, sweep_page(result))
     console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick NUMBER")
     return None
-
-
-def _cache_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "sweeps"
 
 
 def measured(workshop: Int8Quantizer) -> Cost:
