@@ -10,16 +10,15 @@ from types import TracebackType
 
 import numpy as np
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.base import Arrays, Session
-from mirrordepth_edge.backends.registry import open_session
+from mirrordepth_edge.backends.registry import open_artefact, open_session
 from mirrordepth_edge.camera.model import Camera, Lens, scale_for
 from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.imaging.temporal_filter import Stabiliser
-from mirrordepth_edge.manifest import read_checkpoint_info
 
 
 class DepthPredictor:
@@ -143,7 +142,7 @@ class DepthPredictor:
 
 
 def load(
-    model: str | Path = "nano",
+    model: str | Path | Artefact = "nano",
     options: SessionOptions | None = None,
     camera: Camera | Lens | None = None,
     batch: int = 1,
@@ -151,7 +150,8 @@ def load(
     """Open a model for prediction.
 
     Args:
-        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file.
+        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file, or one
+            that is open already.
         options: device, threads and CLIP weights.
         camera: what the frames come from; the training camera where None. `camera.Camera` and `camera.Lens`
             describe one, `camera.read_camera` takes it from a calibration.
@@ -163,12 +163,12 @@ def load(
         OptionError: a camera is given, and the model does not say with which one it was trained; or the file takes
             another number of frames at once.
     """
-    path = model_path(model)
-    session, manifest = open_session(path, options)
+    artefact = open_artefact(model, trust=options is not None and options.trust)
+    session, manifest = open_session(artefact, options)
     try:
         if manifest is None:
             _, height, width = session.inputs[0].size
-            described = replace(read_checkpoint_info(path).model, size_hw=(height, width))
+            described = replace(artefact.checkpoint_info.model, size_hw=(height, width))
             return DepthPredictor(session, described, camera=camera, batch=batch)
         return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera, batch=batch)
     except BaseException:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest_result import STEPS, Effort, Figure, Step, StepName, Subject, skip_after
@@ -29,7 +30,6 @@ from mirrordepth_edge.export.verify import Runs, Verification, check_verificatio
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.machine.telemetry import Reading, Telemetry
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.support.worker import Emit, serve
 
@@ -83,9 +83,9 @@ class SubjectTest:
     """For temporary files."""
     emit: Emit
     stack: ExitStack
-    onnx: Path = field(init=False)
-    path: Path = field(init=False)
-    """The file that is run."""
+    onnx: Artefact = field(init=False)
+    artefact: Artefact = field(init=False)
+    """The file that is run: the engine, or the ONNX file itself."""
     candidate: Candidate = field(init=False)
     frames: list[Frame] = field(init=False)
 
@@ -94,9 +94,9 @@ class SubjectTest:
 
     def make(self, measured: Measurements) -> None:
         precision = self.subject.precision
-        self.path = self.onnx = self._quantise() if precision == "int8" else self._export(precision)
-        measured.add("size", self.onnx.stat().st_size / MB, "MB")
-        manifest = read_manifest(self.onnx, verify=False)
+        self.artefact = self.onnx = self._quantise() if precision == "int8" else self._export(precision)
+        measured.add("size", self.onnx.path.stat().st_size / MB, "MB")
+        manifest = self.onnx.manifest
         quantisation = manifest.quantisation
         if quantisation is not None and quantisation.accuracy is not None:
             measured.add("AbsRel against FP32's depth", quantisation.accuracy.figures.abs_rel, "")
@@ -109,36 +109,34 @@ class SubjectTest:
                 f"{self.subject.model} has random weights: its speed is realistic, its depth is meaningless"
             )
 
-    def _export(self, precision: Precision) -> Path:
+    def _export(self, precision: Precision) -> Artefact:
         model = self.subject.model if self.subject.model == "nano" else PRESET + self.subject.model
         return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
 
-    def _quantise(self) -> Path:
+    def _quantise(self) -> Artefact:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
         from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
         fp32 = self._export("fp32")
-        manifest = read_manifest(fp32)
         quantizer = Int8Quantizer(
-            fp32=fp32,
-            manifest=manifest,
+            fp32=fp32.path,
+            manifest=fp32.manifest,
             calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,
             progress=ProgressCallback(stage=lambda name, steps: self.stage(name)),
         )
         output = self.folder / f"{self.subject.model}.int8.onnx"
-        quantizer.write(output, quantizer.fit(), manifest.artefact_sha256)
-        return output
+        quantizer.write(output, quantizer.fit(), fp32.sha256)
+        return Artefact.open(output)
 
     def build(self, measured: Measurements) -> None:
         if self.subject.no_engine is not None:
             raise SkippedError(self.subject.no_engine)
         cached = cached_engine(self.onnx, on_stage=self.stage)
-        self.path = cached.path
-        manifest = read_manifest(cached.path, verify=False)
+        self.artefact, manifest = cached.artefact, cached.artefact.manifest
         assert manifest.engine is not None, "a plan has an engine"
-        measured.add("size", cached.path.stat().st_size / MB, "MB")
+        measured.add("size", self.artefact.path.stat().st_size / MB, "MB")
         measured.add("build", manifest.engine.build_seconds, "s")
         if manifest.engine.peak_memory_mb is not None:
             measured.add("main memory at most", manifest.engine.peak_memory_mb, "MB")
@@ -148,7 +146,7 @@ class SubjectTest:
             measured.notes.append(f"from the engine cache: {cached.why}")
 
     def verify(self, measured: Measurements) -> None:
-        self.candidate = open_candidate(self.path)
+        self.candidate = open_candidate(self.artefact)
         self.stack.callback(self.candidate.predictor.close)
         session = self.candidate.predictor.session
         self.emit("ran_by", {"backend": session.backend, "backend_version": session.version, "device": session.device})
@@ -199,8 +197,8 @@ class SubjectTest:
     def _verify(self, measured: Measurements, soak_s: float) -> Verification:
         session = self.candidate.predictor.session
         with TelemetrySampler() as sampler:
-            verification = verify(session, self.path, read_manifest(self.path, verify=False), soak_s=soak_s)
-        check_verification(verification, self.path.name)
+            verification = verify(session, self.artefact, self.artefact.manifest, soak_s=soak_s)
+        check_verification(verification, self.artefact.name)
         measured.notes += verification.notes
         if soak_s:
             measured.add_telemetry(sampler.telemetry())

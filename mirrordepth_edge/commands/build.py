@@ -81,17 +81,18 @@ def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildC
 
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build and print what came of it."""
+    from mirrordepth_edge.artefact import Artefact
     from mirrordepth_edge.commands.terminal import console
     from mirrordepth_edge.engines.build import build_engine, is_verified, plan_build
     from mirrordepth_edge.export.parity import figures
-    from mirrordepth_edge.manifest import read_manifest
 
     plan = plan_build(target)
-    _warn(plan, read_manifest(model, verify=False))
+    artefact = Artefact.open(model)
+    _warn(plan, artefact.manifest)
     with _progress() as bar:
         task = bar.add_task(f"building with {plan.flavour}", total=1.0, phase="")
         manifest = build_engine(
-            model,
+            artefact,
             output,
             plan,
             config,

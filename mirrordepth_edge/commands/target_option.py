@@ -26,12 +26,11 @@ def resolve(model: str, target: str | None, options: SessionOptions | None = Non
     """
     if target is None:
         return model
-    from mirrordepth_edge.artefact import model_path
+    from mirrordepth_edge.artefact import Artefact, model_path
     from mirrordepth_edge.commands.terminal import errors, progress_bar
     from mirrordepth_edge.engines.build import HERE, plan_build, problems_of
     from mirrordepth_edge.engines.cache import cached_engine
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.manifest import read_manifest
 
     path = model_path(model)
     if target != HERE:
@@ -44,12 +43,12 @@ def resolve(model: str, target: str | None, options: SessionOptions | None = Non
         raise OptionError(f"--target {HERE} does not fit {path}.", why, "Leave --target out, or name an .onnx file.")
     if options is not None:
         _refuse(options)
-    plan = plan_build(HERE)
-    for problem in problems_of(plan, read_manifest(path, verify=False).precision):
+    plan, onnx = plan_build(HERE), Artefact.open(path)
+    for problem in problems_of(plan, onnx.manifest.precision):
         errors.print(f"known problem ({problem.severity}, {problem.certainty}): {problem.what}", style="yellow")
     with progress_bar() as bar:
         task = bar.add_task("looking for an engine", total=None)
-        found = cached_engine(path, plan=plan, on_stage=lambda stage: bar.update(task, description=stage))
+        found = cached_engine(onnx, plan=plan, on_stage=lambda stage: bar.update(task, description=stage))
     errors.print(_told(model, found))
     return str(found.path)
 

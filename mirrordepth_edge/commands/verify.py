@@ -38,7 +38,7 @@ def verify(
     from dataclasses import asdict, replace
 
     from mirrordepth_edge.artefact import model_path
-    from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_session
+    from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_artefact, open_session
     from mirrordepth_edge.commands.terminal import console, errors
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.export.verify import check_verification
@@ -56,8 +56,9 @@ def verify(
         )
     if json_file is not None:
         ensure_folder(json_file.parent)
+    artefact = open_artefact(path, trust=trust)
     session, manifest = open_session(
-        path, replace(session_options(device, backend=backend, network_size=network_size), trust=trust)
+        artefact, replace(session_options(device, backend=backend, network_size=network_size), trust=trust)
     )
     assert manifest is not None, "every model but a checkpoint has one"
     with session:
@@ -65,7 +66,7 @@ def verify(
         for note in getattr(session, "notes", ()):
             errors.print(f"note: {note}", style="yellow")
         with TelemetrySampler() as sampler, _soaking(soak * 60) as on_soak:
-            found = look(session, path, manifest, soak_s=soak * 60, on_soak=on_soak)
+            found = look(session, artefact, manifest, soak_s=soak * 60, on_soak=on_soak)
     telemetry = sampler.telemetry()
     _report(found, telemetry)
     if json_file is not None:

@@ -11,8 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact
 from mirrordepth_edge.backends.base import Missing
-from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
+from mirrordepth_edge.backends.registry import backend
 from mirrordepth_edge.backends.trt.compatibility import driver_here
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
@@ -26,7 +27,7 @@ from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.known_issues import KnownProblem, known_problems
-from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
+from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
 from mirrordepth_edge.reference import reference_path
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
@@ -160,7 +161,7 @@ def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownProblem, ..
 
 
 def build_engine(
-    onnx_path: Path,
+    onnx: Artefact,
     output: Path,
     plan: BuildPlan,
     config: BuildConfig | None = None,
@@ -176,15 +177,15 @@ def build_engine(
         on_progress: called on this thread; an exception that it raises ends the builder.
 
     Raises:
-        InputError: the file has no valid manifest, the parser or builder refused it, or a file cannot be written.
+        InputError: the file is not ONNX, the parser or builder refused it, or a file cannot be written.
         OptionError: the builder does not support an option, or it does not fit the file.
         MissingError: the engine is for this machine's GPU but cannot run on it; nothing was built.
         DeviceError: memory ran out.
         GateError: the engine's depth differs from the ONNX file's, or from run to run; nothing is written.
     """
     require_suffix(output, PLAN_SUFFIXES, "an engine")
-    source = read_manifest(onnx_path)
-    refuse_cpu_int8(onnx_path, source)
+    source = onnx.manifest
+    refuse_cpu_int8(onnx.path, source)
     config = with_sizes(config or BuildConfig(), source)
     integrated = plan.runs_here and any(gpu.integrated for gpu in nvidia_gpus()[:1])
     refuse_unsupported(config, plan.flavour, plan.version, integrated=integrated)
@@ -193,29 +194,28 @@ def build_engine(
     ensure_folder(output.parent)
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "engine.plan"
-        result = _build(onnx_path, built, source, plan, config, on_progress)
+        result = _build(onnx, built, plan, config, on_progress)
         manifest = replace(
             of_sizes(source, config.dynamic),
             kind="plan",
             artefact_sha256=sha256_of(built),
-            parent_sha256=source.artefact_sha256,
+            parent_sha256=onnx.sha256,
             engine=_engine_info(plan, config, result),
         )
         if plan.runs_here:
             if config.weights == "stripped":
-                _place_weights(built, onnx_path)
-            manifest = replace(manifest, parity=_verify(built, manifest, onnx_path, source, output.name))
+                _place_weights(built, onnx.path)
+            manifest = replace(manifest, parity=_verify(built, manifest, onnx, output.name))
         with ExitStack() as stack:  # the reference moves into place after the plan, if that could be written
-            if reference_path(onnx_path).is_file():
-                shutil.copyfile(reference_path(onnx_path), stack.enter_context(atomic_write(reference_path(output))))
+            if reference_path(onnx.path).is_file():
+                shutil.copyfile(reference_path(onnx.path), stack.enter_context(atomic_write(reference_path(output))))
             write_artefact(output, built.read_bytes(), manifest)
     return manifest
 
 
 def _build(
-    onnx_path: Path,
+    onnx: Artefact,
     built: Path,
-    source: Manifest,
     plan: BuildPlan,
     config: BuildConfig,
     on_progress: OnProgress | None,
@@ -231,12 +231,12 @@ def _build(
     timings = built.with_name("timing.cache")
     stored = _timing_cache(plan) if config.timing_cache else None
     request = {
-        "onnx": str(onnx_path.resolve()),
+        "onnx": str(onnx.path.resolve()),
         "plan": str(built),
         "flavour": plan.flavour,
         "compute_capabilities": plan.compute_capabilities,
         "config": asdict(config),
-        "layouts": {spec.name: spec.layout for spec in source.inputs},
+        "layouts": {spec.name: spec.layout for spec in onnx.manifest.inputs},
         "timing_cache": None if stored is None else str(timings),
     }
     if stored is not None:
@@ -284,7 +284,7 @@ def _timing_cache(plan: BuildPlan) -> Path | None:
     return timing_cache.timing_cache_path(gpus[0], plan.flavour, plan.version, driver_here(gpus[0]))
 
 
-def _verify(built: Path, manifest: Manifest, onnx_path: Path, source: Manifest, name: str) -> Parity:
+def _verify(built: Path, manifest: Manifest, onnx: Artefact, name: str) -> Parity:
     """Run an engine and compare it with its ONNX file.
 
     Raises:
@@ -295,7 +295,7 @@ def _verify(built: Path, manifest: Manifest, onnx_path: Path, source: Manifest, 
         session = backend(manifest.engine.flavour).open(built, manifest, options)  # type: ignore[union-attr]
         with session:
             require_repeatable(session, manifest.at(options.network_hw, options.batch), name)
-            measured.append(measure_engine_parity(session, onnx_path, source))
+            measured.append(measure_engine_parity(session, onnx.path, onnx.manifest))
     return worst_parity(measured)
 
 

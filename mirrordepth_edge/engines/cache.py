@@ -1,6 +1,6 @@
 """Engines built once and kept: keyed by ONNX file, options and environment, with the reason for every rebuild.
 
-An engine is a folder of the cache, `NAME-MODEL-ENVIRONMENT.engine`, which holds plan, manifest and reference. Its
+An engine is a folder of the cache, `NAME-MODEL-ENVIRONMENT.built`, which holds plan, manifest and reference. Its
 `built.json` records what the engine was built from and where; comparing it with the environment of today gives the
 reason for a rebuild.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.trt.compatibility import driver_here
 from mirrordepth_edge.config import BuildConfig, Strict
 from mirrordepth_edge.engines import build
@@ -23,13 +24,12 @@ from mirrordepth_edge.engines.build import HERE, BuildPlan
 from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.machine.device import nvidia_gpus
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.cache import Cache, digest, user_cache
 from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.support.schema import read_strict
 
 RECORD: Final = "built.json"
-SUFFIX: Final = ".engine"
+SUFFIX: Final = ".built"
 MAX_ENVIRONMENTS: Final = 2
 """Engines kept of one ONNX file and its options: changing to another TensorRT and back rebuilds nothing."""
 MAX_BYTES: Final = 4_000_000_000
@@ -75,15 +75,19 @@ class Record(Strict):
 class Cached:
     """An engine that can be run."""
 
-    path: Path
+    artefact: Artefact
     built: bool
     """Whether it was built by this call."""
     why: str
     """Why it was built, or when it had been built."""
 
+    @property
+    def path(self) -> Path:
+        return self.artefact.path
+
 
 def cached_engine(
-    onnx_path: Path,
+    onnx: Artefact,
     *,
     options: BuildConfig | None = None,
     folder: Path | None = None,
@@ -93,7 +97,6 @@ def cached_engine(
     """Return the engine of an ONNX file for this machine's GPU, and build it if the cache has none.
 
     Args:
-        onnx_path: ONNX file with its manifest.
         options: of the builder; its defaults where None.
         folder: the cache; the user's where None.
         plan: what to build; decided here where None.
@@ -101,7 +104,7 @@ def cached_engine(
 
     Raises:
         MissingError: it cannot be built on this machine; the cure says where.
-        InputError: the ONNX file is damaged or cannot be built, or the cache cannot be written.
+        InputError: the ONNX file cannot be built, or the cache cannot be written.
         OptionError, DeviceError, GateError: as `build_engine`.
     """
     plan = plan or build.plan_build(HERE)
@@ -109,35 +112,38 @@ def cached_engine(
     cache = Cache(
         folder=folder or user_cache("engines"), suffix=SUFFIX, max_per_name=MAX_ENVIRONMENTS, max_bytes=MAX_BYTES
     )
-    source = read_manifest(onnx_path)
     now = built_with(plan)
-    name = f"{onnx_path.stem}-{digest(source, options)[:12]}"
+    name = f"{onnx.path.stem}-{digest(onnx.manifest, options)[:12]}"
     entry = cache.path(now, name=name)
-    path = entry / f"{onnx_path.stem}.{plan.flavour}.plan"
-    defect = _defect(path, source.artefact_sha256, plan)
-    if defect is None:
+    path = entry / f"{onnx.path.stem}.{plan.flavour}.plan"
+
+    def open_kept() -> Artefact | str:
+        return _open_kept(path, onnx, plan)
+
+    kept = open_kept()
+    if isinstance(kept, Artefact):
         cache.touch(entry)
         record = _read_record(entry)
         why = f"built {record.built} by {now.builder}" if record else "built before"
-        return Cached(path=path, built=False, why=why)
-    why = defect if entry.exists() else _reason_to_build(cache.entries(name), now)
+        return Cached(artefact=kept, built=False, why=why)
+    why = kept if entry.exists() else _reason_to_build(cache.entries(name), now)
     title = f"building with {now.builder}"
 
     def on_progress(progress: BuildProgress) -> None:
         on_stage(f"{title}, {progress.fraction:.0%}")
 
-    with cache.new_folder(entry, lambda: _defect(path, source.artefact_sha256, plan) is None) as temporary:
+    with cache.new_folder(entry, lambda: isinstance(open_kept(), Artefact)) as temporary:
         on_stage(title)
-        build.build_engine(onnx_path, temporary / path.name, plan, options, on_progress)
+        build.build_engine(onnx, temporary / path.name, plan, options, on_progress)
         record = Record(
-            onnx=onnx_path.name,
-            onnx_sha256=source.artefact_sha256,
+            onnx=onnx.name,
+            onnx_sha256=onnx.sha256,
             options=options,
             environment=now,
             built=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
         )
         write_json(temporary / RECORD, asdict(record))
-    return Cached(path=path, built=True, why=why)
+    return Cached(artefact=Artefact.open(path), built=True, why=why)
 
 
 def built_with(plan: BuildPlan) -> BuiltWith:
@@ -170,17 +176,17 @@ def difference(then: BuiltWith, now: BuiltWith) -> str:
     return ", ".join(changes)
 
 
-def _defect(path: Path, onnx_sha256: str, plan: BuildPlan) -> str | None:
-    """Why a kept engine cannot be used; None if it can."""
+def _open_kept(path: Path, onnx: Artefact, plan: BuildPlan) -> Artefact | str:
+    """Open a kept engine, or say why it cannot be used."""
     try:
-        manifest = read_manifest(path)
+        engine = Artefact.open(path)
     except InputError:
         return "the kept engine is damaged"
-    if manifest.parent_sha256 != onnx_sha256:
+    if engine.manifest.parent_sha256 != onnx.sha256:
         return "the kept engine is damaged"
-    if plan.runs_here and not build.is_verified(manifest):
+    if plan.runs_here and not build.is_verified(engine.manifest):
         return "the kept engine was never compared with its ONNX file"
-    return None
+    return engine
 
 
 def _reason_to_build(others: list[Path], now: BuiltWith) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench import selftest, selftest_worker
 from mirrordepth_edge.bench.redact import Anonymiser
 from mirrordepth_edge.bench.selftest import describe_device, run_in_child, run_selftest
@@ -35,7 +36,6 @@ from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.errors import GateError, InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support import worker
 from mirrordepth_edge.support.files import write_json
 
@@ -303,7 +303,7 @@ def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkey
     bench = subject_test(replace(NANO, precision="int8"), tmp_path)
     step = run_step("make", bench.make, lambda stage: None)
     assert step.outcome == "passed", step.reason
-    quantisation = read_manifest(bench.onnx).quantisation
+    quantisation = bench.onnx.manifest.quantisation
     assert quantisation is not None
     assert (quantisation.scheme, quantisation.calibration_frames) == ("cpu", 3)
     assert quantisation.calibration == "selftest-only-nano"
@@ -314,16 +314,14 @@ def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: p
     engine = SimpleNamespace(flavour="tensorrt", build_seconds=12.5, peak_memory_mb=800.0)
     plan = tmp_path / "e.plan"
     plan.write_bytes(b"0" * 2_000_000)
-    cached = SimpleNamespace(path=plan, built=False, why="built yesterday")
-    monkeypatch.setattr(selftest_worker, "cached_engine", lambda onnx, on_stage: cached)
     parity = SimpleNamespace(mean_relative=1e-3, runner="tensorrt 10.3.0 on Orin")
-    monkeypatch.setattr(
-        selftest_worker, "read_manifest", lambda path, verify: SimpleNamespace(engine=engine, parity=parity)
-    )
+    artefact = SimpleNamespace(path=plan, manifest=SimpleNamespace(engine=engine, parity=parity))
+    cached = SimpleNamespace(artefact=artefact, built=False, why="built yesterday")
+    monkeypatch.setattr(selftest_worker, "cached_engine", lambda onnx, on_stage: cached)
     bench = subject_test(replace(NANO, no_engine=None), tmp_path)
-    bench.onnx = tmp_path / "nano.onnx"
+    bench.onnx = Artefact.open("nano")
     step = run_step("build", bench.build, lambda stage: None)
-    assert bench.path == plan
+    assert bench.artefact.path == plan
     assert {name: figure.value for name, figure in step.figures.items()} == {
         "size": 2.0,
         "build": 12.5,

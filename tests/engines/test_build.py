@@ -20,7 +20,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, Available, Missing
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.backends.trt import compatibility
@@ -197,7 +197,7 @@ def test_a_real_engine_is_built(precision: Precision, ada: BuildPlan, tmp_path: 
 
     source, plan = write_tiny(tmp_path / "tiny.onnx", precision), tmp_path / "tiny.plan"
     config, seen = BuildConfig(workspace_gib=1.0), []
-    manifest = build_engine(source, plan, ada, config, seen.append)
+    manifest = build_engine(Artefact.open(source), plan, ada, config, seen.append)
     assert read_manifest(plan) == manifest
     assert manifest.kind == "plan"
     assert manifest.precision == precision
@@ -226,11 +226,11 @@ def test_a_real_engine_is_built(precision: Precision, ada: BuildPlan, tmp_path: 
 
 def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
     source, plan = write_tiny(tmp_path / "open.onnx", "fp16", sizes=SIZES), tmp_path / "open.plan"
-    whole = build_engine(source, plan, ada)
+    whole = build_engine(Artefact.open(source), plan, ada)
     assert whole.engine is not None
     assert (whole.sizes, whole.engine.options) == (SIZES, BuildConfig(dynamic=SIZES))
     narrower = parse_range("32x64,96x96,96x96")
-    manifest = build_engine(source, plan, ada, BuildConfig(dynamic=narrower))
+    manifest = build_engine(Artefact.open(source), plan, ada, BuildConfig(dynamic=narrower))
     assert read_manifest(plan) == manifest
     assert manifest.inputs == read_manifest(source).inputs
     assert (manifest.sizes, manifest.model.size_hw, manifest.preprocess.size_hw) == (narrower, (96, 96), (96, 96))
@@ -239,7 +239,7 @@ def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
 def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(OptionError, match="sizes are fixed") as caught:
-        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
+        build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
     assert f"mde export --dynamic {SIZES}" in caught.value.cure
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.onnx.manifest.json"}
 
@@ -248,11 +248,13 @@ def test_sizes_must_suit_the_model(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "open.onnx", sizes=SIZES)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     with pytest.raises(OptionError, match="cannot run at 32x70") as caught:
-        build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96")))
+        build_engine(
+            Artefact.open(source), tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96"))
+        )
     assert "32x64" in caught.value.cure
     for beyond in ("32x32,64x96,64x96", "32x64,64x96,160x192", "1x32x64,1x64x96,2x64x96"):
         with pytest.raises(OptionError, match="more than the ONNX file takes") as caught:
-            build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
+            build_engine(Artefact.open(source), tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
         assert str(SIZES) in caught.value.cure
 
 
@@ -284,7 +286,7 @@ def test_too_small_a_workspace_is_told_from_a_bad_file(ada: BuildPlan, tmp_path:
     """TensorRT's own words, brought about by a limit of 1 KiB."""
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(DeviceError, match="Out of memory") as caught:
-        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
+        build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
     assert "workspace limit" in caught.value.why
     assert "--workspace other than" in caught.value.cure
     assert not (tmp_path / "tiny.plan").exists()
@@ -379,7 +381,7 @@ def test_a_full_disk_under_the_plan(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match="Cannot write") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", order)
     assert "No space left" in caught.value.why
     assert list(tmp_path.iterdir()) == []
 
@@ -404,7 +406,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(NANO_ONNX["fp32"], tmp_path / "nano.plan", ada, on_progress=interrupt)
+        build_engine(Artefact.open(NANO_ONNX["fp32"]), tmp_path / "nano.plan", ada, on_progress=interrupt)
     assert [worker.returncode for worker in started] == [-signal.SIGKILL]
     assert [path.name for path in tmp_path.iterdir()] == ["aside"]
     assert list(aside.iterdir()) == []
@@ -425,11 +427,11 @@ def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_timings_are_kept_from_build_to_build(played: list[dict[str, Any]], orin: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN)
     (stored,) = orin.rglob("*.cache")
     assert read_checked(stored) == b"timed timed "
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, BuildConfig(timing_cache=False))
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(ORIN, flavour="tensorrt-rtx"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, BuildConfig(timing_cache=False))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", replace(ORIN, flavour="tensorrt-rtx"))
     assert [request["timing_cache"] is None for request in played] == [False, False, True, True]
     assert read_checked(stored) == b"timed timed "
 
@@ -466,12 +468,12 @@ def test_an_engine_says_where_it_was_built(
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
     machine.setattr(compatibility, "DRIVER", version)
-    engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
+    engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert (engine.gpu, engine.driver) == ("GPU", "540.4.0, CUDA 12.6")
     assert (engine.build_seconds, engine.peak_memory_mb) == (1.25, None)
     machine.setattr(compatibility, "DRIVER", tmp_path / "absent")
-    engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
+    engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert engine.driver == "CUDA 12.6"
 
@@ -497,11 +499,11 @@ def test_where_engines_cannot_run_none_is_built_for_this_gpu(
     machine.setattr(build_module, "backend", runtime)
     order = replace(ORIN, flavour=flavour)
     with pytest.raises(MissingError, match=f"^{flavour} could not run the engine") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", order)
     assert "Engines need cuda-python, which is not installed." in caught.value.why
     assert caught.value.cure == lacks.cure
     assert (played, asked) == ([], [flavour])
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(order, runs_here=False))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", replace(order, runs_here=False))
     assert len(played) == 1, "for another GPU nothing need run here"
 
 
@@ -525,7 +527,7 @@ def test_a_stripped_engine_is_proven_with_the_weights_of_its_onnx(
     for link in (True, False):
         if not link:
             monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("not allowed")))
-        manifest = build_engine(source, tmp_path / "nano.plan", ORIN, BuildConfig(weights="stripped"))
+        manifest = build_engine(Artefact.open(source), tmp_path / "nano.plan", ORIN, BuildConfig(weights="stripped"))
         assert manifest.parity.runner.endswith("against its FP16 ONNX")
         assert manifest.parity.block_relative == 0
     assert sha256_of(source) == read_manifest(source).artefact_sha256
@@ -540,11 +542,11 @@ def test_hardware_compatibility_is_not_for_a_jetson(
     machine.setattr(build_module, "nvidia_gpus", lambda: (replace(gpu("8.7"), integrated=True),))
     config = BuildConfig(hardware_compat="ampere+")
     with pytest.raises(OptionError, match="--hardware-compat is nothing that") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, config)
     assert "JetPack" in caught.value.why
     assert not played
     machine.setattr(build_module, "nvidia_gpus", lambda: (gpu("8.9"),))
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, config)
     assert played[0]["config"]["hardware_compat"] == "ampere+"
 
 
@@ -560,7 +562,9 @@ def test_too_old_a_tensorrt_is_refused(machine: pytest.MonkeyPatch) -> None:
 
 def test_an_option_that_the_builder_lacks_is_refused_first(played: list[dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="same-cc"):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "x.plan", ORIN, BuildConfig(hardware_compat="same-cc"))
+        build_engine(
+            Artefact.open(NANO_ONNX["fp16"]), tmp_path / "x.plan", ORIN, BuildConfig(hardware_compat="same-cc")
+        )
     assert not played
 
 
@@ -681,21 +685,21 @@ def test_an_engine_that_can_run_here_is_proven_first(
     monkeypatch.setattr(verify, "REPEATS", 1)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True)
     if right:
-        manifest = build_engine(source, plan, order)
+        manifest = build_engine(Artefact.open(source), plan, order)
         assert manifest.parity.max_relative == 0.0
         assert "against its FP16 ONNX" in manifest.parity.runner
         assert manifest.parity.limit == "mean <= 0.004, worst 8x8 pixels <= 0.03 relative"
         assert read_manifest(plan).parity == manifest.parity
         return
     with pytest.raises(GateError, match="nothing was written"):
-        build_engine(source, plan, order)
+        build_engine(Artefact.open(source), plan, order)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_needs_an_engines_name(tmp_path: Path) -> None:
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     with pytest.raises(OptionError, match="no name for an engine"):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.onnx", order)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.onnx", order)
 
 
 def write_unsupported(path: Path) -> None:
@@ -715,7 +719,7 @@ def test_a_parser_error_names_the_node(tmp_path: Path) -> None:
     source, plan = tmp_path / "odd.onnx", tmp_path / "odd.plan"
     write_unsupported(source)
     with pytest.raises(InputError, match="cannot build") as caught:
-        build_engine(source, plan, plan_build("rtx-ada"))
+        build_engine(Artefact.open(source), plan, plan_build("rtx-ada"))
     assert "decoder/odd_one" in caught.value.why
     assert "Conundrum" in caught.value.why
     assert sorted(p.name for p in tmp_path.iterdir()) == ["odd.onnx", "odd.onnx.manifest.json"]
@@ -730,6 +734,6 @@ def test_an_engine_for_this_machine(tmp_path: Path) -> None:
     from mirrordepth_edge.backends.registry import open_session
 
     plan = tmp_path / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("here"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("here"))
     with open_session(plan)[0] as session:
         assert session.backend == "tensorrt"

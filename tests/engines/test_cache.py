@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.trt import compatibility as trust
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build
@@ -85,13 +85,13 @@ class Board:
         self.patch.setattr(trust, "DRIVER", path)
 
     def _build(
-        self, onnx_path: Path, output: Path, plan: BuildPlan, options: BuildConfig, tell: Callable[..., None]
+        self, onnx: Artefact, output: Path, plan: BuildPlan, options: BuildConfig, tell: Callable[..., None]
     ) -> None:
         self.built += 1
         number = self.built
         tell(BuildProgress(phase="Timing", fraction=0.42))
         self.meanwhile()
-        source = read_manifest(onnx_path)
+        source = onnx.manifest
         content = b"engine %d" % number
         output.write_bytes(content)
         info = EngineInfo(flavour=plan.flavour, version=plan.version, compute_capabilities=(), build_seconds=1.0)
@@ -101,7 +101,7 @@ class Board:
         write_artefact(output, content, replace(made, parent_sha256=source.artefact_sha256))
 
     def engine(self, **about: Any) -> Cached:
-        return cached_engine(self.onnx, folder=self.cache, **about)
+        return cached_engine(Artefact.open(self.onnx), folder=self.cache, **about)
 
     def kept(self) -> set[Path]:
         return set(self.cache.rglob("*.plan"))
@@ -349,7 +349,7 @@ def test_a_cache_that_cannot_be_written(board: Board) -> None:
 def test_without_a_gpu_the_cure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="no NVIDIA GPU") as caught:
-        cached_engine(NANO_ONNX["fp16"], folder=tmp_path)
+        cached_engine(Artefact.open(NANO_ONNX["fp16"]), folder=tmp_path)
     assert "mde build model.onnx" in caught.value.cure
     assert not list(tmp_path.iterdir())
 
@@ -357,7 +357,7 @@ def test_without_a_gpu_the_cure_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 def test_it_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
     own = Board(tmp_path / "board", monkeypatch)
-    engine = cached_engine(own.onnx)
+    engine = cached_engine(Artefact.open(own.onnx))
     assert engine.path.is_relative_to(tmp_path / "mirrordepth-edge" / "engines")
 
 
@@ -365,10 +365,10 @@ def test_a_real_engine_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     source, plan = write_tiny(tmp_path / "tiny.onnx"), plan_build("rtx-ada")
     told: list[str] = []
-    first = cached_engine(source, folder=tmp_path / "cache", plan=plan, on_stage=told.append)
+    first = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan, on_stage=told.append)
     manifest = read_manifest(first.path)
     assert manifest.engine is not None
     assert asdict(manifest.engine)["options"] == asdict(BuildConfig())
     assert told[0].startswith("building with TensorRT for RTX ")
-    again = cached_engine(source, folder=tmp_path / "cache", plan=plan)
+    again = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan)
     assert (again.path, again.built) == (first.path, False)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import BuildPlan, build_engine
 from mirrordepth_edge.engines.process import build_error, refuse_cpu_int8, run_builder
@@ -155,7 +155,7 @@ def test_int8_for_a_cpu_is_refused_before_a_builder_is_started(
     write_artefact(written, NANO_ONNX["fp32"].read_bytes(), source)
     order = BuildPlan(flavour="tensorrt-rtx", compute_capabilities=("8.9",), runs_here=False)
     with pytest.raises(InputError, match="INT8 for a CPU"):
-        build_engine(written, tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(written), tmp_path / "nano.plan", order)
     with pytest.raises(InputError, match="INT8 for a CPU") as caught:
         refuse_cpu_int8(Path("nano.cpu.onnx"), source)
     assert "without --target cpu" in caught.value.cure

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
@@ -123,16 +123,16 @@ def test_an_engine_is_opened_once_for_all_frames_in_flight(
 ) -> None:
     opened: list[tuple[Path, SessionOptions]] = []
 
-    def load(path: Path, options: SessionOptions, batch: int) -> DepthPredictor:
-        opened.append((path, options))
+    def load(artefact: Artefact, options: SessionOptions, batch: int) -> DepthPredictor:
+        opened.append((artefact.path, options))
         return DepthPredictor(Engine(), replace(PRESETS["nano"], size_hw=(96, 128)), batch=batch)
 
     monkeypatch.setattr(measure, "load", load)
     plan, stored = tmp_path / "model.plan", tmp_path / "throughput.json"
     plan.write_bytes(b"a plan")
     asked = ("--mode", "throughput", "--in-flight", 3, "--duration", 0.5, "--frame", "60x80", "--warmup", 2)
-    assert mde("bench", "--engine", plan, *asked, "--json", stored) == 0
-    assert opened == [(plan, SessionOptions(in_flight=3))]
+    assert mde("bench", "--engine", plan, "--trust", *asked, "--json", stored) == 0
+    assert opened == [(plan, SessionOptions(in_flight=3, trust=True))]
     assert "frames/s with 3 in work at once (3 in one engine)" in capfd.readouterr().out
     data = json.loads(stored.read_text())
     assert (data["in_flight"], data["arrangement"]) == (3, "3 in one engine")
