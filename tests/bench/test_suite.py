@@ -116,7 +116,7 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ('colour = "red"', "colour"),
-        ('name = "a"', "no valid TOML"),
+        ('name = "a"', "not valid TOML"),
         ("batch = 0", "at least 1"),
         ("batch = 2", "one frame at a time"),
         ("threads = -1", "at least 1"),

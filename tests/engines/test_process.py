@@ -169,7 +169,7 @@ def test_a_plan_that_does_not_fit_into_the_temporary_folder() -> None:
     assert error.why == os.strerror(errno.ENOSPC)
     assert "TMPDIR=/path mde build /home/me/nano.onnx" in error.cure
     assert str(Path(request["plan"]).parent) in error.cure
-    assert "name another place" not in error.cure
+    assert "choose another folder" not in error.cure
 
 
 def test_tmpdir_is_what_chooses_that_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

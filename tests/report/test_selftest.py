@@ -119,13 +119,15 @@ def test_all_that_a_row_needs_is_there() -> None:
     assert "took 91.4 s" in text
     assert "mean 2.1e-03" in text
     assert "bench: too hot" in text
-    assert "What failed" not in text
-    assert "What was not run" not in text
+    assert "Failures" not in text
+    assert "Skipped" not in text
 
 
 def test_what_failed_and_what_was_left_out_is_told_with_the_reason() -> None:
     page = selftest_page(result(broke(NANO, "The parser refused it."), left_out(VIT, "PyTorch is not installed")))
     text = words(page)
+    assert "Failures" in text
+    assert "Skipped" in text
     assert "Failed: nano FP16." in text
     assert "nano FP16, build The parser refused it." in text
     assert "vitb16 INT8: PyTorch is not installed" in text

@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path, below: str) -> None:
     with pytest.raises(InputError) as caught, atomic_write(tmp_path / "file" / below):
         pytest.fail("the block must not run")
     assert "model.onnx" in caught.value.what
-    assert "another place" in caught.value.cure
+    assert "another folder" in caught.value.cure
     with pytest.raises(InputError, match="Cannot write"):
         ensure_folder(tmp_path / "file" / "sub")
 

@@ -294,7 +294,7 @@ def test_results_go_where_they_are_wanted(
     assert sorted(path.suffix for path in saved.iterdir()) == [".jpg", ".npy", ".png"]
     told = json.loads(statistics.read_text())
     assert [each["problem"] for each in told["outputs"]] == [None] * 6
-    with pytest.raises(OptionError, match="no name for a recording"):
+    with pytest.raises(OptionError, match="wrong suffix for a recording"):
         live(source="synthetic", no_window=True, frames=1, record=[tmp_path / "out.avi"])
 
 
