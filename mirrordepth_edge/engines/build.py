@@ -206,10 +206,7 @@ def build_engine(
             if config.weights == "stripped":
                 _place_weights(built, onnx.path)
             manifest = replace(manifest, parity=_verify(built, manifest, onnx, output.name))
-        with ExitStack() as stack:  # the reference moves into place after the plan, if that could be written
-            if reference_path(onnx.path).is_file():
-                shutil.copyfile(reference_path(onnx.path), stack.enter_context(atomic_write(reference_path(output))))
-            write_artefact(output, built.read_bytes(), manifest)
+        _write(output, built, manifest, reference_path(onnx.path))
     return manifest
 
 
@@ -245,6 +242,14 @@ def _build(
     if stored is not None:
         timing_cache.save(timings, stored)
     return result
+
+
+def _write(output: Path, built: Path, manifest: Manifest, reference: Path) -> None:
+    """Write the engine, its manifest and, if there is one, the reference of its ONNX file."""
+    with ExitStack() as stack:  # the reference moves into place after the plan, if that could be written
+        if reference.is_file():
+            shutil.copyfile(reference, stack.enter_context(atomic_write(reference_path(output))))
+        write_artefact(output, built.read_bytes(), manifest)
 
 
 def is_verified(manifest: Manifest) -> bool:

@@ -184,17 +184,7 @@ def build(request: dict[str, Any], emit: Emit) -> None:
     from polygraphy.backend.trt import Profile, create_network, engine_bytes_from_network
     from polygraphy.exception import PolygraphyException
 
-    options: dict[str, Any] = {}
-    if flavour == "tensorrt-rtx":
-        import tensorrt_rtx as trt
-
-        capabilities = [tuple(int(part) for part in text.split(".")) for text in request["compute_capabilities"]]
-        options["compute_capabilities"] = capabilities or None
-    else:
-        import tensorrt as trt
-
-        options["load_timing_cache"] = cache if cache and Path(cache).is_file() else None
-
+    trt, options = _import_builder(request)
     config = read_strict(BuildConfig, request["config"], "the request", "")
     started = time.perf_counter()
     # The ONNX file's types decide the precision: the builder must not lower or raise any.
@@ -220,6 +210,19 @@ def build(request: dict[str, Any], emit: Emit) -> None:
         raise _unwritable(request, error) from error
     timing = {"parse": parsed - started, "build": built - parsed}
     return emit("built", {"version": trt.__version__, "timing": timing, "peak_memory_mb": peak_memory_mb()})
+
+
+def _import_builder(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Import TensorRT or TensorRT for RTX, and return it with the options that only it has."""
+    if request["flavour"] == "tensorrt-rtx":
+        import tensorrt_rtx
+
+        capabilities = [tuple(int(part) for part in text.split(".")) for text in request["compute_capabilities"]]
+        return tensorrt_rtx, {"compute_capabilities": capabilities or None}
+    import tensorrt
+
+    cache = request["timing_cache"]
+    return tensorrt, {"load_timing_cache": cache if cache and Path(cache).is_file() else None}
 
 
 def _unwritable(request: dict[str, Any], error: OSError) -> InputError:

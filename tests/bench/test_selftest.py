@@ -1,4 +1,4 @@
-"""The self-test: each subject by itself, a failure is a result, and nothing personal is in what is sent."""
+"""The self-test: subjects, failures, the worker process, and the removal of personal data."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_with_a_gpu_both_models_are_tested_in_every_precision() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_quick_is_nano_alone() -> None:
+def test_quick_tests_only_nano() -> None:
     efforts: list[Effort] = []
 
     def run(subject: Subject, effort: Effort, on_stage: Callable[[str], object]) -> SubjectResult:
@@ -109,14 +109,14 @@ def test_without_a_gpu_onnx_files_are_tested_and_it_exits_with_4() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_one_failure_stops_no_other_and_exits_with_3() -> None:
+def test_a_failure_does_not_stop_the_others_and_exits_with_3() -> None:
     result = run_selftest(run=lambda *request: (failed if request[0].precision == "fp32" else passed)(*request))
     assert [tested.outcome for tested in result.tested] == ["failed", "passed", "passed"] * 2
     assert result.exit_code == 3
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu_on_which_nothing_ran_has_not_passed() -> None:
+def test_it_exits_with_4_if_no_engine_ran() -> None:
     def skipped(subject: Subject, *_: object) -> SubjectResult:
         steps = (Step(name="make", outcome="passed"), Step(name="build", outcome="skipped", reason="no cuda-python"))
         return SubjectResult(subject=subject, steps=steps)
@@ -125,7 +125,7 @@ def test_a_gpu_on_which_nothing_ran_has_not_passed() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_rows_hold_what_the_support_matrix_says() -> None:
+def test_rows_of_the_support_matrix() -> None:
     result = run_selftest(quick=True, run=passed)
     board = replace(
         result.device, board="NVIDIA Jetson Orin Nano", jetpack="6.2", driver="540.4.0", runtimes={"tensorrt": "10.3.0"}
@@ -164,7 +164,7 @@ SAYS = (
 MADE = "say(step={'name': 'make', 'outcome': 'passed'}); "
 
 
-def test_a_child_is_asked_and_listened_to() -> None:
+def test_events_of_the_child_make_the_result() -> None:
     told: list[str] = []
     program = SAYS + (
         "say(stage='hello ' + r['subject']['model']); "
@@ -188,13 +188,13 @@ def test_a_child_is_asked_and_listened_to() -> None:
         ("say(stage='stuck'); import time; time.sleep(600)", ("longer than",)),
     ],
 )
-def test_a_child_that_dies_fails_the_step_it_was_at(
+def test_if_the_child_dies_its_current_step_failed(
     ending: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[Callable[[], None]] = []
 
     class WhenStuck:
-        """A timer that goes off when the child says that it is stuck."""
+        """A timer that expires when the child reports that it is stuck."""
 
         def __init__(self, seconds: float, end: Callable[[], None]) -> None:
             ends.append(end)
@@ -217,7 +217,7 @@ def test_a_child_that_dies_fails_the_step_it_was_at(
     assert found.steps[2].reason == "build did not pass"
 
 
-def test_a_child_that_never_starts_is_a_failure() -> None:
+def test_if_the_child_does_not_start_the_first_step_failed() -> None:
     found = run_in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
     assert [step.outcome for step in found.steps] == ["failed"] + ["skipped"] * 5
 
@@ -238,7 +238,7 @@ def subject_test(subject: Subject, tmp_path: Path, said: list[Any] | None = None
         (ZeroDivisionError("of ours"), "failed", "ZeroDivisionError: of ours (test_selftest.py"),
     ],
 )
-def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, words: str) -> None:
+def test_an_exception_is_the_outcome_of_its_step(error: Exception, outcome: str, words: str) -> None:
     def work(measured: Measurements) -> None:
         measured.add("so far", 1.0, "s")
         raise error
@@ -249,7 +249,7 @@ def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, wo
     assert step.figures == {"so far": Figure(value=1.0, unit="s")}, "what was found before it is told"
 
 
-def test_figures_that_are_no_numbers_are_left_out() -> None:
+def test_figures_that_are_not_finite_are_left_out() -> None:
     def work(measured: Measurements) -> None:
         measured.add("bad", float("nan"), "ms")
         measured.add("worse", float("inf"), "ms")
@@ -259,7 +259,7 @@ def test_figures_that_are_no_numbers_are_left_out() -> None:
     json.dumps(asdict(step), allow_nan=False)
 
 
-def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_after_a_failed_one_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[StepName] = []
 
     def working(name: StepName) -> Callable[[SubjectTest, Measurements], None]:
@@ -280,7 +280,7 @@ def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: 
     assert [step.outcome for step in run_steps(subject_test(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
 
 
-def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_steps_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirrordepth_edge.export.verify.REPEATS", 1)
     said: list[Any] = []
     with subject_test(NANO, tmp_path, said).stack:
@@ -298,7 +298,9 @@ def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Monke
     assert steps["soak"].figures["runs that differ from the first"].value == 0
 
 
-def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_calibrated_with_the_reference_images_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
     bench = subject_test(replace(NANO, precision="int8"), tmp_path)
     step = run_step("make", bench.make, lambda stage: None)
@@ -310,7 +312,7 @@ def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkey
     assert any("for the self-test only" in note for note in step.notes)
 
 
-def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SimpleNamespace(flavour="tensorrt", build_seconds=12.5, peak_memory_mb=800.0)
     plan = tmp_path / "e.plan"
     plan.write_bytes(b"0" * 2_000_000)
@@ -333,7 +335,7 @@ def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: p
     assert "mean relative, against its ONNX file" not in run_step("build", bench.build, lambda stage: None).figures
 
 
-# What is sent.
+# Personal data.
 
 SECRETS = (
     "mallory",
@@ -347,7 +349,7 @@ SECRETS = (
 
 
 @pytest.mark.usefixtures("gpu")
-def test_nothing_personal_is_sent(tmp_path: Path) -> None:
+def test_personal_data_is_removed(tmp_path: Path) -> None:
     planted = " ".join(SECRETS) + " /home/mallory/projectx/a.onnx"
 
     def run(subject: Subject, *_: object) -> SubjectResult:
@@ -372,14 +374,14 @@ def test_nothing_personal_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["make", "bench", "passed", "fp16", "nano"])
-def test_a_user_whose_name_is_a_word_of_the_report_breaks_nothing(name: str) -> None:
+def test_a_user_name_that_is_a_word_of_the_report(name: str) -> None:
     result = run_selftest(quick=True, run=passed)
     sent = anonymise(result, Anonymiser.of([name], []))
     assert [step.name for step in sent.tested[0].steps] == ["make", "bench", "stream"]
     assert sent.exit_code == result.exit_code
 
 
-def test_a_kernel_that_someone_named_is_told_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_kernel_name_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest.platform, "release", lambda: "5.15.148-mallory-rt")
     monkeypatch.setattr(selftest.platform, "system", lambda: "Linux")
     assert describe_device().system == "Linux 5.15.148"
@@ -392,14 +394,14 @@ def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}'])
-def test_a_file_that_is_no_self_test(text: str, tmp_path: Path) -> None:
+def test_invalid_files(text: str, tmp_path: Path) -> None:
     path = tmp_path / "selftest.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
         read_selftest(path)
 
 
-def test_it_is_read_back(tmp_path: Path) -> None:
+def test_a_result_can_be_read_again(tmp_path: Path) -> None:
     result: SelfTest = run_selftest(quick=True, run=passed)
     write_json(tmp_path / "a.json", asdict(result))
     assert read_selftest(tmp_path / "a.json") == result

@@ -1,4 +1,4 @@
-"""Engines: what is refused before anything slow, what the parser says, and a real build."""
+"""Building engines: targets, early errors, parser errors, crashes, and a real build."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_without_a_gpu_every_rtx_target_is_built(machine: pytest.MonkeyPatch) ->
     assert not plan.runs_here
 
 
-def test_a_jetson_without_tensorrt_is_told_of_jetpack(machine: pytest.MonkeyPatch) -> None:
+def test_a_jetson_without_tensorrt_needs_jetpack(machine: pytest.MonkeyPatch) -> None:
     def absent(flavour: str) -> None:
         raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.INSTALL["tensorrt"])
 
@@ -87,7 +87,7 @@ def test_chosen_rtx_targets(machine: pytest.MonkeyPatch) -> None:
     assert not plan_build("rtx-ampere").runs_here
 
 
-def test_with_a_gpu_and_tensorrt_this_machine_is_meant(machine: pytest.MonkeyPatch) -> None:
+def test_the_default_target_is_this_machine(machine: pytest.MonkeyPatch) -> None:
     with_gpu(machine, "8.7")
     for target in (None, "here", "orin-nano"):
         plan = plan_build(target)
@@ -96,7 +96,7 @@ def test_with_a_gpu_and_tensorrt_this_machine_is_meant(machine: pytest.MonkeyPat
         plan_build("thor")
 
 
-def test_with_an_rtx_card_and_no_tensorrt_its_own_capability_is_built(machine: pytest.MonkeyPatch) -> None:
+def test_an_rtx_gpu_without_tensorrt_uses_tensorrt_for_rtx(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(build_module, "find_spec", lambda name: object() if name == "tensorrt_rtx" else None)
     with_gpu(machine, "7.5")
     plan = plan_build(None)
@@ -121,7 +121,7 @@ def test_missing_builder(machine: pytest.MonkeyPatch) -> None:
     ("target", "message"),
     [("cpu", "needs no engine"), ("rtx-ada,orin-nano", "No single engine"), ("gtx-480", "no export recipe")],
 )
-def test_targets_that_make_no_sense(target: str, message: str, machine: pytest.MonkeyPatch) -> None:
+def test_invalid_targets(target: str, message: str, machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=message):
         plan_build(target)
 
@@ -130,7 +130,7 @@ SIZES = parse_range("32x64,64x96,128x192")
 
 
 def write_tiny(path: Path, precision: Precision = "fp32", sizes: SizeRange | None = None) -> Path:
-    """A network of one convolution over an RGB picture, and a manifest that fits it.
+    """A network of one convolution over an RGB image, with its manifest.
 
     In INT8 the convolution's input and weights go through a pair of quantisers, symmetric.
     """
@@ -186,7 +186,7 @@ def write_tiny(path: Path, precision: Precision = "fp32", sizes: SizeRange | Non
 
 @pytest.fixture
 def ada() -> BuildPlan:
-    """RTX 40, for which TensorRT for RTX builds anywhere."""
+    """A plan for RTX 40, which TensorRT for RTX builds on any machine."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     return plan_build("rtx-ada")
 
@@ -236,7 +236,7 @@ def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
     assert (manifest.sizes, manifest.model.size_hw, manifest.preprocess.size_hw) == (narrower, (96, 96), (96, 96))
 
 
-def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> None:
+def test_a_file_with_a_fixed_size_has_no_dynamic_sizes(ada: BuildPlan, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(OptionError, match="sizes are fixed") as caught:
         build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
@@ -244,7 +244,7 @@ def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.onnx.manifest.json"}
 
 
-def test_sizes_must_suit_the_model(tmp_path: Path) -> None:
+def test_sizes_the_model_does_not_support(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "open.onnx", sizes=SIZES)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     with pytest.raises(OptionError, match="cannot run at 32x70") as caught:
@@ -267,7 +267,7 @@ def test_profiles_follow_the_layout() -> None:
             profile_shapes(shape, layout, SIZES)
 
 
-def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
+def test_profiles_of_a_real_network(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     config, layouts = BuildConfig(dynamic=SIZES), {"image": "NHWC"}
     for open_sizes in (True, False):
@@ -282,8 +282,8 @@ def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
             assert profiles(network, BuildConfig(), layouts) == {}
 
 
-def test_too_small_a_workspace_is_told_from_a_bad_file(ada: BuildPlan, tmp_path: Path) -> None:
-    """TensorRT's own words, brought about by a limit of 1 KiB."""
+def test_too_small_a_workspace_is_out_of_memory(ada: BuildPlan, tmp_path: Path) -> None:
+    """With TensorRT's real message for a limit of 1 KiB."""
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(DeviceError, match="Out of memory") as caught:
         build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
@@ -322,10 +322,10 @@ def dies(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
         ("""sys.stderr.write('[E] node 3\\n'); print('{"failed": "no"}')""", InputError, ("no\n[E] node 3",)),
     ],
 )
-def test_how_a_builder_died_is_told(
+def test_the_error_explains_how_the_builder_ended(
     code: str, kind: type[MdeError], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real processes that die so; the cure for want of memory is less of it."""
+    """With real processes."""
     dies(monkeypatch, code)
     with pytest.raises(kind) as caught:
         run_builder(request_of(tmp_path), BuildConfig())
@@ -334,7 +334,7 @@ def test_how_a_builder_died_is_told(
     assert ("Out of memory" in caught.value.what) is (kind is DeviceError)
 
 
-def test_a_builder_with_a_limit_is_not_told_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_considers_the_options_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies(monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(DeviceError) as caught:
         run_builder(request_of(tmp_path, flavour="tensorrt-rtx"), BuildConfig(workspace_gib=2))
@@ -352,7 +352,7 @@ def test_a_full_disk_under_the_builder(ada: BuildPlan, tmp_path: Path) -> None:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A builder that gives b"plan" at once; the requests it got."""
+    """A builder that writes b"plan" at once. Returns its requests."""
     requests: list[dict[str, Any]] = []
 
     def worker(request: dict[str, Any], config: BuildConfig, on_progress: Any = None) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_full_disk_under_the_plan(
     played: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reference, which would fit, is not left behind either."""
+    """The reference, for which there is space, is not left behind."""
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     really = Path.write_bytes
 
@@ -389,7 +389,7 @@ def test_a_full_disk_under_the_plan(
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(
     ada: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raised at the builder's first word, as a signal at that moment would be."""
+    """Raised at the builder's first event, as by a signal at that moment."""
     aside = tmp_path / "aside"
     aside.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(aside))
@@ -417,7 +417,7 @@ ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=Tr
 
 @pytest.fixture
 def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An Orin whose engines are not run; its cache folder."""
+    """An Orin whose engines are not run. Returns its cache folder."""
     with_gpu(machine, "8.7")
     machine.setattr(build_module, "_verify", lambda built, manifest, *_: manifest.parity)
     machine.setattr(build_module, "backend", lambda name: SimpleNamespace(probe=lambda: None))
@@ -452,7 +452,7 @@ def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
     assert len({path.parent for path in paths}) == 1, "no name may lead into another folder"
 
 
-def test_timings_that_cannot_be_kept_are_no_error(tmp_path: Path) -> None:
+def test_timings_that_cannot_be_stored_are_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
     (tmp_path / "copy").write_bytes(b"timed")
     assert not timing_cache.save(tmp_path / "copy", tmp_path / "taken" / "x.cache")
@@ -462,7 +462,7 @@ def test_timings_that_cannot_be_kept_are_no_error(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_an_engine_says_where_it_was_built(
+def test_the_manifest_says_where_an_engine_was_built(
     played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
 ) -> None:
     version = tmp_path / "version"
@@ -479,14 +479,14 @@ def test_an_engine_says_where_it_was_built(
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_where_engines_cannot_run_none_is_built_for_this_gpu(
+def test_no_engine_is_built_for_this_gpu_if_it_cannot_run(
     flavour: Flavour,
     played: list[dict[str, Any]],
     orin: Path,
     tmp_path: Path,
     machine: pytest.MonkeyPatch,
 ) -> None:
-    """Without cuda-python it would be written unproven, after minutes."""
+    """Without cuda-python it could not be verified."""
     lacks = Missing(
         reason="Engines need cuda-python, which is not installed.", cure="pip install 'cuda-python==12.6.*'"
     )
@@ -507,10 +507,10 @@ def test_where_engines_cannot_run_none_is_built_for_this_gpu(
     assert len(played) == 1, "for another GPU nothing need run here"
 
 
-def test_a_stripped_engine_is_proven_with_the_weights_of_its_onnx(
+def test_a_stripped_engine_is_verified_with_the_weights_of_its_onnx(
     played: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the plan is, its runtime finds the ONNX file as beside one that was copied to another board."""
+    """The runtime finds the ONNX file beside the temporary plan."""
     source = NANO_ONNX["fp16"]
 
     class Played:
@@ -560,7 +560,7 @@ def test_too_old_a_tensorrt_is_refused(machine: pytest.MonkeyPatch) -> None:
         assert "JetPack 6.1" in caught.value.cure
 
 
-def test_an_option_that_the_builder_lacks_is_refused_first(played: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_an_unsupported_option_is_refused_before_the_build(played: list[dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="same-cc"):
         build_engine(
             Artefact.open(NANO_ONNX["fp16"]), tmp_path / "x.plan", ORIN, BuildConfig(hardware_compat="same-cc")
@@ -578,7 +578,7 @@ def test_known_problems_of_an_engine() -> None:
     assert "tensorrt-10.3-attention" not in [problem.id for problem in newer]
 
 
-def test_the_plan_knows_its_builders_version(machine: pytest.MonkeyPatch) -> None:
+def test_the_plan_has_the_builders_version(machine: pytest.MonkeyPatch) -> None:
     with_gpu(machine, "8.7")
     assert plan_build("here").version == "10.3.0"
     machine.setattr(build_module, "installed_versions", lambda names: {"tensorrt-rtx": "1.7.1.116"})
@@ -587,7 +587,7 @@ def test_the_plan_knows_its_builders_version(machine: pytest.MonkeyPatch) -> Non
     assert plan_build("rtx-ada").version == ""
 
 
-def test_phases_within_phases_are_shares_of_a_step() -> None:
+def test_nested_phases_are_fractions_of_a_step() -> None:
     phases = Phases()
     assert phases.start("building", None, 4).fraction == 0
     assert phases.step("building", 0).fraction == 1 / 4
@@ -611,7 +611,7 @@ def test_a_phase_may_end_early_and_a_step_may_be_unknown() -> None:
     assert phases.start("empty", None, 0).phase == "empty"
 
 
-def test_progress_never_falls_whoever_tells_it() -> None:
+def test_progress_never_falls_with_several_threads() -> None:
     phases, seen = Phases(), []
     phases.start("building", None, 8)
 
@@ -633,7 +633,7 @@ def test_progress_never_falls_whoever_tells_it() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system tells no peak")
 def test_the_peak_is_the_workers_own() -> None:
-    """200 MB that are given back still count; 400 MB of the process that started it do not."""
+    """Freed memory counts, 200 MB; memory of the parent process, 400 MB, does not."""
     child = (
         "from mirrordepth_edge.engines.worker import peak_memory_mb\n"
         "held = b'1' * 200_000_000\ndel held\nprint(peak_memory_mb())"
@@ -647,14 +647,14 @@ def test_the_peak_is_the_workers_own() -> None:
 
 
 class WrongEngine(OnnxRuntimeSession):
-    """An engine as some TensorRT releases build them: fast, and wrong by a twentieth."""
+    """An engine with a relative error of 5 %, as some TensorRT releases build them."""
 
     def infer(self, feeds: Mapping[str, Any]) -> Arrays:
         return {name: array * np.float32(1.05) for name, array in super().infer(feeds).items()}
 
 
 class WrongPatch(OnnxRuntimeSession):
-    """An engine with a kernel that is wrong at its tiles' borders: three times too far on 12x10 pixels."""
+    """An engine whose depth is three times too large on 12x10 pixels, as with an error at tile borders."""
 
     def infer(self, feeds: Mapping[str, Any]) -> Arrays:
         found = {name: array.copy() for name, array in super().infer(feeds).items()}
@@ -663,14 +663,14 @@ class WrongPatch(OnnxRuntimeSession):
 
 
 @pytest.mark.parametrize(("session", "right"), [(OnnxRuntimeSession, True), (WrongEngine, False), (WrongPatch, False)])
-def test_an_engine_that_can_run_here_is_proven_first(
+def test_an_engine_for_this_gpu_is_verified_before_it_is_written(
     session: type[OnnxRuntimeSession],
     right: bool,
     played: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The engine is played by ONNX Runtime, since no GPU is needed to hold the gate."""
+    """ONNX Runtime stands in for the engine, so that no GPU is needed."""
     source, plan = NANO_ONNX["fp16"], tmp_path / "nano.plan"
 
     class Played:
@@ -696,14 +696,14 @@ def test_an_engine_that_can_run_here_is_proven_first(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_engine_needs_an_engines_name(tmp_path: Path) -> None:
+def test_an_engine_needs_the_suffix_of_an_engine(tmp_path: Path) -> None:
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     with pytest.raises(OptionError, match="wrong suffix for an engine"):
         build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.onnx", order)
 
 
 def write_unsupported(path: Path) -> None:
-    """A model with an operator no builder knows, and a manifest that fits it."""
+    """A model with an unknown operator, with its manifest."""
     node = helper.make_node("Conundrum", ["image"], ["depth"], name="decoder/odd_one", domain="example")
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 4])
     depth = helper.make_tensor_value_info("depth", TensorProto.FLOAT, [1, 4, 4])

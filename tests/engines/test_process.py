@@ -1,4 +1,4 @@
-"""What a user is told where there is no plan: the operator, the room that lacks, the INT8 that is not taken."""
+"""Errors of failed builds: unsupported operators, lack of memory or space, INT8 for CPUs."""
 
 from __future__ import annotations
 
@@ -62,32 +62,32 @@ def explained(failed: str, lines: Sequence[str] = LOG) -> Any:
         ),
     ],
 )
-def test_the_parsers_errors_become_sentences(failed: str, why: str) -> None:
-    told = explained(failed)
-    assert isinstance(told, InputError)
-    assert told.why == why
-    assert "mde export" in told.cure
-    assert "mde run PICTURE --model /home/me/odd.onnx" in told.cure
+def test_parser_errors_become_sentences(failed: str, why: str) -> None:
+    error = explained(failed)
+    assert isinstance(error, InputError)
+    assert error.why == why
+    assert "mde export" in error.cure
+    assert "mde run PICTURE --model /home/me/odd.onnx" in error.cure
 
 
-def test_a_file_that_is_no_onnx_runs_nowhere_else() -> None:
-    told = explained("node ? (?): Assertion failed: Failed to parse the ONNX model.")
-    assert told.why == "Assertion failed: Failed to parse the ONNX model."
-    assert "mde run" not in told.cure
+def test_an_invalid_onnx_file_is_not_suggested_for_mde_run() -> None:
+    error = explained("node ? (?): Assertion failed: Failed to parse the ONNX model.")
+    assert error.why == "Assertion failed: Failed to parse the ONNX model."
+    assert "mde run" not in error.cure
 
 
-def test_want_of_memory_is_no_want_of_an_operator() -> None:
+def test_out_of_memory_in_the_parser_is_not_an_unsupported_operator() -> None:
     assert isinstance(explained("node big (Conv): OutOfMemory (Requested size was 9 bytes.)"), DeviceError)
 
 
-def test_what_the_builder_itself_says_keeps_its_log() -> None:
-    told = explained("the builder failed: no engine", ["[E] no tactic for node 3"])
-    assert told.why == "the builder failed: no engine\n[E] no tactic for node 3"
-    assert "mde inspect /home/me/odd.onnx" in told.cure
+def test_an_error_of_the_builder_includes_its_log() -> None:
+    error = explained("the builder failed: no engine", ["[E] no tactic for node 3"])
+    assert error.why == "the builder failed: no engine\n[E] no tactic for node 3"
+    assert "mde inspect /home/me/odd.onnx" in error.cure
 
 
 @pytest.mark.parametrize("failed", ["node det (Det): false", "the builder failed", None])
-def test_no_cure_names_an_option_that_is_not_there(failed: str | None) -> None:
+def test_cures_name_only_existing_options(failed: str | None) -> None:
     from typer.main import get_command
 
     from mirrordepth_edge.cli import app
@@ -110,7 +110,7 @@ def write_model(path: Path, *nodes: onnx.NodeProto, depth: Sequence[int] = (1, 3
     return path
 
 
-def test_an_operator_that_the_real_parser_lacks(tmp_path: Path) -> None:
+def test_an_operator_that_the_real_parser_does_not_support(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     path = write_model(tmp_path / "odd.onnx", helper.make_node("Det", ["image"], ["depth"], name="det"), depth=(1,))
     with pytest.raises(InputError, match="cannot build") as caught:
@@ -118,8 +118,8 @@ def test_an_operator_that_the_real_parser_lacks(tmp_path: Path) -> None:
     assert caught.value.why == "TensorRT does not support the operator Det, or not in this form (node det)."
 
 
-def test_zero_points_are_what_the_real_parser_refuses(tmp_path: Path) -> None:
-    """The reason of `refuse_cpu_int8`, from the one who says so."""
+def test_the_real_parser_refuses_zero_points(tmp_path: Path) -> None:
+    """Why `refuse_cpu_int8` exists."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     pair = (
         helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="q"),
@@ -172,7 +172,7 @@ def test_a_plan_that_does_not_fit_into_the_temporary_folder() -> None:
     assert "choose another folder" not in error.cure
 
 
-def test_tmpdir_is_what_chooses_that_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tmpdir_sets_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert Path(tempfile.gettempdir()) == tmp_path

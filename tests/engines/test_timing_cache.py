@@ -1,4 +1,4 @@
-"""Timings of kernels are worth having, and never worth a failed build."""
+"""Problems with stored timings never make a build fail."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.support.cache import read_checked, write_checked
 
 
-def test_no_room_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The builder does not find half a cache either."""
+def test_a_failed_copy_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder would read it."""
     cache, copy = tmp_path / "kept.cache", tmp_path / "timing.cache"
     write_checked(cache, b"timed")
 
@@ -32,7 +32,7 @@ def test_no_room_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     write_checked(tmp_path / "kept.cache", b"timed")
     full = tmp_path / "timing.cache"
     full.symlink_to("/dev/full")
@@ -40,7 +40,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     assert not full.is_symlink()
 
 
-def test_a_cache_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_cache(tmp_path: Path) -> None:
     (tmp_path / "kept.cache").mkdir()
     timing_cache.load(tmp_path / "kept.cache", tmp_path / "timing.cache")
     assert not (tmp_path / "timing.cache").exists()
