@@ -119,8 +119,7 @@ class SubjectTest:
 
         fp32 = self._export("fp32")
         quantizer = Int8Quantizer(
-            fp32=fp32.path,
-            manifest=fp32.manifest,
+            fp32=fp32,
             calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,

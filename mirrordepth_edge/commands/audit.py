@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mirrordepth_edge.graph.audit import Audit
-    from mirrordepth_edge.graph.audit_findings import Finding
+    from mirrordepth_edge.graph.audit_findings import AuditFinding
     from mirrordepth_edge.manifest import Manifest
 
 SHOWN = 2  # nodes named with a finding; --json has all of them
@@ -54,7 +54,7 @@ def audit(
 def _audit(file: Path) -> tuple[Audit, Manifest | None]:
     from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
     from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.export.dynamic_shapes import fixed
+    from mirrordepth_edge.export.dynamic_shapes import fix_shapes
     from mirrordepth_edge.graph.audit import audit_onnx, read_onnx
     from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
     from mirrordepth_edge.manifest import manifest_path, read_manifest
@@ -81,7 +81,7 @@ def _audit(file: Path) -> tuple[Audit, Manifest | None]:
         )
     known = read_manifest(file) if manifest_path(file).is_file() else None
     model = read_onnx(file)
-    return audit_onnx(model if known is None else fixed(model, known.at().inputs), known), known
+    return audit_onnx(model if known is None else fix_shapes(model, known.at().inputs), known), known
 
 
 def _print(file: Path, found: Audit) -> None:
@@ -112,7 +112,7 @@ def _print(file: Path, found: Audit) -> None:
         console.print(f"    {_names(finding)}next: {finding.cure}")
 
 
-def _names(finding: Finding) -> str:
+def _names(finding: AuditFinding) -> str:
     if not finding.nodes:
         return ""
     more = len(finding.nodes) - SHOWN

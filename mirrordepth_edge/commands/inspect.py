@@ -78,7 +78,7 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         if quantisation.domain_problem is not None:
             rows.append(("calibrated on", quantisation.domain_problem))
         if quantisation.fp_fallback:
-            rows.append(("given back", ", ".join(quantisation.fp_fallback)))
+            rows.append(("FP fallback", ", ".join(quantisation.fp_fallback)))
     if engine is not None:
         rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
@@ -87,7 +87,7 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         rows.append(("sizes", f"from {manifest.sizes}, in steps of {manifest.model.size_multiple} pixels"))
     rows += [
         (
-            "parity" if engine is None or not parity.runner.startswith("onnxruntime") else "its ONNX's parity",
+            "parity" if engine is None or parity.backend == engine.flavour else "its ONNX's parity",
             f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative, "
             f"{parity.frames} frames, {parity.runner}",
         ),
@@ -102,10 +102,10 @@ def _manifest_rows(manifest: Manifest) -> Rows:
 def _graph_rows(file: Path, manifest: Manifest) -> Rows:
     import onnx
 
-    from mirrordepth_edge.export.dynamic_shapes import fixed
+    from mirrordepth_edge.export.dynamic_shapes import fix_shapes
     from mirrordepth_edge.graph.cost import graph_cost
 
-    cost = graph_cost(fixed(onnx.load(file), manifest.at().inputs))
+    cost = graph_cost(fix_shapes(onnx.load(file), manifest.at().inputs))
     usual = "" if manifest.sizes is None else f" of its usual size, {'x'.join(map(str, manifest.at().inputs[0].size))}"
     return [
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),

@@ -22,7 +22,7 @@ from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.process import OnProgress, refuse_cpu_int8, run_builder
 from mirrordepth_edge.engines.versions import Flavour, has_timing_cache, refuse_unsupported, require_new_enough
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import at_every_size, of_sizes, with_sizes
+from mirrordepth_edge.export.dynamic_shapes import manifest_for_sizes, options_per_size, resolve_sizes
 from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
@@ -186,7 +186,7 @@ def build_engine(
     require_suffix(output, PLAN_SUFFIXES, "an engine")
     source = onnx.manifest
     refuse_cpu_int8(onnx.path, source)
-    config = with_sizes(config or BuildConfig(), source)
+    config = resolve_sizes(config or BuildConfig(), source)
     integrated = plan.runs_here and any(gpu.integrated for gpu in nvidia_gpus()[:1])
     refuse_unsupported(config, plan.flavour, plan.version, integrated=integrated)
     if plan.runs_here:
@@ -196,7 +196,7 @@ def build_engine(
         built = Path(folder) / "engine.plan"
         result = _build(onnx, built, plan, config, on_progress)
         manifest = replace(
-            of_sizes(source, config.dynamic),
+            manifest_for_sizes(source, config.dynamic),
             kind="plan",
             artefact_sha256=sha256_of(built),
             parent_sha256=onnx.sha256,
@@ -254,7 +254,7 @@ def _write(output: Path, built: Path, manifest: Manifest, reference: Path) -> No
 
 def is_verified(manifest: Manifest) -> bool:
     """Whether an engine was run before it was written. If not, its parity is that of the ONNX file."""
-    return manifest.engine is not None and manifest.parity.runner.startswith(manifest.engine.flavour)
+    return manifest.engine is not None and manifest.parity.backend == manifest.engine.flavour
 
 
 def _require_runtime(flavour: Flavour) -> None:
@@ -296,11 +296,11 @@ def _verify(built: Path, manifest: Manifest, onnx: Artefact, name: str) -> Parit
         GateError: its depth differs from the ONNX file's, or from run to run.
     """
     measured = []
-    for options in at_every_size(manifest, SessionOptions()):
+    for options in options_per_size(manifest, SessionOptions()):
         session = backend(manifest.engine.flavour).open(built, manifest, options)  # type: ignore[union-attr]
         with session:
             require_repeatable(session, manifest.at(options.network_hw, options.batch), name)
-            measured.append(measure_engine_parity(session, onnx.path, onnx.manifest))
+            measured.append(measure_engine_parity(session, onnx))
     return worst_parity(measured)
 
 

@@ -158,7 +158,7 @@ def profiles(network: Any, config: BuildConfig, layouts: Mapping[str, str]) -> d
     """The min, opt and max shapes of every input with dynamic axes, by its name.
 
     Args:
-        config: with the sizes that `with_sizes` gave it: there are some if and only if the file has dynamic axes.
+        config: with the sizes that `resolve_sizes` gave it: there are some if and only if the file has dynamic axes.
     """
     sizes = config.dynamic
     if sizes is None:

@@ -179,7 +179,7 @@ def collect(
     tensors: Sequence[str],
     images: Iterable[npt.NDArray[Any]],
     *,
-    on_frame: Callable[[int], None] = lambda done: None,
+    on_frame: Callable[[int], object] = lambda done: None,
 ) -> ActivationStatistics:
     """Run real frames through a model and keep what its tensors hold.
 

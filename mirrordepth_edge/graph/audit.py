@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mirrordepth_edge.config import Precision
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.graph.audit_findings import CHECKS, Finding
+from mirrordepth_edge.graph.audit_findings import CHECKS, AuditFinding
 from mirrordepth_edge.graph.audit_graph import HALF, Attention, Graph, name_of
 from mirrordepth_edge.graph.cost import node_cost
 from mirrordepth_edge.manifest import Manifest
@@ -52,7 +52,7 @@ class Audit:
     """Changes of type at run time; for an engine, its reformatting layers."""
     cast_bytes: int | None
     """Read and written by them in one inference; unknown for an engine."""
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     verdict: Verdict | None
     """None where nothing says what was asked for."""
 

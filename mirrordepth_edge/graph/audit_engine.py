@@ -27,7 +27,7 @@ from mirrordepth_edge.backends.trt.session import require_gpu
 from mirrordepth_edge.backends.trt.vendor import import_runtime
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.graph.audit import Audit, Verdict
-from mirrordepth_edge.graph.audit_findings import Finding
+from mirrordepth_edge.graph.audit_findings import AuditFinding
 from mirrordepth_edge.graph.audit_graph import HALF
 from mirrordepth_edge.manifest import Manifest
 
@@ -141,16 +141,16 @@ def _softmaxes(layers: Iterable[Layer]) -> set[str]:
 
 def _findings(
     found: Sequence[Layer], details: Sequence[Layer], reformats: Sequence[Layer], fused: Sequence[Layer]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     if not details:
-        yield Finding(
+        yield AuditFinding(
             kind="no-details",
             text=f"The engine tells its {len(found)} layers' names only: in what they work stays unknown.",
             cure=REBUILD,
             nodes=(),
         )
     if unfused := sorted(_softmaxes(found) - _softmaxes(fused)):
-        yield Finding(
+        yield AuditFinding(
             kind="attention",
             text=f"{len(unfused)} Softmax nodes are not part of a fused attention kernel: their scores go to memory "
             "and back.",
@@ -158,7 +158,7 @@ def _findings(
             nodes=tuple(unfused),
         )
     if opaque := [str(layer["Name"]) for layer in found if _is_opaque(layer)]:
-        yield Finding(
+        yield AuditFinding(
             kind="opaque",
             text=f"{len(opaque)} layers are whole parts of the network that TensorRT compiled as one (ForeignNode): "
             "what is inside, attention too, is not told.",
@@ -166,7 +166,7 @@ def _findings(
             nodes=tuple(opaque),
         )
     if reformats:
-        yield Finding(
+        yield AuditFinding(
             kind="reformat",
             text=f"{len(reformats)} of {len(found)} layers only change a tensor's format or type: each is a pass over "
             "memory.",

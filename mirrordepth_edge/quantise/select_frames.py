@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mirrordepth_edge.artefact import SHIPPED
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.quantise.calibration_set import Dropped, Statistics
@@ -80,7 +80,7 @@ class TowerFeatures:
         self.size_hw = manifest.preprocess.size_hw
         self._prepare = Preprocessor(manifest.preprocess, image.io)
         self._input = image.name
-        alone = bytes(_tower_of(fixed(onnx.load(path), manifest.inputs), path).SerializeToString())
+        alone = bytes(_tower_of(fix_shapes(onnx.load(path), manifest.inputs), path).SerializeToString())
         self._session = create_inference_session(alone, SessionOptions(device="cpu"))
 
     @property

@@ -241,7 +241,7 @@ class Kitchen:
         manifest = onnx.manifest
         content = b"plan"
         made = self.manifest(manifest.model, ExportConfig(precision=manifest.precision), content)
-        proven = replace(made.parity, runner=f"{plan.flavour} {plan.version} on a GPU against its ONNX")
+        proven = replace(made.parity, backend=plan.flavour)
         engine = EngineInfo(
             flavour=plan.flavour, version=plan.version, compute_capabilities=("8.7",), build_seconds=1.0
         )

@@ -119,7 +119,9 @@ def orin(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         )
         source = model.manifest
         runner = "onnxruntime 1.24.4 CPU" if config else "tensorrt 10.3.0 on Orin against its FP32 ONNX"
-        manifest = replace(source, kind="plan", engine=engine, parity=replace(source.parity, runner=runner))
+        manifest = replace(
+            source, kind="plan", engine=engine, parity=replace(source.parity, runner=runner, backend=runner.split()[0])
+        )
         write_artefact(output, b"plan", manifest)
         return manifest
 

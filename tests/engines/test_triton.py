@@ -124,7 +124,7 @@ def test_configuration_of_an_onnx_file(manifest: Manifest) -> None:
 
 def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
     inputs, outputs = (
-        tuple(spec.at(sizes.opt).open(sizes.dynamic_axes) for spec in specs)
+        tuple(spec.at(sizes.opt).with_dynamic_axes(sizes.dynamic_axes) for spec in specs)
         for specs in (manifest.inputs, manifest.outputs)
     )
     return replace(manifest, sizes=sizes, inputs=inputs, outputs=outputs)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from mirrordepth_edge.artefact import Artefact
     from mirrordepth_edge.config import InputKind, Precision, SizeHW, SizeRange
     from mirrordepth_edge.imaging.preprocess import Frame
     from mirrordepth_edge.manifest import Manifest
@@ -88,29 +89,28 @@ def _calibration_frames(calib: str | None) -> list[Frame]:
     return list(calibration.some_frames(range(0, calibration.count, -(-calibration.count // CAST_FRAMES))))
 
 
-def fp32_file(source: Source, folder: Path, on_stage: Callable[[str], object]) -> tuple[Path, Manifest, str]:
+def fp32_file(source: Source, folder: Path, on_stage: Callable[[str], object]) -> tuple[Artefact, str]:
     """The FP32 file that INT8 is made of: the one that was named or ships, else one exported to `folder`.
 
     Returns:
-        It, its manifest, and the hash of what INT8 will be said to be made from.
+        The file, and the SHA-256 to record as the origin of the INT8 file.
     """
-    from mirrordepth_edge.artefact import SHIPPED, model_path
+    from mirrordepth_edge.artefact import SHIPPED, Artefact
     from mirrordepth_edge.backends.registry import ONNX_SUFFIX
     from mirrordepth_edge.errors import OptionError
     from mirrordepth_edge.export.trace import require_export_packages
-    from mirrordepth_edge.manifest import read_manifest
 
     as_it_ships = source.model in SHIPPED and (source.untrained, source.size_hw, source.io) == (None, None, "uint8")
     if as_it_ships or source.model.endswith(ONNX_SUFFIX):
-        path = model_path(source.model)
-        manifest = read_manifest(path)
+        artefact = Artefact.open(source.model)
+        path, manifest = artefact.path, artefact.manifest
         if source.size_hw not in (None, manifest.preprocess.size_hw) or source.sizes not in (None, manifest.sizes):
             raise OptionError(f"{path} has its size.", "It was decided at its export.", "Name its checkpoint.")
-        return path, manifest, manifest.artefact_sha256
+        return artefact, artefact.sha256
     require_export_packages()
     path = folder / "fp32.onnx"
     manifest = produce(source, path, "fp32", on_stage)
-    return path, manifest, manifest.parent_sha256
+    return Artefact(path=path, kind="onnx", sidecar=manifest), manifest.parent_sha256
 
 
 def report(output: Path, manifest: Manifest) -> None:

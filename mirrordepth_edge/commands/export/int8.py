@@ -60,14 +60,13 @@ def export_int8(
         raise OptionError(f"{output} would be overwritten by what is made of it.", why, "-o another.onnx")
     with room_for_scratch(), tempfile.TemporaryDirectory() as scratch, stages() as progress:
         folder = Path(scratch)
-        fp32, manifest, parent = fp32_file(source, folder, lambda stage: progress.stage(stage, 0))
+        fp32, parent = fp32_file(source, folder, lambda stage: progress.stage(stage, 0))
         workshop = Int8Quantizer(
             fp32=fp32,
-            manifest=manifest,
             calibration=calibration,
             config=config,
             folder=folder,
-            labelled=None if gate.data is None else _labelled(gate.data, gate.frames, manifest),
+            labelled=None if gate.data is None else _labelled(gate.data, gate.frames, fp32.manifest),
             progress=progress,
         )
         if (problem := workshop.domain_problem) is not None:
@@ -126,7 +125,7 @@ def _report(output: Path, workshop: Int8Quantizer, fitted: Fitted, written: Mani
         f"of {workshop.calibration.name}, ranges by {workshop.config.method}"
     )
     if fitted.fp_fallback:
-        console.print("given back to floating point, by what each does to depth alone:")
+        console.print("kept in floating point, with the depth error of each in INT8 alone:")
         for group in fitted.fp_fallback:
             console.print(f"  {workshop.sensitivity[group]:8.2%}  {group}, {len(workshop.groups[group])} layers")
     if written.quantisation is not None and written.quantisation.forced:

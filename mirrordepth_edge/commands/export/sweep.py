@@ -22,7 +22,7 @@ def run_sweep(
 ) -> Fitted | None:
     """Sweep, tell, and give the point that was picked."""
     from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.quantise.sweep import picked, settings_sha256, sweep
+    from mirrordepth_edge.quantise.sweep import pick_point, settings_sha256, sweep
     from mirrordepth_edge.quantise.sweep_result import save_sweep
     from mirrordepth_edge.report.html import save_page
     from mirrordepth_edge.report.sweep import sweep_page
@@ -32,7 +32,7 @@ def run_sweep(
     store = user_cache("sweeps") / f"{settings_sha256(workshop, cost)[:16]}.json"
     result = sweep(workshop, cost, store)
     if pick is not None:
-        return picked(workshop, cost, store, result, pick)
+        return pick_point(workshop, cost, store, result, pick)
     _print(result)
     page, data = output.with_suffix(".sweep.html"), output.with_suffix(".sweep.json")
     save_sweep(data, result)
@@ -56,10 +56,10 @@ def measured(workshop: Int8Quantizer) -> Cost:
     def of(nodes: Sequence[str]) -> tuple[float, float]:
         path = workshop.folder / "timed.onnx"
         onnx.save(workshop.make(nodes), path)
-        image = workshop.prepared(workshop.held_out[:1])[0]
+        image = workshop.preprocess(workshop.held_out[:1])[0]
         with (
-            OnnxRuntimeSession(path, workshop.described(nodes), options) as candidate,
-            OnnxRuntimeSession(workshop.fp32, workshop.manifest, options) as fp32,
+            OnnxRuntimeSession(path, workshop.manifest_of(nodes), options) as candidate,
+            OnnxRuntimeSession(workshop.fp32.path, workshop.manifest, options) as fp32,
         ):
             feeds = {candidate.inputs[0].name: image}
             workshop.progress.stage("timing", 0)

@@ -91,7 +91,7 @@ def test_a_gate_that_fails_writes_nothing_and_ends_with_3(capsys: pytest.Capture
     output = tmp_path / "int8.onnx"
     assert run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "-o", str(output), "--max-absrel-loss", "0%"]) == 3
     printed = capsys.readouterr().err
-    assert "costs more depth than allowed" in printed
+    assert "loses too much depth accuracy" in printed
     assert "--force" in printed
     assert list(tmp_path.glob("int8*")) == []
 
@@ -110,7 +110,7 @@ def test_a_sweep_is_a_table_a_page_and_a_file_to_pick_from(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.TIMED_FRAMES", 2)
-    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MOST_POINTS", 3)
+    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MAX_POINTS", 3)
     output = tmp_path / "swept.onnx"
     arguments = ["export", "tiny.onnx", "--sweep", *TO_CPU, "-o", str(output)]
     assert run_app(arguments) == 0
@@ -133,7 +133,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("modelopt.onnx.autocast", reason="Model Optimizer is not installed")
-    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MOST_POINTS", 2)
+    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MAX_POINTS", 2)
     output = tmp_path / "swept.onnx"
     calib = ["--calib", "calib/office/office.toml"]
     assert run_app(["export", "tiny.onnx", "--sweep", "--target", "orin-nano", *calib, "-o", str(output)]) == 0
