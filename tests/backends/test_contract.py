@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Available, Missing, Session
 from mirrordepth_edge.backends.registry import MODULES, backend, open_session
 from mirrordepth_edge.config import SessionOptions
@@ -39,7 +39,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             from mirrordepth_edge.engines.build import build_engine, plan_build
 
             plan = tmp_path_factory.mktemp("plans") / f"{name}.plan"
-            build_engine(NANO_ONNX["fp16"], plan, plan_build(target))
+            build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build(target))
             found[name] = plan
     return found
 

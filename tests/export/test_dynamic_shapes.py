@@ -253,7 +253,7 @@ def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames:
 @pytest.mark.slow
 def test_tensorrt_for_rtx_builds_it(opened: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    manifest = build_engine(opened, tmp_path / "open.plan", plan_build("rtx-ada"))
+    manifest = build_engine(Artefact.open(opened), tmp_path / "open.plan", plan_build("rtx-ada"))
     assert manifest.sizes == SIZES
     assert manifest.engine is not None
     assert (tmp_path / "open.plan").stat().st_size > 10_000
@@ -267,7 +267,7 @@ def test_an_engine_on_this_gpu_gives_the_same_depth_at_any_size(
     if not nvidia_gpus():
         pytest.skip("no NVIDIA GPU is visible")
     plan = tmp_path / "open.plan"
-    assert build_engine(opened, plan, plan_build("here")).sizes == SIZES
+    assert build_engine(Artefact.open(opened), plan, plan_build("here")).sizes == SIZES
     for size in INSIDE:
         session, _ = open_session(plan, at(size, SessionOptions()))
         with session:

@@ -123,10 +123,7 @@ def cameras() -> list[CameraInfo]:
 
 def cache_free_mib() -> int | Unknown:
     """Disk that caches may fill."""
-    from pathlib import Path
-
-    import platformdirs
-
     from mirrordepth_edge.machine.system import disk_free_mib
+    from mirrordepth_edge.support.cache import user_cache
 
-    return disk_free_mib(Path(platformdirs.user_cache_dir("mirrordepth-edge")))
+    return disk_free_mib(user_cache())

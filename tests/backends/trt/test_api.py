@@ -228,12 +228,12 @@ def test_a_cuda_error_is_named() -> None:
 @pytest.fixture(scope="module")
 def rtx_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real plan with its manifest."""
-    from mirrordepth_edge.artefact import NANO_ONNX
+    from mirrordepth_edge.artefact import NANO_ONNX, Artefact
     from mirrordepth_edge.engines.build import build_engine, plan_build
 
     module("tensorrt_rtx")
     plan = tmp_path_factory.mktemp("rtx") / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("rtx-ada"))
     return plan
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED
+from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED, Artefact
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.backends.trt import compatibility as trust
 from mirrordepth_edge.backends.trt import cuda, tensorrt
@@ -463,7 +463,7 @@ def test_a_real_plans_header_and_its_refusal(tmp_path: Path) -> None:
     from mirrordepth_edge.engines.build import build_engine, plan_build
 
     plan = tmp_path / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("rtx-ada"))
     assert trust._header(plan) == ("tensorrt-rtx", rtx.__version__)
     assert check_compatibility(plan).notes == ()
     with pytest.raises(MissingError, match="needs an NVIDIA GPU"):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import backend, open_session
 from mirrordepth_edge.backends.trt import cuda
@@ -64,7 +64,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             made[flavour] = tmp_path_factory.mktemp("plans") / f"{flavour}.plan"
             capability = (nvidia_gpus()[0].compute_capability,)
             wanted = BuildPlan(flavour=flavour, compute_capabilities=capability, runs_here=True)  # type: ignore[arg-type]
-            build_engine(NANO_ONNX["fp16"], made[flavour], wanted)
+            build_engine(Artefact.open(NANO_ONNX["fp16"]), made[flavour], wanted)
         return made[flavour]
 
     return plan_of
