@@ -32,7 +32,7 @@ from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
-from mirrordepth_edge.machine.telemetry import Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.schema import read_strict
 
@@ -203,14 +203,14 @@ def _add_runs(found: Found, runs: Runs) -> None:
 def _add_telemetry(found: Found, telemetry: Telemetry) -> None:
     """The hottest zone, memory, the GPU's clock, and what makes figures hard to repeat."""
     zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
-    hottest = [zone.most for zone in zones.values() if isinstance(zone, Reading)]
+    hottest = [zone.most for zone in zones.values() if isinstance(zone, SensorReading)]
     if hottest:
         found.add("hottest zone", max(hottest), "°C")
     for name, said in {"memory": telemetry.memory_peak, "GPU clock": telemetry.gpu_clock, "GPU": telemetry.gpu}.items():
-        if isinstance(said, Reading):
+        if isinstance(said, SensorReading):
             found.add(name, said.most if name == "memory" else said.mean, said.unit)
     name, power = telemetry.power
-    if isinstance(power, Reading):
+    if isinstance(power, SensorReading):
         found.add(f"power of the {name}", power.mean, power.unit)
     found.notes += telemetry.remarks()
 

@@ -52,7 +52,6 @@ def explain(
     """
 
     from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED
-    from mirrordepth_edge.backends.base import Missing
     from mirrordepth_edge.backends.pytorch import probe
     from mirrordepth_edge.commands.terminal import console, progress_bar
     from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
@@ -60,6 +59,7 @@ def explain(
     from mirrordepth_edge.errors import MissingError, OptionError
     from mirrordepth_edge.evaluation.evaluate import Protocol
     from mirrordepth_edge.imaging.draw import save_png
+    from mirrordepth_edge.machine.unavailable import Unavailable
     from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
 
     path = NANO_CHECKPOINT if checkpoint == NANO else SHIPPED.get(checkpoint, Path(checkpoint))
@@ -72,7 +72,7 @@ def explain(
     require_suffix(output, (".png",), "a picture")
     for file in (output, json_file or output):
         ensure_folder(file.parent)
-    if isinstance(missing := probe(), Missing):
+    if isinstance(missing := probe(), Unavailable):
         raise MissingError("mde explain needs PyTorch.", missing.reason, missing.cure)
     from mirrordepth_edge.model.checkpoint import load_checkpoint
     from mirrordepth_edge.training import explain as core

@@ -91,11 +91,11 @@ def _report(found: Verification, telemetry: Telemetry) -> None:
 
 def _temperatures(telemetry: Telemetry) -> Iterator[str]:
     """The hottest zone, and NVML's GPU where there is one."""
-    from mirrordepth_edge.machine.telemetry import Reading
+    from mirrordepth_edge.machine.telemetry import SensorReading
 
     zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
     named = {"GPU": telemetry.gpu_temperature, **zones}
-    readings = {name: each for name, each in named.items() if isinstance(each, Reading)}
+    readings = {name: each for name, each in named.items() if isinstance(each, SensorReading)}
     if readings:
         name, hottest = max(readings.items(), key=lambda item: item[1].most)
         yield f"hottest was {name}: {hottest.most:.0f} °C at most, {hottest.least:.0f} °C at least"

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
@@ -25,15 +24,15 @@ from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.reference import reference_path
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
-from mirrordepth_edge.machine.known_issues import KnownProblem, known_problems
-from mirrordepth_edge.machine.system import parse_driver
+from mirrordepth_edge.machine.driver import driver_version
+from mirrordepth_edge.machine.known_issues import KnownIssue, known_issues
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
 
 HERE = "here"
 RTX_TARGETS = ("rtx-ampere", "rtx-ada", "rtx-blackwell")
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +151,9 @@ def _require_this_is(target: TargetConfig) -> None:
         )
 
 
-def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownProblem, ...]:
+def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownIssue, ...]:
     """What is known to go wrong with such engines, the worst first."""
-    each = (known_problems(plan.flavour, plan.version, cc, precision=precision) for cc in plan.compute_capabilities)
+    each = (known_issues(plan.flavour, plan.version, cc, precision=precision) for cc in plan.compute_capabilities)
     return tuple({problem.id: problem for problems in each for problem in problems}.values())
 
 
@@ -237,7 +236,7 @@ def _require_runtime(flavour: Flavour) -> None:
         MissingError: engines do not run here.
     """
     probe = backend(flavour).probe()
-    if isinstance(probe, Missing):
+    if isinstance(probe, Unavailable):
         raise MissingError(
             f"{flavour} could not run the engine on this machine, so it is not built.",
             f"An engine is compared with its ONNX file before it is written; {probe.reason.rstrip('.')}.",
@@ -298,10 +297,4 @@ def _engine_info(plan: BuildPlan, config: BuildConfig, answer: dict[str, Any]) -
 def _driver() -> str | None:
     """Such as "560.35.05, CUDA 12.6"; None without a GPU."""
     gpus = nvidia_gpus()
-    if not gpus:
-        return None
-    try:
-        kernel = parse_driver(DRIVER.read_text(encoding="utf-8"))
-    except OSError:
-        kernel = None
-    return ", ".join(part for part in (kernel, f"CUDA {gpus[0].cuda}") if part)
+    return str(driver_version(gpus[0])) if gpus else None

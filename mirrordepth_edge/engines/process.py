@@ -15,6 +15,7 @@ from typing import Any
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.progress import BuildProgress
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, OptionError
+from mirrordepth_edge.machine.system import ADD_SWAP
 from mirrordepth_edge.manifest import Manifest
 from mirrordepth_edge.support.worker import command_of
 
@@ -34,9 +35,6 @@ UNTOLD = ("", "false")
 LOGGED_ERROR = re.compile(r"\[[EF]\]|IN_ERROR|Internal Error")
 KILLED = -9  # SIGKILL, which Windows lacks; Linux sends it to who has most when memory runs out
 MOST_LINES = 3
-ADD_SWAP = (
-    "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-)
 
 
 def run_worker(request: dict[str, Any], config: BuildConfig, on_progress: OnProgress | None = None) -> dict[str, Any]:

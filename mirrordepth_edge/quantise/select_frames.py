@@ -62,14 +62,14 @@ class TowerFeatures:
     def __init__(self, model: str = "nano") -> None:
         import onnx
 
-        from mirrordepth_edge.backends.base import Missing
         from mirrordepth_edge.backends.onnxruntime import create_inference_session, probe
+        from mirrordepth_edge.machine.unavailable import Unavailable
 
         path = SHIPPED.get(model, Path(model))
         if path.suffix != ".onnx":
             raise OptionError(f"{model} tells no frames apart.", "Features are taken of an ONNX file.", "--model nano")
         found = probe()
-        if isinstance(found, Missing):
+        if isinstance(found, Unavailable):
             raise MissingError("Choosing frames needs ONNX Runtime.", found.reason, found.cure)
         manifest = read_manifest(path).at()
         image = manifest.inputs[0]

@@ -32,7 +32,7 @@ BF16 = SessionOptions(device="cpu", threads=1, backend="openvino", bf16=True)
 MEAN_RELATIVE_BF16 = 2e-2
 
 installed = pytest.mark.skipif(
-    isinstance(backend.probe(), backend.Missing), reason="OpenVINO is not installed, or does not work here"
+    isinstance(backend.probe(), backend.Unavailable), reason="OpenVINO is not installed, or does not work here"
 )
 
 

@@ -21,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.backends.base import Arrays, Available, Missing
+from mirrordepth_edge.backends.base import Arrays, Available
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.sizes import parse_range
@@ -36,7 +36,9 @@ from mirrordepth_edge.engines.versions import Flavour
 from mirrordepth_edge.engines.worker import profile_shapes, profiles
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.export import verify
+from mirrordepth_edge.machine import driver as driver_module
 from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
 from mirrordepth_edge.support.files import sha256_of
 
@@ -466,12 +468,12 @@ def test_an_engine_says_where_it_was_built(
 ) -> None:
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
-    machine.setattr(build_module, "DRIVER", version)
+    machine.setattr(driver_module, "VERSION_FILE", version)
     engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert (engine.gpu, engine.driver) == ("GPU", "540.4.0, CUDA 12.6")
     assert (engine.build_seconds, engine.peak_memory_mb) == (1.25, None)
-    machine.setattr(build_module, "DRIVER", tmp_path / "absent")
+    machine.setattr(driver_module, "VERSION_FILE", tmp_path / "absent")
     engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert engine.driver == "CUDA 12.6"
@@ -486,7 +488,7 @@ def test_where_engines_cannot_run_none_is_built_for_this_gpu(
     machine: pytest.MonkeyPatch,
 ) -> None:
     """Without cuda-python it would be written unproven, after minutes."""
-    lacks = Missing(
+    lacks = Unavailable(
         reason="Engines need cuda-python, which is not installed.", cure="pip install 'cuda-python==12.6.*'"
     )
     asked: list[str] = []

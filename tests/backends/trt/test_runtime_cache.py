@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.trt import tensorrt_rtx
-from mirrordepth_edge.backends.trt.runtime_cache import KEPT, SUFFIX, RuntimeCache, runtime_cache
+from mirrordepth_edge.backends.trt.runtime_cache import MAX_FILES, SUFFIX, RuntimeCache, runtime_cache
 from mirrordepth_edge.config import SessionOptions
 
 from .fake_engine import MANIFEST, Machine, depth_of, fake_module, frame, gpu
@@ -125,11 +125,11 @@ def test_plan_gpu_driver_and_version_each_have_their_own(tmp_path: Path) -> None
 
 
 def test_the_oldest_files_go(tmp_path: Path) -> None:
-    stores = [RuntimeCache(tmp_path / f"{number}{SUFFIX}") for number in range(KEPT + 3)]
+    stores = [RuntimeCache(tmp_path / f"{number}{SUFFIX}") for number in range(MAX_FILES + 3)]
     for age, store in enumerate(stores[:-1]):
         store.write(b"kernels")
         os.utime(store.path, ns=(0, age))
     (tmp_path / "else.txt").write_text("not ours")
     stores[-1].write(b"kernels")
-    assert [store.path.exists() for store in stores] == [False] * 3 + [True] * KEPT
+    assert [store.path.exists() for store in stores] == [False] * 3 + [True] * MAX_FILES
     assert (tmp_path / "else.txt").exists()

@@ -82,7 +82,7 @@ def test_these_are_all_calls(machine: Machine) -> None:
 def test_the_first_run_is_on_zeros(machine: Machine) -> None:
     """Not on what memory held before, of which a float may be no number."""
     with machine.open() as session:
-        np.testing.assert_array_equal(session._lanes[0].outputs["depth"], np.ones(DEPTH.shape))
+        np.testing.assert_array_equal(session._slots[0].outputs["depth"], np.ones(DEPTH.shape))
 
 
 def test_without_a_graph_kernels_are_launched_one_by_one(machine: Machine) -> None:
@@ -143,7 +143,7 @@ def test_a_plan_that_cannot_be_captured_runs_without_a_graph_and_says_so(
     assert not machine.cuda.leaked
 
 
-def test_either_all_lanes_replay_a_graph_or_none(machine: Machine) -> None:
+def test_either_all_slots_replay_a_graph_or_none(machine: Machine) -> None:
     """Frames of one session are all worked on in the same way."""
     instantiate = machine.cuda.cudaGraphInstantiate
     answers = iter([instantiate, lambda graph, flags: (Code.cudaErrorMemoryAllocation, None)])

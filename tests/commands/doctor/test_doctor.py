@@ -17,7 +17,7 @@ import platformdirs
 import pytest
 
 from mirrordepth_edge.backends import onnxruntime, registry
-from mirrordepth_edge.backends.base import Available, Missing, Probe
+from mirrordepth_edge.backends.base import Available, Probe
 from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx, vendor
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.doctor import command as doctor
@@ -25,6 +25,7 @@ from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine import system as environment
 from mirrordepth_edge.machine.device import CudaDriver, Gpu, Machine
 from mirrordepth_edge.machine.system import Python, read_environment
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.v4l2 import CameraInfo
 
@@ -40,7 +41,7 @@ JETSON = replace(
 )
 ENOUGH_DISK_MIB = 50_000
 PROBES: dict[str, Probe] = {
-    "torch": Missing(reason="the package torch is not installed", cure="pip install torch"),
+    "torch": Unavailable(reason="the package torch is not installed", cure="pip install torch"),
     "onnxruntime": Available(version="1.24.4", devices=("cpu",)),
 }
 
@@ -73,9 +74,9 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_machine_without_a_driver(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    here(LAPTOP, "libcuda.so.1 is not there: no NVIDIA driver")
+    here(LAPTOP, "libcuda.so.1 not found: no NVIDIA driver is installed")
     text = report(capsys)
-    assert "GPU           none visible (libcuda.so.1 is not there: no NVIDIA driver)" in text
+    assert "GPU           none visible (libcuda.so.1 not found: no NVIDIA driver is installed)" in text
     assert "works    onnxruntime   1.24.4 on cpu" in text
     assert "missing  torch         the package torch is not installed" in text
     assert "not on the GPU" not in text
@@ -154,7 +155,7 @@ BLACKWELL = Gpu(
 )
 SYSTEM_PYTHON = Python(version="3.10.12", abi="cp310", venv=True, system_packages=True)
 BARE_VENV = replace(SYSTEM_PYTHON, system_packages=False)
-NO_TENSORRT = Missing(reason=tensorrt.NOT_INSTALLED, cure=vendor.JETPACK)
+NO_TENSORRT = Unavailable(reason=tensorrt.NOT_INSTALLED, cure=vendor.JETPACK)
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             printed = SYSTEMS / name / "nvpmodel.txt"
             return printed.read_text(encoding="utf-8") if command[0] == "nvpmodel" else silent(command)
 
-        problem = None if gpus else "libcuda.so.1 is not there: no NVIDIA driver"
+        problem = None if gpus else "libcuda.so.1 not found: no NVIDIA driver is installed"
         onnx = Available(version="1.24.4", devices=("cpu",))
         for constant, file in (("JETSON_MODEL", "proc/device-tree/model"), ("L4T_RELEASE", "etc/nv_tegra_release")):
             monkeypatch.setattr(device, constant, root / file)
@@ -241,7 +242,7 @@ def test_another_python_than_the_one_tensorrt_is_for(boot: Any, capsys: pytest.C
     ("gpu", "wanted"), [(ORIN, "'cuda-python==12.6.*'"), (replace(ORIN, cuda="13.2"), "'cuda-python==13.2.*'")]
 )
 def test_the_cuda_python_for_this_cuda(gpu: Gpu, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    lacks = Missing(reason="Engines need cuda-python, which is not installed.", cure="pip install cuda-python")
+    lacks = Unavailable(reason="Engines need cuda-python, which is not installed.", cure="pip install cuda-python")
     boot("orin-nano", gpu, engine=lacks, packages={"tensorrt": "10.3.0"})
     (engine,) = (each for each in to_do(capsys) if each["level"] == "missing")
     assert engine["next"] == f"pip install {wanted}"
@@ -258,7 +259,7 @@ def test_bindings_of_jetpack_that_do_not_work_are_not_called_absent(
     reason: str, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They lie in dist-packages, where no pip knows of them, and this Python sees them."""
-    boot("orin-nano", ORIN, engine=Missing(reason=reason, cure="sudo apt install --reinstall it"), packages={})
+    boot("orin-nano", ORIN, engine=Unavailable(reason=reason, cure="sudo apt install --reinstall it"), packages={})
     (engine,) = (each for each in to_do(capsys) if "TensorRT does not work" in each["what"])
     assert reason.rstrip(".") in engine["why"]
     assert engine["next"] == wanted
@@ -380,7 +381,7 @@ def test_an_absent_onnx_runtime_is_to_be_installed(
     here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here(LAPTOP)
-    gone = Missing(reason="the package onnxruntime is not installed", cure=onnxruntime.INSTALL)
+    gone = Unavailable(reason="the package onnxruntime is not installed", cure=onnxruntime.INSTALL)
     monkeypatch.setattr(registry, "probe_all", lambda: {"onnxruntime": gone})
     (only,) = to_do(capsys)
     assert (only["level"], only["next"]) == ("missing", onnxruntime.INSTALL)
