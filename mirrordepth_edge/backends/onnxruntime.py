@@ -26,7 +26,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install onnxruntime  (for an NVIDIA GPU on x86-64: onnxruntime-gpu instead; never both)"
 REPAIR = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge"
 GPU_CURE = (
-    "mde build, which makes an engine for the GPU; or install the CUDA and cuDNN that onnxruntime-gpu requires: "
+    "mde build MODEL  (makes an engine for the GPU), or install the CUDA and cuDNN that onnxruntime-gpu requires: "
     "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#requirements"
 )
 # ONNX Runtime's log levels; the current level cannot be read, so it is reset to the default.

@@ -416,7 +416,7 @@ def test_onnxruntime_on_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize(
     ("fake", "words"),
     [
-        (FakeOnnxRuntime(opens_on=(CPU,)), ("1.24.4", "does not load", "libcudnn.so.9")),
+        (FakeOnnxRuntime(opens_on=(CPU,)), ("1.24.4", "cannot be loaded", "libcudnn.so.9")),
         (FakeOnnxRuntime(fails="session"), ("fails on CUDA", "driver version is insufficient")),
         (FakeOnnxRuntime(fails="run"), ("fails on CUDA", "no kernel image")),
     ],
@@ -433,7 +433,7 @@ def test_onnxruntime_on_a_gpu_that_it_cannot_use(
         assert word in problem
     assert fake.severities == [ort_backend.LOG_FATAL, ort_backend.LOG_WARNING]
     assert capsys.readouterr().out == ""
-    with pytest.raises(MissingError, match="cannot use a GPU") as caught:
+    with pytest.raises(MissingError, match="cannot use the GPU") as caught:
         ort_backend.create_inference_session(Path("model.onnx"), SessionOptions(device="cuda"))
     assert caught.value.why == problem
     assert "--device cpu" in caught.value.cure

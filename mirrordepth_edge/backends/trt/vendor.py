@@ -13,7 +13,7 @@ Flavour = Literal["tensorrt", "tensorrt-rtx"]
 PACKAGES: Final[dict[Flavour, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Import names of the runtimes, in order of preference."""
 TITLES: Final[dict[Flavour, str]] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
-JETPACK: Final = "TensorRT is part of JetPack, not of pip: create the venv with --system-site-packages."
+JETPACK: Final = "python3 -m venv --system-site-packages ~/mde  (TensorRT is part of JetPack, not of pip)"
 USE_TENSORRT: Final = "Use TensorRT on this machine: mde build model.onnx --target here"
 INSTALL: Final[dict[Flavour, str]] = {
     "tensorrt": "pip install 'mirrordepth-edge[tensorrt]'",

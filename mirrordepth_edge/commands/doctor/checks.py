@@ -39,9 +39,7 @@ class Diagnosis:
 
 def diagnose(facts: Facts) -> tuple[Diagnosis, ...]:
     """The problems of a machine, most important first."""
-    checks = (_check_versions, _check_gpu, _check_tensorrt, _check_onnxruntime)
-    checks += (_check_opencv, _check_cameras, _check_clocks, _check_space)
-    diagnoses = (diagnosis for check in checks for diagnosis in check(facts))
+    diagnoses = (diagnosis for check in CHECKS for diagnosis in check(facts))
     return tuple(sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level)))
 
 
@@ -89,14 +87,14 @@ def _check_tensorrt(facts: Facts) -> Iterator[Diagnosis]:
     works = any(isinstance(facts.probes.get(flavour), Available) for flavour in FLAVOURS)
     if works or not facts.machine.gpus or not isinstance(probe, Unavailable):
         return
-    why, cure, systems = f"{probe.reason.rstrip('.')}.", probe.cure, facts.environment.system_tensorrt
+    why, cure, systems = f"Reason: {probe.reason.rstrip('.')}.", probe.cure, facts.environment.system_tensorrt
     # JetPack's bindings have no pip metadata, so only the import tells whether this Python has them.
     not_installed = probe.cause is Cause.NOT_INSTALLED and "tensorrt" not in facts.packages
     if not_installed and systems:
         python = facts.python.version.rpartition(".")[0]
         same = any(system.python == python for system in systems)
-        why = f"It is installed in {systems[-1].folder}, for Python {systems[-1].python}; this is Python {python}"
-        why += "." if facts.python.system_packages else ", without access to system packages."
+        why = f"It is installed in {systems[-1].folder} for Python {systems[-1].python}; this is Python {python}"
+        why += "." if facts.python.system_packages else " without access to system packages."
         cure = f"{'python3' if same else f'/usr/bin/python{systems[-1].python}'} {NEW_VENV}"
     elif not_installed:
         cure = "sudo apt install nvidia-jetpack" if facts.is_jetson else "pip install 'mirrordepth-edge[tensorrt]'"
@@ -155,3 +153,15 @@ def _check_space(facts: Facts) -> Iterator[Diagnosis]:
     if isinstance(free, int) and free < MIN_DISK_MIB:
         what = f"Only {free} MiB of disk space are free for caches."
         yield Diagnosis(level="hint", what=what, next="du -sh ~/.cache/*  (then delete what you do not need)")
+
+
+CHECKS = (
+    _check_versions,
+    _check_gpu,
+    _check_tensorrt,
+    _check_onnxruntime,
+    _check_opencv,
+    _check_cameras,
+    _check_clocks,
+    _check_space,
+)

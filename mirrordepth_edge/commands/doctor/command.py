@@ -40,7 +40,7 @@ def doctor(
     console.print(f"mirrordepth-edge {__version__} on Python {here.python}, {here.system}", style="bold")
     view.print_machine(facts)
     view.print_backends(facts)
-    view.print_packages(facts.packages, here.architecture)
+    view.print_packages(facts)
     view.print_diagnoses(diagnose(facts))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.onnxruntime import GPU_CURE
+from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.commands.doctor.checks import Diagnosis, Level
 from mirrordepth_edge.commands.doctor.facts import Facts, OpenCv
 from mirrordepth_edge.commands.terminal import console
@@ -29,11 +30,7 @@ PACKAGES = (
 )
 ONNX_RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
 # Packages that no extra installs on Arm.
-ARM_HINTS = {
-    "tensorrt": "part of JetPack; needs a venv with --system-site-packages",
-    "tensorrt-rtx": "x86-64 only",
-    "cuda-bindings": "pip install 'cuda-python==12.6.*' on JetPack 6, 'cuda-python==13.0.*' on JetPack 7.0",
-}
+ARM_HINTS = {"tensorrt": "part of JetPack; needs a venv with --system-site-packages", "tensorrt-rtx": "x86-64 only"}
 STYLES: dict[Level, str] = {"wrong": "red", "missing": "red", "slow": "yellow", "hint": "default"}
 
 
@@ -70,7 +67,7 @@ def describe_opencv(opencv: OpenCv | Unavailable) -> str:
         return f"cannot be imported: {opencv.reason}"
     if opencv.gstreamer:
         return f"{opencv.version} with GStreamer"
-    return f"{opencv.version} without GStreamer: USB cameras work, CSI cameras need the OpenCV of JetPack"
+    return f"{opencv.version} without GStreamer: USB cameras work, CSI cameras do not"
 
 
 def _print_python(facts: Facts) -> None:
@@ -121,12 +118,13 @@ def _print_backend_line(text: str, style: str = "default") -> None:
     console.print(f"  {'':15}{'':14}{text}", style=style)
 
 
-def print_packages(packages: dict[str, str], architecture: str) -> None:
+def print_packages(facts: Facts) -> None:
     """Print the versions of the packages that matter, and how to install the missing ones."""
     console.print("packages", style="bold")
+    arm_hints = {**ARM_HINTS, "cuda-bindings": cuda.install(next(iter(facts.machine.gpus), None))}
     for name, extra in PACKAGES:
-        version = packages.get(name)
-        hint = ARM_HINTS.get(name) if architecture == "aarch64" else None
+        version = facts.packages.get(name)
+        hint = arm_hints.get(name) if facts.machine.architecture == "aarch64" else None
         hint = hint or (f"pip install 'mirrordepth-edge[{extra}]'" if extra else None)
         if version or name not in ONNX_RUNTIMES:
             console.print(f"  {name:18}{version or 'not installed'}{'' if version or not hint else f'  ({hint})'}")
