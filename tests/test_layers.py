@@ -23,6 +23,7 @@ PLACES = (
     "machine",
     # who runs a model
     "imaging",
+    "reference",
     "camera",
     "sources",
     "model",

@@ -21,12 +21,12 @@ from mirrordepth_edge.bench.stats import summarise
 from mirrordepth_edge.bench.throughput import throughput_of_one
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.reference import Reference
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 

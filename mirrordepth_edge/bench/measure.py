@@ -25,12 +25,12 @@ from mirrordepth_edge.bench.throughput import throughput
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, SessionOptions
 from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.export.parity import check_agreement, measure_agreement
-from mirrordepth_edge.export.reference import Reference, read_reference
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor, load
+from mirrordepth_edge.reference import Reference, read_reference
 from mirrordepth_edge.support.files import sha256_of
 
 STAGES = ("preprocess", "network", "postprocess")

@@ -21,7 +21,6 @@ from mirrordepth_edge.engines.versions import Flavour, has_timing_cache, refuse_
 from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import at_every_size, of_sizes, with_sizes
 from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
-from mirrordepth_edge.export.reference import reference_path
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.driver import driver_version
@@ -29,6 +28,7 @@ from mirrordepth_edge.machine.known_issues import KnownIssue, known_issues
 from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
+from mirrordepth_edge.reference import reference_path
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
 
 HERE = "here"

@@ -14,11 +14,11 @@ from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, create_inference_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.export.reference import MOST_FRAMES, Reference
 from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import Manifest, Parity
+from mirrordepth_edge.reference import MAX_FRAMES, Reference
 
 if TYPE_CHECKING:
     from mirrordepth_edge.model.network import DepthNetwork
@@ -147,7 +147,7 @@ def make_reference(network: DepthNetwork, frames: Sequence[Frame], io: InputKind
 
     prepare, to_network = (Preprocessor(network.config.preprocess, kind) for kind in (io, "float"))
     images, depths_m = [], []
-    for frame in frames[:MOST_FRAMES]:
+    for frame in frames[:MAX_FRAMES]:
         images.append(prepare(frame)[0].copy())
         with torch.no_grad():
             depths_m.append(network(torch.from_numpy(to_network(frame)))[0].numpy())

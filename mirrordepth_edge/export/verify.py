@@ -35,10 +35,10 @@ from mirrordepth_edge.export.parity import (
     measure_agreement,
     reference_frames,
 )
-from mirrordepth_edge.export.reference import Reference, read_reference, reference_path
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.manifest import Manifest, Parity, manifest_path, read_manifest
+from mirrordepth_edge.reference import Reference, read_reference, reference_path
 
 Inputs = Sequence[npt.NDArray[Any]]
 """What the network is fed, one array a run."""

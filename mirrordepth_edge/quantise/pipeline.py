@@ -26,7 +26,6 @@ from mirrordepth_edge.export.parity import (
     reference_frames,
     worst_parity,
 )
-from mirrordepth_edge.export.reference import copy_reference
 from mirrordepth_edge.graph.activations import ActivationStatistics, Ranges, collect, coverage
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import Accuracy, Manifest, Quantisation, write_artefact
@@ -41,6 +40,7 @@ from mirrordepth_edge.quantise.qdq import (
 )
 from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
 from mirrordepth_edge.quantise.sensitivity import measure_sensitivity
+from mirrordepth_edge.reference import copy_reference
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:

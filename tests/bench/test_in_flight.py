@@ -19,10 +19,10 @@ from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate, check_depth
 from mirrordepth_edge.config import PRESETS, BenchConfig
 from mirrordepth_edge.errors import GateError, OptionError
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.reference import Reference
 
 HEIGHT, WIDTH = 4, 6
 MODEL = replace(PRESETS["nano"], size_hw=(HEIGHT, WIDTH))

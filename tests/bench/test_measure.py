@@ -25,10 +25,10 @@ from mirrordepth_edge.bench.measure import (
 )
 from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import GateError, OptionError
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.reference import Reference
 
 MODEL = PRESETS["nano"]
 HEIGHT, WIDTH = MODEL.size_hw

@@ -26,11 +26,11 @@ from mirrordepth_edge.export.parity import (
     measure_engine_parity,
     worst_parity,
 )
-from mirrordepth_edge.export.reference import Reference, read_reference
 from mirrordepth_edge.export.verify import package_inputs
 from mirrordepth_edge.graph.activations import collect
 from mirrordepth_edge.manifest import Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.quantise.qdq import calibrated_tensors, quantisable, quantise
+from mirrordepth_edge.reference import Reference, read_reference
 from mirrordepth_edge.support.files import sha256_of
 
 

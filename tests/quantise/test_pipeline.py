@@ -25,7 +25,6 @@ from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
 from mirrordepth_edge.export.accuracy import AccuracyEvaluator, GateFrames
 from mirrordepth_edge.export.parity import LIMITS_ELSEWHERE, Limits
 from mirrordepth_edge.export.produce import produce_onnx
-from mirrordepth_edge.export.reference import read_reference
 from mirrordepth_edge.graph.audit import audit_onnx
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import Accuracy, DepthFigures, Manifest, read_manifest
@@ -36,6 +35,7 @@ from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, picked, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
+from mirrordepth_edge.reference import read_reference
 
 
 def smooth(count: int) -> list[Frame]:

@@ -10,9 +10,9 @@ import pytest
 from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.config import BenchConfig, SessionOptions
-from mirrordepth_edge.export.reference import Reference
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.reference import Reference
 
 from .fake_engine import HEIGHT, MANIFEST, WIDTH, Machine, depth_of, frame
 

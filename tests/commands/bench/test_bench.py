@@ -20,9 +20,9 @@ from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.bench.options import parse_duration
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.export.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
+from mirrordepth_edge.reference import Reference, read_reference, reference_path, write_reference
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
 

@@ -1,4 +1,4 @@
-"""What an artefact's depth has to be travels with it and is found again, whole."""
+"""Reference depth is written beside an artefact, copied along and read back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.export.reference import Reference, copy_reference, read_reference, reference_path, write_reference
+from mirrordepth_edge.reference import Reference, copy_reference, read_reference, reference_path, write_reference
 
 RNG = np.random.default_rng(0)
 REFERENCE = Reference(RNG.integers(0, 256, (3, 4, 6, 3), np.uint8), RNG.uniform(0.5, 10, (3, 4, 6)).astype(np.float32))
 
 
-def test_what_was_stored_is_read_and_taken_along(tmp_path: Path) -> None:
+def test_reference_is_written_read_and_copied(tmp_path: Path) -> None:
     model, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
     assert read_reference(model) is None
     copy_reference(model, plan)
@@ -29,7 +29,7 @@ def test_what_was_stored_is_read_and_taken_along(tmp_path: Path) -> None:
     assert reference_path(model).read_bytes() == reference_path(plan).read_bytes()
 
 
-def test_batches_begin_anew_after_the_last_frame() -> None:
+def test_batches_wrap_around() -> None:
     images, depth_m = REFERENCE.batch(2, 4)
     for place, frame in enumerate((2, 0, 1, 2)):
         np.testing.assert_array_equal(images[place], REFERENCE.images[frame])

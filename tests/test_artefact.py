@@ -1,0 +1,112 @@
+"""`Artefact`: a model file is opened, verified and hashed once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mirrordepth_edge import artefact, manifest
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, Artefact, kind_of, shipped_name
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.manifest import manifest_path, read_manifest
+from mirrordepth_edge.reference import reference_path
+from mirrordepth_edge.support.files import sha256_of
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths of the files that were hashed, in order."""
+    paths: list[Path] = []
+
+    def record(path: Path) -> str:
+        paths.append(path)
+        return sha256_of(path)
+
+    for module in (artefact, manifest):
+        monkeypatch.setattr(module, "sha256_of", record)
+    return paths
+
+
+@pytest.fixture
+def onnx(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    shutil.copyfile(NANO_ONNX["fp32"], path)
+    shutil.copyfile(manifest_path(NANO_ONNX["fp32"]), manifest_path(path))
+    return path
+
+
+@pytest.mark.parametrize(("name", "precision"), [("nano", "fp32"), ("nano.fp16", "fp16")])
+def test_shipped_model_is_opened_by_name(name: str, precision: str, hashed: list[Path]) -> None:
+    opened = Artefact.open(name)
+    assert (opened.path, opened.kind) == (NANO_ONNX[precision], "onnx")
+    assert opened.manifest == read_manifest(NANO_ONNX[precision], verify=False)
+    assert opened.sha256 == opened.sha256 == sha256_of(NANO_ONNX[precision])
+    assert hashed == [NANO_ONNX[precision]]
+    assert shipped_name(opened.sha256) == name
+
+
+def test_reference_is_read_when_it_is_needed(onnx: Path) -> None:
+    opened = Artefact.open(onnx)
+    shutil.copyfile(reference_path(NANO_ONNX["fp32"]), reference_path(onnx))
+    assert opened.reference is not None
+    assert opened.reference is opened.reference
+    assert Artefact.open(NANO_CHECKPOINT).reference is None
+
+
+def test_checkpoint_is_hashed_only_on_demand(hashed: list[Path]) -> None:
+    opened = Artefact.open(NANO_CHECKPOINT)
+    assert (opened.kind, opened.sidecar, hashed) == ("checkpoint", None, [])
+    assert opened.checkpoint_info.model.preset == "nano"
+    assert opened.sha256 == opened.sha256 == sha256_of(NANO_CHECKPOINT)
+    assert hashed == [NANO_CHECKPOINT]
+    with pytest.raises(InputError, match="has no manifest") as caught:
+        _ = opened.manifest
+    assert "mde export" in caught.value.cure
+
+
+def test_changed_file_is_refused(onnx: Path) -> None:
+    with onnx.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match="is not the file its manifest describes"):
+        Artefact.open(onnx)
+
+
+def test_only_a_trusted_plan_may_lack_its_manifest(tmp_path: Path) -> None:
+    plan, onnx = tmp_path / "model.plan", tmp_path / "model.onnx"
+    for path in (plan, onnx):
+        path.write_bytes(b"content")
+        with pytest.raises(InputError, match="has no manifest"):
+            Artefact.open(path)
+    with pytest.raises(InputError, match="has no manifest"):
+        Artefact.open(onnx, trust=True)
+    opened = Artefact.open(plan, trust=True)
+    assert (opened.kind, opened.sidecar, opened.sha256) == ("plan", None, sha256_of(plan))
+    with pytest.raises(InputError, match="has no manifest"):
+        _ = opened.manifest
+
+
+def test_trust_does_not_skip_the_hash(onnx: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"changed")
+    shutil.copyfile(manifest_path(onnx), manifest_path(plan))
+    with pytest.raises(InputError, match="is not the file its manifest describes"):
+        Artefact.open(plan, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.onnx", "onnx"), ("a.plan", "plan"), ("a.engine", "plan"), ("a.safetensors", "checkpoint")]
+)
+def test_kind_follows_from_the_suffix(name: str, kind: str) -> None:
+    assert kind_of(Path(name)) == kind
+
+
+def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no"):
+        Artefact.open(tmp_path / "missing.onnx")
+    with pytest.raises(InputError, match="There is no"):
+        Artefact.open(tmp_path / "missing.pt")
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    with pytest.raises(InputError, match=r"model\.pt is not a model"):
+        Artefact.open(tmp_path / "model.pt")
