@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, Available
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.backends.trt import vendor
 from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.sizes import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
@@ -69,7 +70,7 @@ def test_without_a_gpu_every_rtx_target_is_built(machine: pytest.MonkeyPatch) ->
 
 def test_a_jetson_without_tensorrt_is_told_of_jetpack(machine: pytest.MonkeyPatch) -> None:
     def absent(flavour: str) -> None:
-        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.INSTALL["tensorrt"])
+        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", vendor.JETPACK)
 
     machine.setattr(build_module.platform, "machine", lambda: "aarch64")
     machine.setattr(build_module, "find_spec", lambda name: None)
