@@ -123,15 +123,15 @@ def test_no_board_at_all(boards: list[Frame], tmp_path: Path, capsys: pytest.Cap
     output = tmp_path / "camera.yaml"
     assert run_app(["calibrate-camera", "--source", str(blurred), "-o", str(output)]) == 1
     told = capsys.readouterr().err
-    assert "No board of 9x6 inner corners was found" in told
-    assert "one less than squares" in told
+    assert "No board with 9x6 inner corners was found" in told
+    assert "one less than the squares" in told
     assert not output.exists()
 
 
 def test_a_camera_that_shows_no_board(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate_camera, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(calibrate_camera, "TIMEOUT_S", 0.2)
     assert run_app(["calibrate-camera", "--source", "synthetic", "-o", str(tmp_path / "camera.yaml")]) == 1
     assert "was found in synthetic" in capsys.readouterr().err
 
@@ -151,7 +151,9 @@ def test_a_camera_says_when_a_view_is_kept(
     rung: list[int] = []
     asked: list[tuple[str, sources.CameraOptions]] = []
     monkeypatch.setattr(errors, "bell", lambda: rung.append(1))
-    monkeypatch.setattr(sources, "open_source", lambda spec, options: asked.append((spec, options)) or Camera())
+    monkeypatch.setattr(
+        calibrate_camera, "open_source", lambda spec, options: asked.append((spec, options)) or Camera()
+    )
     output = tmp_path / "camera.yaml"
     assert run_app(["calibrate-camera", "--views", "10", "--size", "480x640", "-o", str(output)]) == 0
     check(output)
@@ -164,7 +166,7 @@ def test_a_camera_says_when_a_view_is_kept(
     [
         (["--board", "9"], "is no board"),
         (["--square", "25"], "is no length"),
-        (["--size", "480"], "is no size"),
+        (["--size", "480"], "is not a size"),
         (["-o", "camera.txt"], "no name for a calibration"),
         (["--print-board", "board.pdf"], "no name for a board to print"),
     ],

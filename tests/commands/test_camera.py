@@ -41,8 +41,8 @@ def test_errors_are_those_of_scaled_metres(
     options = ["--units-per-metre", "3000", "--focal-px", str(focal_px)]
     assert run_app([*common, str(scaled), *options]) == 0
     told = capsys.readouterr()
-    assert f"metric, no alignment; metres scaled to a camera of fx {focal_px:.1f} px" in told.out
-    assert f"camera: fx {focal_px:.1f} px of 80 (68° wide); metres times 1.7" in told.err
+    assert f"metric, no alignment; depth scaled to a camera of fx {focal_px:.1f} px" in told.out
+    assert f"camera: fx {focal_px:.1f} px of 80 (68° wide); depth scaled by 1.7" in told.err
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in (plain, scaled)]
     errors = [report["models"][str(model)]["evaluation"]["mean"]["abs_rel"] for report in reports]
     assert errors[1] == pytest.approx(errors[0], rel=1e-4)

@@ -29,7 +29,7 @@ def test_a_good_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     sheet, result = tmp_path / "new" / "check.png", tmp_path / "new" / "check.json"
     assert run_app(["data", "check", str(root), "--sheet", str(sheet), "--json", str(result)]) == 0
     text = capsys.readouterr().out
-    for words in ("14 of 14 pictures", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "nothing is wrong"):
+    for words in ("14 of 14 images", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "no problems found"):
         assert words in text
     assert cv2.imread(str(sheet)).shape[2] == 3
     everything = json.loads(result.read_text())
@@ -58,13 +58,13 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
 
 def test_some_of_the_pictures(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["data", "check", str(root), "--limit", "3"]) == 0
-    assert "3 of 14 pictures" in capsys.readouterr().out
+    assert "3 of 14 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--part", "dev"], 2, "train and test"),
+        (["--part", "dev"], 2, "train or test"),
         (["--sheet", "check.jpg"], 2, "--sheet check.png"),
         (["--data", "sun"], 2, "auto, folder, nyu or kitti"),
         (["--limit", "0"], 2, "--limit"),

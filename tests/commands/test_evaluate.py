@@ -38,7 +38,7 @@ def test_models_are_compared_side_by_side(folder: Path, capsys: pytest.CaptureFi
     arguments = ["evaluate", "--root", str(folder), "--device", "cpu", "--json", str(output), "nano", "nano.fp16"]
     assert run_app(arguments) == 0
     text = capsys.readouterr().out
-    assert f"{MOVING} pictures; no crop, 0.001 to 10 m" in text
+    assert f"{MOVING} images; no crop, 0.001 to 10 m" in text
     assert "published" not in text
     models = json.loads(output.read_text())["models"]
     assert list(models) == ["nano", "nano.fp16"]

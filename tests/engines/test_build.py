@@ -25,7 +25,7 @@ from mirrordepth_edge.backends.base import Arrays, Available
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.backends.trt import vendor
 from mirrordepth_edge.backends.trt.plan import _weights_of
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
 from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines import process as build_process

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, SessionOptions, SizeRange
 from mirrordepth_edge.engines.triton import CLIENT, config_pbtxt, write_triton_repository
 from mirrordepth_edge.errors import InputError, OptionError

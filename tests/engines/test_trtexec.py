@@ -10,7 +10,7 @@ import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.trtexec import trtexec_command, trtexec_commands
 from mirrordepth_edge.errors import OptionError

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from mirrordepth_edge.backends.openvino import probe as probe_openvino
 from mirrordepth_edge.backends.registry import open_session
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.engines.build import build_engine, plan_build
 from mirrordepth_edge.errors import InputError, OptionError

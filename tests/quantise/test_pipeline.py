@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from onnx import load
 
-from mirrordepth_edge.commands.export.sweep import estimated
+from mirrordepth_edge.commands.export.sweep import estimate_cost
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import GateError, InputError, OptionError
@@ -382,7 +382,7 @@ def test_a_target_with_another_figure_is_another_sweep(folder: Path, tmp_path: P
     made, target = workshop(folder, tmp_path, FOR_CPU), load_target("orin-nano")
     assert target.bandwidth_gb_s is not None
     slower = replace(target, bandwidth_gb_s=target.bandwidth_gb_s / 2)
-    key, same, other = (sweeping.settings_sha256(made, estimated(made, [each])) for each in (target, target, slower))
+    key, same, other = (sweeping.settings_sha256(made, estimate_cost(made, [t])) for t in (target, target, slower))
     assert key == same != other
 
 

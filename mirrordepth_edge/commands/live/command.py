@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mirrordepth_edge.commands.engine_options import Trust
 from mirrordepth_edge.commands.live import options as of
 from mirrordepth_edge.commands.live.scale import ForgetScale, NoScale, SetScale
 from mirrordepth_edge.commands.parameters import (
@@ -19,11 +18,14 @@ from mirrordepth_edge.commands.parameters import (
     FovDeg,
     Model,
     Near,
+    NetworkSize,
+    Target,
+    Trust,
     announce,
+    parse_size,
     session_options,
 )
-from mirrordepth_edge.commands.sizes import NetworkSize, parse_size
-from mirrordepth_edge.commands.target_option import Target, resolve
+from mirrordepth_edge.commands.target import resolve
 
 
 def live(

@@ -65,10 +65,10 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
 
     inputs = [SimpleNamespace(name="image")]
     session = SimpleNamespace(inputs=inputs, infer=lambda feeds: None)
-    monkeypatch.setattr("mirrordepth_edge.backends.onnxruntime.OnnxRuntimeSession", lambda *_: nullcontext(session))
-    monkeypatch.setattr("mirrordepth_edge.bench.measure.time_in_turn", in_turn)
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.OnnxRuntimeSession", lambda *_: nullcontext(session))
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.time_in_turn", in_turn)
     monkeypatch.setattr("onnx.save", lambda model, path: None)
-    workshop: Any = SimpleNamespace(
+    quantizer: Any = SimpleNamespace(
         folder=tmp_path,
         fp32=tmp_path / "fp32.onnx",
         manifest=None,
@@ -78,7 +78,7 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
         described=lambda nodes: None,
         progress=SimpleNamespace(stage=lambda name, steps: None),
     )
-    cost = export_sweep.measured(workshop)
+    cost = export_sweep.measure_cost(quantizer)
     assert cost.of(["a"]) == (1.5, 1.5)
     frames = sum(turns[1:])
     assert frames == 60

@@ -165,7 +165,7 @@ def test_another_camera_is_said_once_and_scales_what_is_shown(
 ) -> None:
     live(source="synthetic", focal_px=640.0, near=1.0, far=9.0, frames=3)  # 640x480, twice as long a lens
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
-    assert told == ["camera: fx 640.0 px of 640 (53° wide); metres times 2"]
+    assert told == ["camera: fx 640.0 px of 640 (53° wide); depth scaled by 2"]
     wall = colourise(np.full((480, 640), 2 * DEPTH_M, np.float32), (1.0, 9.0))
     assert 1 <= len(screen.shown) <= 3  # a busy window leaves frames out
     for sheet in screen.shown:
