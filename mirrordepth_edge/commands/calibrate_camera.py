@@ -58,15 +58,15 @@ def calibrate_camera(
     _collect(picker, source, parse_size(size) if size else None)
     calibration = calibrate(picker)
     console.print("\n".join(calibration.lines))
-    if calibration.doubts and not anyway:
+    if calibration.warnings and not anyway:
         raise GateError(
             "The calibration is unreliable and was not written.",
-            "\n".join(calibration.doubts),
+            "\n".join(calibration.warnings),
             "Show the board in more places, near, far and tilted, and keep it flat; or add --anyway.",
         )
     calibration.save(output)
-    for doubt in calibration.doubts:
-        errors.print(f"note: {doubt}", style="yellow")
+    for warning in calibration.warnings:
+        errors.print(f"note: {warning}", style="yellow")
     console.print(f"{output}: mde live --calibration {output}")
 
 
@@ -106,10 +106,10 @@ def _collect(picker: ViewPicker, source: str, size_hw: SizeHW | None) -> None:
                 seen_s = time.monotonic()
             elif not picker.moving:
                 skipped.append(name)
-            enough = picker.moving and picker.wish is None
+            enough = picker.moving and picker.hint is None
             if enough or (endless and time.monotonic() - seen_s > TIMEOUT_S):
                 break
-            status.update(f"{len(picker.views)} of {picker.wanted} views; {picker.wish or 'enough'}  ({name})")
+            status.update(f"{len(picker.views)} of {picker.wanted} views; {picker.hint or 'enough'}  ({name})")
     if not picker.seen:
         raise InputError(
             f"No board with {picker.board} inner corners was found in {source}.",
@@ -121,7 +121,7 @@ def _collect(picker: ViewPicker, source: str, size_hw: SizeHW | None) -> None:
 
 
 def _write_board(board: Board, path: Path, dpi: int) -> None:
-    width_mm, height_mm = board.save_picture(path, dpi)
+    width_mm, height_mm = board.save_image(path, dpi)
     console.print(
         f"{path}: {width_mm:.0f}x{height_mm:.0f} mm; print it, glue it to a flat surface, measure a square: "
         f"mde calibrate-camera --board {board} --square {1e3 * board.square_m:g}mm"

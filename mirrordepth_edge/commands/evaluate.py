@@ -32,6 +32,7 @@ from mirrordepth_edge.commands.parameters import (
     announce,
     choice,
     data_config,
+    print_camera,
     session_options,
 )
 from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
@@ -135,7 +136,7 @@ def evaluate(
     examples = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in models or [NANO]:
-        with load(model, session, camera) as predictor, progress_bar() as bar:
+        with load(model, session, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             # The range of the first model counts for all, so that their errors can be compared.
             limits_m = depth_limits_on(kind, predictor.model.depth_limits_m)

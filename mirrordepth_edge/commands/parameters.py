@@ -13,6 +13,7 @@ from mirrordepth_edge.config import BatchHW, Crop, DataConfig, DataKind, Session
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 
 if TYPE_CHECKING:
+    from mirrordepth_edge.camera.model import Camera
     from mirrordepth_edge.predictor import DepthPredictor
 
 NANO = "nano"
@@ -137,8 +138,14 @@ def announce(predictor: DepthPredictor, name: str) -> None:
 
     session = predictor.session
     errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
-    predictor.on_camera = lambda camera, scale: errors.print(f"camera: {camera}; depth scaled by {scale:.3g}")
     warn(predictor)
+
+
+def print_camera(camera: Camera, scale: float) -> None:
+    """Report the camera that depth is scaled to: the `on_camera` of `predictor.load`."""
+    from mirrordepth_edge.commands.terminal import errors
+
+    errors.print(f"camera: {camera}; depth scaled by {scale:.3g}")
 
 
 def warn(predictor: DepthPredictor) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.terminal import errors
-from mirrordepth_edge.imaging.draw import save_png, saved_video
+from mirrordepth_edge.imaging.draw import save_png, video_writer
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.quantise.calibration_set import load_calibration
 from mirrordepth_edge.sources.source import FrameSource
@@ -105,7 +105,7 @@ def test_noise_alone_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_video(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four scenes of three frames each: one frame of each scene."""
-    with saved_video(here / "clip.mp4", 10.0) as append:
+    with video_writer(here / "clip.mp4", 10.0) as append:
         for number in range(12):
             append(scene(number // 3))
     assert run_app(["calibrate", "--from", "clip.mp4", "-o", "clip"]) == 0

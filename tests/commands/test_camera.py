@@ -55,10 +55,10 @@ def test_one_camera_and_a_model_that_knows_its_own(
 ) -> None:
     common = ["evaluate", "--root", str(rgbd_folder), "--device", "cpu"]
     assert run_app([*common, str(model), "--fov-deg", "70", "--focal-px", "60"]) == 2
-    assert "--focal-px and --fov-deg exclude one another" in capsys.readouterr().err
+    assert "--focal-px and --fov-deg cannot be combined" in capsys.readouterr().err
     assert run_app([*common, str(model), "--fov-deg", "200"]) == 2
-    assert "200 degrees are no field of view" in capsys.readouterr().err
+    assert "200 degrees is not a valid field of view" in capsys.readouterr().err
     calibration = rgbd_folder / "camera.json"
     calibration.write_text(json.dumps({"width": 1280, "height": 720, "fx": 900, "fy": 900}))
     assert run_app([*common, str(model), "--calibration", str(calibration)]) == 2
-    assert "Frames of 80x60 are not those of a camera calibrated at 1280x720" in capsys.readouterr().err
+    assert "The frames are 80x60, but the camera was calibrated at 1280x720" in capsys.readouterr().err

@@ -44,7 +44,9 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
     result = tmp_path / "check.json"
     assert run_app(["data", "check", str(root), "--units-per-metre", "100000", "--json", str(result)]) == 1
     printed = capsys.readouterr()
-    assert printed.out.count("no readable picture. OpenCV") == 10 + 1  # ten, and the first once more in the finding
+    assert (
+        printed.out.count("cannot be read as an image. It is") == 10 + 1
+    )  # ten, and the first once more in the finding
     assert "and 2 more" in printed.out
     assert "wrong: 12 of 14 pictures cannot be used" in printed.out
     assert "--units-per-metre 1000" in printed.out

@@ -44,10 +44,10 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Se
     """Every opening of a model; tests run in an empty folder."""
     calls: list[tuple[str, SessionOptions]] = []
 
-    def load(model: str, options: SessionOptions, camera: Camera | Lens | None = None) -> DepthPredictor:
+    def load(model: str, options: SessionOptions, camera: Camera | Lens | None = None, **more: Any) -> DepthPredictor:
         calls.append((model, options))
         focal = None if model == "silent.onnx" else (1.0, 1.0)
-        return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera)
+        return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera, **more)
 
     monkeypatch.setattr(command, "load", load)
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_another_camera(capfd: pytest.CaptureFixture[str]) -> None:
 def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> None:
     hall = [picture(Path("hall.png"))]
     for options, word in (
-        ({"focal_px": 600.0, "fov_deg": 70.0}, "exclude"),
+        ({"focal_px": 600.0, "fov_deg": 70.0}, "cannot be combined"),
         ({"fov_deg": 190.0}, "--fov-deg|190"),
         ({"focal_px": -1.0}, "-1 px"),
     ):
@@ -178,7 +178,7 @@ def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> 
     with pytest.raises(InputError, match=r"absent\.yaml"):
         run(hall, output=Path("out"), calibration=Path("absent.yaml"))
     assert not loads
-    with pytest.raises(OptionError, match="with which camera it was trained"):
+    with pytest.raises(OptionError, match="which camera it was trained with"):
         run(hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
     assert not Path("out").exists()
 
@@ -207,7 +207,7 @@ def test_points_that_cannot_be(loads: list[tuple[str, SessionOptions]]) -> None:
     with pytest.raises(OptionError, match=r"--ply does not fit clip\.avi"):
         run([picture(Path("hall.png")), video(Path("clip.avi"))], output=Path("out"), ply=True)
     assert not loads
-    with pytest.raises(OptionError, match="need the camera"):
+    with pytest.raises(OptionError, match="needs the camera's focal length"):
         run([Path("hall.png")], output=Path("out"), model="silent.onnx", ply=True)
     assert not Path("out").exists()
 

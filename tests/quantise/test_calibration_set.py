@@ -16,7 +16,7 @@ import pytest
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig
 from mirrordepth_edge.errors import InputError, MdeError, OptionError
-from mirrordepth_edge.imaging.draw import saved_video
+from mirrordepth_edge.imaging.draw import video_writer
 from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.quantise import calibration_set as calibset
@@ -281,7 +281,7 @@ def test_memory_stays_flat(office: CalibrationSet) -> None:
 def video(tmp_path: Path) -> Path:
     """Twelve frames, each with a brightness of 20 times its number."""
     path = tmp_path / "clip.mp4"
-    with saved_video(path, 10.0) as append:
+    with video_writer(path, 10.0) as append:
         for number in range(12):
             append(np.full((48, 64, 3), 20 * number, np.uint8))
     return path

@@ -98,7 +98,7 @@ def test_nothing_is_written_if_a_frame_cannot_be_read(features: TowerFeatures, f
     chooser = examine(features, pictures_of(folder, picture_files(folder)))
     choice = chooser.pick(6, 0, "it")
     (folder / "0.png").write_bytes(b"changed in between")
-    with pytest.raises(InputError, match=r"0\.png is no readable picture"):
+    with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
         make_set(tmp_path / "sets" / "it.toml", folder, choice, seed=0, found=6, features=features)
     assert not (tmp_path / "sets").exists() or not list((tmp_path / "sets").iterdir())
 

@@ -348,5 +348,5 @@ def test_a_folder_without_a_readable_image(tmp_path: Path) -> None:
         ImageFolder(tmp_path)
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no picture")
-    with ImageFolder(tmp_path) as source, pytest.raises(InputError, match="no readable picture"):
+    with ImageFolder(tmp_path) as source, pytest.raises(InputError, match="cannot be read as an image"):
         source.read()

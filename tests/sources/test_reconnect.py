@@ -244,7 +244,7 @@ def test_the_loop_continues_and_reports_states(
     with reconnecting(opens) as source:
         stats = run_live(
             source,
-            lambda frame: frame[..., 0].astype(np.float32),
+            lambda frame, time_s: frame[..., 0].astype(np.float32),
             lambda result: shown.append(int(result.frame[0, 0, 0])),
             on_state=lambda state: states.append(state.kind),
         )
@@ -253,7 +253,7 @@ def test_the_loop_continues_and_reports_states(
     assert {*range(10, 20)} & {*shown}
     assert shown[-1] == 20
     assert stats.faults == 2
-    assert "went over 2 faults" in str(stats)
+    assert "recovered from 2 faults" in str(stats)
     assert stats.frames + stats.dropped == 21
     # The run may end before the last "live" is reported.
     assert states[:3] == ["reconnecting", "live", "reconnecting"]
@@ -271,7 +271,7 @@ def test_the_loop_can_be_stopped_while_a_camera_is_lost() -> None:
     states: list[SourceState] = []
     stats = run_live(
         source,
-        lambda frame: frame[..., 0].astype(np.float32),
+        lambda frame, time_s: frame[..., 0].astype(np.float32),
         should_stop=lambda: bool(states),
         on_state=states.append,
     )

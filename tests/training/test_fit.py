@@ -346,5 +346,5 @@ def test_one_of_two_processes_that_fails_ends_both(config: RunConfig, tmp_path: 
     command += ["--batch-size", "4", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "model.safetensors")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
-    assert "is no readable picture" in done.stderr
+    assert "cannot be read as an image" in done.stderr
     assert not (tmp_path / "model.safetensors").exists()

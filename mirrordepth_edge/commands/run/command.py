@@ -24,6 +24,7 @@ from mirrordepth_edge.commands.parameters import (
     Target,
     Trust,
     announce,
+    print_camera,
     session_options,
 )
 from mirrordepth_edge.commands.run.writer import Writer
@@ -72,7 +73,7 @@ def run(
     engine = resolve(model, target, options)
     lines = []
     try:
-        with load(engine, options, camera) as predictor, progress_bar() as bar:
+        with load(engine, options, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
             writer = Writer(predictor=predictor, folder=output, formats=frozenset(kinds), limits_m=limits_m)

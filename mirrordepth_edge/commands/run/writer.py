@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import Progress
 
 from mirrordepth_edge.camera.pointcloud import camera_for, save_ply
-from mirrordepth_edge.imaging.draw import save_npy, save_png, saved_video
+from mirrordepth_edge.imaging.draw import save_npy, save_png, video_writer
 from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap, colourise, to_millimetres
 from mirrordepth_edge.predictor import DepthPredictor
@@ -53,7 +53,7 @@ class Writer:
         target, count, frame = self.folder / path.stem, 0, None
         with open_video(path) as source:
             task = bar.add_task(path.name, total=source.length)
-            video = saved_video(Path(f"{target}.colour.mp4"), source.rate_hz or DEFAULT_RATE_HZ)
+            video = video_writer(Path(f"{target}.colour.mp4"), source.rate_hz or DEFAULT_RATE_HZ)
             with video if "colour" in self.formats else nullcontext() as append:
                 while (frame := source.read(frame)) is not None:
                     depth_m = self.predictor(frame)

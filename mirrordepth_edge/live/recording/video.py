@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.draw import save_npy, save_png, saved_video, scale_bar, side_by_side
+from mirrordepth_edge.imaging.draw import save_npy, save_png, scale_bar, side_by_side, video_writer
 from mirrordepth_edge.imaging.jpeg import encode_jpeg
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -91,7 +91,7 @@ class VideoRecording(Recording):
             # The shortest interval: a rate that is too low loses frames, one that is too high only repeats some.
             interval_s = min(later - earlier for earlier, later in pairwise(times_ns)) / 1e9
             self._rate_hz = round(min(max(1 / interval_s, 1.0), self._rate_hz), 1) if interval_s > 0 else self._rate_hz
-        self._append = self._video.enter_context(saved_video(self.path, self._rate_hz))
+        self._append = self._video.enter_context(video_writer(self.path, self._rate_hz))
         for captured_unix_ns, number, image in self._first:
             if self._fill_gap(captured_unix_ns, number):
                 self._put(image)

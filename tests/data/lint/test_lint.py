@@ -104,7 +104,7 @@ def test_bad_files_are_collected_each_with_its_reason(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
     reasons = {picture.name: picture.reason for picture in report.unusable}
     assert list(reasons) == ["0", "1", "2", "3"]
-    for name, word in {"0": "no readable picture", "1": "empty", "2": "uint8", "3": "differ in size"}.items():
+    for name, word in {"0": "cannot be read as an image", "1": "empty", "2": "uint8", "3": "differ in size"}.items():
         assert word in reasons[name]
     assert report.sizes == ((SHAPE, 2),), "the others are still read"
     assert kinds(root) == {"unusable": True}
