@@ -34,7 +34,9 @@ from mirrordepth_edge.config import Precision
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.machine.device import installed_versions, machine
-from mirrordepth_edge.machine.system import PowerMode, Unknown, read_environment
+from mirrordepth_edge.machine.jetson import PowerMode
+from mirrordepth_edge.machine.system import read_environment
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.support.worker import WorkerExit, call_worker, command_of
 
@@ -170,7 +172,7 @@ def describe_device() -> Device:
         board=here.jetson,
         cpu=here.cpu,
         cores=here.cores,
-        memory_mib=None if isinstance(environment.memory, Unknown) else environment.memory.total_mib,
+        memory_mib=None if isinstance(environment.memory, Unavailable) else environment.memory.total_mib,
         gpus=tuple(
             GpuFacts(name=gpu.name, compute_capability=gpu.compute_capability, memory_mib=gpu.memory_mib, cuda=gpu.cuda)
             for gpu in here.gpus
@@ -201,5 +203,5 @@ def _system() -> str:
     return f"{platform.system()} {numbers[0] if numbers else ''}".strip()
 
 
-def _known(value: str | Unknown) -> str | None:
+def _known(value: str | Unavailable) -> str | None:
     return value if isinstance(value, str) else None

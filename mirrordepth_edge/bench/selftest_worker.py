@@ -29,7 +29,7 @@ from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
-from mirrordepth_edge.machine.telemetry import Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import Telemetry
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.support.worker import Emit, serve
 
@@ -60,15 +60,15 @@ class Measurements:
     def add_telemetry(self, telemetry: Telemetry) -> None:
         """Add the hottest zone, memory, clock, load and power, and warnings about unstable conditions."""
         zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
-        hottest = [zone.most for zone in zones.values() if isinstance(zone, Reading)]
+        hottest = [zone.most for zone in zones.values() if isinstance(zone, SensorReading)]
         if hottest:
             self.add("hottest zone", max(hottest), "°C")
-        if isinstance(telemetry.memory_peak, Reading):
+        if isinstance(telemetry.memory_peak, SensorReading):
             self.add("memory", telemetry.memory_peak.most, telemetry.memory_peak.unit)
         supply, power = telemetry.power
         means = {"GPU clock": telemetry.gpu_clock, "GPU": telemetry.gpu, f"power of the {supply}": power}
         for name, reading in means.items():
-            if isinstance(reading, Reading):
+            if isinstance(reading, SensorReading):
                 self.add(name, reading.mean, reading.unit)
         self.notes += telemetry.remarks()
 

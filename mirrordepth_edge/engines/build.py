@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact
-from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import backend
-from mirrordepth_edge.backends.trt.compatibility import driver_here
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, TargetConfig
@@ -26,7 +24,9 @@ from mirrordepth_edge.export.dynamic_shapes import manifest_for_sizes, options_p
 from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
-from mirrordepth_edge.machine.known_issues import KnownProblem, known_problems
+from mirrordepth_edge.machine.driver import driver_version
+from mirrordepth_edge.machine.known_issues import KnownIssue, known_issues
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
 from mirrordepth_edge.reference import reference_path
@@ -154,9 +154,9 @@ def _require_this_machine_is(target: TargetConfig) -> None:
         )
 
 
-def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownProblem, ...]:
-    """Known problems of such engines, the worst first."""
-    by_gpu = (known_problems(plan.flavour, plan.version, cc, precision=precision) for cc in plan.compute_capabilities)
+def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownIssue, ...]:
+    """Known issues of such engines, the worst first."""
+    by_gpu = (known_issues(plan.flavour, plan.version, cc, precision=precision) for cc in plan.compute_capabilities)
     return tuple({problem.id: problem for problems in by_gpu for problem in problems}.values())
 
 
@@ -264,7 +264,7 @@ def _require_runtime(flavour: Flavour) -> None:
         MissingError: engines do not run here.
     """
     probe = backend(flavour).probe()
-    if isinstance(probe, Missing):
+    if isinstance(probe, Unavailable):
         raise MissingError(
             f"{flavour} could not run the engine on this machine, so it is not built.",
             f"An engine is compared with its ONNX file before it is written; {probe.reason.rstrip('.')}.",
@@ -286,7 +286,7 @@ def _timing_cache(plan: BuildPlan) -> Path | None:
     gpus = nvidia_gpus()
     if not (gpus and plan.runs_here and has_timing_cache(plan.flavour)):
         return None
-    return timing_cache.timing_cache_path(gpus[0], plan.flavour, plan.version, driver_here(gpus[0]))
+    return timing_cache.timing_cache_path(gpus[0], plan.flavour, plan.version, str(driver_version(gpus[0])))
 
 
 def _verify(built: Path, manifest: Manifest, onnx: Artefact, name: str) -> Parity:
@@ -317,6 +317,6 @@ def _engine_info(plan: BuildPlan, config: BuildConfig, result: dict[str, Any]) -
         system=f"{platform.system()}-{platform.machine()}".lower(),
         gpu=gpus[0].name if plan.runs_here and gpus else None,
         board=jetson_model() if plan.runs_here else None,
-        driver=driver_here(gpus[0]) if gpus else None,
+        driver=str(driver_version(gpus[0])) if gpus else None,
         options=config,
     )

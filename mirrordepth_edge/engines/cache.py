@@ -17,13 +17,13 @@ from typing import Final
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.artefact import Artefact
-from mirrordepth_edge.backends.trt.compatibility import driver_here
 from mirrordepth_edge.config import BuildConfig, Strict
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import HERE, BuildPlan
 from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.machine.driver import driver_version
 from mirrordepth_edge.support.cache import Cache, digest, user_cache
 from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.support.schema import read_strict
@@ -154,7 +154,7 @@ def built_with(plan: BuildPlan) -> BuiltWith:
         version=plan.version,
         gpu=gpus[0].name if gpus else "none",
         compute_capability=", ".join(plan.compute_capabilities),
-        driver=driver_here(gpus[0]) if gpus else "none",
+        driver=str(driver_version(gpus[0])) if gpus else "none",
         system=f"{platform.system()}-{platform.machine()}".lower(),
         package=__version__,
     )

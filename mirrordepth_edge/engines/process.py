@@ -11,6 +11,7 @@ from typing import Any
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError
+from mirrordepth_edge.machine.system import ADD_SWAP
 from mirrordepth_edge.manifest import Manifest
 from mirrordepth_edge.support.worker import WorkerExit, call_worker, command_of
 
@@ -30,9 +31,6 @@ NO_REASON = ("", "false")
 LOGGED_ERROR = re.compile(r"\[[EF]\]|IN_ERROR|Internal Error")
 KILLED = -9  # SIGKILL, which Windows lacks; Linux sends it to the largest process when memory runs out
 MAX_LINES = 3
-ADD_SWAP = (
-    "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-)
 
 
 def run_builder(request: dict[str, Any], config: BuildConfig, on_progress: OnProgress | None = None) -> dict[str, Any]:

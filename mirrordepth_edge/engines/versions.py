@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.machine.known_issues import version_key
+from mirrordepth_edge.support.versions import version_key
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrordepth_edge.machine.telemetry import Absent, Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.report.tables import Table
 
 SENSORS = {
@@ -58,10 +59,10 @@ def telemetry_table(telemetry: Telemetry, of: str, frames: int, artefacts: int) 
     """
     rows, words, absent = [], [], dict[str, list[str]]()
     for label, said in _sensors(telemetry):
-        if isinstance(said, Reading):
+        if isinstance(said, SensorReading):
             values = (_with_unit(value, said.unit) for value in (said.mean, said.least, said.most))
             rows.append((label, *values, f"{said.samples}"))
-        elif isinstance(said, Absent):
+        elif isinstance(said, Unavailable):
             absent.setdefault(said.reason, []).append(label)
         else:
             words.append((label, said))
@@ -76,7 +77,7 @@ def telemetry_table(telemetry: Telemetry, of: str, frames: int, artefacts: int) 
     )
 
 
-def _sensors(telemetry: Telemetry) -> Iterator[tuple[str, Reading | Absent | str]]:
+def _sensors(telemetry: Telemetry) -> Iterator[tuple[str, SensorReading | Unavailable | str]]:
     for field, label in SENSORS.items():
         said = getattr(telemetry, field)
         if isinstance(said, dict):
@@ -91,7 +92,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 def _energy(telemetry: Telemetry, frames: int, artefacts: int) -> str:
     joules = telemetry.joules_per_frame(frames)
-    if isinstance(joules, Absent):
+    if isinstance(joules, Unavailable):
         return f"Energy per frame is not known: {joules.reason}."
     turns = "; the mean over the artefacts, which took turns" if artefacts > 1 else ""
     return f"Energy: {joules:.3g} J per frame, drawn by the {telemetry.power[0]}, idle power included{turns}."

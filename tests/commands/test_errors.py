@@ -161,7 +161,7 @@ def test_a_plan_without_a_gpu(model: Path, capfd: pytest.CaptureFixture[str]) ->
         pytest.skip("this machine has a GPU")
     assert run_app(["build", str(model), "--target", "rtx-ada"]) == 0
     capfd.readouterr()
-    check(["bench", "--engine", "model.plan"], 4, "NVIDIA GPU", "replace model.plan by nano.", capfd=capfd)
+    check(["bench", "--engine", "model.plan"], 4, "NVIDIA GPU", "replace model.plan with nano.", capfd=capfd)
     check(["build", str(model), "--target", "orin-nano"], 4, "mde build model.onnx", capfd=capfd)
 
 

@@ -21,9 +21,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mirrordepth_edge.artefact import NANO_ONNX, Artefact
-from mirrordepth_edge.backends.base import Arrays, Available, Missing
+from mirrordepth_edge.backends.base import Arrays, Available
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.backends.trt import compatibility
+from mirrordepth_edge.backends.trt import vendor
 from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
@@ -36,7 +36,9 @@ from mirrordepth_edge.engines.versions import Flavour
 from mirrordepth_edge.engines.worker import BuildProgress, Phases, profile_shapes, profiles
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.export import verify
+from mirrordepth_edge.machine import driver as driver_module
 from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
 from mirrordepth_edge.support.cache import read_checked
 from mirrordepth_edge.support.files import sha256_of
@@ -68,7 +70,7 @@ def test_without_a_gpu_every_rtx_target_is_built(machine: pytest.MonkeyPatch) ->
 
 def test_a_jetson_without_tensorrt_needs_jetpack(machine: pytest.MonkeyPatch) -> None:
     def absent(flavour: str) -> None:
-        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.INSTALL["tensorrt"])
+        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", vendor.JETPACK)
 
     machine.setattr(build_module.platform, "machine", lambda: "aarch64")
     machine.setattr(build_module, "find_spec", lambda name: None)
@@ -467,12 +469,12 @@ def test_the_manifest_says_where_an_engine_was_built(
 ) -> None:
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
-    machine.setattr(compatibility, "DRIVER", version)
+    machine.setattr(driver_module, "VERSION_FILE", version)
     engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert (engine.gpu, engine.driver) == ("GPU", "540.4.0, CUDA 12.6")
     assert (engine.build_seconds, engine.peak_memory_mb) == (1.25, None)
-    machine.setattr(compatibility, "DRIVER", tmp_path / "absent")
+    machine.setattr(driver_module, "VERSION_FILE", tmp_path / "absent")
     engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert engine.driver == "CUDA 12.6"
@@ -487,7 +489,7 @@ def test_no_engine_is_built_for_this_gpu_if_it_cannot_run(
     machine: pytest.MonkeyPatch,
 ) -> None:
     """Without cuda-python it could not be verified."""
-    lacks = Missing(
+    lacks = Unavailable(
         reason="Engines need cuda-python, which is not installed.", cure="pip install 'cuda-python==12.6.*'"
     )
     asked: list[str] = []

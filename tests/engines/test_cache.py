@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from mirrordepth_edge.artefact import NANO_ONNX, Artefact
-from mirrordepth_edge.backends.trt import compatibility as trust
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines import cache as engine_cache
@@ -22,6 +21,7 @@ from mirrordepth_edge.engines.build import BuildPlan, plan_build
 from mirrordepth_edge.engines.cache import RECORD, Cached, cached_engine
 from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import GateError, InputError, MissingError
+from mirrordepth_edge.machine import driver as driver_module
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, manifest_path, read_manifest, write_artefact
 from mirrordepth_edge.support.cache import ABANDONED_S
@@ -82,7 +82,7 @@ class Board:
     def driver(self, text: str) -> None:
         path = self.folder / "driver"
         path.write_text(text, encoding="utf-8")
-        self.patch.setattr(trust, "DRIVER", path)
+        self.patch.setattr(driver_module, "VERSION_FILE", path)
 
     def _build(
         self, onnx: Artefact, output: Path, plan: BuildPlan, options: BuildConfig, tell: Callable[..., None]

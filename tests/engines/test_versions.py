@@ -342,7 +342,7 @@ def test_weights_are_read_before_the_engine_takes_them() -> None:
     ("trt", "why"),
     [
         (FakeRefit(parses=False), "no initialiser of that name"),
-        (FakeRefit(missing=("a", "b", "c", "d")), "lacks a, b, c …"),
+        (FakeRefit(missing=("a", "b", "c", "d")), "no weights for a, b, c …"),
         (FakeRefit(refits=False), "returned False"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Kernels that TensorRT for RTX compiled for this GPU, kept between processes.
+"""The runtime cache of TensorRT for RTX: kernels compiled for this GPU, stored between processes.
 
-Its plans hold no machine code: kernels are compiled when a context is made, which takes seconds, and can be kept
+Its plans hold no machine code: kernels are compiled when a context is created, which takes seconds
 (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html).
 
 Not yet run on hardware.
@@ -16,12 +16,12 @@ from mirrordepth_edge.support.cache import Cache, read_checked, user_cache
 
 SUFFIX = ".kernels"
 MAX_FILES = 32
-"""Every combination of plan, GPU and driver has a file of its own."""
+"""Each combination of plan, GPU, driver and runtime version has its own file; the oldest are deleted."""
 
 
 @dataclass(frozen=True)
 class RuntimeCache:
-    """One file of compiled kernels."""
+    """A file of compiled kernels."""
 
     path: Path
 
@@ -40,11 +40,13 @@ class RuntimeCache:
 
 
 def runtime_cache(plan_sha256: str, gpu: Gpu, version: str, folder: Path | None = None) -> RuntimeCache:
-    """The kernels' file of one plan on one GPU, driver and runtime version.
+    """The cache file of a plan for a GPU, driver and runtime version.
 
     Args:
-        version: of TensorRT for RTX.
-        folder: the user's cache where None.
+        plan_sha256: SHA-256 of the plan.
+        gpu: GPU that runs it, which also tells the driver's CUDA version.
+        version: version of TensorRT for RTX.
+        folder: None for the user's cache folder.
     """
     cache = Cache(folder=folder or user_cache("kernels"), suffix=SUFFIX)
     return RuntimeCache(cache.path(plan_sha256, gpu.name, gpu.compute_capability, gpu.cuda, version))

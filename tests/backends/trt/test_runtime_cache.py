@@ -73,7 +73,7 @@ def test_where_nothing_can_be_written_the_session_runs_and_says_so(machine: Mach
 def test_a_runtime_that_keeps_nothing(machine: Machine) -> None:
     machine.script.takes_cache = False
     with machine.open_rtx(SessionOptions(in_flight=2)) as session:
-        assert session.notes == ("TensorRT for RTX took no runtime cache: kernels are compiled at every start.",)
+        assert session.notes == ("TensorRT for RTX rejected the runtime cache: kernels are compiled at every start.",)
         assert not session.jit_cached
     machine.script.takes_cache, machine.script.serialises = True, False
     assert not opened_again(machine)
@@ -93,7 +93,7 @@ def test_a_strategy_that_the_runtime_does_not_take(machine: Machine) -> None:
     machine.script.takes_strategy = False
     with machine.open_rtx() as session:
         assert not session.cuda_graph
-        assert session.notes == ("TensorRT for RTX did not take the CUDA graph strategy WHOLE_GRAPH_CAPTURE.",)
+        assert session.notes == ("TensorRT for RTX rejected the CUDA graph strategy WHOLE_GRAPH_CAPTURE.",)
 
 
 def test_the_backend_keeps_them_in_the_users_cache(
