@@ -40,6 +40,11 @@ TINY_CLIP = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow ones first, else one worker would end long after the others."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches and settings in a folder of this run, or of this worker: neither the user's nor another worker's."""
