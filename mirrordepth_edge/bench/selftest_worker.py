@@ -29,7 +29,7 @@ from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
 from mirrordepth_edge.export.verify import Runs, Verification, check_verification, verify
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
-from mirrordepth_edge.machine.telemetry import Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.support.worker import Emit, serve
 

@@ -218,6 +218,7 @@ def test_ctrl_c_in_the_middle_of_an_export(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name not in ("out", "torch")]
 
 
+@pytest.mark.slow
 def test_a_gate_that_does_not_hold_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

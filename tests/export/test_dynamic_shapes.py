@@ -46,6 +46,13 @@ CPU = SessionOptions(device="cpu", threads=1)
 INSIDE = [(1, 64, 64), (2, 64, 128), (3, 96, 128)]
 
 
+@pytest.fixture(scope="module", params=["vit", pytest.param("map", marks=pytest.mark.slow)])
+def network(request: pytest.FixtureRequest) -> DepthNetwork:
+    """Each kind of tower in turn; a graph of maps with open sizes takes the exporter long."""
+    name = {"vit": "tiny_network", "map": "tiny_map_network"}[request.param]
+    return request.getfixturevalue(name)
+
+
 @pytest.fixture(scope="module")
 def opened(network: DepthNetwork, frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An FP32 file of each kind of tower."""
