@@ -26,6 +26,9 @@ QuantisationScheme = Literal["gpu", "cpu"]
 InputKind = Literal["uint8", "float"]
 DataKind = Literal["auto", "folder", "nyu", "kitti"]
 Crop = Literal["none", "eigen", "garg"]
+Align = Literal["none", "median", "lsq"]
+Part = Literal["train", "test"]
+"""Part of a data set's official split."""
 
 # CLIP's own image statistics (openai/CLIP preprocessing) and ImageNet's; RGB order, range 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

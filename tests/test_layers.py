@@ -63,7 +63,7 @@ VENDORS = {
     "onnxruntime": {"backends/onnxruntime.py", "export/parity.py"},
     "openvino": {"backends/openvino.py"},
     "open_clip": {"model/clip.py"},
-    "skimage": {"commands/demo.py"},
+    "skimage": {"commands/demo/main.py"},
     "h5py": {"data/hdf5.py"},
     "scipy": {"data/nyu.py"},
     "pybullet": {"data/rooms/render.py"},

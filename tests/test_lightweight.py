@@ -37,6 +37,7 @@ NEEDS_TORCH = (
     "mirrordepth_edge.model",
     "mirrordepth_edge.training",
     "mirrordepth_edge.export.fold",
+    "mirrordepth_edge.commands.train.main",
     "mirrordepth_edge.commands.train.view",
     "mirrordepth_edge.commands.explain.analysis",
 )

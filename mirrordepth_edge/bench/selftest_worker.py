@@ -115,12 +115,12 @@ class SubjectTest:
 
     def _quantise(self) -> Artefact:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
-        from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
+        from mirrordepth_edge.quantise.write_calibration_set import folder_as_set
 
         fp32 = self._export("fp32")
         quantizer = Int8Quantizer(
             fp32=fp32,
-            calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
+            calibration=folder_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,
             progress=ProgressCallback(stage=lambda name, steps: self.stage(name)),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints, overload
 
 import typer
 
+from mirrordepth_edge.camera.model import Camera, Lens, camera_of
 from mirrordepth_edge.config import BatchHW, Crop, DataConfig, DataKind, SessionOptions, SizeHW, SizeRange
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
-
-if TYPE_CHECKING:
-    from mirrordepth_edge.camera.model import Camera
-    from mirrordepth_edge.predictor import DepthPredictor
 
 NANO = "nano"
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -46,6 +46,47 @@ def choice(values: Any, option: str, **settings: Any) -> Any:
     return typer.Option(option, parser=parse, metavar=f"[{'|'.join(known)}]", **settings)
 
 
+def flat_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command that takes groups of options, so that typer sees one parameter per option.
+
+    Args:
+        command: A function whose parameters are typer options, or dataclasses whose fields are.
+
+    Returns:
+        A function that takes the options by keyword and makes the groups.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and isinstance(hint, type)}
+    parameters = []
+    for name, parameter in signature(command).parameters.items():
+        if name in groups:
+            own = get_type_hints(groups[name], include_extras=True)
+            parameters += [
+                Parameter(
+                    field.name,
+                    Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if field.default is MISSING else field.default,
+                    annotation=own[field.name],
+                )
+                for field in fields(groups[name])
+            ]
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @wraps(command)
+    def flat(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(
+                **{field.name: values.pop(field.name) for field in fields(group) if field.name in values}
+            )
+        command(**values)
+
+    # typer reads these two instead of the parameters of `flat`.
+    flat.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
 Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, nano or nano.fp16.")]
 Target = Annotated[str | None, runtime_option(help="here: build an engine from the ONNX file, cache it, and run it.")]
 Trust = Annotated[
@@ -55,110 +96,99 @@ Device = Annotated[
     DeviceName, choice(DeviceName, "--device", help="An explicit choice never falls back.", rich_help_panel=RUNTIME)
 ]
 Backend = Annotated[str | None, runtime_option(help="openvino: run ONNX with OpenVINO.  [default: by file type]")]
-Bf16 = Annotated[bool, runtime_option("--bf16", help="OpenVINO: compute in bfloat16 if the CPU supports it.")]
 NetworkSize = Annotated[
     str | None, runtime_option(metavar="HxW", help="Network input size of a model with dynamic shapes.")
 ]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
-
 Near = Annotated[float | None, colours_option(help="Nearest depth of the colour map (m).  [default: model's]")]
 Far = Annotated[float | None, colours_option(help="Farthest depth of the colour map (m).  [default: model's]")]
-
-# A camera other than the one the model was trained with (`camera.model.camera_of`).
-FocalPx = Annotated[float | None, camera_option(metavar="PIXELS", help="Focal length in pixels of the frame.")]
-FovDeg = Annotated[float | None, camera_option(metavar="DEGREES", help="Horizontal field of view.")]
-Calibration = Annotated[Path | None, camera_option(metavar="FILE", help="Calibration file (OpenCV or ROS YAML).")]
-
 Root = Annotated[Path, typer.Option(help="Folder with rgb/ and depth/, NYU's .mat file, or a folder of NYU or KITTI.")]
-Data = Annotated[DataKind, choice(DataKind, "--data", help="Layout of --root.", rich_help_panel=DATASET)]
-ListFile = Annotated[
-    Path | None, dataset_option("--list", help="List of pairs in the format of BTS, relative to --root.")
-]
-DepthRoot = Annotated[Path | None, dataset_option(help="Root of the depth files of --list.  [default: --root]")]
-KbCrop = Annotated[
-    bool | None, dataset_option("--kb-crop/--no-kb-crop", help="Crop to 1216x352.  [default: KITTI only]")
-]
-UnitsPerMetre = Annotated[
-    float | None,
-    dataset_option(min=1e-6, metavar="UNITS", help="Value of a depth PNG at 1 m.  [default: 1000; KITTI: 256]"),
-]
 CropOption = Annotated[
     Crop | None, choice(Crop, "--crop", help="Evaluated region.  [default: NYU eigen, KITTI garg, else none]")
 ]
 
 
-def data_config(
-    root: Path,
-    kind: DataKind = "auto",
-    list_file: Path | None = None,
-    depth_root: Path | None = None,
-    kb_crop: bool | None = None,
-    units_per_metre: float | None = None,
-) -> DataConfig:
-    """Return the data set that the options describe."""
-    return DataConfig(
-        root=root,
-        kind=kind,
-        list_file=list_file,
-        depth_root=depth_root,
-        kb_crop=kb_crop,
-        units_per_metre=units_per_metre,
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """What runs a model."""
+
+    trust: Trust = False
+    device: Device = "auto"
+    backend: Backend = None
+    network_size: NetworkSize = None
+    bf16: Annotated[bool, runtime_option("--bf16", help="OpenVINO: compute in bfloat16 if the CPU supports it.")] = (
+        False
     )
+    clip_weights: ClipWeights = None
+
+    def session(self, threads: int | None = None) -> SessionOptions:
+        """Return the options for opening a model.
+
+        Raises:
+            OptionError: --network-size is not HEIGHTxWIDTH.
+        """
+        return SessionOptions(
+            device=self.device,
+            clip_weights=self.clip_weights,
+            threads=threads,
+            backend=self.backend,
+            bf16=self.bf16,
+            network_hw=parse_size(self.network_size, "--network-size"),
+            trust=self.trust,
+        )
 
 
-def session_options(
-    device: DeviceName,
-    clip_weights: Path | None = None,
-    threads: int | None = None,
-    backend: str | None = None,
-    bf16: bool = False,
-    network_size: str | None = None,
-    trust: bool = False,
-) -> SessionOptions:
-    """Return the options for opening a model.
+@dataclass(frozen=True, kw_only=True)
+class LensOptions:
+    """A camera other than the one the model was trained with."""
 
-    Raises:
-        OptionError: `network_size` is not HEIGHTxWIDTH.
-    """
-    return SessionOptions(
-        device=device,
-        clip_weights=clip_weights,
-        threads=threads,
-        backend=backend,
-        bf16=bf16,
-        network_hw=parse_size(network_size, "--network-size") if network_size else None,
-        trust=trust,
+    focal_px: Annotated[float | None, camera_option(metavar="PIXELS", help="Focal length in pixels of the frame.")] = (
+        None
     )
+    fov_deg: Annotated[float | None, camera_option(metavar="DEGREES", help="Horizontal field of view.")] = None
+    calibration: Annotated[
+        Path | None, camera_option(metavar="FILE", help="Calibration file (OpenCV or ROS YAML).")
+    ] = None
+
+    def camera(self) -> Camera | Lens | None:
+        """Return the camera that an option describes.
+
+        Raises:
+            OptionError, InputError: The options exclude each other, or the file cannot be read.
+        """
+        return camera_of(self.focal_px, self.fov_deg, self.calibration)
 
 
-def announce(predictor: DepthPredictor, name: str) -> None:
-    """Print which device and backend run a model, and `warn`."""
-    from mirrordepth_edge.commands.terminal import errors
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """How a data set is laid out."""
 
-    session = predictor.session
-    errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
-    warn(predictor)
+    data: Annotated[DataKind, choice(DataKind, "--data", help="Layout of --root.", rich_help_panel=DATASET)] = "auto"
+    list_file: Annotated[
+        Path | None, dataset_option("--list", help="List of pairs in the format of BTS, relative to --root.")
+    ] = None
+    depth_root: Annotated[Path | None, dataset_option(help="Root of the depth files of --list.  [default: --root]")] = (
+        None
+    )
+    kb_crop: Annotated[
+        bool | None, dataset_option("--kb-crop/--no-kb-crop", help="Crop to 1216x352.  [default: KITTI only]")
+    ] = None
+    units_per_metre: Annotated[
+        float | None,
+        dataset_option(min=1e-6, metavar="UNITS", help="Value of a depth PNG at 1 m.  [default: 1000; KITTI: 256]"),
+    ] = None
 
-
-def print_camera(camera: Camera, scale: float) -> None:
-    """Report the camera that depth is scaled to: the `on_camera` of `predictor.load`."""
-    from mirrordepth_edge.commands.terminal import errors
-
-    errors.print(f"camera: {camera}; depth scaled by {scale:.3g}")
-
-
-def warn(predictor: DepthPredictor) -> None:
-    """Print notes of a model: an unused GPU, a fallback, random weights."""
-    from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.machine.device import nvidia_gpus
-
-    session = predictor.session
-    if session.device == "cpu" and nvidia_gpus():
-        errors.print(f"note: {nvidia_gpus()[0].name} is not used; run mde doctor to see why", style="yellow")
-    random = () if predictor.trained else ("the weights are random; the depth is meaningless",)
-    for note in (*session.notes, *random):
-        errors.print(f"note: {note}", style="yellow")
+    def config(self, root: Path) -> DataConfig:
+        """Return the data set in `root`."""
+        return DataConfig(
+            root=root,
+            kind=self.data,
+            list_file=self.list_file,
+            depth_root=self.depth_root,
+            kb_crop=self.kb_crop,
+            units_per_metre=self.units_per_metre,
+        )
 
 
 def torch_device(device: DeviceName) -> str:
@@ -176,12 +206,20 @@ def torch_device(device: DeviceName) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def parse_size(text: str, option: str = "--size") -> SizeHW:
-    """Parse `224x288` into (height, width).
+@overload
+def parse_size(text: str, option: str = "--size") -> SizeHW: ...
+@overload
+def parse_size(text: None, option: str = "--size") -> None: ...
+@overload
+def parse_size(text: str | None, option: str = "--size") -> SizeHW | None: ...
+def parse_size(text: str | None, option: str = "--size") -> SizeHW | None:
+    """Parse `224x288` into (height, width); None stays None.
 
     Raises:
         OptionError: The text is not HEIGHTxWIDTH.
     """
+    if text is None:
+        return None
     match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
     if match is None:
         raise OptionError(f"{option} {text!r} is not a size.", "A size is HEIGHTxWIDTH in pixels.", f"{option} 224x288")
@@ -219,7 +257,7 @@ def parse_export_size(size: str | None, dynamic: str | None) -> tuple[SizeHW | N
         OptionError: A value cannot be parsed, both are given, or the range has no dynamic axis.
     """
     if dynamic is None:
-        return parse_size(size) if size else None, None
+        return parse_size(size), None
     sizes = parse_range(dynamic)
     if size is not None:
         why = "The second size of --dynamic is the one to optimise for."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mirrordepth_edge.artefact import Artefact, model_path
+from mirrordepth_edge.backends.registry import open_artefact
 from mirrordepth_edge.commands.terminal import errors, progress_bar
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.engines.build import HERE, plan_build, problems_of
@@ -10,8 +11,10 @@ from mirrordepth_edge.engines.cache import cached_engine
 from mirrordepth_edge.errors import OptionError
 
 
-def resolve(model: str, target: str | None, options: SessionOptions = SessionOptions()) -> str:
-    """Return the file to open: `model`, or with `--target here` its cached engine, built if necessary.
+def resolve(model: str, target: str | None, options: SessionOptions = SessionOptions()) -> Artefact:
+    """Open `model`, or with `--target here` its cached engine, built if necessary.
+
+    The file is hashed here and, since it is passed on as an `Artefact`, not again.
 
     Args:
         options: Options for opening the model; an engine supports only some of them.
@@ -19,10 +22,11 @@ def resolve(model: str, target: str | None, options: SessionOptions = SessionOpt
     Raises:
         OptionError: The target, the kind of model, or an option does not fit.
         MissingError: No engine can be built on this machine.
+        InputError: The model cannot be read.
         InputError, DeviceError, GateError: The build failed.
     """
     if target is None:
-        return model
+        return open_artefact(model, trust=options.trust)
     path = model_path(model)
     if target != HERE:
         raise OptionError(
@@ -42,7 +46,7 @@ def resolve(model: str, target: str | None, options: SessionOptions = SessionOpt
         engine = cached_engine(onnx, plan=plan, on_stage=lambda stage: bar.update(task, description=stage))
     state = "built and cached" if engine.built else "from the cache"
     errors.print(f"{model}: engine {state} ({engine.why}): {engine.path}")
-    return str(engine.path)
+    return engine.artefact
 
 
 def _refuse_unsupported(options: SessionOptions) -> None:

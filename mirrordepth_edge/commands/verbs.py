@@ -24,32 +24,35 @@ class Verb:
     summary: str
 
 
+# Every verb is a folder. `command.py` declares its options and checks those that exclude each other; it imports nothing
+# that imports NumPy, OpenCV, ONNX or Rich, so that `--help` and wrong options are answered at once. The last statements
+# of the function import the modules that do the work, `main.py` above all, which may import anything.
 # Sections of `mde --help`, in the order in which a user needs them.
 SECTIONS: dict[str, dict[str, Verb]] = {
     "Estimate depth": {
-        "demo": Verb("demo:demo", "Run the full pipeline on one photo."),
+        "demo": Verb("demo.command:demo", "Run the full pipeline on one photo."),
         "run": Verb("run.command:run", "Write the metric depth of images and videos to files."),
         "live": Verb("live.command:live", "Show live metric depth of a camera, a stream or a video."),
-        "calibrate-camera": Verb("calibrate_camera:calibrate_camera", "Calibrate a camera with a chessboard."),
+        "calibrate-camera": Verb("calibrate_camera.command:calibrate_camera", "Calibrate a camera with a chessboard."),
     },
     "Train and evaluate": {
         "data": Verb("data.command:data_app", "Check RGB-D data, or render synthetic rooms."),
         "train": Verb("train.command:train", "Train the mirror prompt and the decoder on RGB-D data."),
-        "evaluate": Verb("evaluate:evaluate", "Measure depth errors on RGB-D data."),
+        "evaluate": Verb("evaluate.command:evaluate", "Measure depth errors on RGB-D data."),
         "explain": Verb("explain.command:explain", "Show what the mirror prompt contributes and encodes."),
     },
     "Deploy": {
-        "calibrate": Verb("calibrate:calibrate", "Select calibration images for INT8."),
+        "calibrate": Verb("calibrate.command:calibrate", "Select calibration images for INT8."),
         "export": Verb("export.command:export", "Export a checkpoint to ONNX, and build an engine."),
-        "build": Verb("build:build", "Build a TensorRT engine from an ONNX file."),
-        "inspect": Verb("inspect:inspect", "Show what a model file contains."),
-        "audit": Verb("audit:audit", "Check which precision each layer of a model uses."),
-        "verify": Verb("verify:verify", "Check that a model computes correct depth on this device."),
+        "build": Verb("build.command:build", "Build a TensorRT engine from an ONNX file."),
+        "inspect": Verb("inspect.command:inspect", "Show what a model file contains."),
+        "audit": Verb("audit.command:audit", "Check which precision each layer of a model uses."),
+        "verify": Verb("verify.command:verify", "Check that a model computes correct depth on this device."),
     },
     "Measure and diagnose": {
         "bench": Verb("bench.command:bench_app", "Measure latency, throughput or a simulated camera stream."),
-        "import-trtexec": Verb("import_trtexec:import_trtexec", "Read the timings in the log of trtexec."),
-        "selftest": Verb("selftest:selftest", "Test and benchmark this machine, and write a report."),
+        "import-trtexec": Verb("import_trtexec.command:import_trtexec", "Read the timings in the log of trtexec."),
+        "selftest": Verb("selftest.command:selftest", "Test and benchmark this machine, and write a report."),
         "doctor": Verb("doctor.command:doctor", "Show what works here, what is wrong, and what to type."),
     },
 }

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrordepth_edge.camera.model import Camera, read_camera
-from mirrordepth_edge.config import Crop, DataConfig, DataKind, NormalisedFocal
+from mirrordepth_edge.config import Crop, DataConfig, DataKind, NormalisedFocal, Part
 from mirrordepth_edge.data.folder import DEPTH_FOLDERS, PICTURE_FOLDERS, existing_folder, folder_dataset, only_folder
 from mirrordepth_edge.data.listed import KB_CROP_HW, kb_cropped, listed_dataset, read_list
 from mirrordepth_edge.data.nyu import LABELLED, NyuLabelled, without_border
-from mirrordepth_edge.data.packed import PARTS, PUBLISHED_AS, Part, holds_packed, packed_dataset
+from mirrordepth_edge.data.packed import PARTS, PUBLISHED_AS, holds_packed, packed_dataset
 from mirrordepth_edge.data.sample import DepthDataset, Mapped
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import existing_file

@@ -17,18 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from mirrordepth_edge.config import Part
 from mirrordepth_edge.data.hdf5 import read_hdf5
 from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
-Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
 PUBLISHED_AS: dict[Part, str] = {"train": "train", "test": "val"}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import Crop, Strict
+from mirrordepth_edge.config import Align, Crop, Strict
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.consistency import (
@@ -46,8 +46,6 @@ WIDE_PX = 16
 """Distance of the pixels compared for the wide boundary F1: about the effective resolution of `nano`."""
 DENSE_SHARE = 0.5
 """Temporal consistency of true depth is reported if it covers at least this share of the prediction's pixels."""
-
-Align = Literal["none", "median", "lsq"]
 
 
 @dataclass(frozen=True, kw_only=True)

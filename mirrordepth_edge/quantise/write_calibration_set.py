@@ -37,7 +37,7 @@ def spread_evenly(items: Sequence[T], max_count: int) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def pictures_of(folder: Path, files: Sequence[str]) -> Iterator[tuple[Key, Frame | None]]:
+def read_images(folder: Path, files: Sequence[str]) -> Iterator[tuple[Key, Frame | None]]:
     """Yield image files with their content, uint8 RGB `[H, W, 3]`; None if a file cannot be read."""
     for file in files:
         try:
@@ -46,7 +46,7 @@ def pictures_of(folder: Path, files: Sequence[str]) -> Iterator[tuple[Key, Frame
             yield file, None
 
 
-def kept_as_file(folder: Path, number: int, frame: Frame) -> str:
+def save_frame(folder: Path, number: int, frame: Frame) -> str:
     """Save a camera frame, uint8 RGB `[H, W, 3]`, as JPEG.
 
     Returns:
@@ -92,11 +92,14 @@ def keep_only(folder: Path, choice: Choice) -> None:
             file.unlink()
 
 
-def picture_files(folder: Path) -> list[str]:
+def list_images(folder: Path) -> list[str]:
     """List the images in a folder and its subfolders, as sorted relative paths with forward slashes.
 
     Left out are contact sheets (a `.jpg` next to a `.toml` of the same name), hidden files and folders, names that are
     not printable, and single-channel 16-bit PNGs, which are depth maps.
+
+    Raises:
+        InputError: the folder has no images.
     """
     files = []
     for parent, folders, names in os.walk(folder):
@@ -106,7 +109,15 @@ def picture_files(folder: Path) -> list[str]:
                 continue
             if not (path.suffix == ".jpg" and path.with_suffix(".toml").is_file()):
                 files.append(path.relative_to(folder).as_posix())
-    return sorted(file for file in files if file.isprintable())
+    files = sorted(file for file in files if file.isprintable())
+    if not files:
+        raise InputError(
+            f"No images found in {folder}.",
+            f"Expected {', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)} files, here or in subfolders; 16-bit "
+            "depth maps are ignored.",
+            "Pass another folder, or a video.",
+        )
+    return files
 
 
 def _is_depth(path: Path) -> bool:
@@ -120,7 +131,7 @@ def _is_depth(path: Path) -> bool:
         return False
 
 
-def make_set(
+def build_set(
     path: Path, source: Path, choice: Choice, *, seed: int, found: int, features: TowerFeatures
 ) -> CalibrationSet:
     """Write the recipe of a selection, with its contact sheet.
@@ -157,15 +168,13 @@ def make_set(
     return save_calibration(path, recipe)
 
 
-def pictures_as_set(folder: Path, name: str = "") -> CalibrationSet:
+def folder_as_set(folder: Path, name: str = "") -> CalibrationSet:
     """Return all images of a folder as a calibration set without a recipe file and without selection.
 
     Raises:
         InputError: the folder has no images.
     """
-    files = picture_files(folder)
-    if not files:
-        raise no_pictures(folder)
+    files = list_images(folder)
     recipe = Recipe(
         name=name or folder.name,
         source=".",
@@ -176,16 +185,6 @@ def pictures_as_set(folder: Path, name: str = "") -> CalibrationSet:
         frames=tuple(_frame_entry(folder, file) for file in files),
     )
     return CalibrationSet(path=folder / f"{recipe.name}.toml", sha256=_sha256(recipe), recipe=recipe)
-
-
-def no_pictures(folder: Path) -> InputError:
-    """Return the error for a folder without images."""
-    return InputError(
-        f"No images found in {folder}.",
-        f"Expected {', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)} files, here or in subfolders; 16-bit depth "
-        "maps are ignored.",
-        "Pass another folder, or a video.",
-    )
 
 
 def _frame_entry(source: Path, key: Key) -> ChosenFrame:

@@ -10,7 +10,7 @@ import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands import build as build_command
+from mirrordepth_edge.commands.build import main as build_command
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import BuildPlan

@@ -85,7 +85,7 @@ def test_fewer_are_looked_at_and_more_are_wanted(pictures: Path, capsys: pytest.
 def test_enough_frames_are_not_remarked_upon(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.MIN_RECOMMENDED", 6)
+    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.main.MIN_RECOMMENDED", 6)
     (pictures / "noise.png").unlink()
     assert run_app(["calibrate", "--from", "pictures", "--count", "6", "-o", "six"]) == 0
     assert "note:" not in capsys.readouterr().err
@@ -146,7 +146,7 @@ class Camera(FrameSource):
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
     opened = Camera()
-    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.open_source", lambda spec: opened)
+    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.main.open_source", lambda spec: opened)
     yield opened
     assert opened.closed
 

@@ -12,7 +12,7 @@ import pytest
 from mirrordepth_edge.camera.chessboard import Board
 from mirrordepth_edge.camera.model import read_camera
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands import calibrate_camera
+from mirrordepth_edge.commands.calibrate_camera import main as calibrate_camera
 from mirrordepth_edge.commands.terminal import errors
 from mirrordepth_edge.imaging.preprocess import Frame
 

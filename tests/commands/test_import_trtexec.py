@@ -10,7 +10,7 @@ import typer
 
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.bench.compare import read_result
-from mirrordepth_edge.commands.import_trtexec import import_trtexec
+from mirrordepth_edge.commands.import_trtexec.command import import_trtexec
 from mirrordepth_edge.errors import InputError, OptionError
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "trtexec"

@@ -15,7 +15,7 @@ import pytest
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.run import command
+from mirrordepth_edge.commands.run import main as command
 from mirrordepth_edge.commands.run.command import run
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
@@ -79,7 +79,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_picture_in_all_formats(capfd: pytest.CaptureFixture[str]) -> None:
-    run([picture(Path("hall.png"))], output=Path("out"), near=1.0, far=4.0)
+    run(files=[picture(Path("hall.png"))], output=Path("out"), near=1.0, far=4.0)
     assert files(Path("out")) == {"hall.depth.png", "hall.depth.npy", "hall.colour.png"}
     depth_m = np.load("out/hall.depth.npy")
     assert depth_m.dtype == np.float32
@@ -98,7 +98,7 @@ def test_a_picture_in_all_formats(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_video(capfd: pytest.CaptureFixture[str]) -> None:
-    run([video(Path("clip.avi"))], output=Path("out"))
+    run(files=[video(Path("clip.avi"))], output=Path("out"))
     frames = {str(Path("clip") / f"00000{index}.depth.{kind}") for index in range(3) for kind in ("png", "npy")}
     assert files(Path("out")) == frames | {"clip.colour.mp4"}
     for index in range(3):
@@ -123,7 +123,7 @@ def test_a_video(capfd: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_only_what_was_asked_for(formats: str, expected: set[str]) -> None:
-    run([picture(Path("hall.png")), video(Path("clip.avi"), 1)], output=Path("out"), formats=formats)
+    run(files=[picture(Path("hall.png")), video(Path("clip.avi"), 1)], output=Path("out"), formats=formats)
     assert {name.replace("\\", "/") for name in files(Path("out"))} == expected
 
 
@@ -132,7 +132,7 @@ def test_a_folder_gives_its_pictures_but_not_earlier_results() -> None:
         picture(Path("in") / name)
     Path("in/notes.txt").write_text("no picture")
     for _ in range(2):
-        run([Path("in")], output=Path("in"), formats="png,colour")
+        run(files=[Path("in")], output=Path("in"), formats="png,colour")
     results = {f"{stem}.{kind}.png" for stem in "abc" for kind in ("depth", "colour")}
     assert files(Path("in")) == {"b.png", "a.JPG", "c.bmp", "notes.txt"} | results
 
@@ -140,7 +140,7 @@ def test_a_folder_gives_its_pictures_but_not_earlier_results() -> None:
 def test_pictures_of_several_sizes_and_model_and_device(loads: list[tuple[str, SessionOptions]]) -> None:
     large = Path("large.png")
     cv2.imwrite(str(large), np.full((300, 500, 3), 50, np.uint8))
-    run([picture(Path("small.png")), large], output=Path("out"), model="big.onnx", device="cpu", formats="npy")
+    run(files=[picture(Path("small.png")), large], output=Path("out"), model="big.onnx", device="cpu", formats="npy")
     assert np.load("out/small.depth.npy").shape == FRAME_HW
     assert np.load("out/large.depth.npy").shape == (300, 500)
     assert loads == [("big.onnx", SessionOptions(device="cpu"))]
@@ -152,17 +152,17 @@ def test_another_camera(capfd: pytest.CaptureFixture[str]) -> None:
         "image_width: 640\nimage_height: 480\ncamera_matrix:\n  data: [1280, 0, 0, 0, 1200, 0, 0, 0, 1]\n"
     )
     pictures = [picture(Path("hall.png")), picture(Path("hall2.png"), 50)]
-    run(pictures, output=Path("out"), formats="npy", calibration=Path("camera.yaml"))
+    run(files=pictures, output=Path("out"), formats="npy", calibration=Path("camera.yaml"))
     times = (2 * 2.5) ** 0.5
     np.testing.assert_allclose(np.load("out/hall.depth.npy")[:, [0, -1]], [[2 * times, 3 * times]] * 48, rtol=1e-6)
     np.testing.assert_allclose(np.load("out/hall2.depth.npy")[:, [0, -1]], [[times, 2 * times]] * 48, rtol=1e-6)
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
     assert told == ["camera: fx 128.0 px of 64 (28° wide); depth scaled by 2.24"]
-    run(pictures, output=Path("out"), formats="npy", focal_px=32.0)  # 0.5 of the width, 0.667 of the height
+    run(files=pictures, output=Path("out"), formats="npy", focal_px=32.0)  # 0.5 of the width, 0.667 of the height
     np.testing.assert_allclose(np.load("out/hall.depth.npy")[0, 0], 2 * (0.5 / 0.75) ** 0.5 * 0.5**0.5, rtol=1e-6)
     assert "camera: fx 32.0 px of 64 (90° wide); depth scaled by 0.577" in capfd.readouterr().err
     by_focal = np.load("out/hall.depth.npy")
-    run(pictures, output=Path("out"), formats="npy", fov_deg=90.0)
+    run(files=pictures, output=Path("out"), formats="npy", fov_deg=90.0)
     np.testing.assert_allclose(np.load("out/hall.depth.npy"), by_focal, rtol=1e-6)
 
 
@@ -174,12 +174,12 @@ def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> 
         ({"focal_px": -1.0}, "-1 px"),
     ):
         with pytest.raises(OptionError, match=word):
-            run(hall, output=Path("out"), **options)
+            run(files=hall, output=Path("out"), **options)
     with pytest.raises(InputError, match=r"absent\.yaml"):
-        run(hall, output=Path("out"), calibration=Path("absent.yaml"))
+        run(files=hall, output=Path("out"), calibration=Path("absent.yaml"))
     assert not loads
     with pytest.raises(OptionError, match="which camera it was trained with"):
-        run(hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
+        run(files=hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
     assert not Path("out").exists()
 
 
@@ -192,12 +192,12 @@ def points(path: Path) -> np.ndarray[Any, Any]:
 
 def test_points_in_space() -> None:
     """2 and 3 m away, through a camera as wide as the picture; it was trained with one as wide as the picture, too."""
-    run([picture(Path("hall.png"))], output=Path("out"), formats="png", ply=True)
+    run(files=[picture(Path("hall.png"))], output=Path("out"), formats="png", ply=True)
     assert files(Path("out")) == {"hall.depth.png", "hall.ply"}
     cloud = points(Path("out/hall.ply")).reshape(*FRAME_HW, 6)
     assert cloud[5, 0] == pytest.approx(((0 - 31.5) / 64 * 2, (5 - 23.5) / 48 * 2, 2, 100, 0, 0), rel=1e-5)
     assert cloud[40, 63] == pytest.approx(((63 - 31.5) / 64 * 3, (40 - 23.5) / 48 * 3, 3, 150, 0, 0), rel=1e-5)
-    run([Path("hall.png")], output=Path("out2"), formats="npy", ply=True, focal_px=32.0)
+    run(files=[Path("hall.png")], output=Path("out2"), formats="npy", ply=True, focal_px=32.0)
     far_m = float(np.load("out2/hall.depth.npy")[40, 63])
     cloud = points(Path("out2/hall.ply")).reshape(*FRAME_HW, 6)
     assert cloud[40, 63, :3] == pytest.approx((31.5 / 32 * far_m, 16.5 / 32 * far_m, far_m), rel=1e-5)
@@ -205,10 +205,10 @@ def test_points_in_space() -> None:
 
 def test_points_that_cannot_be(loads: list[tuple[str, SessionOptions]]) -> None:
     with pytest.raises(OptionError, match=r"--ply does not fit clip\.avi"):
-        run([picture(Path("hall.png")), video(Path("clip.avi"))], output=Path("out"), ply=True)
+        run(files=[picture(Path("hall.png")), video(Path("clip.avi"))], output=Path("out"), ply=True)
     assert not loads
     with pytest.raises(OptionError, match="needs the camera's focal length"):
-        run([Path("hall.png")], output=Path("out"), model="silent.onnx", ply=True)
+        run(files=[Path("hall.png")], output=Path("out"), model="silent.onnx", ply=True)
     assert not Path("out").exists()
 
 
@@ -220,7 +220,7 @@ def test_results_that_would_overwrite_each_other(
     names: list[str], clash: str, loads: list[tuple[str, SessionOptions]]
 ) -> None:
     with pytest.raises(InputError, match="overwrite") as caught:
-        run([picture(Path(name)) for name in names], output=Path("out"))
+        run(files=[picture(Path(name)) for name in names], output=Path("out"))
     assert clash in caught.value.what
     assert not loads
     assert not Path("out").exists()
@@ -229,13 +229,13 @@ def test_results_that_would_overwrite_each_other(
 def test_a_missing_file_is_said_before_anything_is_opened(loads: list[tuple[str, SessionOptions]]) -> None:
     good = picture(Path("good.png"))
     with pytest.raises(InputError, match=r"absent\.png"):
-        run([good, Path("absent.png")], output=Path("out"))
+        run(files=[good, Path("absent.png")], output=Path("out"))
     Path("empty.mp4").touch()
     with pytest.raises(InputError, match="0 bytes"):
-        run([good, Path("empty.mp4")], output=Path("out"))
+        run(files=[good, Path("empty.mp4")], output=Path("out"))
     Path("bare").mkdir()
     with pytest.raises(InputError, match="bare contains no images"):
-        run([good, Path("bare")], output=Path("out"))
+        run(files=[good, Path("bare")], output=Path("out"))
     assert not loads
     assert not Path("out").exists()
 
@@ -244,13 +244,13 @@ def test_a_missing_file_is_said_before_anything_is_opened(loads: list[tuple[str,
 def test_a_bad_file_leaves_what_was_done_and_nothing_half_done(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path(name).write_text("neither picture nor video\n" * 50)
     with pytest.raises(InputError, match=name):
-        run([picture(Path("good.png")), Path(name)], output=Path("out"), formats="png,colour")
+        run(files=[picture(Path("good.png")), Path(name)], output=Path("out"), formats="png,colour")
     assert files(Path("out")) == {"good.depth.png", "good.colour.png"}
     assert "good.png: median" in capfd.readouterr().out
 
 
 def test_brackets_in_names_are_printed_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
-    run([picture(Path("[bold]hall.png"))], output=Path("out"), formats="png")
+    run(files=[picture(Path("[bold]hall.png"))], output=Path("out"), formats="png")
     assert "[bold]hall.png: median" in capfd.readouterr().out
 
 
@@ -264,7 +264,7 @@ def test_brackets_in_names_are_printed_as_they_are(capfd: pytest.CaptureFixture[
 )
 def test_options_that_make_no_sense(options: dict[str, Any], word: str) -> None:
     with pytest.raises(OptionError, match=word):
-        run([picture(Path("hall.png"))], output=Path("out"), **options)
+        run(files=[picture(Path("hall.png"))], output=Path("out"), **options)
     assert not Path("out").exists()
 
 
@@ -277,4 +277,4 @@ def test_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_that_cannot_be_written() -> None:
     Path("taken").touch()
     with pytest.raises(InputError, match="Cannot write"):
-        run([picture(Path("hall.png"))], output=Path("taken"))
+        run(files=[picture(Path("hall.png"))], output=Path("taken"))

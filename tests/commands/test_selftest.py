@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mirrordepth_edge.bench import selftest as module
 from mirrordepth_edge.bench.selftest_result import Effort, Figure, Step, Subject, SubjectResult, read_selftest
-from mirrordepth_edge.commands.selftest import selftest
+from mirrordepth_edge.commands.selftest.command import selftest
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
 

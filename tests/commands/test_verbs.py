@@ -48,7 +48,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_finds_two_onnx_runtimes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from mirrordepth_edge.commands.doctor import command as doctor
+    from mirrordepth_edge.commands.doctor import main as doctor
 
     both = {"onnxruntime": "1.24.4", "onnxruntime-gpu": "1.24.4"}
     monkeypatch.setattr(doctor, "installed_packages", lambda: both)
@@ -117,7 +117,7 @@ def test_motorcycle_depth_is_the_calibrations() -> None:
     pytest.importorskip("skimage", reason="scikit-image ships the photograph")
     from skimage.data import stereo_motorcycle
 
-    from mirrordepth_edge.commands.demo import motorcycle
+    from mirrordepth_edge.commands.demo.main import motorcycle
 
     photo, depth_m = motorcycle()
     disparity = stereo_motorcycle()[2]

@@ -65,7 +65,7 @@ def test_wrong_depth_fails(
         monkeypatch.setattr(session, "infer", infer, raising=False)
         return session, manifest
 
-    monkeypatch.setattr("mirrordepth_edge.commands.verify.open_session", opened)
+    monkeypatch.setattr("mirrordepth_edge.commands.verify.main.open_session", opened)
     assert run_app(["verify", "nano", "--device", "cpu", "--json", "verify.json"]) == 3
     printed = capsys.readouterr()
     assert "FAIL" in printed.out

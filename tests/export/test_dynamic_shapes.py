@@ -39,7 +39,7 @@ from mirrordepth_edge.model.clip import resize_input
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.quantise.pipeline import Int8Quantizer
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
+from mirrordepth_edge.quantise.write_calibration_set import folder_as_set
 
 SIZES = parse_range("1x64x64,1x64x96,3x96x128")
 CPU = SessionOptions(device="cpu", threads=1)
@@ -239,7 +239,7 @@ def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames:
         cv2.imwrite(str(pictures / f"{number}.png"), frame[:, :, ::-1])
     quantizer = Int8Quantizer(
         fp32=Artefact.open(opened),
-        calibration=pictures_as_set(pictures),
+        calibration=folder_as_set(pictures),
         config=QuantiseConfig(scheme="gpu", force=True),
         folder=tmp_path,
     )

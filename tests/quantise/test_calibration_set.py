@@ -30,7 +30,7 @@ from mirrordepth_edge.quantise.calibration_set import (
     load_calibration,
     recipe_path,
 )
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
+from mirrordepth_edge.quantise.write_calibration_set import folder_as_set, save_calibration
 from mirrordepth_edge.sources.files import video_frames, video_length
 
 if sys.version_info >= (3, 11):
@@ -57,7 +57,7 @@ def office(tmp_path: Path) -> CalibrationSet:
     for index, size_hw in enumerate(SIZES):
         folder = tmp_path / "pictures" / ("deep" if index == 0 else "")
         cv2.imwrite(str(folder / f'{index} "ü".png'), rng.integers(0, 256, (*size_hw, 3), np.uint8))
-    named = pictures_as_set(tmp_path / "pictures")
+    named = folder_as_set(tmp_path / "pictures")
     recipe = replace(
         named.recipe,
         name="office",

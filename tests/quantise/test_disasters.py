@@ -30,7 +30,7 @@ from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet
 from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.qdq import quantisable, weight_nodes
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
+from mirrordepth_edge.quantise.write_calibration_set import folder_as_set
 
 OUTLIERS = Path(__file__).parents[2] / "benchmarks" / "outliers.py"
 
@@ -50,7 +50,7 @@ def write_pictures(folder: Path, pictures: list[Frame]) -> CalibrationSet:
     folder.mkdir()
     for number, picture in enumerate(pictures):
         cv2.imwrite(str(folder / f"{number:03d}.png"), picture[:, :, ::-1])
-    return pictures_as_set(folder)
+    return folder_as_set(folder)
 
 
 def smooth(count: int, seed: int = 0) -> list[Frame]:

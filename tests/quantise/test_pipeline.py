@@ -34,7 +34,7 @@ from mirrordepth_edge.predictor import load as load_predictor
 from mirrordepth_edge.quantise import sweep as sweeping
 from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, pick_point, point_counts, sweep
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
+from mirrordepth_edge.quantise.write_calibration_set import folder_as_set
 from mirrordepth_edge.recipes import load_target
 from mirrordepth_edge.reference import read_reference
 from mirrordepth_edge.support.cache import read_checked, write_checked
@@ -65,7 +65,7 @@ def quantizer_of(
 ) -> Int8Quantizer:
     return Int8Quantizer(
         fp32=Artefact.open(folder / "fp32.onnx"),
-        calibration=pictures_as_set(folder / "pictures"),
+        calibration=folder_as_set(folder / "pictures"),
         config=config,
         folder=tmp_path,
         labelled=labelled,
@@ -181,7 +181,7 @@ def test_description_states_that_no_frames_were_held_out(folder: Path, tmp_path:
     few.mkdir()
     for file in sorted((folder / "pictures").iterdir())[:4]:
         (few / file.name).write_bytes(file.read_bytes())
-    made = replace(quantizer_of(folder, tmp_path, FOR_CPU), calibration=pictures_as_set(few))
+    made = replace(quantizer_of(folder, tmp_path, FOR_CPU), calibration=folder_as_set(few))
     assert "the same frames as for calibration" in made.evaluator.frames.data
     assert quantizer_of(folder, tmp_path, FOR_CPU).evaluator.frames.data.endswith("held out")
 

@@ -17,12 +17,12 @@ from mirrordepth_edge.quantise.select_frames import Chooser, Key, TowerFeatures,
 from mirrordepth_edge.quantise.write_calibration_set import (
     contact_sheet,
     keep_only,
-    kept_as_file,
-    make_set,
+    save_frame,
+    build_set,
     new_folder,
-    picture_files,
-    pictures_as_set,
-    pictures_of,
+    list_images,
+    folder_as_set,
+    read_images,
     refuse_foreign_sheet,
     sheet_path,
     spread_evenly,
@@ -62,13 +62,13 @@ def test_images_are_found_in_subfolders(folder: Path) -> None:
     cv2.imwrite(str(folder / "depth.png"), np.full((20, 20), 1000, np.uint16))
     cv2.imwrite(str(folder / "grey.png"), np.full((20, 20), 100, np.uint8))
     wanted = ["0.png", "2.png", "4.png", "9.PNG", "deep/1.png", "deep/3.png", "deep/5.png", "deep/set.jpg", "grey.png"]
-    assert picture_files(folder) == wanted
-    named = pictures_as_set(folder)
+    assert list_images(folder) == wanted
+    named = folder_as_set(folder)
     assert [frame.file for frame in named.recipe.frames] == wanted
     np.testing.assert_array_equal(next(named.frames()), scene(0))
     (folder / "empty").mkdir()
     with pytest.raises(InputError, match="No images found"):
-        pictures_as_set(folder / "empty")
+        folder_as_set(folder / "empty")
 
 
 def examine(features: TowerFeatures, candidates: Iterable[tuple[Key, Frame | None]]) -> Chooser:
@@ -82,10 +82,10 @@ def test_the_same_images_give_the_same_recipe(features: TowerFeatures, folder: P
     (folder / "torn.png").write_bytes(b"no picture")
     written = []
     for name in ("one", "two"):
-        files = picture_files(folder)
-        chooser = examine(features, pictures_of(folder, files if name == "one" else files[::-1]))
+        files = list_images(folder)
+        chooser = examine(features, read_images(folder, files if name == "one" else files[::-1]))
         path = tmp_path / name / "same.toml"
-        made = make_set(path, folder, chooser.pick(4, 7, "it"), seed=7, found=len(files), features=features)
+        made = build_set(path, folder, chooser.pick(4, 7, "it"), seed=7, found=len(files), features=features)
         assert [frame.shape for frame in made.frames()] == [(180, 240, 3)] * 4
         written.append((path.read_bytes(), sheet_path(path).read_bytes()))
     assert written[0] == written[1]
@@ -95,11 +95,11 @@ def test_the_same_images_give_the_same_recipe(features: TowerFeatures, folder: P
 
 
 def test_nothing_is_written_if_a_frame_cannot_be_read(features: TowerFeatures, folder: Path, tmp_path: Path) -> None:
-    chooser = examine(features, pictures_of(folder, picture_files(folder)))
+    chooser = examine(features, read_images(folder, list_images(folder)))
     choice = chooser.pick(6, 0, "it")
     (folder / "0.png").write_bytes(b"changed in between")
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
-        make_set(tmp_path / "sets" / "it.toml", folder, choice, seed=0, found=6, features=features)
+        build_set(tmp_path / "sets" / "it.toml", folder, choice, seed=0, found=6, features=features)
     assert not (tmp_path / "sets").exists() or not list((tmp_path / "sets").iterdir())
 
 
@@ -107,7 +107,7 @@ def test_the_title_of_a_contact_sheet_counts_its_images(folder: Path, monkeypatc
     titles: list[str] = []
     monkeypatch.setattr(write_calibset, "titled", lambda image, title: titles.append(title) or image)
     monkeypatch.setattr(write_calibset, "SHEET_COLUMNS", 2)
-    whole = pictures_as_set(folder, "bür")
+    whole = folder_as_set(folder, "bür")
     full = contact_sheet(whole)
     assert full.shape == (3 * 96 + 2 * 4, 2 * 128 + 4, 3)
     monkeypatch.setattr(write_calibset, "MAX_SHEET_IMAGES", 3)
@@ -131,11 +131,11 @@ def test_the_folder_of_a_camera_is_new_and_deleted_after_a_failure(features: Tow
     chooser = Chooser(features)
     with new_folder(folder):
         for seed in (0, 0, 1):
-            chooser.look(kept_as_file(folder, chooser.seen, scene(seed)), scene(seed))
+            chooser.look(save_frame(folder, chooser.seen, scene(seed)), scene(seed))
         choice = chooser.pick(5, 0, "camera")
         keep_only(folder, choice)
     assert sorted(path.name for path in folder.iterdir()) == list(choice.picked) == ["000000.jpg", "000002.jpg"]
-    kept = next(pictures_of(folder, ["000002.jpg"]))[1]
+    kept = next(read_images(folder, ["000002.jpg"]))[1]
     assert kept is not None
     assert np.abs(brightness(kept) - brightness(scene(1))).mean() < 3
     with pytest.raises(InputError, match="already exists"), new_folder(folder):
@@ -143,7 +143,7 @@ def test_the_folder_of_a_camera_is_new_and_deleted_after_a_failure(features: Tow
     assert len(list(folder.iterdir())) == 2
     for error in (KeyboardInterrupt(), InputError("a", "b", "c")):
         with pytest.raises(type(error)), new_folder(tmp_path / "other") as other:  # noqa: PT012 - it has to break off
-            kept_as_file(other, 0, scene(0))
+            save_frame(other, 0, scene(0))
             raise error
         assert not (tmp_path / "other").exists()
 

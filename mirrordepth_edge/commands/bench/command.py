@@ -12,18 +12,13 @@ import typer
 
 from mirrordepth_edge.commands.parameters import (
     NANO,
-    Backend,
-    Bf16,
-    ClipWeights,
-    Device,
     Model,
-    NetworkSize,
+    RuntimeOptions,
     Target,
-    Trust,
     choice,
+    flat_options,
     parse_size,
     runtime_option,
-    session_options,
 )
 from mirrordepth_edge.commands.verbs import SectionedCommand, SectionedGroup
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
@@ -64,8 +59,10 @@ bench_app = typer.Typer(cls=ModelFirst, invoke_without_command=True, add_complet
 
 
 @bench_app.callback()
+@flat_options
 def bench(
     context: typer.Context,
+    *,
     engine: Model = NANO,
     mode: Annotated[
         Mode, choice(Mode, "--mode", help="stream simulates a live camera: missed frames, age, sustainable rate.")
@@ -111,15 +108,10 @@ def bench(
         ),
     ] = None,
     target: Target = None,
-    trust: Trust = False,
-    device: Device = "auto",
-    backend: Backend = None,
-    network_size: NetworkSize = None,
-    bf16: Bf16 = False,
+    runtime: RuntimeOptions,
     threads: Annotated[
         int | None, runtime_option(min=1, metavar="N", help="CPU threads.  [default: all cores]")
     ] = None,
-    clip_weights: ClipWeights = None,
     json_file: Annotated[
         Path | None, output_option("--json", help="Write the result with raw samples; with --suite, a folder.")
     ] = None,
@@ -150,17 +142,17 @@ def bench(
         protocol="network" if network_only else protocol,
     )
     duration_s = parse_duration(duration or "5s")
-    options = session_options(device, clip_weights, threads, backend, bf16, network_size, trust)
+    options = runtime.session(threads)
 
-    # Imported here, so that help and the errors above come at once.
     from mirrordepth_edge.commands.bench import modes
     from mirrordepth_edge.commands.bench.suite import run_suite
     from mirrordepth_edge.commands.target import resolve
 
-    model = resolve(engine, target, options)
     if suite is not None:
-        run_suite(suite, model, options, json_file)
-    elif mode == "stream":
+        run_suite(suite, engine, options, json_file)
+        return
+    model = resolve(engine, target, options)
+    if mode == "stream":
         modes.stream(model, options, config, fps or [15.0, 30.0, 60.0], duration_s, json_file)
     elif mode == "throughput":
         modes.throughput(model, options, config, in_flight or 2, duration_s, json_file)

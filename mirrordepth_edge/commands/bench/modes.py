@@ -8,15 +8,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mirrordepth_edge.backends.registry import PLAN_SUFFIXES
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench.compare import compare, differences, markdown, parse_gate, read_result
 from mirrordepth_edge.bench.in_flight import bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate, bench, bench_stream, bench_throughput, open_candidate
 from mirrordepth_edge.bench.result import Measured
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.commands.bench import view
-from mirrordepth_edge.commands.parameters import warn
-from mirrordepth_edge.commands.terminal import console, errors
+from mirrordepth_edge.commands.terminal import console, errors, warn
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.export.parity import reference_frames
@@ -26,7 +25,7 @@ from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_js
 
 
 @contextmanager
-def open_candidates(models: Sequence[str], options: SessionOptions) -> Iterator[list[Candidate]]:
+def open_candidates(models: Sequence[str | Artefact], options: SessionOptions) -> Iterator[list[Candidate]]:
     """Open models for measuring, print their notes, and close them at the end."""
     options = replace(options, yields=len(models) > 1)
     with ExitStack() as stack:
@@ -41,7 +40,7 @@ def open_candidates(models: Sequence[str], options: SessionOptions) -> Iterator[
 
 
 def latency(
-    models: Sequence[str],
+    models: Sequence[str | Artefact],
     options: SessionOptions,
     config: BenchConfig,
     fail_if: Sequence[str],
@@ -73,7 +72,7 @@ def latency(
 
 
 def stream(
-    model: str,
+    model: Artefact,
     options: SessionOptions,
     config: BenchConfig,
     rates_hz: Sequence[float],
@@ -90,11 +89,16 @@ def stream(
 
 
 def throughput(
-    model: str, options: SessionOptions, config: BenchConfig, in_flight: int, seconds: float, json_file: Path | None
+    model: Artefact,
+    options: SessionOptions,
+    config: BenchConfig,
+    in_flight: int,
+    seconds: float,
+    json_file: Path | None,
 ) -> None:
     """Keep several frames in flight: in one engine, or in parallel sessions that share the CPU's threads."""
     check_outputs(json_file)
-    if model.endswith(PLAN_SUFFIXES):
+    if model.kind == "plan":
         with open_candidates([model], replace(options, in_flight=in_flight)) as (candidate,):
             result = bench_in_flight(candidate, reference_frames(), config, in_flight, seconds)
     else:

@@ -8,18 +8,13 @@ from typing import Annotated
 import typer
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED
-from mirrordepth_edge.backends.pytorch import probe
 from mirrordepth_edge.commands.parameters import (
     NANO,
     ClipWeights,
     CropOption,
-    Data,
-    DepthRoot,
+    DatasetOptions,
     Device,
-    KbCrop,
-    ListFile,
-    UnitsPerMetre,
-    data_config,
+    flat_options,
     torch_device,
 )
 from mirrordepth_edge.errors import MissingError, OptionError
@@ -27,15 +22,13 @@ from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
 
+@flat_options
 def explain(
     checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, or nano.")],
+    *,
     root: Annotated[Path | None, typer.Option(help="RGB-D data, as for mde evaluate.")] = None,
-    data: Data = "auto",
-    list_file: ListFile = None,
-    depth_root: DepthRoot = None,
-    kb_crop: KbCrop = None,
-    units_per_metre: UnitsPerMetre = None,
     crop: CropOption = None,
+    dataset: DatasetOptions,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use N evenly spaced images.  [default: all]")
     ] = None,
@@ -65,6 +58,8 @@ def explain(
     require_suffix(output, (".png",), "a chart")
     for file in (output, json_file or output):
         ensure_folder(file.parent)
+    from mirrordepth_edge.backends.pytorch import probe
+
     if isinstance(missing := probe(), Unavailable):
         raise MissingError("mde explain needs PyTorch.", missing.reason, missing.cure)
 
@@ -72,7 +67,7 @@ def explain(
     from mirrordepth_edge.commands.explain.analysis import AblationOptions, analyse
 
     options = root and AblationOptions(
-        data=data_config(root, data, list_file, depth_root, kb_crop, units_per_metre),
+        data=dataset.config(root),
         crop=crop,
         limit=limit,
         prompt=prompt,

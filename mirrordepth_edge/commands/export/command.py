@@ -12,14 +12,10 @@ from mirrordepth_edge.commands.export.request import ExportRequest, Int8Options,
 from mirrordepth_edge.commands.parameters import (
     NANO,
     ClipWeights,
-    Data,
-    DepthRoot,
-    KbCrop,
-    ListFile,
+    DatasetOptions,
     Size,
-    UnitsPerMetre,
     choice,
-    data_config,
+    flat_options,
     parse_export_size,
 )
 from mirrordepth_edge.config import CalibrationMethod, InputKind
@@ -29,7 +25,9 @@ INT8 = "INT8 options"
 int8_option = partial(typer.Option, rich_help_panel=INT8)
 
 
+@flat_options
 def export(
+    *,
     model: Annotated[
         str, typer.Argument(help="A .safetensors checkpoint, or nano; for INT8 also an FP32 .onnx file.")
     ] = NANO,
@@ -75,11 +73,7 @@ def export(
     sweep: Annotated[bool, int8_option("--sweep", help="Report accuracy against speed; write no model.")] = False,
     pick: Annotated[int | None, int8_option(metavar="N", help="Write point N of the sweep.")] = None,
     root: Annotated[Path | None, int8_option(help="RGB-D data for the accuracy check.")] = None,
-    data: Data = "auto",
-    list_file: ListFile = None,
-    depth_root: DepthRoot = None,
-    kb_crop: KbCrop = None,
-    units_per_metre: UnitsPerMetre = None,
+    dataset: DatasetOptions,
 ) -> None:
     """Export a checkpoint to ONNX, and build an engine.
 
@@ -107,7 +101,7 @@ def export(
         method=calib_method,
         max_loss=max_absrel_loss,
         force=force,
-        data=data_config(root, data, list_file, depth_root, kb_crop, units_per_metre) if root else None,
+        data=dataset.config(root) if root else None,
         gate_frames=gate_frames,
         sweep=sweep,
         pick=pick,
@@ -122,7 +116,6 @@ def export(
         triton=triton,
     )
 
-    # Imported here, so that help and the errors above come at once.
     from mirrordepth_edge.commands.export.pipeline import run_export
 
     run_export(request)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
-
-from mirrordepth_edge.camera.model import camera_of
 from mirrordepth_edge.commands.live.options import (
     DepthOptions,
     ModelOptions,
@@ -15,29 +9,16 @@ from mirrordepth_edge.commands.live.options import (
     RunOptions,
     SourceOptions,
     ViewOptions,
-    flat_options,
 )
-from mirrordepth_edge.commands.live.outputs import open_outputs, show_cameras
-from mirrordepth_edge.commands.live.scale import LiveScale
-from mirrordepth_edge.commands.live.view import open_view
-from mirrordepth_edge.commands.parameters import announce, parse_size, print_camera, session_options
-from mirrordepth_edge.commands.target import resolve
-from mirrordepth_edge.commands.terminal import console, errors
-from mirrordepth_edge.imaging.draw import colour_limits
-from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
-from mirrordepth_edge.live.loop import run_live
-from mirrordepth_edge.live.recording.base import Recording
-from mirrordepth_edge.predictor import DepthPredictor, load
-from mirrordepth_edge.sources.open import CameraOptions, open_source
-from mirrordepth_edge.sources.reconnect import reconnecting
-from mirrordepth_edge.sources.source import FrameSource
-from mirrordepth_edge.support.files import ensure_folder, write_json
+from mirrordepth_edge.commands.parameters import LensOptions, RuntimeOptions, flat_options
 
 
 @flat_options
 def live(
     source_options: SourceOptions,
     model_options: ModelOptions,
+    runtime_options: RuntimeOptions,
+    lens_options: LensOptions,
     depth_options: DepthOptions,
     view_options: ViewOptions,
     output_options: OutputOptions,
@@ -49,89 +30,19 @@ def live(
     a pixel, type its distance, such as 1.85m, and press Enter to set the scale for this camera. Latency is the time of
     the predictor; age is the time from a frame's arrival to its depth. A lost camera is reopened when it returns.
     """
+    from mirrordepth_edge.commands.live.main import show_depth
+    from mirrordepth_edge.commands.live.outputs import show_cameras
+
     if source_options.list_cameras:
         show_cameras()
         return
-    if run_options.json_file is not None:
-        ensure_folder(run_options.json_file.parent)
-    factory = _source_factory(source_options)
-    scale = LiveScale(source_options.source, model_options.model, depth_options)
-    with ExitStack() as stack:
-        predictor = stack.enter_context(_load(model_options, depth_options, scale))
-        limits_m = colour_limits(view_options.near, view_options.far, predictor.model.depth_limits_m)
-        # Before the loop opens the source: a camera can be opened only once.
-        scale.prepare(predictor, factory)
-        source = stack.enter_context(reconnecting(factory))
-        announce(predictor, f"{source.name}: {model_options.model}")
-        notes = source.notes
-        _print_notes(notes)
-        setup = _setup(source, model_options.model, predictor)
-        view = open_view(view_options, limits_m, scale, predictor)
-        outputs = (view, *open_outputs(view_options, output_options, setup, limits_m, source, predictor))
-        for output in outputs:
-            stack.enter_context(output)
-            if url := getattr(output, "url", None):
-                console.print(f"open {url}")
-        stats = run_live(
-            source,
-            predictor,
-            outputs=outputs,
-            max_frames=run_options.frames,
-            should_stop=view.wants_to_quit,
-            on_state=lambda state: errors.print(str(state), style="yellow"),
-        )
-    _print_notes(note for note in source.notes if note not in notes)
-    _print_notes(output.problem for output in stats.outputs if output.problem)
-    # Recordings know their frame count only now that they are closed.
-    for output in outputs:
-        if isinstance(output, Recording):
-            console.print(str(output))
-    if run_options.json_file is not None:
-        write_json(run_options.json_file, {**setup, **asdict(stats)})
-    console.print(str(stats))
-    # The exit status must show Ctrl-C, but only after the statistics are printed and written.
-    if stats.interrupted:
-        raise KeyboardInterrupt
-
-
-def _source_factory(options: SourceOptions) -> partial[FrameSource]:
-    """Return a function that opens the source: once, or again after it was lost."""
-    capture = CameraOptions(
-        size_hw=parse_size(options.size) if options.size else None,
-        rate_hz=options.rate,
-        pixel_format=options.pixel_format,
-        exposure_ms=options.exposure,
+    show_depth(
+        source_options,
+        model_options,
+        lens_options.camera(),
+        runtime_options.session(),
+        depth_options,
+        view_options,
+        output_options,
+        run_options,
     )
-    return partial(open_source, options.source, capture, realtime=options.realtime)
-
-
-def _load(model: ModelOptions, depth: DepthOptions, scale: LiveScale) -> DepthPredictor:
-    camera = camera_of(depth.focal_px, depth.fov_deg, depth.calibration)
-    session = session_options(
-        model.device, model.clip_weights, None, model.backend, model.bf16, model.network_size, model.trust
-    )
-    return load(
-        resolve(model.model, model.target, session),
-        session,
-        camera,
-        known_scale=scale.known_scale,
-        on_camera=print_camera,
-        temporal_filter=None if depth.no_stabilise else TemporalFilterConfig(),
-    )
-
-
-def _setup(source: FrameSource, model: str, predictor: DepthPredictor) -> dict[str, str]:
-    """Return what ran on what, for the web page and the statistics file."""
-    session = predictor.session
-    return {
-        "source": source.name,
-        "model": model,
-        "backend": session.backend,
-        "device": session.device,
-        "precision": session.precision,
-    }
-
-
-def _print_notes(notes: Iterable[str]) -> None:
-    for note in notes:
-        errors.print(f"note: {note}", style="yellow")

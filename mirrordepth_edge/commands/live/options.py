@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
-from inspect import Parameter, Signature
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
-from mirrordepth_edge.commands.parameters import (
-    NANO,
-    Backend,
-    Bf16,
-    Calibration,
-    ClipWeights,
-    Device,
-    Far,
-    FocalPx,
-    FovDeg,
-    Model,
-    Near,
-    NetworkSize,
-    Target,
-    Trust,
-)
+from mirrordepth_edge.commands.parameters import NANO, Far, Model, Near, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +28,16 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The model, and what runs it."""
+    """The model, and whether to build its engine."""
 
     model: Model = NANO
     target: Target = None
-    trust: Trust = False
-    device: Device = "auto"
-    backend: Backend = None
-    network_size: NetworkSize = None
-    bf16: Bf16 = False
-    clip_weights: ClipWeights = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthOptions:
     """How predictions become metres."""
 
-    focal_px: FocalPx = None
-    fov_deg: FovDeg = None
-    calibration: Calibration = None
     set_scale: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y=D", help="Pixel at a known distance, such as 320,240=1.85m; stored for this camera."),
@@ -113,36 +86,3 @@ class RunOptions:
 
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the statistics to this file.")] = None
-
-
-def flat_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command whose parameters are option groups, so that typer sees one parameter per option.
-
-    Args:
-        command: a function whose parameters are all annotated with dataclasses; each field is a typer option with a
-            default.
-    """
-    groups = {name: group for name, group in get_type_hints(command).items() if name != "return"}
-    parameters = []
-    for group in groups.values():
-        hints = get_type_hints(group, include_extras=True)
-        parameters += [
-            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
-            for field in fields(group)
-        ]
-    signature = Signature(parameters)
-
-    @wraps(command)
-    def flat(**values: Any) -> None:
-        given = signature.bind(**values).arguments
-        command(
-            **{
-                name: group(**{field.name: given[field.name] for field in fields(group) if field.name in given})
-                for name, group in groups.items()
-            }
-        )
-
-    # typer reads these two instead of the parameters of `flat`.
-    flat.__signature__ = signature  # type: ignore[attr-defined]
-    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return flat

@@ -22,7 +22,7 @@ from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.compatibility import check_compatibility, runs_in, runs_on
 from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands import build as build_command
+from mirrordepth_edge.commands.build import main as build_command
 from mirrordepth_edge.config import BuildConfig, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.machine import device

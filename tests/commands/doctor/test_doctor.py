@@ -20,7 +20,7 @@ from mirrordepth_edge.backends import onnxruntime, registry
 from mirrordepth_edge.backends.base import Available, Probe
 from mirrordepth_edge.backends.trt import probing, tensorrt, tensorrt_rtx, vendor
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.doctor import command as doctor
+from mirrordepth_edge.commands.doctor import main as doctor
 from mirrordepth_edge.machine import device, system
 from mirrordepth_edge.machine.device import CudaDriver, Gpu, Machine
 from mirrordepth_edge.machine.system import Python, read_environment

@@ -20,7 +20,7 @@ from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load as load_predictor
 from mirrordepth_edge.quantise.sweep_result import load_sweep
-from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
+from mirrordepth_edge.quantise.write_calibration_set import folder_as_set, save_calibration
 from mirrordepth_edge.support.units import parse_share
 
 TO_CPU = ["--target", "cpu", "--calib", "calib/office/office.toml"]
@@ -41,7 +41,7 @@ def made(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -
         (folder / part).mkdir(parents=True)
     for number, picture in enumerate(pictures):
         cv2.imwrite(str(folder / "calib" / "office" / f"{number:02d}.png"), picture[:, :, ::-1])
-    recipe = pictures_as_set(folder / "calib" / "office").recipe
+    recipe = folder_as_set(folder / "calib" / "office").recipe
     save_calibration(folder / "calib" / "office" / "office.toml", recipe)
     with load_predictor(folder / "tiny.onnx") as predict:
         for number, picture in enumerate(pictures[:4]):

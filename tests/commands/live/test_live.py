@@ -17,7 +17,8 @@ import pytest
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.live import command, outputs
+from mirrordepth_edge.commands.live import main as command
+from mirrordepth_edge.commands.live import outputs
 from mirrordepth_edge.commands.live.command import live
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError

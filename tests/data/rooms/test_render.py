@@ -358,7 +358,7 @@ def bare_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_pybullet
 @pytest.mark.usefixtures("bare_rooms")
 def test_a_written_folder_reads_back(tmp_path: Path) -> None:
-    from mirrordepth_edge.commands.data.render import render
+    from mirrordepth_edge.commands.data.command import render
 
     render(tmp_path, count=2, size="30x40", fov_deg=None, seed=5)
     data = folder_dataset(tmp_path)

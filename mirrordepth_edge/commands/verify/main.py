@@ -1,4 +1,4 @@
-"""`mde verify`: check that a model computes correct depth on this device."""
+"""Verify a model and print the checks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import Annotated
 
-import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_artefact, open_session
-from mirrordepth_edge.commands.parameters import Backend, Device, NetworkSize, Trust, session_options
-from mirrordepth_edge.commands.terminal import console, errors
+from mirrordepth_edge.commands.terminal import console, errors, print_notes
+from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.verify import Verification, check_verification
 from mirrordepth_edge.export.verify import verify as run_checks
@@ -27,19 +25,12 @@ from mirrordepth_edge.support.files import ensure_folder, write_json
 REDRAW_S = 0.5
 
 
-def verify(
-    model: Annotated[str, typer.Argument(help="A .plan or .onnx file, nano or nano.fp16.")],
-    soak: Annotated[float, typer.Option(min=0, metavar="MINUTES", help="Then run it repeatedly for this long.")] = 0.0,
-    device: Device = "auto",
-    backend: Backend = None,
-    network_size: NetworkSize = None,
-    trust: Trust = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all results.")] = None,
-) -> None:
-    """Check that a model computes correct depth on this device.
+def verify_model(model: str, options: SessionOptions, soak_s: float, json_file: Path | None) -> None:
+    """Verify a model, print the checks, and write them as JSON if a file was given.
 
-    Compares with the PyTorch depth stored at export and with the ONNX file on the CPU, looks for NaN, and checks that
-    ten runs, and --soak minutes of runs, give the same bits. Exits with 3 if a check fails.
+    Raises:
+        OptionError: The model is a checkpoint.
+        GateError: A check failed.
     """
     path = model_path(model)
     if path.suffix == CHECKPOINT_SUFFIX:
@@ -50,17 +41,14 @@ def verify(
         )
     if json_file is not None:
         ensure_folder(json_file.parent)
-    artefact = open_artefact(path, trust=trust)
-    session, manifest = open_session(
-        artefact, session_options(device, backend=backend, network_size=network_size, trust=trust)
-    )
+    artefact = open_artefact(path, trust=options.trust)
+    session, manifest = open_session(artefact, options)
     assert manifest is not None, "only checkpoints have no manifest"
     with session:
         errors.print(f"{model} on {session.device} ({session.backend} {session.version}, {session.precision})")
-        for note in getattr(session, "notes", ()):
-            errors.print(f"note: {note}", style="yellow")
-        with TelemetrySampler() as sampler, _show_soak(soak * 60) as on_soak:
-            result = run_checks(session, artefact, manifest, soak_s=soak * 60, on_soak=on_soak)
+        print_notes(session.notes)
+        with TelemetrySampler() as sampler, _show_soak(soak_s) as on_soak:
+            result = run_checks(session, artefact, manifest, soak_s=soak_s, on_soak=on_soak)
     telemetry = sampler.telemetry()
     _report(result, telemetry)
     if json_file is not None:

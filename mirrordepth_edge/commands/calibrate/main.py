@@ -1,26 +1,22 @@
-"""`mde calibrate`: select calibration images for INT8."""
+"""Select calibration images and write the set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mirrordepth_edge.commands.terminal import console, errors, progress_bar
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet, recipe_path
 from mirrordepth_edge.quantise.select_frames import Chooser, Key, TowerFeatures
 from mirrordepth_edge.quantise.write_calibration_set import (
+    build_set,
     keep_only,
-    kept_as_file,
-    make_set,
+    list_images,
     new_folder,
-    no_pictures,
-    picture_files,
-    pictures_of,
+    read_images,
     refuse_foreign_sheet,
+    save_frame,
     sheet_path,
     spread_evenly,
 )
@@ -30,35 +26,20 @@ from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
 MIN_RECOMMENDED = 128
 """With fewer frames, the ranges may miss what the camera will see."""
-CANDIDATES_PER_FRAME = 4
 
 
-def calibrate(
-    source: Annotated[
-        str, typer.Option("--from", help="Folder of images, video file, camera number, /dev/videoN, or URL.")
-    ],
-    output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="NAME", help="Calibration set: calib/NAME.toml, or a .toml file."),
-    ],
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of images to select.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed gives another selection.")] = 0,
-    model: Annotated[str, typer.Option(help="Model used to compare frames: nano, or an .onnx file.")] = "nano",
-    frames: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Candidates, evenly spaced.  [default: 4 per image]")
-    ] = None,
-) -> None:
-    """Select calibration images for INT8.
+def write_set(source: str, output: str, model: str, *, count: int, seed: int, max_candidates: int) -> None:
+    """Select frames, write the calibration set, and print what was selected.
 
-    Selects the most diverse frames of a folder, a video or a camera, without black, blurred or noisy frames and near
-    duplicates. Frames of a camera are stored next to the .toml file; Ctrl-C stops the recording and uses what is there.
+    Raises:
+        OptionError: The output is not a name or a `.toml` file, or its contact sheet would overwrite an image.
+        InputError: The source or the model cannot be read, or no frame is usable.
     """
     path = recipe_path(output)
     require_suffix(path, (".toml",), "a calibration set")
     refuse_foreign_sheet(path)
     ensure_folder(path.parent)
     chooser = Chooser(TowerFeatures(model))
-    max_candidates = frames or CANDIDATES_PER_FRAME * count
     calibration = _select(chooser, source, path, count=count, seed=seed, max_candidates=max_candidates)
     selection, dropped = calibration.recipe.selection, calibration.recipe.dropped
     console.print(f"{selection.found} frames, {selection.candidates} candidates; dropped: {str(dropped) or 'none'}")
@@ -80,12 +61,10 @@ def _select(chooser: Chooser, source: str, path: Path, *, count: int, seed: int,
     """Score the frames of the source, select, and write the calibration set."""
     place, kept = Path(source), path.with_suffix("")
     if place.is_dir():
-        files = picture_files(place)
-        if not files:
-            raise no_pictures(place)
+        files = list_images(place)
         wanted = spread_evenly(files, max_candidates)
-        _score(chooser, pictures_of(place, wanted), len(wanted))
-        return make_set(
+        _score(chooser, read_images(place, wanted), len(wanted))
+        return build_set(
             path, place, chooser.pick(count, seed, source), seed=seed, found=len(files), features=chooser.features
         )
     with open_source(source) as opened:
@@ -94,11 +73,11 @@ def _select(chooser: Chooser, source: str, path: Path, *, count: int, seed: int,
                 _record(chooser, opened, kept, max_candidates)
                 choice = chooser.pick(count, seed, opened.name)
                 keep_only(kept, choice)
-                return make_set(path, kept, choice, seed=seed, found=chooser.seen, features=chooser.features)
+                return build_set(path, kept, choice, seed=seed, found=chooser.seen, features=chooser.features)
         length = opened.length or video_length(place)
     numbers = spread_evenly(range(length), max_candidates)
     _score(chooser, video_frames(place, set(numbers)), len(numbers))
-    return make_set(path, place, chooser.pick(count, seed, source), seed=seed, found=length, features=chooser.features)
+    return build_set(path, place, chooser.pick(count, seed, source), seed=seed, found=length, features=chooser.features)
 
 
 def _score(chooser: Chooser, candidates: Iterator[tuple[Key, Frame | None]], total: int) -> None:
@@ -115,7 +94,7 @@ def _record(chooser: Chooser, source: FrameSource, folder: Path, max_frames: int
         for number in range(max_frames):
             if frame is None:
                 return
-            yield kept_as_file(folder, number, frame), frame
+            yield save_frame(folder, number, frame), frame
             frame = source.read(frame) if number + 1 < max_frames else None
 
     errors.print("show the camera everything it will see: all places, near and far, bright and dim; Ctrl-C stops")

@@ -1,4 +1,4 @@
-"""`mde calibrate-camera`: measure focal length and distortion with a chessboard."""
+"""Calibrate a camera from views of a chessboard."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
-from mirrordepth_edge.commands.parameters import parse_size
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import GateError, InputError
@@ -25,37 +21,28 @@ TIMEOUT_S = 30.0
 """Recording from a camera ends after this time without a board."""
 
 
-def calibrate_camera(
-    source: Annotated[
-        str, typer.Option(help="Camera number, /dev/videoN, video file, URL, or a folder of images.")
-    ] = "0",
-    size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Camera frame size; use the same for mde live.")
-    ] = None,
-    board: Annotated[str, typer.Option(metavar="CxR", help="Inner corners of the board, columns x rows.")] = "9x6",
-    square: Annotated[str, typer.Option(help="Side of a square; affects printed distances only.")] = "20mm",
-    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write, in the format of ROS.")] = Path(
-        "camera.yaml"
-    ),
-    views: Annotated[int, typer.Option(min=8, metavar="N", help="Views to collect from a camera or video.")] = 15,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Write the calibration despite warnings.")] = False,
-    print_board: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a board to print, and exit.")] = None,
-    dpi: Annotated[int, typer.Option(min=50, max=1200, metavar="N", help="Resolution of --print-board.")] = 300,
-) -> None:
-    """Calibrate a camera with a chessboard.
+def parse_board(board: str, square: str) -> Board:
+    """Return the chessboard of --board and --square.
 
-    Show the board near and far, in every corner of the image, and tilted. Views are selected automatically, with a
-    beep each. Recording from a camera ends after 30 seconds without the board. Use the result with
-    mde run, live and evaluate: --calibration camera.yaml
+    Raises:
+        OptionError: One of them cannot be parsed.
     """
-    chessboard = Board.parse(board, parse_length(square, "--square", "20mm"))
-    if print_board is not None:
-        _write_board(chessboard, print_board, dpi)
-        return
+    return Board.parse(board, parse_length(square, "--square", "20mm"))
+
+
+def calibrate_from(
+    source: str, size_hw: SizeHW | None, board: Board, views: int, output: Path, *, anyway: bool
+) -> None:
+    """Collect views of the board, and write the calibration.
+
+    Raises:
+        OptionError, InputError: The output or the source cannot be used, or no board was found.
+        GateError: The calibration has warnings, and `anyway` is False.
+    """
     require_suffix(output, (".yaml", ".yml"), "a calibration")
     ensure_folder(output.parent)
-    picker = ViewPicker(chessboard, views, moving=not _is_images(source))
-    _collect(picker, source, parse_size(size) if size else None)
+    picker = ViewPicker(board, views, moving=not _is_images(source))
+    _collect(picker, source, size_hw)
     calibration = calibrate(picker)
     console.print("\n".join(calibration.lines))
     if calibration.warnings and not anyway:
@@ -120,7 +107,8 @@ def _collect(picker: ViewPicker, source: str, size_hw: SizeHW | None) -> None:
         errors.print(f"no board found in {', '.join(skipped)}")
 
 
-def _write_board(board: Board, path: Path, dpi: int) -> None:
+def write_board(board: Board, path: Path, dpi: int) -> None:
+    """Write an image of the board to print."""
     width_mm, height_mm = board.save_image(path, dpi)
     console.print(
         f"{path}: {width_mm:.0f}x{height_mm:.0f} mm; print it, glue it to a flat surface, measure a square: "

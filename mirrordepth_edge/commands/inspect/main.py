@@ -1,46 +1,35 @@
-"""`mde inspect`: show what a model file contains."""
+"""Print what a model file contains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import onnx
-import typer
-from rich.table import Table
-from rich.text import Text
 
-from mirrordepth_edge.artefact import model_path
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
-from mirrordepth_edge.commands.terminal import console
+from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.commands.terminal import print_properties
 from mirrordepth_edge.engines.build import is_verified
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.cost import graph_cost
-from mirrordepth_edge.manifest import CheckpointInfo, Manifest, read_checkpoint_info, read_manifest
+from mirrordepth_edge.manifest import CheckpointInfo, Manifest
 
 Rows = list[tuple[str, str]]
 
 
-def inspect(
-    model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or .plan file, nano or nano.fp16.")],
-) -> None:
-    """Show what a model file contains.
+def print_contents(model: str) -> None:
+    """Print what a model file contains.
 
-    Origin, inputs and outputs, parity, size and cost of a checkpoint, an ONNX file or an engine.
+    Raises:
+        InputError: The file cannot be read, or it does not match its manifest.
     """
-    rows: Rows
-    file = model_path(model)
-    if file.suffix == CHECKPOINT_SUFFIX:
-        rows = _checkpoint_rows(read_checkpoint_info(file))
-    else:
-        manifest = read_manifest(file)
-        rows = _manifest_rows(manifest)
-        if file.suffix == ONNX_SUFFIX:
-            rows += _graph_rows(file, manifest)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in [("file", str(file)), ("size", f"{file.stat().st_size / 1e6:.2f} MB"), *rows]:
-        table.add_row(Text(key, style="bold"), Text(value))
-    console.print(table)
+    artefact = Artefact.open(model)
+    rows = [("file", str(artefact.path)), ("size", f"{artefact.path.stat().st_size / 1e6:.2f} MB")]
+    rows += (
+        _checkpoint_rows(artefact.checkpoint_info)
+        if artefact.kind == "checkpoint"
+        else _manifest_rows(artefact.manifest)
+    )
+    print_properties(rows + (_graph_rows(artefact.path, artefact.manifest) if artefact.kind == "onnx" else []))
 
 
 def _checkpoint_rows(info: CheckpointInfo) -> Rows:

@@ -1,16 +1,12 @@
-"""`mde import-trtexec`: read the timings of trtexec, and make a result that can be compared."""
+"""Print and convert the timings in the log of trtexec."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.trtexec_log import AGAIN, TrtexecSummary, read_log, read_times, result_of
 from mirrordepth_edge.commands.terminal import console, print_table
-from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.report.tables import Table
 from mirrordepth_edge.support.files import ensure_folder, write_json
@@ -25,24 +21,16 @@ ROWS = {
 }
 
 
-def import_trtexec(
-    log: Annotated[Path, typer.Argument(help="Complete output of trtexec.")],
-    times: Annotated[Path | None, typer.Option(help="File that the same run wrote with --exportTimes.")] = None,
-    model: Annotated[Path | None, typer.Option(help="With --times: the engine that ran, with its manifest.")] = None,
-    here: Annotated[bool, typer.Option("--here", help="With --times: the run was on this machine.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the timings.")] = None,
-) -> None:
-    """Read the timings in the log of trtexec.
+def import_log(log: Path, times: Path | None, model: Path | None, *, here: bool, json_file: Path | None) -> None:
+    """Print the timings in a log, and write them as JSON if a file was given.
 
-    Supports TensorRT 8, 10 and 11. The log alone gives a summary. With --times and --model, the result has raw samples
-    and mde bench compare accepts it, together with results of mde bench --protocol trtexec-10 or trtexec-11.
+    Args:
+        times, model: Raw samples and the engine that was measured; both or neither.
+        here: Whether it was measured on this machine.
+
+    Raises:
+        InputError: A file cannot be read, or they do not fit together.
     """
-    if (times is None) is not (model is None) or (here and times is None):
-        raise OptionError(
-            "--times and --model require each other; --here requires both.",
-            "A result needs raw samples and the file that was measured.",
-            "Give --times and --model, or neither for the summary alone.",
-        )
     if json_file is not None:
         ensure_folder(json_file.parent)
     summary = read_log(log)

@@ -1,18 +1,15 @@
-"""`mde audit`: check which precision each layer of a model uses."""
+"""Audit a model and print its precisions."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.table import Table
 from rich.text import Text
 
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
-from mirrordepth_edge.commands.terminal import console
+from mirrordepth_edge.commands.terminal import console, print_properties
 from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.audit import Audit, audit_onnx, read_onnx
@@ -26,14 +23,12 @@ MAX_NODES = 2
 LAYERS_SUFFIX = ".json"
 
 
-def audit(
-    model: Annotated[str, typer.Argument(help="A .onnx or .plan file, layer .json of trtexec, nano or nano.fp16.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all results.")] = None,
-) -> None:
-    """Check which precision each layer of a model uses.
+def audit_model(model: str, json_file: Path | None) -> None:
+    """Audit a model, print the result, and write it as JSON if a file was given.
 
-    Reports the share of work in INT8, FP16 and FP32, and what costs speed: quantised values that no integer kernel
-    uses, redundant casts, attention that cannot be fused. Exits with 3 if the precision is not the one in the manifest.
+    Raises:
+        OptionError, InputError: The file cannot be audited.
+        GateError: The precision is not the one in the manifest.
     """
     file = model_path(model)
     if json_file is not None:
@@ -85,7 +80,6 @@ def _print(file: Path, result: Audit) -> None:
     amount = (
         f"{total / 1e9:.3f} G multiply-adds" if result.unit == "multiply-adds" else f"{total} layer{'s' * (total != 1)}"
     )
-    table = Table(show_header=False, box=None, pad_edge=False)
     rows = [("file", str(file)), ("work", amount)]
     rows += [(f"  {name}", f"{result.share(name):.1%}") for name in sorted(result.work, key=lambda n: -result.work[n])]
     for label, counts in result.parts.items():
@@ -95,9 +89,7 @@ def _print(file: Path, result: Audit) -> None:
         rows.append(("attention", f"{len(result.attention)} blocks, {fused} that TensorRT can fuse"))
     if result.cast_bytes is not None:
         rows.append(("casts", f"{result.casts} at run time, moving {result.cast_bytes / 1e6:.2f} MB"))
-    for key, value in rows:
-        table.add_row(Text(key, style="bold"), Text(value))
-    console.print(table)
+    print_properties(rows)
     for finding in result.findings:
         console.print(Text("- ") + Text(finding.text))
         console.print(f"    {_names(finding)}next: {finding.cure}")

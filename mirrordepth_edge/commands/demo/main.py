@@ -1,11 +1,10 @@
-"""`mde demo`: run the full pipeline on one photo with measured depth."""
+"""Run the full pipeline on one photo with measured depth."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import typer
@@ -33,13 +32,11 @@ PRINCIPAL_POINT_SHIFT_PX = 31.086
 LIMITS_M = (1e-3, 10.0)
 
 
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")] = Path("demo"),
-) -> None:
-    """Run the full pipeline on one photo.
+def run_demo(output: Path) -> None:
+    """Run the demo, with its files in the folder `output`.
 
-    Exports the shipped checkpoint to ONNX, builds an engine if this machine can, measures latency, estimates the depth
-    of a photo and compares it with measured depth.
+    Raises:
+        MissingError: The packages for exporting, or scikit-image, are not installed.
     """
     photo, truth_m = motorcycle()
     require_export_packages()

@@ -1,10 +1,9 @@
-"""`mde selftest`: test and benchmark this machine, and write a report."""
+"""Run the self-test, print its progress, and write its report."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -16,21 +15,11 @@ from mirrordepth_edge.report.selftest import selftest_page, verdict
 from mirrordepth_edge.support.files import ensure_folder, write_json
 
 
-def selftest(
-    report: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the .json and .html report.")] = Path(
-        "selftest"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="Test only nano, with fewer runs.")] = False,
-    soak: Annotated[
-        float | None,
-        typer.Option(min=0.01, metavar="MINUTES", help="Continuous run per precision.  [default: 0.5]"),
-    ] = None,
-) -> None:
-    """Test and benchmark this machine, and write a report.
+def test_machine(report: Path, quick: bool, soak_min: float | None) -> None:
+    """Run the self-test and write `selftest.json` and `selftest.html` to the folder `report`.
 
-    Builds, verifies and measures nano in FP32, FP16 and INT8 and, with a GPU and PyTorch, vitb16 with random weights.
-    The report contains versions and measurements, but no names, paths, addresses or serial numbers; nothing is sent.
-    Exits with 0 if all tests passed, 3 if one failed, 4 if no engine can run here (the CPU is tested even then).
+    Raises:
+        typer.Exit: Always, with the exit code of the result.
     """
     ensure_folder(report)
     with progress_bar() as bar:
@@ -38,13 +27,13 @@ def selftest(
         result = anonymise(
             run_selftest(
                 quick=quick,
-                soak_s=None if soak is None else soak * 60,
+                soak_s=None if soak_min is None else soak_min * 60,
                 on_stage=lambda stage: bar.update(task, description=stage),
                 on_tested=lambda subject: bar.console.print(_line(subject), style=_style(subject)),
             )
         )
     write_json(report / "selftest.json", asdict(result))
-    command = "mde selftest --report DIR" + " --quick" * quick + ("" if soak is None else f" --soak {soak:g}")
+    command = "mde selftest --report DIR" + " --quick" * quick + ("" if soak_min is None else f" --soak {soak_min:g}")
     save_page(report / "selftest.html", selftest_page(result, command=command))
     console.print(verdict(result))
     if result.no_engine is not None:
