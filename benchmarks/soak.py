@@ -18,7 +18,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live.loop import run_live
 from mirrordepth_edge.live.result import LiveResult
-from mirrordepth_edge.machine.sampler import parse_memory_mib
+from mirrordepth_edge.machine.sensors.linux import parse_memory_mib
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource

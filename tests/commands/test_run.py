@@ -50,6 +50,7 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Se
         return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera, **more)
 
     monkeypatch.setattr(command, "load", load)
+    monkeypatch.setattr(command, "resolve", lambda model, target, options: model)
     monkeypatch.chdir(tmp_path)
     return calls
 

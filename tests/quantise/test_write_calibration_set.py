@@ -15,15 +15,15 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.quantise import write_calibration_set as write_calibset
 from mirrordepth_edge.quantise.select_frames import Chooser, Key, TowerFeatures, brightness
 from mirrordepth_edge.quantise.write_calibration_set import (
-    contact_sheet,
-    keep_only,
-    save_frame,
     build_set,
-    new_folder,
-    list_images,
+    contact_sheet,
     folder_as_set,
+    keep_only,
+    list_images,
+    new_folder,
     read_images,
     refuse_foreign_sheet,
+    save_frame,
     sheet_path,
     spread_evenly,
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mirrordepth_edge.artefact import SHIPPED, model_path
 from mirrordepth_edge.commands.parameters import choice, parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.errors import OptionError
@@ -82,7 +83,7 @@ def build(
     """
     if workspace is not None and not 0 < workspace < float("inf"):
         raise OptionError(f"--workspace {workspace:g} is not an amount of memory.", "It is in GiB.", "--workspace 2")
-    from mirrordepth_edge.commands.build.main import build_and_report, plan_path, print_trtexec_commands
+    from mirrordepth_edge.commands.build.main import build_and_report, print_trtexec_commands
 
     config = BuildConfig(
         workspace_gib=workspace,
@@ -94,8 +95,9 @@ def build(
         version_compat=version_compat,
         weights=weights,
     )
-    plan = output or plan_path(model)
+    path = model_path(model)
+    plan = output or (Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan"))
     if print_trtexec:
-        print_trtexec_commands(model, plan, target, config)
+        print_trtexec_commands(path, plan, target, config)
     else:
-        build_and_report(model, plan, target, config)
+        build_and_report(path, plan, target, config)

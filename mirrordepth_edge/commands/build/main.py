@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from mirrordepth_edge.artefact import SHIPPED, Artefact
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import (
@@ -24,19 +24,14 @@ from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.manifest import EngineInfo, Manifest
 
 
-def plan_path(model: str) -> Path:
-    """Return where the engine of a model is written by default."""
-    return Path(f"{model}.plan") if model in SHIPPED else Path(model).with_suffix(".plan")
-
-
-def print_trtexec_commands(model: str, output: Path, target: str | None, config: BuildConfig) -> None:
+def print_trtexec_commands(model: Path, output: Path, target: str | None, config: BuildConfig) -> None:
     """Print the commands of trtexec that build the same engines."""
     artefact = Artefact.open(model)
     targets = load_targets(target or HERE)
     console.print(trtexec_commands(artefact.path, output, artefact.manifest, targets, config))
 
 
-def build_and_report(model: str | Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
+def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build an engine and print its size, effort and parity."""
     plan = plan_build(target)
     artefact = Artefact.open(model)

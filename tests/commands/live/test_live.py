@@ -77,6 +77,7 @@ class Loader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setattr(command, "load", loader)
+    monkeypatch.setattr(command, "resolve", lambda model, target, options: model)
     return loader
 
 
