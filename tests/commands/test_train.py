@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Settings of every training, none of which happens."""
     pytest.importorskip("torch", reason="training needs PyTorch")
-    from mirrordepth_edge.training import fit
+    from mirrordepth_edge.commands.train import main
 
     runs: list[RunConfig] = []
 
@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
         best.write_bytes(b"weights")
         return best
 
-    monkeypatch.setattr(fit, "fit", stand_in)
+    monkeypatch.setattr(main, "fit", stand_in)
     return runs
 
 
