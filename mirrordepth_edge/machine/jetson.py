@@ -132,6 +132,12 @@ def fastest(modes: Sequence[PowerMode]) -> PowerMode | None:
     return max(watts, key=lambda mode: watts[mode], default=None)
 
 
+def fix_clocks_command(root: Path = ROOT) -> str:
+    """The shell command that selects this Jetson's fastest power mode, if it is known, and locks all clocks."""
+    mode = fastest(read_power_modes(root))
+    return (f"sudo nvpmodel -m {mode.number} && " if mode else "") + "sudo jetson_clocks"
+
+
 def run_command(command: Sequence[str]) -> str:
     """Run `NVPMODEL` or `JETSON_CLOCKS` and return its output.
 
