@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.manifest import Manifest, TensorSpec, manifest_path, read_manifest
 from mirrordepth_edge.reference import copy_reference, reference_path
-from mirrordepth_edge.support.files import sha256_of, unwritable
+from mirrordepth_edge.support.files import atomic_folder, sha256_of
 
 VERSION = "1"
 FILES = {"onnx": "model.onnx", "plan": "model.plan"}
@@ -64,7 +62,7 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
     file = FILES[manifest.kind]
     target = folder / name
     _require_replaceable(target, file)
-    with _atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         (temporary / VERSION).mkdir()
         copy = temporary / VERSION / file
         shutil.copyfile(model, copy)
@@ -151,29 +149,6 @@ def _require_replaceable(target: Path, file: str) -> None:
             f"It contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}.",
             "Choose another folder or model name, or delete it.",
         )
-
-
-@contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds."""
-    token = secrets.token_hex(4)
-    temporary, old = (target.with_name(f".{token}.{target.name}{end}") for end in ("", ".old"))
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _readme(manifest: Manifest, name: str, file: str) -> str:
