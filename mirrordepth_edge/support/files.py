@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def atomic_folder(target: Path, keep: Callable[[], bool] = lambda: False) -> Ite
         temporary.rename(target)
     except OSError as error:
         if old.exists():
-            old.rename(target)
+            with suppress(OSError):
+                old.rename(target)
         if not keep():  # another process may have made it in the meantime
             raise unwritable(target, error) from error
     finally:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.backends import base, pytorch
 from mirrordepth_edge.backends import onnxruntime as ort_backend
-from mirrordepth_edge.backends import pytorch
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import MODULES, backend
 from mirrordepth_edge.backends.trt import cuda, probing, tensorrt_rtx, vendor
@@ -66,7 +66,7 @@ def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
 
 def finder_of(name: str) -> Any:
     """The module whose `find_spec` looks for a backend's package."""
-    return probing if name in ENGINES else backend(name)
+    return probing if name in ENGINES else base
 
 
 def use_bindings(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
@@ -339,7 +339,7 @@ def test_torch_without_its_gpu_still_has_the_cpu(
     name: Any, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_package(monkeypatch, "torch", __version__="2.8.0", cuda=fake_torch(name))
-    monkeypatch.setattr(pytorch, "find_spec", lambda package: object())
+    monkeypatch.setattr(base, "find_spec", lambda package: object())
     assert pytorch.probe() == Available(version="2.8.0", devices=devices)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -32,15 +32,6 @@ https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-mat
 RTX_MAGIC: Final = b"vtrt"
 MAJORS: Final[dict[Flavour, range]] = {"tensorrt": range(8, 20), "tensorrt-rtx": range(1, 8)}
 """Plausible major versions in a plan's header; with others, these bytes are not the version."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompatibilityReport:
-    """Result of checking a plan that can be loaded."""
-
-    manifest: Manifest
-    notes: tuple[str, ...]
-    """Warnings, one sentence each."""
 
 
 def open_plan(path: Path, *, trust: bool = False) -> Artefact:
@@ -65,13 +56,16 @@ def open_plan(path: Path, *, trust: bool = False) -> Artefact:
 
 def check_compatibility(
     plan: Path | Artefact, *, trust: bool = False, wanted: str | None = None
-) -> CompatibilityReport:
+) -> tuple[Manifest, tuple[str, ...]]:
     """Check that a plan runs on this machine; without a GPU, only the file is checked.
 
     Args:
         plan: the file, or the file opened already.
         trust: accept a plan without a manifest, and use the manifest of its ONNX file.
         wanted: runtime that the user chose, for a plan whose header does not tell.
+
+    Returns:
+        The manifest, and warnings of one sentence each.
 
     Raises:
         InputError: there is no manifest, the file does not match it, or the plan was not built for this machine.
@@ -89,7 +83,7 @@ def check_compatibility(
         )
     if manifest.engine is not None and nvidia_gpus():
         notes += check_plan(path, manifest.engine, manifest.parent_sha256)
-    return CompatibilityReport(manifest=manifest, notes=notes)
+    return manifest, notes
 
 
 def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None) -> tuple[str, ...]:

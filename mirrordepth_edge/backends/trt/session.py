@@ -163,11 +163,6 @@ class EngineSession(CheckedSession):
         """The network is replayed as a CUDA graph."""
         self.jit_cached = False
         """Kernels were read from the runtime cache; TensorRT for RTX only."""
-        self.warm_up_ms = 0.0
-        """Time between loading the plan and the first frame: creating contexts (where TensorRT for RTX compiles), one
-        run of each slot, and capturing its graph."""
-        self.notes: tuple[str, ...] = ()
-        """Differences from what was requested, one sentence each."""
         self._runtime: Any = None
         self._engine: Any = None
         self._contexts: Contexts | None = None
@@ -208,6 +203,7 @@ class EngineSession(CheckedSession):
         notes: list[str] = []
         if options.cuda_graph and contexts.session_captures_graph:
             notes += self._capture_graphs(last_error)
+        # Creating contexts (where TensorRT for RTX compiles), one run of each slot, and capturing its graph.
         self.warm_up_ms = (perf_counter() - start_s) * 1e3
         contexts.save_cache()
         self.cuda_graph = self.cuda_graph or contexts.cuda_graph
