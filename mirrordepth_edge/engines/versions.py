@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from mirrordepth_edge.backends.trt.vendor import Flavour as Flavour
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.support.versions import version_key
-
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 OLDEST_TENSORRT: Final = "10.3"
 """The version of JetPack 6.1. Before 10.0 the API for networks and plans was different."""

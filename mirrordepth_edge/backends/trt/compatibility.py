@@ -7,7 +7,6 @@ or mixed-up files. It does not prove who made the plan: whoever can change the p
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.driver import driver_version, parse_driver_version
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest
-from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.support.files import existing_file, read_json
 from mirrordepth_edge.support.versions import padded_key, version_key
 
 COMPATIBLE_MAJORS: Final = ((8, 10), (10, 11))
@@ -169,7 +168,7 @@ def runs_in(engine: EngineInfo, version: str) -> bool:
 def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
     built = f"{engine.flavour} {engine.version}".strip()
     try:
-        version = _runtime_version(engine.flavour)
+        version = str(import_runtime(engine.flavour).__version__)
     except MissingError:
         others = [flavour for flavour, package in PACKAGES.items() if flavour != engine.flavour and find_spec(package)]
         if not others:
@@ -182,15 +181,6 @@ def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
             f"It was built by {built}, but {engine.flavour} {version} is installed; a plan runs only in the version "
             f"that built it{later}."
         )
-
-
-def _runtime_version(flavour: Flavour) -> str:
-    """Version of the installed runtime.
-
-    Raises:
-        MissingError: it is not installed, or cannot be loaded.
-    """
-    return str(import_runtime(flavour).__version__)
 
 
 def _system_mismatch(engine: EngineInfo) -> Iterator[str]:
@@ -261,11 +251,7 @@ def _manifest_from_onnx(plan: Artefact, onnx_path: Path, wanted: str | None) -> 
             f"Put {sidecar.name} into the same folder. {build_here(path)}",
         )
     cure = "Copy it again from the folder of the ONNX file."
-    try:
-        data = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{sidecar} cannot be read as JSON.", str(error), cure) from error
-    source = parse_manifest(data, str(sidecar), cure)
+    source = parse_manifest(read_json(sidecar, "manifest", cure), str(sidecar), cure)
     flavour, version = _header(path)
     if flavour is None:
         chosen = [name for name in PACKAGES if name == wanted]
