@@ -27,6 +27,7 @@ FILES = {"onnx": "model.onnx", "plan": "model.plan"}
 """Triton's default file names, by the manifest's kind."""
 BACKENDS = {"onnx": "onnxruntime", "plan": "tensorrt"}
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+README = Path(__file__).with_name("triton_readme.md")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """The name is a folder and part of the server's URLs."""
 
@@ -160,36 +161,20 @@ def _readme(manifest: Manifest, name: str, file: str) -> str:
         for spec in specs
     )
     warning = "" if manifest.trained else "\nThe weights are random: only its speed is meaningful, not its depth.\n"
-    return f"""# {name}
-
-Metric depth from one image: {manifest.model.preset}, {manifest.precision.upper()}, {height} x {width} pixels, for
-Triton's {BACKENDS[manifest.kind]} backend. `{VERSION}/{file}.manifest.json` records how the file was made and verified.
-{warning}
-## Start the server
-
-    docker run --rm -p8000:8000 -v REPOSITORY:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
-        tritonserver --model-repository=/models
-
-REPOSITORY is the folder that contains this one. Add `--gpus all` to use GPUs. {_requirements(manifest)}
-
-## Send a request
-
-    pip install 'tritonclient[http]' opencv-python
-    python client.py picture.jpg --url localhost:8000
-
-| | name | type | shape | range | unit |
-|---|---|---|---|---|---|
-{tensors}
-
-Preprocessing: an RGB image, resized to {height} rows and {width} columns with area averaging, as in `client.py`. Other
-resizing methods change the depth slightly. {_normalisation(manifest)}
-
-Postprocessing: the depth is in metres at the network's size; resize it bilinearly to the image's size. It is correct
-for the focal length of the training camera. For another lens, multiply it by the ratio of the focal lengths, as
-`mde run --fov-deg` does.
-
-{_batching(manifest)}
-"""
+    return README.read_text(encoding="utf-8").format(
+        name=name,
+        preset=manifest.model.preset,
+        precision=manifest.precision.upper(),
+        height=height,
+        width=width,
+        backend=BACKENDS[manifest.kind],
+        file=f"{VERSION}/{file}",
+        warning=warning,
+        requirements=_requirements(manifest),
+        tensors=tensors,
+        normalisation=_normalisation(manifest),
+        batching=_batching(manifest),
+    )
 
 
 def _requirements(manifest: Manifest) -> str:
