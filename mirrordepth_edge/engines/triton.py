@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """The name is a folder and part of the server's URLs."""
 
 
-def write_triton_repository(model: Path, folder: Path, *, name: str | None = None, instances: int = 1) -> Path:
+def write_triton_repository(model: Path, folder: Path, *, name: str | None = None) -> Path:
     """Write a model into a model repository, with its configuration, a README and a Python client.
 
     An existing `folder/NAME` is replaced if it contains only files that this function writes.
@@ -41,22 +41,19 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
         model: an ONNX file or a TensorRT plan with its manifest, for Triton's ONNX Runtime or TensorRT backend.
         folder: the repository, as for `tritonserver --model-repository`.
         name: the model's name for clients; the file's stem where None.
-        instances: copies of the model that run in parallel, on each GPU or on the CPU.
 
     Returns:
         `folder/NAME`, with `config.pbtxt`, `README.md`, `client.py`, and in `1/` the model with its manifest.
 
     Raises:
         InputError: the model has no manifest, or `folder/NAME` contains other files.
-        OptionError: the name or the number of instances is invalid, or Triton cannot serve the model.
+        OptionError: the name is invalid, or Triton cannot serve the model.
     """
     manifest = read_manifest(model)
     name = model.stem if name is None else name
     if NAME.fullmatch(name) is None:
         why = "It must start with a letter or digit, followed by letters, digits, and _ . -"
         raise OptionError(f"{name!r} is not a valid Triton model name.", why, "Use another name, such as depth.")
-    if instances < 1:
-        raise OptionError(f"{instances} instances are too few.", "At least one is needed.", "Use 1.")
     if reason := _why_unsupported(manifest):
         cure = "Use an ONNX file, or a TensorRT engine with weights and a fixed size."
         raise OptionError(f"Triton cannot serve {model}.", reason, cure)
@@ -72,7 +69,7 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
         shutil.copyfile(manifest_path(model), manifest_path(copy))
         copy_reference(model, copy)
         for path, text in (
-            ("config.pbtxt", config_pbtxt(manifest, name, instances=instances)),
+            ("config.pbtxt", config_pbtxt(manifest, name)),
             ("README.md", _readme(manifest, name, file)),
             ("client.py", CLIENT),
         ):
@@ -98,7 +95,7 @@ def max_batch_size(manifest: Manifest) -> int:
     return 0 if manifest.sizes is None else manifest.sizes.max[0]
 
 
-def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
+def config_pbtxt(manifest: Manifest, name: str) -> str:
     """Triton's `ModelConfig` of a model, as protobuf text.
 
     For normalised float input the client needs mean and std, which are in the parameters.
@@ -114,7 +111,7 @@ def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
         *_tensors("output", manifest.outputs, batched=batch > 0),
         *(["dynamic_batching { }"] if batch else []),
         "version_policy: { latest: { num_versions: 1 } }",
-        f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
+        f"instance_group [ {{ count: 1 kind: {kind} }} ]",
     ]
     if _takes_float(manifest):
         for key in ("mean", "std"):

@@ -53,14 +53,11 @@ def open_plan(path: Path, *, trust: bool = False) -> Artefact:
     return Artefact.open(path, trust=trust)
 
 
-def check_compatibility(
-    plan: Path | Artefact, *, trust: bool = False, wanted: str | None = None
-) -> tuple[Manifest, tuple[str, ...]]:
+def check_compatibility(plan: Artefact, *, wanted: str | None = None) -> tuple[Manifest, tuple[str, ...]]:
     """Check that a plan runs on this machine; without a GPU, only the file is checked.
 
     Args:
-        plan: the file, or the file opened already.
-        trust: accept a plan without a manifest, and use the manifest of its ONNX file.
+        plan: one without a manifest is trusted, and has that of its ONNX file.
         wanted: runtime that the user chose, for a plan whose header does not tell.
 
     Returns:
@@ -70,12 +67,11 @@ def check_compatibility(
         InputError: there is no manifest, the file does not match it, or the plan was not built for this machine.
         MissingError: no runtime for the plan is installed.
     """
-    artefact = plan if isinstance(plan, Artefact) else open_plan(plan, trust=trust)
-    path, manifest = artefact.path, artefact.sidecar
+    path, manifest = plan.path, plan.sidecar
     notes: tuple[str, ...] = ()
     if manifest is None:
         onnx_path = _onnx_of(path)
-        manifest = _manifest_from_onnx(artefact, onnx_path, wanted)
+        manifest = _manifest_from_onnx(plan, onnx_path, wanted)
         notes = (
             f"{path.name} has no manifest and is trusted: inputs, precision and units are taken from "
             f"{onnx_path.name}; the GPU, system and version it was built for are not checked.",

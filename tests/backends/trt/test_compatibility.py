@@ -19,7 +19,7 @@ from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED, Artefact
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.backends.trt import compatibility, cuda, tensorrt
 from mirrordepth_edge.backends.trt import session as engine
-from mirrordepth_edge.backends.trt.compatibility import check_compatibility, runs_in, runs_on
+from mirrordepth_edge.backends.trt.compatibility import open_plan, runs_in, runs_on
 from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
@@ -46,6 +46,12 @@ ORIN = EngineInfo(
 RTX = EngineInfo(
     flavour="tensorrt-rtx", version="1.7.1.116", compute_capabilities=("8.6", "8.9"), build_seconds=1.0, options=None
 )
+
+
+def check_compatibility(
+    path: Path, *, trust: bool = False, wanted: str | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    return compatibility.check_compatibility(open_plan(path, trust=trust), wanted=wanted)
 
 
 def rebuild(plan: Path) -> str:
