@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import Manifest, TensorSpec
 
@@ -149,15 +149,18 @@ def import_checked(packages: tuple[str, ...], load: Callable[[], T], *, install:
         packages: must be installed; the first is the one that `load` imports.
         load: imports and checks it.
         install: what to do if a package is not installed.
-        repair: what to do if `load` raises.
+        repair: what to do if `load` raises, unless it is a MissingError, which says so itself.
     """
     try:
         for package in packages:
             if find_spec(package) is None:
+                name = package.replace("_", "-")  # as on PyPI
                 return Unavailable(
-                    reason=f"the package {package} is not installed", cure=install, cause=Cause.NOT_INSTALLED
+                    reason=f"the package {name} is not installed", cure=install, cause=Cause.NOT_INSTALLED
                 )
         return load()
+    except MissingError as error:
+        return Unavailable(reason=error.why, cure=error.cure, cause=Cause.IMPORT_FAILED)
     except Exception as error:  # a build for another numpy or CUDA, or a package that is partly overwritten
         return Unavailable(reason=f"import {packages[0]}: {error!r}", cure=repair, cause=Cause.IMPORT_FAILED)
 

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mirrordepth_edge.bench.selftest_result import (
-    STEPS,
-    Device,
-    Figure,
-    SelfTest,
-    Step,
-    StepName,
-    SubjectResult,
-)
+from mirrordepth_edge.bench.selftest_result import STEPS, Device, Figure, SelfTest, Step, StepName, SubjectResult
 from mirrordepth_edge.report.html import render_page
 from mirrordepth_edge.report.tables import Table
 
@@ -71,22 +63,23 @@ def verdict(result: SelfTest) -> str:
 
 def support_rows(result: SelfTest) -> list[tuple[str, ...]]:
     """Rows of the support matrix under `ROW_HEADER`, one for each subject that ran."""
-    rows = []
-    for tested in result.tested:
-        if tested.outcome != "skipped":
-            steps = [step for step in tested.steps if step.outcome != "skipped"]
-            latencies = tested.figure("bench", "p50"), tested.figure("stream", "age p50")
-            rows.append(
-                (
-                    result.device.name,
-                    result.device.software,
-                    f"{tested.subject} in {tested.backend or 'nothing'}",
-                    ", ".join(step.name + " failed" * (step.outcome == "failed") for step in steps),
-                    *("" if value is None else _number(value) for value in latencies),
-                    f"{result.mirrordepth_edge}, {result.made}",
-                )
-            )
-    return rows
+    return [
+        (
+            result.device.name,
+            result.device.software,
+            f"{tested.subject} in {tested.backend or 'nothing'}",
+            ", ".join(
+                step.name if step.outcome == "passed" else f"{step.name} failed"
+                for step in tested.steps
+                if step.outcome != "skipped"
+            ),
+            _ms(tested.figure("bench", "p50")),
+            _ms(tested.figure("stream", "age p50")),
+            f"{result.mirrordepth_edge}, {result.made}",
+        )
+        for tested in result.tested
+        if tested.outcome != "skipped"
+    ]
 
 
 def _head(tested: SubjectResult) -> dict[str, str]:
@@ -173,6 +166,10 @@ def _machine(device: Device) -> Iterator[tuple[str, str]]:
 
 def _with_unit(figure: Figure) -> str:
     return f"{_number(figure.value)}\N{NO-BREAK SPACE}{figure.unit}".rstrip("\N{NO-BREAK SPACE}")
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else _number(value)
 
 
 def _number(value: float) -> str:
