@@ -310,16 +310,12 @@ def read_times(path: Path) -> dict[str, Times]:
         queries = json.loads(path.read_text(encoding="utf-8"))
         times = {name: np.array([query[name] for query in queries], np.float64) for name in (*PARTS, "latencyMs")}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a file of trtexec --exportTimes.", repr(error), "Run trtexec again."
-        ) from error
+        raise InputError(what, repr(error), "Run trtexec again.") from error
     if not queries:
-        raise InputError(
-            f"{path} is not a file of trtexec --exportTimes.", "It has no queries.", "Run trtexec for longer."
-        )
+        raise InputError(what, "It has no queries.", "Run trtexec for longer.")
     if not all(np.isfinite(own).all() for own in times.values()) or (times["latencyMs"] <= 0).any():
         raise InputError(
-            f"{path} is not a file of trtexec --exportTimes.",
+            what,
             "Some times are not positive numbers.",
             "Run trtexec again.",
         )

@@ -197,7 +197,7 @@ def test_queries_side_by_side_have_no_latency_of_their_own(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "why"), [("Selected Device: ", "It does not name the GPU."), ("Warmup completed", "It does not tell the")]
+    ("gone", "why"), [("Selected Device: ", "It does not name the GPU."), ("Warmup completed", "It does not state the")]
 )
 def test_a_result_needs_the_whole_log(gone: str, why: str) -> None:
     summary = parse_log(changed("10.3-copies", gone, "cut"), "a log")
@@ -217,7 +217,7 @@ def test_a_run_that_failed_is_quoted() -> None:
     [
         ("=== Performance summary ===", "", "has no measurement", "truncated"),
         ("GPU Compute Time: min", "", "is incomplete", "lacks GPU Compute Time"),
-        ("Throughput: ", "", "is incomplete", "lacks Throughput"),
+        ("Throughput: ", "", "is incomplete", "lacks throughput"),
         (", median = 112.567 ms, ", "", "cannot be read", "median"),
         ("min = 110.946 ms", "min = inf ms", "cannot be read", "inf"),
         ("min = 110.946 ms", "min = 110.9.46 ms", "cannot be read", "110.9.46"),
