@@ -260,34 +260,40 @@ def front(
     y_label: str,
     top: float = float("inf"),
 ) -> Chart:
-    """What is gained in one figure for what is given up in another, less being better in both.
+    """Draw two costs against each other, the smaller the better, with the Pareto front.
 
-    Axes need not begin at 0. What is above `top` is drawn at the top and counted below the chart. Texts that would lie
-    on others are left out, from the last series on.
+    Axes need not begin at 0. Dots above `top` are drawn at the upper edge and counted below the chart. Labels that
+    would overlap others are left out, from the last series on.
 
     Args:
-        series: (text, x, y) of each dot, x and y 0 or more, by the series' name; not all of them empty.
-        best: dots that no other beats; a line of steps goes through them, below which no dot is.
-        top: above which y is too bad to matter, above 0.
+        series: (label, x, y) of each dot, x and y 0 or more, by the name of the series; at least one dot.
+        best: the dots on the front; a staircase connects them.
+        top: y above which the exact value does not matter, above 0.
     """
-    everything = [dot for dots in series.values() for dot in dots]
-    xs, ys = [x for _, x, _ in everything], [y for *_, y in everything if y <= top] or [top]
-    axes = _Axes(x_range=_around(min(xs), max(xs)), y_range=_around(min(ys), max(ys)))
-    marks, above_top = [], [y for *_, y in everything if y > top]
+    dots = [dot for own in series.values() for dot in own]
+    inside = [(x, y) for _, x, y in dots if y <= top]
+    above = [y for *_, y in dots if y > top]
+    axes = _Axes(
+        x_range=_around(min(x for _, x, _ in dots), max(x for _, x, _ in dots)),
+        y_range=_around(min((y for _, y in inside), default=top), max((y for _, y in inside), default=top)),
+    )
     steps = _steps([(x, y) for x, y in best if y <= top])
-    if steps:
-        marks.append(Mark(path=axes.line(steps), look="line", series=0))
-    for index, dots in enumerate(series.values()):
-        colour, inside = index % COLOURS, [(x, y) for _, x, y in dots if y <= top]
-        if inside:
-            marks.append(Mark(path=axes.dots(inside), look="dots", series=colour))
-        if len(inside) < len(dots):
-            carets = "".join(f"M{axes.x(x) - 3:g},{TOP + 5}l3,-5l3,5" for _, x, y in dots if y > top)
-            marks.append(Mark(path=carets, look="beyond", series=colour))
-    note = f" (at the top: {len(above_top)} of {len(everything)}, up to {max(above_top):.4g})" if above_top else ""
-    places = [(text, axes.x(x), axes.y(y) if y <= top else TOP + 3.0) for text, x, y in everything]
+    marks = [Mark(path=axes.line(steps), look="line", series=0)] if steps else []
+    for index, own in enumerate(series.values()):
+        marks += _dots(axes, own, top, index % COLOURS)
+    note = f" (at the top: {len(above)} of {len(dots)}, up to {max(above):.4g})" if above else ""
     chart = _chart(axes, marks, series, x_label + note, y_label, f"{y_label} against {x_label}")
+    places = [(text, axes.x(x), axes.y(y) if y <= top else TOP + 3.0) for text, x, y in dots]
     return replace(chart, labels=_beside(places, [(axes.x(x), axes.y(y)) for x, y in steps]))
+
+
+def _dots(axes: _Axes, dots: Sequence[tuple[str, float, float]], top: float, colour: int) -> Iterator[Mark]:
+    """Dots up to `top`, and carets at the upper edge for those above it."""
+    if inside := [(x, y) for _, x, y in dots if y <= top]:
+        yield Mark(path=axes.dots(inside), look="dots", series=colour)
+    if above := [x for _, x, y in dots if y > top]:
+        carets = "".join(f"M{axes.x(x) - 3:g},{TOP + 5}l3,-5l3,5" for x in above)
+        yield Mark(path=carets, look="beyond", series=colour)
 
 
 def _steps(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
