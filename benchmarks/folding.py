@@ -110,7 +110,7 @@ def main() -> None:
     console.print(f"folded: median {np.median(folded_ms):.1f} ms")
     for name, own in times.items():
         ratio = ratio_interval(folded_ms, own[:, 0], paired=True)
-        console.print(f"{name}: median {np.median(own):.1f} ms; folded takes {ratio.in_words()}")
+        console.print(f"{name}: median {np.median(own):.1f} ms; folded takes {ratio.describe()}")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def work(words: Sequence[str] | None, stack: ExitStack) -> None:
         interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
         rows.append((each.backend, f"{np.median(said):.3f}", f"{ratio.ratio:.3f}", interval))
         if ratio.low > 1 + told.within or ratio.high < 1 - told.within:
-            off.append(f"{each.backend}: {ratio.in_words(f'as {OURS}')}")
+            off.append(f"{each.backend}: {ratio.describe(f'as {OURS}')}")
     about = f"{path.name}, {session.backend} {session.version} on {session.device}, {told.frames} frames in turn"
     notes = (about, f"from {result.boundary}", *(f"note: {remark}" for remark in result.telemetry.remarks()))
     print_table(Table(header=("stopwatch", "p50 ms", "ratio", "95 %"), rows=tuple(rows), notes=notes))

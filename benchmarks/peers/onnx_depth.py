@@ -40,7 +40,7 @@ def table(results: Sequence[BenchResult], kinds: Sequence[str], megabytes: Seque
         rows.append((result.artefact, kind, result.precision.upper(), *figures))
         if result is not ours:
             ratio = ratio_interval(result.frames_ms, ours.frames_ms, paired=True)
-            notes.append(f"{result.artefact}: {ratio.in_words(f'as {ours.artefact}')}")
+            notes.append(f"{result.artefact}: {ratio.describe(f'as {ours.artefact}')}")
     device = ours.computer if ours.device == "cpu" else ours.device
     notes.append(f"{ours.backend} {ours.backend_version} on {device}, {ours.latency.samples} frames in turn")
     notes.append(f"from {ours.boundary}, or depth without a unit where it is not metric")

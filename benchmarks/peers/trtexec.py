@@ -127,7 +127,7 @@ def work(words: Sequence[str] | None, stack: ExitStack) -> None:
         "trtexec": [np.median(np.concatenate([each[name] for each in theirs])) for name in PARTS],
     }
     ratio = ratio_interval(latencies["trtexec"], latencies["mde bench"], paired=False)
-    notes = [f"trtexec: {ratio.in_words('as mde bench')}"]
+    notes = [f"trtexec: {ratio.describe('as mde bench')}"]
     for name, own in parts.items():
         notes.append(f"{name}, p50 ms: {', '.join(map('{} {:.3f}'.format, DEVICE_STAGES, own))}")
     notes.append(f"{path.name} on {ours[0].device}: {ours[0].boundary}")

@@ -66,7 +66,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The ratio in words, such as `1.31 times as long (95 % interval 1.27 to 1.35)`."""
-        return self.ratio.in_words()
+        return self.ratio.describe()
 
 
 @dataclass(frozen=True, kw_only=True)

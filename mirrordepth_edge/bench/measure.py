@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import DEVICE_STAGES
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
-from mirrordepth_edge.bench.stats import findings, stationary_from, summarise
+from mirrordepth_edge.bench.stats import latency_warnings, stationary_from, summarise
 from mirrordepth_edge.bench.stream import StreamResult, max_sustained_rate, stream
 from mirrordepth_edge.bench.throughput import throughput
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, SessionOptions
@@ -36,7 +36,7 @@ from mirrordepth_edge.support.files import sha256_of
 STAGES = ("preprocess", "network", "postprocess")
 WARMUP_CHUNK = 20
 MOST_WARMUP = 400
-"""Frames after which timing starts even where times have not settled; `findings` will say so."""
+"""Frames after which timing starts even where times have not settled; `latency_warnings` then reports it."""
 FEWEST_IN_STREAM = 4
 """Frames at the lowest rate that is tried when the highest sustainable one is looked for."""
 HIGHEST_HZ = 1000.0
@@ -200,7 +200,7 @@ def bench(
                 latency=summarise(total_ms),
                 stages={name: summarise(own) for name, own in stages.items()},
                 device_stages={name: summarise(own) for name, own in device_ms.items()},
-                findings=findings(total_ms),
+                findings=latency_warnings(total_ms),
                 overhead_us=overhead_us,
                 samples_ms=samples_ms,
             )

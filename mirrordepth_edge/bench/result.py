@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.bench.stats import Finding, LatencyStats
+from mirrordepth_edge.bench.stats import LatencyStats, LatencyWarning
 from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
@@ -88,7 +88,7 @@ class BenchResult(Measured):
     """The parts of a frame's time, in order."""
     device_stages: dict[str, LatencyStats]
     """Within the network's time, by the GPU's own clock: copies and compute. Empty where it runs on the CPU."""
-    findings: list[Finding]
+    findings: list[LatencyWarning]
     """What speaks against quoting the figures, and what to do about it."""
     overhead_us: float
     """What the loop itself costs a frame, in microseconds: the mean of as many frames with stages that do nothing."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mirrordepth_edge.bench.compare import MEASURE_AGAIN, StoredResult, pipe_table, stored_result
 from mirrordepth_edge.bench.result import RENAMED_IN_4, RESULT_VERSION
-from mirrordepth_edge.bench.stats import findings, ratio_interval
-from mirrordepth_edge.bench.suite import Place, law_in_words
+from mirrordepth_edge.bench.stats import latency_warnings, ratio_interval
+from mirrordepth_edge.bench.suite import Place, describe_scaling
 from mirrordepth_edge.support.files import read_json
 from mirrordepth_edge.support.schema import read_strict, upgraded
 
@@ -116,8 +116,8 @@ def _suite(cases: Sequence[Published]) -> str:
     text += f"\nTimed from {'; '.join(boundaries)}.\n"
     in_turn = [each for each in cases if each.in_turn_with(first) and each.place.count is not None]
     if in_turn:
-        text += f"\nLaw: {law_in_words([(each.place, each.result.samples_ms) for each in in_turn])}.\n"
-    against = [f"{each.place.case}: {one.what}" for each in cases for one in findings(each.result.samples_ms)]
+        text += f"\nLaw: {describe_scaling([(each.place, each.result.samples_ms) for each in in_turn])}.\n"
+    against = [f"{each.place.case}: {one.what}" for each in cases for one in latency_warnings(each.result.samples_ms)]
     against += dict.fromkeys(remark for each in cases for remark in each.remarks)
     return text + (
         "\nWhat speaks against quoting these:\n\n" + "".join(f"- {one}\n" for one in against) if against else ""

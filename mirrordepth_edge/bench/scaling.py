@@ -13,11 +13,11 @@ from itertools import combinations
 
 import numpy as np
 
-from mirrordepth_edge.bench.stats import FEWEST, Samples, block_starts, resampled_medians
+from mirrordepth_edge.bench.stats import MIN_SAMPLES, Samples, block_starts, resampled_medians
 from mirrordepth_edge.config import ModelConfig
 from mirrordepth_edge.errors import InputError, OptionError
 
-FEWEST_SIZES = 4
+MIN_SIZES = 4
 """One more than the law has parameters: three would always fit."""
 POOR = 0.1
 """Worst misfit above which the sizes do not follow the law."""
@@ -67,7 +67,7 @@ class ScalingModel:
         """
         return self.quadratic_share.low > 0 and self.linear_misfit > 2 * self.misfit
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """The law and how far to trust it, in a sentence."""
         parts = (
             (self.fixed_ms, ""),
@@ -97,7 +97,7 @@ def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "toke
     of the frames, not what the law leaves out; `misfit` tells that.
 
     Args:
-        sizes: n of each measurement, positive, at least `FEWEST_SIZES` different ones.
+        sizes: n of each measurement, positive, at least `MIN_SIZES` different ones.
         samples_ms: for each, shape `[frames]`; frame k of all sizes one right after the other.
         unit: what n counts, in the singular.
 
@@ -105,10 +105,10 @@ def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "toke
         OptionError: there are too few sizes.
         InputError: samples are missing, not positive and finite, or not equally many at each size.
     """
-    if len(set(sizes)) < FEWEST_SIZES:
+    if len(set(sizes)) < MIN_SIZES:
         raise OptionError(
             f"There is no law of {len(set(sizes))} sizes.",
-            f"It has three parts, so that fewer than {FEWEST_SIZES} different sizes always fit.",
+            f"It has three parts, so that fewer than {MIN_SIZES} different sizes always fit.",
             "Measure more sizes.",
         )
     order = np.argsort(sizes)
@@ -124,7 +124,7 @@ def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "toke
         )
     medians = np.array([np.median(own) for own in ordered])
     parts = _solve(n, medians, medians[:, None])
-    if frames < FEWEST:
+    if frames < MIN_SAMPLES:
         resampled = None
     else:
         starts = block_starts(frames, np.random.default_rng(0))

@@ -135,7 +135,7 @@ class SuiteResult:
         """How latency grows, in a sentence, or why that cannot be told; None where the suite has no law."""
         if self.suite.law is None:
             return None
-        return law_in_words([(place, result.frames_ms) for place, result in self.measured])
+        return describe_scaling([(place, result.frames_ms) for place, result in self.measured])
 
 
 def load_suite(name_or_path: str) -> tuple[str, Suite]:
@@ -259,7 +259,7 @@ def _rows(suite: Suite, found: dict[str, BenchResult | MdeError], places: dict[s
     return tuple(rows)
 
 
-def law_in_words(measured: Sequence[tuple[Place, Samples]]) -> str:
+def describe_scaling(measured: Sequence[tuple[Place, Samples]]) -> str:
     """How latency grows with what is computed, in a sentence, or why that cannot be told.
 
     Args:
@@ -268,7 +268,7 @@ def law_in_words(measured: Sequence[tuple[Place, Samples]]) -> str:
     counts = [place.count or 0 for place, _ in measured]
     unit = next((place.unit for place, _ in measured if place.unit), "")
     try:
-        return fit(counts, [samples_ms for _, samples_ms in measured], unit).in_words()
+        return fit(counts, [samples_ms for _, samples_ms in measured], unit).describe()
     except MdeError as error:
         return f"no law: {error.what} {error.why}"
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.bench.measure import BOUNDARIES
 from mirrordepth_edge.bench.result import BenchResult
-from mirrordepth_edge.bench.stats import findings, summarise
+from mirrordepth_edge.bench.stats import latency_warnings, summarise
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.machine.device import Machine
@@ -371,7 +371,7 @@ def result_of(
         # Not split: a copy may be shorter than the resolution of that clock, and count as 0 ms.
         stages={"network": summarise(latency_ms)},
         device_stages={name: summarise(own) for name, own in counted.items() if own.any()},
-        findings=findings(latency_ms),
+        findings=latency_warnings(latency_ms),
         overhead_us=0.0,  # a GPU's clock does not see the loop on the host
         samples_ms=latency_ms[:, None],
     )

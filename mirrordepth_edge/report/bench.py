@@ -66,7 +66,7 @@ def bench_page(
         named=named,
         made=made or f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         heads=[_head(name, result, digits) for name, result in named.items()],
-        ratios=[(name, ratio.in_words(f"as {first}")) for name, ratio in zip(others, ratios, strict=bool(ratios))],
+        ratios=[(name, ratio.describe(f"as {first}")) for name, ratio in zip(others, ratios, strict=bool(ratios))],
         figures=_figures(named, digits),
         bars=charts.bars(parts, starts) if parts else (),
         part_colours=PART_COLOURS,

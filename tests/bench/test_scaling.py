@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.bench.scaling import FEWEST_SIZES, ScalingModel, fit, units_of
+from mirrordepth_edge.bench.scaling import MIN_SIZES, ScalingModel, fit, units_of
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.errors import InputError, OptionError
 
@@ -94,26 +94,26 @@ def test_a_quadratic_part_that_noise_made_is_none() -> None:
         law = fit(SIZES, measured(times_ms(0.8, 0.0123, 0), 60, 0.05, seed))
         told += law.is_quadratic
         if not law.is_quadratic:
-            assert "a quadratic part cannot be told from zero (less than " in law.in_words()
+            assert "a quadratic part cannot be told from zero (less than " in law.describe()
     assert told <= 2
 
 
-def test_a_law_in_words() -> None:
+def test_a_describe_scaling() -> None:
     law = fit(SIZES, [np.full(20, each) for each in times_ms(0.8, 0.0123, 1.9e-6)])
     share = 1.9e-6 * 484**2 / (0.8 + 0.0123 * 484 + 1.9e-6 * 484**2)
-    assert law.in_words() == (
+    assert law.describe() == (
         "0.8 ms (0.8 to 0.8) + 12.3 us (12.3 to 12.3) a token + 1.9 ns (1.9 to 1.9) a token²: "
         f"at 484 tokens the quadratic part is {share:.0%} ({share:.0%} to {share:.0%}); the law is off by up to 0.0%"
     )
     batches = fit((1, 2, 4, 8), [np.full(20, 1500.0 * n) for n in (1, 2, 4, 8)], "frame")
-    assert batches.in_words().startswith("1500 ms (1500 to 1500) a frame: a quadratic part cannot be told from zero")
+    assert batches.describe().startswith("1500 ms (1500 to 1500) a frame: a quadratic part cannot be told from zero")
 
 
 def test_sizes_that_follow_no_law_are_told() -> None:
     law = fit(SIZES, [np.full(20, each) for each in (1.0, 1.0, 9.0, 9.0, 9.0, 9.0)])
     assert law.misfit > 0.1
-    assert "which these sizes do not follow: it is off by up to" in law.in_words()
-    assert "quadratic" not in law.in_words()
+    assert "which these sizes do not follow: it is off by up to" in law.describe()
+    assert "quadratic" not in law.describe()
 
 
 @pytest.mark.parametrize("off", [(1, 1.06, 0.94, 1.06, 0.94, 1), (1, 1.05, 1, 0.95, 1, 1)])
@@ -123,21 +123,21 @@ def test_sizes_that_are_off_alone_make_no_quadratic_part(off: tuple[float, ...])
     assert law.quadratic_share.low > 0.05
     assert max(law.misfit, law.linear_misfit) < 0.1
     assert not law.is_quadratic
-    assert "cannot be told from zero" in law.in_words()
+    assert "cannot be told from zero" in law.describe()
 
 
 def test_few_frames_tell_no_parts_apart() -> None:
     law = fit(SIZES, [np.full(5, each) for each in times_ms(0.8, 0.0123, 1.9e-5)])
     assert not law.is_quadratic
-    assert "too few frames to tell the parts apart" in law.in_words()
-    assert " to " not in law.in_words().split(":")[0]
+    assert "too few frames to tell the parts apart" in law.describe()
+    assert " to " not in law.describe().split(":")[0]
 
 
 @pytest.mark.parametrize("sizes", [(), (1,), (1, 2, 4), (1, 1, 2, 2, 4)])
 def test_too_few_sizes_make_no_law(sizes: tuple[int, ...]) -> None:
     with pytest.raises(OptionError, match=f"no law of {len(set(sizes))} sizes") as caught:
         fit(sizes, [np.ones(10)] * len(sizes))
-    assert str(FEWEST_SIZES) in caught.value.why
+    assert str(MIN_SIZES) in caught.value.why
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from mirrordepth_edge.bench.suite import (
     Place,
     Suite,
     SuiteResult,
+    describe_scaling,
     device_slug,
-    law_in_words,
     load_suite,
     measure,
     opened,
@@ -508,7 +508,7 @@ def test_a_law_of_batches_counts_frames(stage: Stage, frames: list[Frame]) -> No
     assert [(place.count, place.unit) for place, _ in result.measured] == [(n, "frame") for n in batches]
     fed = [session.inputs[0].shape[0] for session in stage.sessions]
     assert fed == list(batches)
-    assert result.law() == law_in_words([(place, each.frames_ms) for place, each in result.measured])
+    assert result.law() == describe_scaling([(place, each.frames_ms) for place, each in result.measured])
 
 
 def place_of(count: int, unit: str = "token") -> Place:
@@ -517,9 +517,9 @@ def place_of(count: int, unit: str = "token") -> Place:
 
 def test_a_law_of_what_was_measured() -> None:
     measured = [(place_of(n), np.full(20, 0.5 + 0.25 * n)) for n in (1, 2, 4, 8)]
-    assert law_in_words(measured).startswith("0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) a token: ")
-    assert law_in_words(measured[:3]).startswith("no law: There is no law of 3 sizes.")
-    assert law_in_words([]).startswith("no law: ")
+    assert describe_scaling(measured).startswith("0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) a token: ")
+    assert describe_scaling(measured[:3]).startswith("no law: There is no law of 3 sizes.")
+    assert describe_scaling([]).startswith("no law: ")
 
 
 def test_stored_results_are_read_again(stage: Stage, frames: list[Frame], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.result import BenchResult
-from mirrordepth_edge.bench.stats import Finding, Ratio, summarise
+from mirrordepth_edge.bench.stats import LatencyWarning, Ratio, summarise
 from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult, Trial
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
@@ -201,12 +201,12 @@ def test_every_frame_is_a_dot(page_of: type) -> None:
 def test_findings_are_told_once_and_their_cure_too(page_of: type) -> None:
     first, second = pair()
     results = [
-        replace(first, findings=[Finding("unsteady", "A is unsteady.", f"Close programs. {CLOCKS}, or wait.")]),
+        replace(first, findings=[LatencyWarning("unsteady", "A is unsteady.", f"Close programs. {CLOCKS}, or wait.")]),
         replace(
             second,
             findings=[
-                Finding("unsteady", "B is unsteady.", f"Close programs. {CLOCKS}, or wait."),
-                Finding("drift", "B drifts.", f"Cool down. {CLOCKS}."),
+                LatencyWarning("unsteady", "B is unsteady.", f"Close programs. {CLOCKS}, or wait."),
+                LatencyWarning("drift", "B drifts.", f"Cool down. {CLOCKS}."),
             ],
         ),
     ]
@@ -308,7 +308,7 @@ def test_text_from_outside_is_escaped(page_of: type) -> None:
     shared = telemetry(gpu=Absent(reason=f"{NASTY}1"), rails={f"{NASTY}2": reading(1, "W")}, power_mode=f"{NASTY}3")
     one = replace(
         result(f"{NASTY}0", shared=shared),
-        findings=[Finding("drift", f"{NASTY}4", f"{NASTY}5")],
+        findings=[LatencyWarning("drift", f"{NASTY}4", f"{NASTY}5")],
         device=f"{NASTY}6",
         backend=f"{NASTY}7",
     )
