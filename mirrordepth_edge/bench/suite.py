@@ -270,7 +270,7 @@ def describe_scaling(measured: Sequence[tuple[Place, Samples]]) -> str:
     try:
         return fit(counts, [samples_ms for _, samples_ms in measured], unit).describe()
     except MdeError as error:
-        return f"no law: {error.what} {error.why}"
+        return f"{error.what} {error.why}".removesuffix(".")
 
 
 def store(result: SuiteResult, folder: Path) -> list[Path]:
