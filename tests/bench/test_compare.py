@@ -131,7 +131,7 @@ def first_stage(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float
         (lambda data: data.update(device=7), "device: "),
         (lambda data: data.update(samples_ns={}), "it has: none"),
         (lambda data: data.update(samples_ns={"network": pack(np.empty(0))}), "it has: network 0"),
-        (first_stage(lambda samples: samples[1:]), "as many samples of every stage"),
+        (first_stage(lambda samples: samples[1:]), "the same number for every stage"),
         (first_stage(lambda samples: 0 * samples), "positive"),
         (first_stage(lambda samples: -samples), "positive"),
         (lambda data: data["samples_ns"].update(network="no base64!"), "samples_ns: "),
@@ -350,7 +350,7 @@ def test_limits_come_from_stored_results(base: Path) -> None:
     ],
 )
 def test_other_conditions_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(OptionError, match="no condition to fail on") as caught:
+    with pytest.raises(OptionError, match="not a valid --fail-if condition") as caught:
         parse_gate(text)
     assert "p99>33ms" in caught.value.cure
     assert repr(text) in caught.value.what

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
-from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
+from mirrordepth_edge.bench.in_flight import bench_in_flight, infer_in_flight
 from mirrordepth_edge.bench.measure import Candidate, check_depth
 from mirrordepth_edge.config import PRESETS, BenchConfig
 from mirrordepth_edge.errors import GateError, OptionError
@@ -145,7 +145,7 @@ def run_with_overlap(in_flight: int, count: int, patience_s: float) -> list[str]
             yield {"image": picture(number)}
 
     with Threaded(in_flight, works) as session:
-        for number, outputs in enumerate(answers(session, feeds(), in_flight)):
+        for number, outputs in enumerate(infer_in_flight(session, feeds(), in_flight)):
             np.testing.assert_allclose(outputs["depth"], metres(picture(number)), rtol=1e-6)
             diary.write(f"finished {number}")
     return diary.events

@@ -159,7 +159,7 @@ def test_runs_that_count_otherwise_or_elsewhere_are_not_compared() -> None:
     for name in PAIRS:
         result = result_of(summary_of(name), read_times(LOGS / f"{name}.times.json"), NANO)
         stored[name] = stored_result(result.to_json(), name)
-    with pytest.raises(OptionError, match="not measured alike") as caught:
+    with pytest.raises(OptionError, match="measured under different conditions") as caught:
         compare(stored[PAIRS[0]], stored[PAIRS[1]])
     assert "boundary" in caught.value.why
     with_graph, without = stored[PAIRS[1]], stored[PAIRS[1]]

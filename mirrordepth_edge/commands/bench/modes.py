@@ -14,7 +14,7 @@ from mirrordepth_edge.commands.terminal import console, errors
 
 if TYPE_CHECKING:
     from mirrordepth_edge.bench.measure import Candidate
-    from mirrordepth_edge.bench.result import Measured
+    from mirrordepth_edge.bench.result import Measurement
     from mirrordepth_edge.config import BenchConfig, SessionOptions
 
 
@@ -131,7 +131,7 @@ def check_outputs(json_file: Path | None, html: Path | None = None) -> None:
             ensure_folder(path.parent)
 
 
-def write(result: Measured, json_file: Path | None) -> None:
+def write(result: Measurement, json_file: Path | None) -> None:
     """Store a measurement where that was asked for."""
     from mirrordepth_edge.support.files import write_json
 

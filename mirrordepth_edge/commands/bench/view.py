@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mirrordepth_edge.commands.terminal import console, errors
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.bench.result import BenchResult, Measured, StreamMeasurement, ThroughputMeasurement
+    from mirrordepth_edge.bench.result import BenchResult, Measurement, StreamMeasurement, ThroughputMeasurement
     from mirrordepth_edge.bench.stats import LatencyStats
     from mirrordepth_edge.bench.stream import StreamResult
 
@@ -92,7 +92,7 @@ def report_peak(result: StreamMeasurement) -> None:
     report_context(result)
 
 
-def report_context(result: Measured, frames: int | None = None) -> None:
+def report_context(result: Measurement, frames: int | None = None) -> None:
     """What the machine did meanwhile, as far as it makes figures hard to repeat; energy, where `frames` were timed."""
     joules = None if frames is None else result.telemetry.joules_per_frame(frames)
     if isinstance(joules, float):
@@ -111,7 +111,7 @@ def command_line() -> str:
     return shlex.join(["mde", *sys.argv[1:]])
 
 
-def _head(result: Measured) -> None:
+def _head(result: Measurement) -> None:
     on = result.device if result.device != "cpu" else result.computer
     console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
 
@@ -126,7 +126,7 @@ def _figures(latency: LatencyStats) -> str:
     )
 
 
-def _agreement(result: Measured) -> None:
+def _agreement(result: Measurement) -> None:
     if result.agreement is None:
         console.print("depth: finite and positive; not compared, for nothing is stored with this file")
         return
