@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mirrordepth_edge.bench.measure import time_in_turn, warm_up
+from mirrordepth_edge.bench.measure import time_interleaved, warm_up
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.config import PRESETS, ExportConfig
 from mirrordepth_edge.export.parity import reference_frames
@@ -105,7 +105,7 @@ def main() -> None:
         console.print(f"{name}: worst pixel {worst:.1e} relative")
         assert worst < 1e-4, "these are not the same model"
         warm_up([run], 3)
-    times = dict(zip(steps, time_in_turn([[run] for run in steps.values()], arguments.frames), strict=True))
+    times = dict(zip(steps, time_interleaved([[run] for run in steps.values()], arguments.frames), strict=True))
     folded_ms = times.pop("folded")[:, 0]
     console.print(f"folded: median {np.median(folded_ms):.1f} ms")
     for name, own in times.items():

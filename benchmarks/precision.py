@@ -23,7 +23,7 @@ from outliers import with_outliers, with_varied_depth
 
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.bench.measure import time_in_turn
+from mirrordepth_edge.bench.measure import time_interleaved
 from mirrordepth_edge.commands.parameters import data_config
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
@@ -163,8 +163,8 @@ def times(files: dict[str, Path], described: Manifest, shop: Int8Quantizer, fram
     manifests = {name: described if name.startswith("Model") else read_manifest(path) for name, path in files.items()}
     sessions = [OnnxRuntimeSession(path, manifests[name], YIELDS) for name, path in files.items()]
     paths = [[lambda _, session=session: session.infer(feeds)] for session in sessions]
-    time_in_turn(paths, 3)
-    medians = [float(np.median(each)) for each in time_in_turn(paths, frames)]
+    time_interleaved(paths, 3)
+    medians = [float(np.median(each)) for each in time_interleaved(paths, frames)]
     return {name: each / medians[0] for name, each in zip(files, medians, strict=True)}
 
 

@@ -1,9 +1,9 @@
 """Simulation of a live camera: the age of depth when frames arrive at a fixed rate.
 
 Closed-loop latency (`measure.bench`) is the time of one frame. With a live camera, a frame also waits while the
-previous one is processed, and is dropped if a newer one arrives first. Here frames arrive at a fixed rate and the newest
-one is taken, as in `live.loop`, but without a thread: arrival times are computed, so that only the step under test uses
-the machine, and a simulated clock makes tests exact.
+previous one is processed, and is dropped if a newer one arrives first. Here frames arrive at a fixed rate and the
+newest one is taken, as in `live.loop`, but without a thread: arrival times are computed, so that only the step under
+test uses the machine, and a simulated clock makes tests exact.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.machine.device import Machine, installed_versions, machine
 from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.examples import Example
-from mirrordepth_edge.report.html import described, picture_uri, render_page
+from mirrordepth_edge.report.html import describe_machine, image_uri, render_page
 from mirrordepth_edge.report.tables import (
     BOUNDARY_F1,
     METRICS,
@@ -160,7 +160,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         error_scale=charts.scale(
             lambda error: error_colours(error, ERROR_LIMIT), ERROR_LIMIT, "relative error, % (and beyond)", 100
         ),
-        environment=[*described(report.machine), *report.packages.items()],
+        environment=[*describe_machine(report.machine), *report.packages.items()],
     )
 
 
@@ -317,5 +317,5 @@ def _shown(example: Example, names: dict[str, str], far_m: float) -> dict[str, A
         "layout": "wide" if width > 2 * height else "six" if len(pictures) == 6 else "",
         "place": example.place,
         "name": example.name,
-        "pictures": [(caption, picture_uri(picture)) for caption, picture in pictures],
+        "pictures": [(caption, image_uri(picture)) for caption, picture in pictures],
     }

@@ -52,7 +52,7 @@ def measured(workshop: Int8Quantizer) -> Cost:
     import onnx
 
     from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-    from mirrordepth_edge.bench.measure import time_in_turn
+    from mirrordepth_edge.bench.measure import time_interleaved
     from mirrordepth_edge.config import SessionOptions
     from mirrordepth_edge.machine.device import installed_versions, machine
 
@@ -69,9 +69,9 @@ def measured(workshop: Int8Quantizer) -> Cost:
             feeds = {candidate.inputs[0].name: image}
             workshop.progress.stage("timing", 0)
             paths = [[lambda _, session=session: session.infer(feeds)] for session in (candidate, fp32)]
-            time_in_turn(paths, 3)
-            own_first = time_in_turn(paths, TIMED_FRAMES)
-            fp32_first = time_in_turn(paths[::-1], TIMED_FRAMES)[::-1]
+            time_interleaved(paths, 3)
+            own_first = time_interleaved(paths, TIMED_FRAMES)
+            fp32_first = time_interleaved(paths[::-1], TIMED_FRAMES)[::-1]
             own_ms, fp32_ms = (float(np.median(each)) for each in zip(own_first, fp32_first, strict=True))
         return own_ms, fp32_ms
 
