@@ -1,4 +1,4 @@
-"""What `stabilise.Stabiliser` does to flicker, to errors and to the time that a frame takes.
+"""What `temporal_filter.TemporalFilter` does to flicker, to errors and to the time that a frame takes.
 
     python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive pictures with depth, in order
     python benchmarks/flicker.py FOLDER --every 80 --pan 4         # of each 80th picture a video, the camera turning
@@ -6,7 +6,7 @@
     python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
 All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
-median, boundary F1 of pixels 8 apart. Network and stabilisers are timed in turn, frame by frame: cost is in shares of
+median, boundary F1 of pixels 8 apart. Network and filters are timed in turn, frame by frame: cost is in shares of
 the network's time, which a machine that others use too changes less than milliseconds.
 """
 
@@ -33,9 +33,9 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.evaluation.consistency import FlowMeter
 from mirrordepth_edge.evaluation.edges import boundary_f1
 from mirrordepth_edge.evaluation.evaluate import align
-from mirrordepth_edge.evaluation.metrics import Depth, clamped, depth_metrics, valid_mask
+from mirrordepth_edge.evaluation.metrics import Depth, clamp_depth, depth_metrics, valid_mask
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
-from mirrordepth_edge.imaging.temporal_filter import StabiliseConfig, Stabiliser
+from mirrordepth_edge.imaging.temporal_filter import TemporalFilter, TemporalFilterConfig
 from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.report.tables import Table
 
@@ -99,25 +99,25 @@ def predicted(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -
         yield Shot(resize_frame(frame, size_hw), depth_m[0], small_m, network_ms)
 
 
-def measure(video: Iterator[Shot], configs: Sequence[StabiliseConfig], hz: float) -> tuple[Figures, Figures]:
+def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: float) -> tuple[Figures, Figures]:
     """One video: its depth as it comes, then what each config makes of it.
 
     Returns:
         OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN where one cannot be told; and how long the
         network and each config took, milliseconds, `[frames, 1 + configs]`.
     """
-    stabilisers, meter, errors, took_ms = [Stabiliser(config) for config in configs], FlowMeter(), [], []
+    filters, meter, errors, took_ms = [TemporalFilter(config) for config in configs], FlowMeter(), [], []
     for index, shot in enumerate(video):
         depths, took = [shot.depth_m.copy()], [shot.network_ms]
-        for stabiliser in stabilisers:
+        for temporal_filter in filters:
             begin_s = perf_counter()
-            depths.append(stabiliser(shot.frame, depths[0], index / hz))
+            depths.append(temporal_filter(shot.frame, depths[0], index / hz))
             took.append((perf_counter() - begin_s) * 1e3)
         meter.add(shot.frame, *depths)
         took_ms.append(took)
         if index >= SETTLED:
             errors.append([errors_of(depth_m, shot.truth_m) for depth_m in depths])
-    along_flow = [(np.nan, np.nan) if each is None else (each.opw_m, each.rtc) for each in meter.results()]
+    along_flow = [(np.nan, np.nan) if each is None else (each.error_m, each.rtc) for each in meter.results()]
     return np.hstack([along_flow, mean_known(errors)]), np.array(took_ms)
 
 
@@ -125,7 +125,7 @@ def errors_of(depth_m: Depth, truth_m: Depth) -> tuple[float, float, float]:
     valid = valid_mask(truth_m, LIMITS_M)
     scaled_m = align(depth_m, truth_m, valid, "median")
     plain, scaled = (depth_metrics(each, truth_m, limits_m=LIMITS_M).abs_rel for each in (depth_m, scaled_m))
-    edges = boundary_f1(clamped(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
+    edges = boundary_f1(clamp_depth(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
     return plain, scaled, np.nan if edges is None else edges.f1
 
 
@@ -138,11 +138,11 @@ def mean_known(figures: Sequence[object]) -> Figures:
 def run(words: Sequence[str] | None, stack: ExitStack) -> None:
     told = options(words)
     videos = [drawn()] if told.folder is None else predicted_videos(told, stack)
-    measured = [measure(video, [StabiliseConfig(), *map(varied, told.vary)], told.hz) for video in videos]
+    measured = [measure(video, [TemporalFilterConfig(), *map(varied, told.vary)], told.hz) for video in videos]
     figures = mean_known([each for each, _ in measured])
     times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)
     rows = []
-    for name, (opw_m, *others), ms in zip(("as it comes", "stabilised", *told.vary), figures, times_ms, strict=True):
+    for name, (opw_m, *others), ms in zip(("as it comes", "filtered", *told.vary), figures, times_ms, strict=True):
         of_network = f"{ms / times_ms[0]:.1%}" if times_ms[0] else ""
         rows.append((name, f"{opw_m:.4f}", f"{opw_m / figures[0, 0]:.0%}", *map("{:.4f}".format, others)))
         rows[-1] += (f"{ms:.2f}", of_network)
@@ -162,12 +162,12 @@ def predicted_videos(told: argparse.Namespace, stack: ExitStack) -> Iterator[Ite
         yield from (predicted(predictor, panned(*view, told.pan)) for view in views)
 
 
-def varied(words: str) -> StabiliseConfig:
+def varied(words: str) -> TemporalFilterConfig:
     name, _, value = words.partition("=")
     try:
-        return replace(StabiliseConfig(), **{name: float(value)})
+        return replace(TemporalFilterConfig(), **{name: float(value)})
     except (TypeError, ValueError) as error:
-        known = ", ".join(each.name for each in fields(StabiliseConfig))
+        known = ", ".join(each.name for each in fields(TemporalFilterConfig))
         raise OptionError(f"--vary {words} cannot be used.", f"Settings are {known}.", "--vary pixel_s=0.3") from error
 
 

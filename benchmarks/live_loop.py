@@ -100,7 +100,7 @@ def one_round(engine: Engine, rate_hz: float, seconds: float) -> Round:
         until_s, begin_cpu_s = time.perf_counter() + seconds, time.process_time()
         loop = run_live(
             source,
-            engine,
+            lambda frame, time_s: engine(frame),
             lambda result: ages_ms.append(result.age_ms),
             outputs=[Nothing()],
             should_stop=lambda: time.perf_counter() > until_s,

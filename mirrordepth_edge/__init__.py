@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, so that `import mirrordepth_edge` and `mde --help` cost nothing.
+    # On demand, so that `import mirrordepth_edge` and `mde --help` stay fast.
     if name in ("DepthPredictor", "load"):
-        from mirrordepth_edge import predictor as runtime
+        from mirrordepth_edge import predictor
 
-        return getattr(runtime, name)
+        return getattr(predictor, name)
     if name == "stream":
         from mirrordepth_edge.live.stream import stream
 
         return stream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

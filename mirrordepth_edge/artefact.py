@@ -53,7 +53,8 @@ class Artefact:
         path = model_path(model)
         kind = kind_of(path)
         if kind == "checkpoint" or (kind == "plan" and trust and not manifest_path(path).is_file()):
-            return cls(path=existing_file(path, kind), kind=kind, sidecar=None)
+            existing_file(path, "checkpoint" if kind == "checkpoint" else "model")
+            return cls(path=path, kind=kind, sidecar=None)
         return cls(path=path, kind=kind, sidecar=read_manifest(path))
 
     @property

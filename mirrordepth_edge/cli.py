@@ -1,4 +1,4 @@
-"""The `mde` command: one verb a module, and the one place where an error becomes an exit code."""
+"""The `mde` command line; the one place where an error becomes an exit code."""
 
 from __future__ import annotations
 
@@ -14,30 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.commands.audit import audit
-from mirrordepth_edge.commands.bench.command import bench_app
-from mirrordepth_edge.commands.build import build
-from mirrordepth_edge.commands.calibrate import calibrate
-from mirrordepth_edge.commands.calibrate_camera import calibrate_camera
-from mirrordepth_edge.commands.data import data_app
-from mirrordepth_edge.commands.demo import demo
-from mirrordepth_edge.commands.doctor.command import doctor
-from mirrordepth_edge.commands.evaluate import evaluate
-from mirrordepth_edge.commands.explain import explain
-from mirrordepth_edge.commands.export.command import export
-from mirrordepth_edge.commands.import_trtexec import import_trtexec
-from mirrordepth_edge.commands.inspect import inspect
-from mirrordepth_edge.commands.live.command import live
-from mirrordepth_edge.commands.run import run
-from mirrordepth_edge.commands.selftest import selftest
-from mirrordepth_edge.commands.train import train
-from mirrordepth_edge.commands.verify import verify
+from mirrordepth_edge.commands.verbs import LazyGroup
 from mirrordepth_edge.errors import MdeError
 
-# typer 0.26 and later carry their own copy of click; before, it is click itself. Either way the
-# base of every usage error is an ancestor of typer's.
+# typer 0.26 and later ship their own copy of click; earlier versions depend on click. In both, the base
+# class of usage errors is an ancestor of typer.BadParameter.
 ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
+HELP_WIDTH = 100
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -45,6 +29,8 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="mde",
+    cls=LazyGroup,
+    context_settings={"max_content_width": HELP_WIDTH},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,31 +51,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
-
-
-VERBS = (
-    demo,
-    calibrate,
-    export,
-    build,
-    audit,
-    verify,
-    run,
-    live,
-    calibrate_camera,
-    evaluate,
-    explain,
-    inspect,
-    doctor,
-    selftest,
-    import_trtexec,
-    train,
-)
-for verb in VERBS:
-    app.command()(verb)
-app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
+    """Options of `mde` itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == EXIT_INTERRUPTED and received:
         code = EXIT_TERMINATED
     if code and "TORCHELASTIC_RUN_ID" in os.environ:
-        # One of several training processes: an orderly end would wait for the others, who wait for it.
+        # One of several training processes: a regular exit would wait for the others, which wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -108,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_app(arguments: Sequence[str] | None = None) -> int:
-    """Run `mde` and return its exit code; everything a user should see is printed."""
+    """Run `mde`, print its output and errors, and return the exit code."""
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="mde", standalone_mode=False)
     except ClickError as error:
@@ -119,28 +81,30 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         result = EXIT_INTERRUPTED
-    except Exception:  # anything else is our bug
+    except Exception:  # any other exception is a bug
         return _report_bug()
-    if result == EXIT_INTERRUPTED:  # raised above, or already made a status by typer
+    if result == EXIT_INTERRUPTED:  # set above, or by typer
         typer.echo("interrupted", err=True)
     return result if isinstance(result, int) else 0
 
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """Let SIGTERM, by which systemd, Docker and `kill` end a process, leave as little behind as Ctrl-C does.
+    """Handle SIGTERM like Ctrl-C, so that temporary files and child processes are cleaned up.
+
+    systemd, Docker and `kill` send it.
 
     Yields:
-        The signal, once it came.
+        A list that contains the signal once it was received.
     """
     received: list[int] = []
 
     def end(number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break off the tidying
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
         received.append(number)
         raise KeyboardInterrupt
 
-    # One of several training processes may be stuck in C++, waiting for one that died: it has to end at once.
+    # One of several training processes may hang in C++, waiting for one that died: it must end at once.
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or "TORCHELASTIC_RUN_ID" in os.environ:
         yield received
         return

@@ -1,7 +1,7 @@
-"""What an artefact is, beside it in `NAME.manifest.json`, and in a checkpoint's own header.
+"""Manifests, which describe an ONNX file or an engine in `NAME.manifest.json`, and the header of checkpoints.
 
-Manifests chain by SHA-256: checkpoint, ONNX, plan. They are sidecars, never glued to the artefact,
-so that trtexec, Netron, Triton and Polygraphy read the files unchanged.
+Manifests refer to their origin by SHA-256: plan to ONNX to checkpoint. They are separate files, so that trtexec,
+Netron, Triton and Polygraphy can read the artefacts unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from mirrordepth_edge.config import (
     BatchHW,
@@ -29,19 +29,17 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import atomic_write, existing_file, read_json, sha256_of
 from mirrordepth_edge.support.schema import read_strict, upgraded
 
-if TYPE_CHECKING:
-    pass
-
 MANIFEST_VERSION: Final = 2
 RENAMED_IN_2: Final = {"given_back": "fp_fallback", "smallest": "min", "usual": "opt", "largest": "max"}
-"""New keys of a manifest by those of schema version 1."""
+"""Keys that schema version 2 renamed, old to new."""
 CHECKPOINT_VERSION: Final = 1
 CHECKPOINT_KEY = "mirrordepth"
 """Key of the model description in a checkpoint's safetensors metadata."""
-
-
+INPUT_NAME: Final = "image"
+OUTPUT_NAME: Final = "depth"
+DEPTH_LAYOUT: Final = "NHW"
 DIMENSIONS: Final = {"N": "batch", "H": "height", "W": "width"}
-"""What open lengths are called in an ONNX graph, by the letter of the layout."""
+"""Names of dynamic axes in an ONNX graph, by the letter of the layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class TensorSpec(Strict):
     name: str
     dtype: Literal["uint8", "float32"]
     shape: tuple[int, ...]
-    """-1 where a length is open."""
+    """-1 for a dynamic axis."""
     layout: str
     """Such as `NHWC`."""
     range: str
@@ -60,48 +58,53 @@ class TensorSpec(Strict):
     """Such as `metres`."""
 
     def at(self, size: BatchHW) -> TensorSpec:
-        """The same for so many frames of that height and width."""
+        """Return the specification at a size."""
         lengths = dict(zip("NHW", size, strict=True))
         shape = tuple(lengths.get(letter, n) for letter, n in zip(self.layout, self.shape, strict=True))
         return replace(self, shape=shape)
 
     @property
     def io(self) -> InputKind:
-        """What an input takes."""
+        """Kind of an input."""
         return "uint8" if self.dtype == "uint8" else "float"
 
     @property
     def size(self) -> BatchHW:
-        """Frames, height and width."""
+        """Batch, height and width."""
         frames, height, width = (self.shape[self.layout.index(letter)] for letter in "NHW")
         return frames, height, width
 
-    def open(self, letters: str) -> TensorSpec:
-        """The same with some lengths open, by the letters of the layout."""
+    def with_dynamic_axes(self, letters: str) -> TensorSpec:
+        """Return the specification with dynamic axes, given by the letters of the layout."""
         shape = tuple(-1 if letter in letters else n for letter, n in zip(self.layout, self.shape, strict=True))
         return replace(self, shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Strict):
-    """How far an artefact's depth is from what it was made from: ONNX from PyTorch, a plan from its
-    ONNX. A plan that could not be run where it was built carries its ONNX file's figures."""
+    """Difference between an artefact's depth and that of its origin: ONNX from PyTorch, a plan from its ONNX file.
 
+    A plan that could not be run where it was built has its ONNX file's figures.
+    """
+
+    backend: str | None = None
+    """Name of the backend that ran the artefact, such as `onnxruntime`."""
     runner: str
-    """What ran the artefact, with its version."""
+    """The backend with its version and device, for reports."""
     frames: int
     max_relative: float
     """Largest |artefact - reference| / reference over all pixels of all frames."""
     mean_relative: float
+    """Mean of the same over all pixels."""
     block_relative: float | None = None
-    """Largest mean of that over 8x8 pixels; None where it was not measured."""
+    """Largest mean over a block of 8x8 pixels; None if it was not measured."""
     limit: str
-    """The gate that was held, in words."""
+    """The limit that was checked, for reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo(Strict):
-    """What a plan was built by and for."""
+    """How and for what a plan was built."""
 
     flavour: Literal["tensorrt", "tensorrt-rtx"]
     version: str
@@ -111,78 +114,77 @@ class EngineInfo(Strict):
     timing: dict[str, float] | None = None
     """Seconds of the parts of `build_seconds`: `parse` and `build`."""
     peak_memory_mb: float | None = None
-    """Most main memory that the builder had resident at once, in 1e6 bytes; what it held on the GPU is not in it."""
+    """Peak resident main memory of the builder, in 1e6 bytes, without GPU memory."""
     system: str | None = None
-    """Where it was built, such as "linux-x86_64"; a plan of TensorRT runs on no other system."""
+    """Where it was built, such as "linux-x86_64"; a TensorRT plan runs on no other system."""
     gpu: str | None = None
-    """The GPU it was built on; None where it was built for others."""
+    """The GPU it was built on; None if it was built for other GPUs."""
     board: str | None = None
-    """The Jetson it was built on: CUDA calls the GPU of every Orin module "Orin"; None elsewhere."""
+    """The Jetson it was built on, since CUDA calls the GPU of every Orin module "Orin"; None elsewhere."""
     driver: str | None = None
-    """NVIDIA's driver there, such as "560.35.05, CUDA 12.6"; None without one."""
+    """NVIDIA's driver at build time, such as "560.35.05, CUDA 12.6"; None without one."""
     options: BuildConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthFigures(Strict):
-    """Depth errors of one file."""
+    """Depth errors of one file: predicted depth p against depth d."""
 
     abs_rel: float
-    """mean |p - d| / d; no unit."""
+    """Mean |p - d| / d."""
     delta1: float
     """Share of pixels with max(p/d, d/p) < 1.25."""
     boundary_f1: float | None
-    """Of depth steps between pixels 16 apart (`evaluation.WIDE_PX`), 0 to 1; None where `d` has none."""
+    """F1 of depth steps between pixels 16 apart (`evaluation.WIDE_PX`), 0 to 1; None if `d` has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Strict):
-    """What quantising cost, on frames that both the quantised and the FP32 file saw."""
+    """Accuracy of a quantised file compared with its FP32 file, on the same frames."""
 
     data: str
-    """Which frames."""
+    """Description of the frames."""
     frames: int
     figures: DepthFigures
-    """Against measured depth; against the FP32 file's depth where there is none."""
+    """Against measured depth if there is any, otherwise against the FP32 file's depth."""
     fp32: DepthFigures | None
-    """The FP32 file's against measured depth; None where there is none."""
+    """The FP32 file's figures against measured depth; None if there is none."""
     mean_relative: float
-    """mean |p - p32| / p32 over all pixels, p32 being the FP32 file's depth."""
+    """Mean |p - p32| / p32 over all pixels, where p32 is the FP32 file's depth."""
     max_relative: float
-    """The worst pixel's."""
+    """Largest |p - p32| / p32 of a pixel."""
     limit: float
-    """What `loss` was held to."""
+    """Largest accepted `loss` and `delta1_loss`."""
 
     @property
     def loss(self) -> float:
-        """By what share AbsRel grew; on frames without measured depth, AbsRel against FP32 itself."""
+        """Relative increase of AbsRel; without measured depth, AbsRel against FP32."""
         return self.figures.abs_rel if self.fp32 is None else self.figures.abs_rel / self.fp32.abs_rel - 1
 
     @property
     def delta1_loss(self) -> float:
-        """By how much delta1 fell, 0 to 1; on frames without measured depth, from FP32's own, which is 1."""
+        """Decrease of delta1, 0 to 1; without measured depth, FP32's delta1 is 1."""
         return (1.0 if self.fp32 is None else self.fp32.delta1) - self.figures.delta1
 
     @property
     def holds(self) -> bool:
-        """Both: a bias of all depth may cancel FP32's own error in AbsRel, where it harms delta1."""
+        """Whether the accuracy gate holds."""
+        # delta1 too, because a constant bias may cancel FP32's own error in AbsRel.
         return self.loss <= self.limit and self.delta1_loss <= self.limit
 
     def __str__(self) -> str:
-        own = self.figures.abs_rel
-        compared = (
-            f"AbsRel {own:.2%} against FP32's depth (gate: at most {self.limit:.2%})"
-            if self.fp32 is None
-            else f"AbsRel {own:.4f} against {self.fp32.abs_rel:.4f} in FP32, {self.loss:+.2%} "
-            f"(gate: at most {self.limit:+.2%})"
+        abs_rel, frames = self.figures.abs_rel, f"on {self.frames} frames of {self.data}"
+        if self.fp32 is None:
+            return f"AbsRel {abs_rel:.2%} against FP32's depth (gate: at most {self.limit:.2%}), {frames}"
+        return (
+            f"AbsRel {abs_rel:.4f} against {self.fp32.abs_rel:.4f} in FP32, {self.loss:+.2%} (gate: at most "
+            f"{self.limit:+.2%}), delta1 {-self.delta1_loss:+.2%}, {frames}"
         )
-        fell = f", delta1 {-self.delta1_loss:+.2%}" if self.fp32 is not None else ""
-        return f"{compared}{fell}, on {self.frames} frames of {self.data}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantisation(Strict):
-    """What of an artefact multiplies in INT8, on which evidence."""
+    """Which layers of an artefact run in INT8, how they were calibrated, and the resulting accuracy."""
 
     scheme: QuantisationScheme
     method: CalibrationMethod
@@ -192,13 +194,13 @@ class Quantisation(Strict):
     calibration_frames: int
     int8_nodes: tuple[str, ...]
     fp_fallback: tuple[str, ...]
-    """Groups of layers that went back to floating point so that the gate holds, the most harmful first."""
+    """Groups of layers that stay in floating point so that the accuracy gate holds, the most sensitive first."""
     accuracy: Accuracy | None
-    """None while it is being judged."""
+    """None for a candidate that was not evaluated yet."""
     forced: bool = False
-    """True where the gate failed and the file was written all the same."""
+    """True if the gate failed and the file was written anyway."""
     domain_problem: str | None = None
-    """Why the calibration set looks unlike any camera's pictures; None where it does not."""
+    """Why the calibration set does not look like camera images; None if it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,76 +211,77 @@ class Manifest(Strict):
     kind: Literal["onnx", "plan"]
     artefact_sha256: str
     parent_sha256: str
-    """Of the file this one was made from: the checkpoint for ONNX, the ONNX for a plan."""
+    """Of the origin: the checkpoint of an ONNX file, the ONNX file of a plan."""
     checkpoint_sha256: str
     clip_sha256: str
     """Of CLIP's weights, independent of their file format."""
     trained: bool
-    """False for random mirror and decoder weights: fit to measure speed, not depth."""
+    """False for random mirror and decoder weights, which are only useful to measure speed."""
     model: ModelConfig
     preprocess: PreprocessConfig
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     sizes: SizeRange | None = None
-    """Sizes that the file takes, where it takes several; `model` and `preprocess` then have the usual one."""
+    """Accepted sizes of a file with dynamic shapes; `model` and `preprocess` have the opt size. None: fixed shape."""
     precision: Precision
-    """Precision of the heavy layers; LayerNormalization and the metric head stay FP32."""
+    """Precision of the layers with weights; LayerNormalization and the metric head stay FP32."""
     quantisation: Quantisation | None = None
-    """For INT8."""
+    """Only for INT8."""
     opset: int
     parity: Parity
     engine: EngineInfo | None = None
     tools: dict[str, str]
-    """Versions of what made the artefact."""
+    """Versions of the packages that made the artefact."""
 
     def at(self, size_hw: SizeHW | None = None, batch: int | None = None) -> Manifest:
-        """What the artefact is at one of its sizes; itself where it has only one.
+        """Return the manifest at one size; the manifest itself if the shape is fixed.
 
         Args:
-            size_hw: of the network's input; the usual one where None.
-            batch: frames of one inference; the fewest where None.
+            size_hw: of the network's input; the opt size if None.
+            batch: frames of one inference; the smallest accepted number if None.
 
         Raises:
-            OptionError: it does not take this size.
+            OptionError: the artefact does not accept this size.
         """
-        own = self.sizes
-        if own is None and size_hw is None and batch is None:
+        sizes = self.sizes
+        if sizes is None:
+            fixed = self.inputs[0].size
+            requested = (batch or fixed[0], *(size_hw or fixed[1:]))
+            if requested != fixed:
+                raise _size_error(self, requested)
             return self
-        frames, *usual = self.inputs[0].size if own is None else (own.min[0], *own.opt[1:])
-        height, width = size_hw or usual
-        wanted = (batch or frames, height, width)
-        if own is None and wanted == self.inputs[0].size:
-            return self
-        if own is None or not own.has(wanted) or any(n % self.model.size_multiple for n in wanted[1:]):
-            raise _no_such_size(self, wanted)
+        requested = (batch or sizes.min[0], *(size_hw or sizes.opt[1:]))
+        if not sizes.has(requested) or any(side % self.model.size_multiple for side in requested[1:]):
+            raise _size_error(self, requested)
         return replace(
             self,
-            model=replace(self.model, size_hw=wanted[1:]),
-            preprocess=replace(self.preprocess, size_hw=wanted[1:]),
-            inputs=tuple(spec.at(wanted) for spec in self.inputs),
-            outputs=tuple(spec.at(wanted) for spec in self.outputs),
+            model=replace(self.model, size_hw=requested[1:]),
+            preprocess=replace(self.preprocess, size_hw=requested[1:]),
+            inputs=tuple(spec.at(requested) for spec in self.inputs),
+            outputs=tuple(spec.at(requested) for spec in self.outputs),
             sizes=None,
         )
 
 
-def _no_such_size(manifest: Manifest, wanted: BatchHW) -> OptionError:
-    frames, height, width = wanted
-    own = manifest.sizes
+def _size_error(manifest: Manifest, requested: BatchHW) -> OptionError:
+    frames, height, width = requested
+    sizes = manifest.sizes
     what = f"This model cannot run {frames} frame{'' if frames == 1 else 's'} of {height}x{width} pixels at once."
-    if own is None:
-        (n, h, w), (batch, height, width) = manifest.inputs[0].size, wanted
-        sizes = SizeRange(
-            min=(min(n, batch), min(h, height), min(w, width)),
-            opt=(n, h, w),
-            max=(max(n, batch), max(h, height), max(w, width)),
+    if sizes is None:
+        fixed = manifest.inputs[0].size
+        n, h, w = fixed
+        wider = SizeRange(
+            min=(min(n, frames), min(h, height), min(w, width)),
+            opt=fixed,
+            max=(max(n, frames), max(h, height), max(w, width)),
         )
-        cure = f"Export it for several: mde export --dynamic {sizes}"
-        return OptionError(what, f"Its size is fixed: {n} of {h}x{w}.", cure)
+        cure = f"Export it with dynamic shapes: mde export --dynamic {wider}"
+        return OptionError(what, f"Its shape is fixed: {n} of {h}x{w}.", cure)
     return OptionError(
         what,
-        f"It takes {own.min[0]} to {own.max[0]} frames, {own.min[1]} to {own.max[1]} pixels high and "
-        f"{own.min[2]} to {own.max[2]} wide, in steps of {manifest.model.size_multiple}.",
-        f"--network-size {own.opt[1]}x{own.opt[2]}, or export it with a wider --dynamic",
+        f"It accepts {sizes.min[0]} to {sizes.max[0]} frames, heights of {sizes.min[1]} to {sizes.max[1]} and widths "
+        f"of {sizes.min[2]} to {sizes.max[2]} pixels, in steps of {manifest.model.size_multiple}.",
+        f"--network-size {sizes.opt[1]}x{sizes.opt[2]}, or export it with a wider --dynamic",
     )
 
 
@@ -295,19 +298,21 @@ class CheckpointInfo(Strict):
 
 
 def manifest_path(artefact: Path) -> Path:
-    """The sidecar's name: `model.onnx` has `model.onnx.manifest.json`."""
+    """Return the path of an artefact's manifest: `model.onnx` has `model.onnx.manifest.json`."""
     return artefact.with_name(artefact.name + ".manifest.json")
 
 
 def write_artefact(path: Path, content: bytes, manifest: Manifest) -> None:
-    """Write an artefact and its sidecar; both are complete before either takes its place."""
+    """Write an artefact and its manifest. Both are complete before either is moved into place."""
     with atomic_write(manifest_path(path)) as sidecar, atomic_write(path) as artefact:
         artefact.write_bytes(content)
         sidecar.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
-    """Read the sidecar of `artefact` and check that it belongs to it.
+    """Read the manifest of `artefact` and check that it belongs to it.
+
+    `Artefact.open` keeps the result; call this only to look at a manifest without opening the file.
 
     Args:
         verify: compare the file's SHA-256 with the manifest's.
@@ -318,15 +323,15 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
     sidecar = manifest_path(artefact)
     if sidecar.is_file() and not artefact.exists():
         raise InputError(
-            f"{sidecar} describes {artefact.name}, which is not there.",
-            "The manifest was copied or kept without its file.",
-            f"Put {artefact.name} beside it, or make it again with mde export.",
+            f"{sidecar} describes {artefact.name}, which does not exist.",
+            "The manifest was copied without its file.",
+            f"Copy {artefact.name} as well, or make it again with mde export.",
         )
     existing_file(artefact, "model")
     if not sidecar.is_file():
         raise InputError(
             f"{artefact} has no manifest.",
-            f"{sidecar.name} is not beside it; without it input size, units and origin are unknown.",
+            f"{sidecar.name} is not beside it. It states input size, units and origin.",
             "Copy the manifest along with the model, or make both again with mde export.",
         )
     data = read_json(sidecar, "manifest", "Copy it again, or make it again with mde export.")
@@ -341,15 +346,20 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
 
 
 def parse_manifest(data: Any, source: str, cure: str) -> Manifest:
-    """A manifest of this or of an older schema version from parsed JSON; arguments as of `read_strict`."""
-    return read_strict(Manifest, upgraded(data, RENAMED_IN_2, range(1, 2), MANIFEST_VERSION), source, cure)
+    """Read a manifest of this or an older schema version from parsed JSON; arguments as of `read_strict`."""
+    data = upgraded(data, RENAMED_IN_2, range(1, 2), MANIFEST_VERSION)
+    parity = data.get("parity") if isinstance(data, dict) else None
+    if isinstance(parity, dict) and isinstance(parity.get("runner"), str) and parity["runner"]:
+        # Version 1 had no field for the backend; its name is the first word of the text.
+        data = data | {"parity": {"backend": parity["runner"].split()[0]} | parity}
+    return read_strict(Manifest, data, source, cure)
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo:
-    """Read a checkpoint's header; PyTorch is not needed.
+    """Read a checkpoint's header, without PyTorch.
 
     Raises:
-        InputError: the file is missing, no safetensors file, or not one of ours.
+        InputError: the file is missing, not a safetensors file, or not a checkpoint of this package.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -359,13 +369,13 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
-            f"{path} is no readable checkpoint.",
-            f"It is truncated or no safetensors file ({error}).",
+            f"{path} cannot be read as a checkpoint.",
+            f"It is truncated or not a safetensors file ({error}).",
             "Copy or train it again.",
         ) from error
     if CHECKPOINT_KEY not in metadata:
         raise InputError(
-            f"{path} is no mirrordepth-edge checkpoint.",
+            f"{path} is not a mirrordepth-edge checkpoint.",
             f"Its safetensors metadata has no '{CHECKPOINT_KEY}' entry.",
             "Pass a file that mde train wrote.",
         )
@@ -373,21 +383,12 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo:
     try:
         data = json.loads(metadata[CHECKPOINT_KEY])
     except ValueError as error:
-        raise InputError(f"The header of {path} is no readable JSON.", str(error), cure) from error
+        raise InputError(f"The header of {path} is not valid JSON.", str(error), cure) from error
     return read_strict(CheckpointInfo, data, str(path), cure)
 
 
-INPUT_NAME = "image"
-
-
-OUTPUT_NAME = "depth"
-
-
-DEPTH_LAYOUT = "NHW"
-
-
 def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
-    """The exported network's input; open lengths are -1."""
+    """Return the specification of the exported network's input; dynamic axes are -1."""
     uint8 = config.io == "uint8"
     spec = TensorSpec(
         name=INPUT_NAME,
@@ -397,11 +398,11 @@ def input_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
         range="0..255" if uint8 else "(rgb/255 - mean) / std",
         unit="RGB" if uint8 else "normalised RGB",
     )
-    return _opened(spec, config.sizes)
+    return _with_sizes(spec, config.sizes)
 
 
 def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
-    """The exported network's output; open lengths are -1."""
+    """Return the specification of the exported network's output; dynamic axes are -1."""
     spec = TensorSpec(
         name=OUTPUT_NAME,
         dtype="float32",
@@ -410,9 +411,8 @@ def output_spec(model: ModelConfig, config: ExportConfig) -> TensorSpec:
         range="> 0",
         unit="metres",
     )
-    return _opened(spec, config.sizes)
+    return _with_sizes(spec, config.sizes)
 
 
-def _opened(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
-    """With the lengths open that the file leaves so."""
-    return spec if sizes is None else spec.at(sizes.opt).open(sizes.dynamic_axes)
+def _with_sizes(spec: TensorSpec, sizes: SizeRange | None) -> TensorSpec:
+    return spec if sizes is None else spec.at(sizes.opt).with_dynamic_axes(sizes.dynamic_axes)

@@ -1,4 +1,4 @@
-"""Frames in, metres out: preprocessing, a session and postprocessing in one object."""
+"""Metric depth from frames: preprocessing, inference and postprocessing in one object."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ from types import TracebackType
 
 import numpy as np
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.base import Arrays, Session
-from mirrordepth_edge.backends.registry import open_session
+from mirrordepth_edge.backends.registry import open_artefact, open_session
 from mirrordepth_edge.camera.model import Camera, Lens, scale_for
 from mirrordepth_edge.config import ModelConfig, NormalisedFocal, SessionOptions, SizeHW
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap, Postprocessor
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
-from mirrordepth_edge.imaging.temporal_filter import Stabiliser
-from mirrordepth_edge.manifest import read_checkpoint_info
+from mirrordepth_edge.imaging.temporal_filter import TemporalFilter, TemporalFilterConfig
+
+KnownScale = Callable[[SizeHW], float | None]
+OnCamera = Callable[[Camera, float], object]
 
 
 class DepthPredictor:
-    """Metric depth of frames of any size.
+    """Predict metric depth for frames of any size.
 
     Args:
-        session: an opened artefact.
-        model: what it is.
+        session: an open session, which the predictor takes over.
+        model: what the session runs.
         trained: False for random weights, whose depth means nothing.
-        camera: what the frames come from, where that is not the camera that the model was trained with;
-            metres are scaled to it (`camera.scale_for`).
-        batch: frames that the session takes at once. More than one are for measuring the network: all of them are
-            the frame given, and the depth is that of the first.
+        camera: the camera that the frames come from; the training camera if None. Depth is scaled to it
+            (`camera.model.scale_for`).
+        batch: batch size of the session. More than 1 is for benchmarks: the frame is repeated, and the depth is that of
+            the first copy.
+        known_scale: called with the first frame size and with each new one; returns a measured scale factor, which
+            takes precedence over the camera's, or None.
+        on_camera: called with the camera and its scale factor when `camera` is first applied to a frame size.
+        temporal_filter: reduce flicker over time, for consecutive frames of one video. None turns it off.
 
     Raises:
-        OptionError: a camera is given, and the model does not say with which one it was trained; or the session
-            takes another number of frames.
+        OptionError: a camera is given, but the model does not record its training camera; or the session has another
+            batch size.
     """
 
     def __init__(
@@ -47,90 +53,104 @@ class DepthPredictor:
         trained: bool = True,
         camera: Camera | Lens | None = None,
         batch: int = 1,
+        known_scale: KnownScale = lambda size_hw: None,
+        on_camera: OnCamera = lambda camera, scale: None,
+        temporal_filter: TemporalFilterConfig | None = None,
     ) -> None:
         self.session = session
         self.model = model
         self.trained = trained
         self.camera = camera
-        self.on_camera: Callable[[Camera, float], object] | None = None
-        """Called at the first frame of each size with its camera and with what metres are multiplied by."""
+        self.batch = batch
+        self._known_scale = known_scale
+        self._on_camera = on_camera
         (image,), (depth,) = session.inputs, session.outputs
         if image.shape[0] != batch:
             raise OptionError(
-                f"The model takes {image.shape[0]} frames at once, and is given {batch}.",
-                "A file made for a batch is for measuring the network alone; a camera gives one frame at a time.",
-                "Use a model for one frame, as mde export makes it.",
+                f"The model has batch size {image.shape[0]}, not {batch}.",
+                "Models with a larger batch are for benchmarks; a camera delivers one frame at a time.",
+                "Use a model with batch size 1, the default of mde export.",
             )
-        self.batch = batch
-        self._input, self._output = image.name, depth.name
-        self._preprocess = Preprocessor(model.preprocess, image.io)
-        self._postprocess = Postprocessor()
-        self.stabiliser: Stabiliser | None = None
-        """Smooths depth over time, for frames of one video in order."""
-        self.clock: Callable[[], float] = perf_counter
-        """Seconds, asked once for each frame that is steadied; a file's frames have times of their own."""
-        self.known_scale: Callable[[SizeHW], float | None] = lambda size_hw: None
-        """Asked at the first frame of each size for a factor that was measured, which goes before the camera's."""
-        self.scales: dict[SizeHW, float] = {}
-        """What the network's metres are multiplied by in frames of each size, as far as they came; may be set."""
-        # Not in place: the array belongs to the session, which need not write all of it anew.
-        self._scaled_m = np.empty(depth.shape, np.float32)
         if camera is not None:
             _require_focal(model)
+        self._input, self._output = image.name, depth.name
+        self._preprocess = Preprocessor(model.preprocess, image.io)
+        self._filter = None if temporal_filter is None else TemporalFilter(temporal_filter)
+        self._postprocess = Postprocessor()
+        self._scales: dict[SizeHW, float] = {}
+        # Not in place: the output array belongs to the session, which may return it unchanged.
+        self._scaled_m = np.empty(depth.shape, np.float32)
 
-    def __call__(self, frame: Frame) -> DepthMap:
-        """Depth of one frame.
+    def __call__(self, frame: Frame, time_s: float | None = None) -> DepthMap:
+        """Predict the depth of one frame.
 
         Args:
             frame: uint8 RGB, shape `[H, W, 3]`.
+            time_s: capture time in seconds from any monotonic clock, for the temporal filter; now if None.
 
         Returns:
             float32 `[H, W]`, metres. The array is reused: copy it to keep it past the next call.
 
         Raises:
             InputError: the frame is not uint8 RGB.
-            OptionError: the frame is not of the camera's shape.
+            OptionError: the frame's aspect ratio is not the camera's.
         """
-        return self.finish(self.session.infer(self.prepare(frame)), (frame.shape[0], frame.shape[1]))
+        outputs = self.session.infer(self.prepare(frame))
+        return self.finish(outputs, (frame.shape[0], frame.shape[1]), time_s)
 
     def prepare(self, frame: Frame) -> Arrays:
-        """What the session is fed for a frame; reused."""
+        """Return the session's input for a frame. The arrays are reused."""
         image = self._preprocess(frame)
         return {self._input: image if self.batch == 1 else image.repeat(self.batch, axis=0)}
 
-    def finish(self, outputs: Arrays, size_hw: SizeHW) -> DepthMap:
-        """Metres at `size_hw` from what the session answered; reused."""
+    def finish(self, outputs: Arrays, size_hw: SizeHW, time_s: float | None = None) -> DepthMap:
+        """Return depth in metres at `size_hw` from the session's outputs. The array is reused.
+
+        Args:
+            time_s: as for calling the predictor, for the frame that was prepared last.
+        """
         depth_m = outputs[self._output]
-        if self.stabiliser is not None:
-            depth_m = self.stabiliser(self._preprocess.image, depth_m[0], self.clock())[None]
+        # Before scaling: otherwise `set_scale` would look like a depth step to the filter.
+        if self._filter is not None:
+            time_s = perf_counter() if time_s is None else time_s
+            depth_m = self._filter(self._preprocess.image, depth_m[0], time_s)[None]
         scale = self.scale(size_hw)
         if scale != 1.0:
             depth_m = np.multiply(depth_m, scale, out=self._scaled_m)
         return self._postprocess(depth_m, size_hw)
 
     def scale(self, size_hw: SizeHW) -> float:
-        """What the network's metres are multiplied by in frames of this size: what was measured, else what follows
-        from the camera, else 1.
+        """Return the factor applied to the network's depth for this frame size: the one from `set_scale`, else the
+        known scale, else the camera's, else 1.
 
         Raises:
-            OptionError: the camera has no frames of this shape.
+            OptionError: the aspect ratio is not the camera's.
         """
-        if size_hw not in self.scales:
-            known = self.known_scale(size_hw)
-            self.scales[size_hw] = self._camera_scale(size_hw) if known is None else known
-        return self.scales[size_hw]
+        # Once per frame size: a known scale is read from a file, and `on_camera` reports.
+        if size_hw not in self._scales:
+            known = self._known_scale(size_hw)
+            self._scales[size_hw] = self._camera_scale(size_hw) if known is None else known
+        return self._scales[size_hw]
+
+    def set_scale(self, size_hw: SizeHW, factor: float) -> None:
+        """Use this factor for frames of this size from now on, such as after measuring a known distance."""
+        self._scales[size_hw] = factor
+
+    def reset(self) -> None:
+        """Start a new video: the temporal filter forgets earlier frames. Scale factors are kept."""
+        if self._filter is not None:
+            self._filter.reset()
 
     def _camera_scale(self, size_hw: SizeHW) -> float:
         if self.camera is None:
             return 1.0
         camera = self.camera.at(size_hw)
         scale = scale_for(_require_focal(self.model), camera)
-        if self.on_camera is not None:
-            self.on_camera(camera, scale)
+        self._on_camera(camera, scale)
         return scale
 
     def close(self) -> None:
-        """Free the session."""
+        """Close the session."""
         self.session.close()
 
     def __enter__(self) -> DepthPredictor:
@@ -143,34 +163,52 @@ class DepthPredictor:
 
 
 def load(
-    model: str | Path = "nano",
+    model: str | Path | Artefact = "nano",
     options: SessionOptions | None = None,
     camera: Camera | Lens | None = None,
     batch: int = 1,
+    *,
+    known_scale: KnownScale = lambda size_hw: None,
+    on_camera: OnCamera = lambda camera, scale: None,
+    temporal_filter: TemporalFilterConfig | None = None,
 ) -> DepthPredictor:
     """Open a model for prediction.
 
     Args:
-        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file.
+        model: `nano` or `nano.fp16`, which ship with the package, or a `.onnx`, `.plan` or `.safetensors` file, or one
+            that is open already.
         options: device, threads and CLIP weights.
-        camera: what the frames come from; the training camera where None. `camera.Camera` and `camera.Lens`
-            describe one, `camera.read_camera` takes it from a calibration.
-        batch: frames that the file was made to take at once (`DepthPredictor`).
+        camera: the camera that the frames come from, as `camera.model.Camera`, `Lens` or `read_camera` describe it; the
+            training camera if None.
+        batch: batch size that the file was exported with.
+        known_scale: see `DepthPredictor`.
+        on_camera: see `DepthPredictor`.
+        temporal_filter: see `DepthPredictor`.
 
     Raises:
         InputError: the file cannot be used.
         MissingError: hardware or a package is missing.
-        OptionError: a camera is given, and the model does not say with which one it was trained; or the file takes
-            another number of frames at once.
+        OptionError: a camera is given, but the model does not record its training camera; or the file has another batch
+            size.
     """
-    path = model_path(model)
-    session, manifest = open_session(path, options)
+    artefact = open_artefact(model, trust=options is not None and options.trust)
+    session, manifest = open_session(artefact, options)
     try:
         if manifest is None:
             _, height, width = session.inputs[0].size
-            described = replace(read_checkpoint_info(path).model, size_hw=(height, width))
-            return DepthPredictor(session, described, camera=camera, batch=batch)
-        return DepthPredictor(session, manifest.model, trained=manifest.trained, camera=camera, batch=batch)
+            described, trained = replace(artefact.checkpoint_info.model, size_hw=(height, width)), True
+        else:
+            described, trained = manifest.model, manifest.trained
+        return DepthPredictor(
+            session,
+            described,
+            trained=trained,
+            camera=camera,
+            batch=batch,
+            known_scale=known_scale,
+            on_camera=on_camera,
+            temporal_filter=temporal_filter,
+        )
     except BaseException:
         session.close()
         raise
@@ -179,8 +217,8 @@ def load(
 def _require_focal(model: ModelConfig) -> NormalisedFocal:
     if model.focal is None:
         raise OptionError(
-            f"The model ({model.preset}) does not say with which camera it was trained.",
-            "Metres follow from the ratio of the two focal lengths, and its file has no focal.",
-            "Leave the camera out, or train with focal = [fx / width, fy / height] under [model] in a recipe.",
+            f"The model ({model.preset}) does not record which camera it was trained with.",
+            "Scaling to another camera needs the training camera's focal length, which the file does not contain.",
+            "Leave out the camera, or train with focal = [fx / width, fy / height] under [model] in the recipe.",
         )
     return model.focal

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from mirrordepth_edge import artefact, manifest
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, Artefact, kind_of, shipped_name
+from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import manifest_path, read_manifest
 from mirrordepth_edge.reference import reference_path
@@ -110,3 +112,33 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"weights")
     with pytest.raises(InputError, match=r"model\.pt is not a model"):
         Artefact.open(tmp_path / "model.pt")
+
+
+@pytest.fixture
+def hashed_anywhere(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Paths of the files that any module of the package hashes, in order."""
+    paths: list[Path] = []
+
+    def record(path: Path) -> str:
+        paths.append(path)
+        return sha256_of(path)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mirrordepth_edge") and hasattr(module, "sha256_of"):
+            monkeypatch.setattr(module, "sha256_of", record)
+    return paths
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect"],
+        ["audit"],
+        ["verify", "--device", "cpu"],
+        ["bench", "--iterations", "2", "--warmup", "0", "--device", "cpu", "--engine"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_hash_a_model_once(command: list[str], hashed_anywhere: list[Path]) -> None:
+    assert run_app([*command, "nano"]) == 0
+    assert hashed_anywhere == [NANO_ONNX["fp32"]]

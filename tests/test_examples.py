@@ -61,7 +61,7 @@ def test_a_robots_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("near_m", "age_s", "speed"), [(0.3, 0.0, 0.0), (0.6, 0.0, 0.0), (1.3, 0.0, 0.5), (9.0, 0.0, 1.0), (9.0, 0.6, 0.0)]
 )
-def test_a_robot_drives_slower_the_nearer_something_is_ahead(near_m: float, age_s: float, speed: float) -> None:
+def test_the_robot_slows_down_near_obstacles(near_m: float, age_s: float, speed: float) -> None:
     loop = runpy.run_path(str(EXAMPLES / "robot_loop.py"))
     depth_m = np.full((90, 90), 0.1, np.float32)  # at the edges there is always something
     depth_m[30:60, 30:60] = near_m
@@ -133,7 +133,7 @@ class Message:
             assert isinstance(value, array.array), "anything else takes seconds"
             assert value.typecode == "B"
         elif floats:
-            assert all(isinstance(each, float) for each in value)
+            assert all(isinstance(number, float) for number in value)
             assert not floats[1] or len(value) == int(floats[1])
         else:
             assert kind == "time"
@@ -265,7 +265,7 @@ def test_the_ros_node_publishes_a_known_camera(monkeypatch: pytest.MonkeyPatch) 
     assert info.header.frame_id == ros.published["depth"][1].header.frame_id == "camera_optical_frame"
 
 
-def test_the_ros_package_names_what_it_has() -> None:
+def test_the_ros_package_is_complete() -> None:
     package = ElementTree.parse(ROS / "package.xml").getroot()
     name = package.findtext("name")
     assert name == ROS.name
@@ -280,5 +280,5 @@ def test_the_ros_package_names_what_it_has() -> None:
     assert config["develop"]["script_dir"] == config["install"]["install_scripts"] == f"$base/lib/{name}"
 
 
-def test_the_ros_readme_does_not_promise_what_nobody_has_seen() -> None:
+def test_the_ros_readme_says_that_it_was_not_run() -> None:
     assert "Not yet run" in (EXAMPLES / "ros2" / "README.md").read_text(encoding="utf-8")

@@ -69,6 +69,7 @@ VENDORS = {
     "pybullet": {"data/rooms/render.py"},
     "jinja2": {"report/html.py"},
     "mcap": {"live/recording/mcap.py"},
+    "mcap_ros2": {"live/recording/mcap.py"},
     "starlette": {"live/web/server.py", "live/web/auth.py"},
     "uvicorn": {"live/web/server.py"},
     "websockets": {"live/web/server.py"},

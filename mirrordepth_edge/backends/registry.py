@@ -6,11 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX as CHECKPOINT_SUFFIX
+from mirrordepth_edge.artefact import ONNX_SUFFIX as ONNX_SUFFIX
+from mirrordepth_edge.artefact import PLAN_SUFFIXES as PLAN_SUFFIXES
+from mirrordepth_edge.artefact import Artefact, kind_of, model_path
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.manifest import Manifest, read_manifest
-from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.manifest import Manifest
 
 MODULES = {
     "torch": "pytorch",
@@ -19,9 +22,6 @@ MODULES = {
     "tensorrt": "trt.tensorrt",
     "tensorrt-rtx": "trt.tensorrt_rtx",
 }
-CHECKPOINT_SUFFIX = ".safetensors"
-ONNX_SUFFIX = ".onnx"
-PLAN_SUFFIXES = (".plan", ".engine")
 INSTEAD_OF = {"onnxruntime": ("openvino",)}
 """Backends that open what is for another one, where they are asked for by name."""
 
@@ -48,7 +48,7 @@ def backend_for(path: Path, manifest: Manifest | None, wanted: str | None = None
     """The backend that runs this artefact: the one it is for, or the one asked for if that opens it too.
 
     Raises:
-        InputError: the file is of no kind that is known here.
+        InputError: the file's suffix is unknown, or the manifest of a plan describes no engine.
         OptionError: there is no such backend, or it does not open such files.
     """
     own = _own_backend(path, manifest)
@@ -66,49 +66,61 @@ def backend_for(path: Path, manifest: Manifest | None, wanted: str | None = None
 
 
 def _own_backend(path: Path, manifest: Manifest | None) -> str:
-    if path.suffix == CHECKPOINT_SUFFIX:
-        return "torch"
-    if path.suffix == ONNX_SUFFIX:
-        return "onnxruntime"
-    if path.suffix in PLAN_SUFFIXES and manifest is not None and manifest.engine is not None:
+    kind = kind_of(path)
+    if kind == "plan":
+        if manifest is None or manifest.engine is None:
+            raise InputError(
+                f"{path} is not an engine.", "Its manifest describes no engine.", "Build it with mde build."
+            )
         return manifest.engine.flavour
-    raise InputError(
-        f"{path} is no model that can be run.",
-        "A model is a checkpoint (.safetensors), an ONNX file (.onnx) or an engine (.plan, .engine).",
-        "Make one with mde export.",
-    )
+    return "torch" if kind == "checkpoint" else "onnxruntime"
 
 
-def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Session, Manifest | None]:
+def open_artefact(model: str | Path | Artefact, *, trust: bool = False) -> Artefact:
+    """Open a model file as `Artefact.open` does; one that is open already is returned as it is.
+
+    Raises:
+        InputError: see `Artefact.open`. For an engine without a manifest, the message says how to rebuild it.
+    """
+    if isinstance(model, Artefact):
+        return model
+    path = model_path(model)
+    if path.suffix in PLAN_SUFFIXES:
+        from mirrordepth_edge.backends.trt.compatibility import open_plan
+
+        return open_plan(path, trust=trust)
+    return Artefact.open(path)
+
+
+def open_session(
+    model: str | Path | Artefact, options: SessionOptions | None = None
+) -> tuple[Session, Manifest | None]:
     """Open an artefact with the backend it is for, or the one asked for, after checking it against its manifest.
 
-    A plan is held to this machine too (`backends.trust`); what is doubtful of it is in the session's `notes`.
+    A plan is also checked against this machine (`backends.trt.compatibility`); warnings are in the session's `notes`.
 
     Returns:
         The session, and the manifest at the session's size (None for a checkpoint, which describes itself).
 
     Raises:
-        InputError: the file is not what its manifest says, or a plan was not built for this machine.
-        OptionError: the options ask for what no backend can do with this artefact.
+        InputError: the file does not match its manifest, or a plan was not built for this machine.
+        OptionError: no backend supports these options for this artefact.
     """
     options = options or SessionOptions()
-    manifest: Manifest | None = None
-    doubts: tuple[str, ...] = ()
-    if path.suffix in PLAN_SUFFIXES:
+    artefact = open_artefact(model, trust=options.trust)
+    path, manifest = artefact.path, artefact.sidecar
+    warnings: tuple[str, ...] = ()
+    if artefact.kind == "plan":
         from mirrordepth_edge.backends.trt.compatibility import check_compatibility
 
-        admitted = check_compatibility(path, trust=options.trust, wanted=options.backend)
-        manifest, doubts = admitted.manifest, admitted.notes
+        report = check_compatibility(artefact, wanted=options.backend)
+        manifest, warnings = report.manifest, report.notes
     elif options.trust:
         raise OptionError(
             f"{path} has no use for --trust.",
             "It is for plans, which are native code; other files are data.",
             "Leave --trust out.",
         )
-    elif path.suffix == ONNX_SUFFIX:
-        manifest = read_manifest(path)
-    else:
-        existing_file(path, "model")
     name = backend_for(path, manifest, options.backend)
     if options.bf16 and name != "openvino":
         raise OptionError(
@@ -116,11 +128,11 @@ def open_session(path: Path, options: SessionOptions | None = None) -> tuple[Ses
             "Only OpenVINO multiplies in bfloat16, on CPUs that can.",
             "Leave --bf16 out; for an ONNX file, --backend openvino.",
         )
-    if path.suffix not in PLAN_SUFFIXES:
+    if artefact.kind != "plan":
         _refuse_engine_options(name, options)
     session: Any = backend(name).open(path, manifest, options)
-    if doubts:
-        session.notes = (*doubts, *getattr(session, "notes", ()))
+    if warnings:
+        session.notes = (*warnings, *getattr(session, "notes", ()))
     return session, None if manifest is None else manifest.at(options.network_hw, options.batch)
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, SHIPPED
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX
+from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, NANO_CHECKPOINT, NANO_ONNX, SHIPPED, Artefact
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.manifest import Manifest, read_checkpoint_info, read_manifest
-from mirrordepth_edge.support.files import existing_file, sha256_of
+from mirrordepth_edge.manifest import Manifest
 
 PRESET = "preset:"
 """Before a preset's name: the preset with random weights, fit to measure speed."""
@@ -48,7 +46,7 @@ def find_or_make(
     *,
     clip_weights: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-) -> Path:
+) -> Artefact:
     """The file to run.
 
     PyTorch takes a checkpoint as it is, engines are built of ONNX on this machine, all others run ONNX. What is made
@@ -67,20 +65,21 @@ def find_or_make(
     """
     if wanted.backend == TORCH:
         return _checkpoint_as_it_is(wanted)
-    path = _onnx(wanted, folder, clip_weights, on_stage)
-    return _engine(path, wanted.backend, folder, on_stage) if wanted.backend in ENGINES else path
+    artefact = _onnx(wanted, folder, clip_weights, on_stage)
+    return _engine(artefact, wanted.backend, folder, on_stage) if wanted.backend in ENGINES else artefact
 
 
-def _checkpoint_as_it_is(wanted: Wanted) -> Path:
+def _checkpoint_as_it_is(wanted: Wanted) -> Artefact:
     path = NANO_CHECKPOINT if wanted.model in SHIPPED else Path(wanted.model)
     if path.suffix != CHECKPOINT_SUFFIX:
         raise _cannot(wanted, "PyTorch runs checkpoints.", "Name a .safetensors file, or nano.")
-    own_hw = read_checkpoint_info(path).model.size_hw
+    artefact = Artefact.open(path)
+    own_hw = artefact.checkpoint_info.model.size_hw
     if wanted.precision not in (None, "fp32") or wanted.batch != 1 or wanted.size_hw not in (None, own_hw):
         raise _cannot(
             wanted, "PyTorch runs a checkpoint in FP32 at its own size, frame by frame.", "Leave these settings out."
         )
-    return path
+    return artefact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +96,9 @@ class _Source:
 
 def _source(model: str) -> _Source:
     if not model.startswith(PRESET):
-        path = NANO_CHECKPOINT if model in SHIPPED else Path(model)
-        info = read_checkpoint_info(path)
-        return _Source(stem=path.stem, model=info.model, sha256=sha256_of(path), checkpoint=path)
+        artefact = Artefact.open(NANO_CHECKPOINT if model in SHIPPED else model)
+        path, info = artefact.path, artefact.checkpoint_info
+        return _Source(stem=path.stem, model=info.model, sha256=artefact.sha256, checkpoint=path)
     name = model.removeprefix(PRESET)
     if name not in PRESETS:
         raise OptionError(
@@ -108,18 +107,19 @@ def _source(model: str) -> _Source:
     return _Source(stem=name, model=PRESETS[name], sha256=_digest(asdict(PRESETS[name])), checkpoint=None)
 
 
-def _onnx(wanted: Wanted, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Path:
+def _onnx(wanted: Wanted, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Artefact:
     """An ONNX file, or an engine where that is what was named."""
     named = Path(wanted.model)
     if wanted.model not in SHIPPED and not wanted.model.startswith(PRESET) and named.suffix != CHECKPOINT_SUFFIX:
-        _require_is(wanted, read_manifest(existing_file(named, "model"), verify=False))
-        return named
+        artefact = Artefact.open(named)
+        _require_is(wanted, artefact.manifest)
+        return artefact
     source = _source(wanted.model)
     precision: Precision = wanted.precision or ("fp16" if wanted.model == "nano.fp16" else "fp32")
     size_hw = wanted.size_hw or source.model.size_hw
     as_it_ships = wanted.model in SHIPPED and size_hw == source.model.size_hw and wanted.batch == 1
     if as_it_ships and precision in NANO_ONNX:
-        return NANO_ONNX[precision]
+        return Artefact.open(NANO_ONNX[precision])
     config = ExportConfig(precision=precision, size_hw=size_hw, batch=wanted.batch)
     return _exported(source, config, folder, clip_weights, on_stage)
 
@@ -139,7 +139,7 @@ def _exported(
     folder: Path,
     clip_weights: Path | None,
     on_stage: Callable[[str], None],
-) -> Path:
+) -> Artefact:
     from mirrordepth_edge.export.parity import reference_frames
     from mirrordepth_edge.export.produce import produce_onnx, untrained_network
     from mirrordepth_edge.export.trace import require_export_packages
@@ -149,8 +149,8 @@ def _exported(
     batch = f".batch{config.batch}" if config.batch > 1 else ""
     key = _digest([source.sha256, asdict(config), __version__])
     path = folder / key[:16] / f"{source.stem}.{height}x{width}.{config.precision}{batch}.onnx"
-    if _is_whole(path):
-        return path
+    if (artefact := _whole(path)) is not None:
+        return artefact
     require_export_packages()
     on_stage("loading the model")
     if source.checkpoint is None:
@@ -169,31 +169,30 @@ def _exported(
         trained=source.checkpoint is not None,
         on_stage=on_stage,
     )
-    return path
+    return Artefact.open(path)
 
 
-def _engine(onnx_path: Path, flavour: str | None, folder: Path, on_stage: Callable[[str], None]) -> Path:
+def _engine(artefact: Artefact, flavour: str | None, folder: Path, on_stage: Callable[[str], None]) -> Artefact:
     """The engine of an ONNX file for this machine's GPU; one that was named is taken as it is."""
     from mirrordepth_edge.engines.build import HERE, plan_build
     from mirrordepth_edge.engines.cache import cached_engine
 
-    if read_manifest(onnx_path, verify=False).engine is not None:
-        return onnx_path
+    if artefact.kind == "plan":
+        return artefact
     plan = plan_build(HERE)
     if plan.flavour != flavour:
         raise MissingError(
             f"Engines of {flavour} are not built here.", f"This machine's are built by {plan.flavour}.", "Use that."
         )
-    return cached_engine(onnx_path, folder=folder, plan=plan, on_stage=on_stage).path
+    return Artefact.open(cached_engine(artefact.path, folder=folder, plan=plan, on_stage=on_stage).path)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a kept artefact is there with its manifest, and is what that describes."""
+def _whole(path: Path) -> Artefact | None:
+    """A cached artefact; None if it is missing, damaged or without its manifest."""
     try:
-        read_manifest(path)
+        return Artefact.open(path)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def _digest(value: Any) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.base import DEVICE_STAGES, Session
+from mirrordepth_edge.backends.registry import open_artefact
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
 from mirrordepth_edge.bench.stats import latency_warnings, stationary_from, summarise
 from mirrordepth_edge.bench.stream import StreamResult, max_sustained_rate, stream
@@ -30,8 +31,7 @@ from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor, load
-from mirrordepth_edge.reference import Reference, read_reference
-from mirrordepth_edge.support.files import sha256_of
+from mirrordepth_edge.reference import Reference
 
 STAGES = ("preprocess", "network", "postprocess")
 WARMUP_CHUNK = 20
@@ -134,18 +134,18 @@ class Candidate:
         }
 
 
-def open_candidate(model: str | Path, options: SessionOptions | None = None, batch: int = 1) -> Candidate:
+def open_candidate(model: str | Path | Artefact, options: SessionOptions | None = None, batch: int = 1) -> Candidate:
     """Open a model, with what its depth has to be.
 
     Raises:
         InputError, MissingError, OptionError: as `runtime.load`.
     """
-    path = model_path(model)
-    reference = read_reference(path)
-    predictor = load(path, options, batch=batch)
+    artefact = open_artefact(model, trust=options is not None and options.trust)
+    reference = artefact.reference
+    predictor = load(artefact, options, batch=batch)
     if reference is not None and reference.depth_m.shape[1:] != predictor.session.inputs[0].size[1:]:
         reference = None  # it is of the usual size, and this session of another
-    return Candidate(predictor=predictor, name=path.name, sha256=sha256_of(path), reference=reference)
+    return Candidate(predictor=predictor, name=artefact.name, sha256=artefact.sha256, reference=reference)
 
 
 def bench(

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest import STEPS, Effort, Figure, Step, StepName, Subject, skipped_after
@@ -69,6 +70,7 @@ class Bench:
     onnx: Path = field(init=False)
     path: Path = field(init=False)
     """What is run."""
+    artefact: Artefact = field(init=False)
     candidate: Candidate = field(init=False)
     frames: list[Frame] = field(init=False)
 
@@ -94,24 +96,22 @@ class Bench:
 
     def _exported(self, precision: Precision) -> Path:
         model = self.subject.model if self.subject.model == "nano" else PRESET + self.subject.model
-        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
+        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage).path
 
     def _int8(self) -> Path:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
         from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 
-        fp32 = self._exported("fp32")
-        manifest = read_manifest(fp32)
-        workshop = Int8Quantizer(
+        fp32 = Artefact.open(self._exported("fp32"))
+        quantizer = Int8Quantizer(
             fp32=fp32,
-            manifest=manifest,
             calibration=pictures_as_set(FRAMES_DIR, f"selftest-only-{self.subject.model}"),
             config=QuantiseConfig(scheme="cpu" if self.subject.no_engine else "gpu", force=True),
             folder=self.folder,
             progress=ProgressCallback(stage=lambda name, steps: self.stage(name)),
         )
         output = self.folder / f"{self.subject.model}.int8.onnx"
-        workshop.write(output, workshop.fit(), manifest.artefact_sha256)
+        quantizer.write(output, quantizer.fit(), fp32.sha256)
         return output
 
     def build(self, found: Found) -> None:
@@ -125,13 +125,14 @@ class Bench:
         found.add("build", manifest.engine.build_seconds, "s")
         if manifest.engine.peak_memory_mb is not None:
             found.add("main memory at most", manifest.engine.peak_memory_mb, "MB")
-        if manifest.parity.runner.startswith(manifest.engine.flavour):  # else it was not run, and has its ONNX file's
+        if manifest.parity.backend == manifest.engine.flavour:  # else it was not run, and has its ONNX file's
             found.add("mean relative, against its ONNX file", manifest.parity.mean_relative, "")
         if not cached.built:
             found.notes.append(f"not built now: {cached.why}")
 
     def verify(self, found: Found) -> None:
-        self.candidate = open_candidate(self.path)
+        self.artefact = Artefact.open(self.path)
+        self.candidate = open_candidate(self.artefact)
         self.stack.callback(self.candidate.predictor.close)
         session = self.candidate.predictor.session
         self.say("ran_by", {"backend": session.backend, "backend_version": session.version, "device": session.device})
@@ -182,7 +183,7 @@ class Bench:
     def _verified(self, found: Found, soak_s: float) -> Verification:
         session = self.candidate.predictor.session
         with TelemetrySampler() as sampler:
-            verified = verify(session, self.path, read_manifest(self.path, verify=False), soak_s=soak_s)
+            verified = verify(session, self.artefact, self.artefact.manifest, soak_s=soak_s)
         check_verification(verified, self.path.name)
         found.notes += verified.notes
         if soak_s:

@@ -230,9 +230,9 @@ def _candidate(case: Case, model: str, options: SessionOptions, cache: Path, tel
     wanted = Wanted(
         model=case.model or model, precision=case.precision, size_hw=case.size, batch=case.batch, backend=case.backend
     )
-    path = find_or_make(wanted, cache, clip_weights=options.clip_weights, on_stage=tell)
+    artefact = find_or_make(wanted, cache, clip_weights=options.clip_weights, on_stage=tell)
     own = replace(options, threads=case.threads, backend=case.backend, bf16=case.bf16, yields=True)
-    return open_candidate(path, own, case.batch)
+    return open_candidate(artefact, own, case.batch)
 
 
 def _place(name: str, suite: Suite, number: int, began: str, candidate: Candidate) -> Place:

@@ -1,9 +1,9 @@
-"""A camera's focal length, centre and distortion, from pictures of a chessboard.
+"""Calibrate a camera's focal length, principal point and distortion from images of a chessboard.
 
-The method is Zhang's (A flexible new technique for camera calibration, PAMI 22(11), 2000) as OpenCV has it, with the
-radial terms k1 and k2 and the tangential p1 and p2. What decides about its worth is the views: a board that always lies
-parallel to the picture says nothing of the focal length, and where no board was, distortion is a guess. So views are
-chosen for that, and a calibration says how sure it is.
+This is Zhang's method (A flexible new technique for camera calibration, PAMI 22(11), 2000) as implemented in OpenCV,
+with the radial terms k1 and k2 and the tangential terms p1 and p2. The result depends on the views: boards parallel to
+the image do not determine the focal length, and where no board was seen, distortion is extrapolated. So views are
+selected for tilt and coverage, and a calibration reports its uncertainty.
 """
 
 from __future__ import annotations
@@ -31,83 +31,83 @@ Corners = npt.NDArray[np.float32]
 
 INCH_M = 0.0254
 SEARCH_PX = 960
-"""Longer side of the picture in which the board is searched; corners are refined in the picture itself."""
+"""Longer side of the reduced image that is searched for the board; corners are refined at full resolution."""
 DIFFERENT_SHARE = 0.04
-"""Root mean square distance between two views' corners, over the picture's diagonal, from which on they differ."""
+"""Two views differ if the RMS distance of their corners is at least this share of the image diagonal."""
 DIFFERENT_DEG = 10.0
-"""Or the angle between their boards."""
+"""Or if the angle between their boards is at least this large."""
 STEADY_SHARE = 0.005
-"""How far corners may have moved since the frame before, over the diagonal: rolling shutters bend what moves."""
+"""Maximum motion of the corners since the last frame, over the diagonal: rolling shutters distort moving boards."""
 TILTED_DEG = 20.0
-COVER_MORE = 0.02
-"""Share of the picture that a view must add to count for it."""
-ENOUGH_COVERAGE = 0.6
+MIN_NEW_COVERAGE = 0.02
+"""Share of the image that a view must add to be kept for its coverage."""
+TARGET_COVERAGE = 0.6
 GRID_HW = (48, 64)
 PLACES = ("upper", "middle", "lower"), ("left", "middle", "right")
 
-LEAST_TO_FIT = 3
-LEAST_VIEWS = 8
-LEAST_COVERAGE = 0.4
-MOST_RMS_PX = 1.5
-MOST_FOCAL_STD = 0.01
-"""Standard deviation of the focal length, over itself; metres err by as much."""
-FIT_UNTIL = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 200, 1e-10)
-"""OpenCV's own 30 steps end short of the best fit where boards are little tilted."""
-K3_ASKED_PX = 0.5
-"""Residual from which on a third radial term is tried."""
-K3_GAIN = 0.9
-"""And what it has to bring the residual down to."""
+MIN_VIEWS_TO_FIT = 3
+MIN_VIEWS = 8
+MIN_COVERAGE = 0.4
+MAX_RMS_PX = 1.5
+MAX_FOCAL_STD = 0.01
+"""Relative standard deviation of the focal length; depth has the same relative error."""
+FIT_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 200, 1e-10)
+"""OpenCV's default of 30 iterations stops before convergence if boards are tilted only slightly."""
+K3_MIN_RMS_PX = 0.5
+"""RMS error above which a third radial term is tried."""
+K3_MAX_RATIO = 0.9
+"""The third term is kept if it reduces the RMS error to at most this share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """A chessboard, counted in inner corners, where four squares meet.
+    """A chessboard. Columns and rows count inner corners, where four squares meet.
 
     Raises:
-        OptionError: there is no such board.
+        OptionError: the board is too small, or the square size is not positive.
     """
 
     columns: int
     rows: int
     square_m: float
-    """Side of a square. Focal length and distortion do not depend on it, distances do."""
+    """Side of a square, metres. It affects reported distances, not focal length and distortion."""
 
     def __post_init__(self) -> None:
         if min(self.columns, self.rows) < 3 or not (math.isfinite(self.square_m) and self.square_m > 0):
             raise OptionError(
                 f"A board of {self} corners with squares of {1e3 * self.square_m:g} mm cannot be used.",
-                "It takes at least 3 inner corners each way: squares less one.",
+                "A board needs at least 3x3 inner corners and squares larger than 0 mm.",
                 "--board 9x6 for a board of 10 by 7 squares",
             )
 
     @classmethod
     def parse(cls, text: str, square_m: float) -> Board:
-        """`9x6` inner corners.
+        """Parse COLUMNSxROWS inner corners, such as `9x6`.
 
         Raises:
-            OptionError: it is no board.
+            OptionError: the text is not in this format.
         """
-        found = re.fullmatch(r"(\d{1,3})[xX×](\d{1,3})", text.strip())
-        if found is None:
+        match = re.fullmatch(r"(\d{1,3})[xX×](\d{1,3})", text.strip())
+        if match is None:
             raise OptionError(
-                f"--board {text!r} is no board.",
-                "A board is COLUMNSxROWS, counted in inner corners, where four squares meet.",
+                f"--board {text!r} is not valid.",
+                "The format is COLUMNSxROWS, counted in inner corners, where four squares meet.",
                 "--board 9x6 for a board of 10 by 7 squares",
             )
-        return cls(columns=int(found[1]), rows=int(found[2]), square_m=square_m)
+        return cls(columns=int(match[1]), rows=int(match[2]), square_m=square_m)
 
     @property
     def points_m(self) -> npt.NDArray[np.float32]:
-        """Inner corners in the board's plane, float32 `[columns * rows, 3]`, row by row."""
+        """Inner corners in the board's plane, metres, float32 `[columns * rows, 3]`, row by row."""
         points = np.zeros((self.rows * self.columns, 3), np.float32)
         points[:, :2] = np.indices((self.columns, self.rows)).T.reshape(-1, 2) * self.square_m
         return points
 
-    def picture(self, dpi: int) -> Frame:
-        """The board to print or to show, with a margin of one square, which finders need.
+    def image(self, dpi: int) -> Frame:
+        """Draw the board with a margin of one square, which corner finders need.
 
         Returns:
-            uint8 RGB `[(rows + 3) * s, (columns + 3) * s, 3]`, s pixels a square.
+            uint8 RGB `[(rows + 3) * s, (columns + 3) * s, 3]`, with s pixels per square.
         """
         square_px = max(1, round(self.square_m / INCH_M * dpi))
         squares = np.full((self.rows + 3, self.columns + 3), 255, np.uint8)
@@ -116,8 +116,8 @@ class Board:
         grey = squares.repeat(square_px, axis=0).repeat(square_px, axis=1)
         return np.repeat(grey[:, :, None], 3, axis=2)
 
-    def save_picture(self, path: Path, dpi: int) -> tuple[float, float]:
-        """Write `picture` as a PNG, whole, that says how large it wants to be printed.
+    def save_image(self, path: Path, dpi: int) -> tuple[float, float]:
+        """Write the board as a PNG that states its print size.
 
         Returns:
             Width and height on paper, in millimetres.
@@ -127,16 +127,16 @@ class Board:
             InputError: the file cannot be written.
         """
         require_suffix(path, (".png",), "a board to print", "--print-board")
-        picture = self.picture(dpi)
-        png = cv2.imencode(".png", picture[:, :, 0])[1].tobytes()
-        # PNG (third edition), 11.3.4.3: pHYs holds pixels a metre, and comes after the header of 33 bytes.
+        image = self.image(dpi)
+        png = cv2.imencode(".png", image[:, :, 0])[1].tobytes()
+        # PNG (third edition), 11.3.4.3: pHYs holds pixels per metre, and follows the header of 33 bytes.
         per_metre = round(dpi / INCH_M)
         chunk = b"pHYs" + struct.pack(">IIB", per_metre, per_metre, 1)
         with atomic_write(path) as temporary:
             temporary.write_bytes(
                 png[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
             )
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         return 1e3 * width / per_metre, 1e3 * height / per_metre
 
     def __str__(self) -> str:
@@ -145,29 +145,33 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A picture in which the board was found."""
+    """An image in which the board was found."""
 
     name: str
     corners_px: Corners
     normal: npt.NDArray[np.float64]
-    """Of the board, float64 `[3]`, roughly: as a lens of 53 degrees would see it."""
+    """Normal of the board, float64 `[3]`; approximate, for an assumed field of view of 53 degrees."""
 
     @property
     def tilt_deg(self) -> float:
-        """Between the board and the picture's plane."""
+        """Angle between the board and the image plane."""
         return math.degrees(math.acos(min(1.0, abs(float(self.normal[2])))))
 
 
 def find_corners(frame: Frame, board: Board, *, thorough: bool = True) -> Corners | None:
-    """The board's inner corners to a fraction of a pixel, None where not all of them are seen.
+    """Find the board's inner corners with sub-pixel accuracy.
 
-    OpenCV's older finder goes first: it takes a hundredth of the sector-based one's time, which finds boards in bad
-    light that the older one misses. Both are followed by `cornerSubPix`, which is more exact than either.
+    OpenCV's classic finder runs first: it takes a hundredth of the time of the sector-based one, which finds boards in
+    poor light. Both are refined by `cornerSubPix`, which is more accurate than either.
 
     Args:
         frame: uint8 RGB `[H, W, 3]`.
-        thorough: search with both, which takes up to seconds where there is no board.
+        thorough: try both finders, which can take seconds if there is no board.
+
+    Returns:
+        The corners, or None unless all of them are visible.
     """
+    # The search time grows with the number of pixels, so the board is searched in a reduced image.
     grey: Any = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     size, shrink = (board.columns, board.rows), max(1.0, max(grey.shape) / SEARCH_PX)
     small = grey if shrink == 1 else cv2.resize(grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
@@ -177,54 +181,55 @@ def find_corners(frame: Frame, board: Board, *, thorough: bool = True) -> Corner
         found, corners = cv2.findChessboardCornersSB(small, size, flags=cv2.CALIB_CB_NORMALIZE_IMAGE)
     if not found:
         return None
-    # OpenCV 4 gives [N, 1, 2], OpenCV 5 [N, 2]. Pixels are counted from their middles.
+    # OpenCV 4 returns [N, 1, 2], OpenCV 5 [N, 2]. Coordinates start at the centre of a pixel.
     coarse = (corners.reshape(-1, 1, 2).astype(np.float32) + 0.5) * np.float32(shrink) - np.float32(0.5)
     grid = coarse.reshape(board.rows, board.columns, 2)
     step_px = min(float(np.linalg.norm(np.diff(grid, axis=axis), axis=2).min()) for axis in (0, 1))
-    window_px = max(2, min(round(0.4 * step_px), round(5 + 3 * shrink)))  # no other corner in sight
+    window_px = max(2, min(round(0.4 * step_px), round(5 + 3 * shrink)))  # so that the window holds no other corner
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 40, 1e-3)
-    exact: Any = cv2.cornerSubPix(grey, coarse, (window_px, window_px), (-1, -1), criteria)
-    return exact.reshape(-1, 2)  # type: ignore[no-any-return]
+    refined: Any = cv2.cornerSubPix(grey, coarse, (window_px, window_px), (-1, -1), criteria)
+    return refined.reshape(-1, 2)  # type: ignore[no-any-return]
 
 
 class ViewPicker:
-    """Chooses views of a board that tell a calibration something new.
+    """Select views of a board that add information to a calibration.
 
     Args:
-        wanted: views that are enough, if they cover the picture and a third of them is tilted.
-        moving: frames come from a camera or a video: there are plenty, so views must hold still, and those that bring
-            nothing new are passed over. Pictures were chosen by someone: all of them count that differ.
+        wanted: number of views that is enough, if they cover the image and a third of them is tilted.
+        moving: frames come from a camera or a video. They are plentiful, so the board must be held still, and views
+            that add nothing are skipped. Of an image folder, every view that differs is kept.
     """
 
     def __init__(self, board: Board, wanted: int = 15, *, moving: bool = False) -> None:
         self.board = board
-        self.wanted = max(wanted, LEAST_TO_FIT)
+        self.wanted = max(wanted, MIN_VIEWS_TO_FIT)
         self.moving = moving
         self.size_hw: SizeHW | None = None
         self.views: list[View] = []
         self.seen = 0
-        """Frames with the board so far."""
+        """Number of frames in which the board was found."""
         self._covered = np.zeros(GRID_HW, np.uint8)
         self._before: Corners | None = None
 
     def look(self, name: str, frame: Frame) -> bool:
-        """Search the board in a frame; True if the view is kept.
+        """Search a frame for the board. Return whether the view is kept.
 
         Args:
             frame: uint8 RGB `[H, W, 3]`.
 
         Raises:
-            InputError: the frame is not as large as those before.
+            InputError: the frame's size differs from that of earlier frames.
         """
         size_hw = (frame.shape[0], frame.shape[1])
         if self.size_hw is not None and size_hw != self.size_hw:
             raise InputError(
-                f"{name} has {size_hw[1]}x{size_hw[0]} pixels, those before {self.size_hw[1]}x{self.size_hw[0]}.",
-                "A calibration is of one camera in one mode.",
-                "Keep pictures of one size only, none of them turned.",
+                f"{name} is {size_hw[1]}x{size_hw[0]}, but earlier images are {self.size_hw[1]}x{self.size_hw[0]}.",
+                "A calibration is for one camera and one resolution.",
+                "Use images of one size only, none of them rotated.",
             )
         self.size_hw = size_hw
         corners = find_corners(frame, self.board, thorough=not self.moving)
+        # Also without a board: motion is measured between consecutive frames only.
         before, self._before = self._before, corners
         if corners is None:
             return False
@@ -232,7 +237,7 @@ class ViewPicker:
         if self.moving and (before is None or distance(corners, before) > STEADY_SHARE * math.hypot(*size_hw)):
             return False
         view = View(name=name, corners_px=corners, normal=_normal(corners, self.board, size_hw))
-        if not self._differs(view) or not self._helps(view):
+        if not self._differs(view) or not self._is_useful(view):
             return False
         self.views.append(view)
         self._covered |= self._cover(view)
@@ -240,51 +245,51 @@ class ViewPicker:
 
     @property
     def coverage(self) -> float:
-        """Share of the picture that lay within the board's corners in any view."""
+        """Share of the image covered by the board's corners in any view."""
         return float(self._covered.mean())
 
     @property
-    def wish(self) -> str | None:
-        """What whoever holds the board should do next; None when the views are enough."""
+    def hint(self) -> str | None:
+        """What the user should do next with the board; None if there are enough views."""
         if not self.views:
             return "show the whole board" if not self.seen else "hold the board still"
-        if self._tilts_missing > 0:
+        if self._missing_tilts > 0:
             return "tilt the board more"
-        if self.coverage < ENOUGH_COVERAGE:
-            return f"show the board in the {self._emptiest()}"
+        if self.coverage < TARGET_COVERAGE:
+            return f"show the board in the {self._least_covered()}"
         return "show the board elsewhere" if len(self.views) < self.wanted else None
 
     @property
-    def _tilts_missing(self) -> int:
+    def _missing_tilts(self) -> int:
         return math.ceil(self.wanted / 3) - sum(view.tilt_deg >= TILTED_DEG for view in self.views)
 
     def _differs(self, view: View) -> bool:
         assert self.size_hw is not None
-        least_px, most_cos = DIFFERENT_SHARE * math.hypot(*self.size_hw), math.cos(math.radians(DIFFERENT_DEG))
+        min_px, max_cos = DIFFERENT_SHARE * math.hypot(*self.size_hw), math.cos(math.radians(DIFFERENT_DEG))
         return all(
-            distance(view.corners_px, other.corners_px) > least_px or abs(view.normal @ other.normal) < most_cos
+            distance(view.corners_px, other.corners_px) > min_px or abs(view.normal @ other.normal) < max_cos
             for other in self.views
         )
 
-    def _helps(self, view: View) -> bool:
-        """Whether there is room for it: places are kept for tilted views, and made for new parts of the picture."""
-        if not self.moving or len(self.views) < self.wanted - max(0, self._tilts_missing):
+    def _is_useful(self, view: View) -> bool:
+        """Reserve a third of the views for tilted boards; keep more than wanted only for new parts of the image."""
+        if not self.moving or len(self.views) < self.wanted - max(0, self._missing_tilts):
             return True
-        if self._tilts_missing > 0 and view.tilt_deg >= TILTED_DEG:
+        if self._missing_tilts > 0 and view.tilt_deg >= TILTED_DEG:
             return True
-        more = float((self._cover(view) & ~self._covered & 1).mean())
-        return self.coverage < ENOUGH_COVERAGE and more >= COVER_MORE
+        added = float((self._cover(view) & ~self._covered & 1).mean())
+        return self.coverage < TARGET_COVERAGE and added >= MIN_NEW_COVERAGE
 
     def _cover(self, view: View) -> npt.NDArray[np.uint8]:
-        """1 within the corners' hull, uint8 `GRID_HW`."""
+        """Return a mask of the corners' hull, uint8 `GRID_HW`, 1 inside."""
         assert self.size_hw is not None
         (height, width), (rows, columns) = self.size_hw, GRID_HW
         hull: Any = cv2.convexHull(view.corners_px * np.array([columns / width, rows / height], np.float32))
         mask: Any = cv2.fillConvexPoly(np.zeros(GRID_HW, np.uint8), hull.round().astype(np.int32), [1])
         return mask  # type: ignore[no-any-return]
 
-    def _emptiest(self) -> str:
-        """The ninth of the picture of which least was seen, in words."""
+    def _least_covered(self) -> str:
+        """Return the name of the least covered ninth of the image."""
         rows, columns = GRID_HW
         thirds = self._covered.reshape(3, rows // 3, columns)
         shares = [[float(part.mean()) for part in np.array_split(third, 3, axis=1)] for third in thirds]
@@ -294,7 +299,7 @@ class ViewPicker:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewFit:
-    """How a view fits into its calibration."""
+    """How well a view fits the calibration."""
 
     name: str
     rms_px: float
@@ -305,53 +310,56 @@ class ViewFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A camera as its pictures of a board tell it."""
+    """A calibrated camera."""
 
     camera: Camera
     centre_px: tuple[float, float]
-    """Principal point (cx, cy), counted from the middle of the first pixel."""
+    """Principal point (cx, cy), in pixels from the centre of the first pixel."""
     distortion: tuple[float, float, float, float, float]
-    """k1, k2, p1, p2, k3 of the plumb-bob model; k3 is 0 unless the residual asked for it."""
+    """k1, k2, p1, p2, k3 of the plumb-bob model; k3 is 0 unless it reduces the error clearly."""
     focal_std_px: tuple[float, float]
-    """Standard deviations of fx and fy, as far as corners err at random; infinite where views do not tell them."""
+    """Standard deviations of fx and fy for random corner errors; infinite if the views do not determine them."""
     rms_px: float
-    """Root mean square distance of corners from where the calibration puts them, over all views."""
+    """RMS reprojection error over all views."""
     views: tuple[ViewFit, ...]
     coverage: float
-    """Share of the picture that lay within the board's corners."""
+    """Share of the image covered by the board's corners."""
 
     @property
-    def doubts(self) -> list[str]:
-        """What speaks against it, in words; nothing, if it may be used."""
+    def warnings(self) -> list[str]:
+        """Reasons not to use this calibration; empty if it is good enough."""
         worst = max(self.views, key=lambda view: view.rms_px)
         uncertainty = max(
             std / focal for std, focal in zip(self.focal_std_px, (self.camera.fx_px, self.camera.fy_px), strict=True)
         )
         return [
             text
-            for doubtful, text in (
-                (len(self.views) < LEAST_VIEWS, f"views that differ: {len(self.views)}, and it takes {LEAST_VIEWS}"),
+            for failed, text in (
                 (
-                    self.rms_px > MOST_RMS_PX,
-                    f"corners lie {self.rms_px:.2f} px from where they should, and {MOST_RMS_PX:g} is the most "
+                    len(self.views) < MIN_VIEWS,
+                    f"only {len(self.views)} different views; at least {MIN_VIEWS} are needed",
+                ),
+                (
+                    self.rms_px > MAX_RMS_PX,
+                    f"the reprojection error is {self.rms_px:.2f} px RMS; at most {MAX_RMS_PX:g} px is accepted "
                     f"({worst.name}: {worst.rms_px:.2f} px)",
                 ),
                 (
-                    self.coverage < LEAST_COVERAGE,
-                    f"the board was seen in {100 * self.coverage:.0f} % of the picture, and "
-                    f"{100 * LEAST_COVERAGE:.0f} % is the least",
+                    self.coverage < MIN_COVERAGE,
+                    f"the board covered {100 * self.coverage:.0f} % of the image; "
+                    f"at least {100 * MIN_COVERAGE:.0f} % is needed",
                 ),
                 (
-                    uncertainty > MOST_FOCAL_STD,
-                    f"the focal length is known to {100 * uncertainty:.1f} % only; tilt the board by 20 to 45 degrees",
+                    uncertainty > MAX_FOCAL_STD,
+                    f"the focal length is uncertain by {100 * uncertainty:.1f} %; tilt the board by 20 to 45 degrees",
                 ),
             )
-            if doubtful
+            if failed
         ]
 
     @property
     def lines(self) -> list[str]:
-        """All of it in words."""
+        """The calibration as text, line by line."""
         camera, (std_x_px, std_y_px) = self.camera, self.focal_std_px
         down_deg = math.degrees(2 * math.atan(camera.height_px / 2 / camera.fy_px))
         return [
@@ -359,24 +367,24 @@ class Calibration:
                 f"{view.name}: {view.rms_px:.2f} px, tilted {view.tilt_deg:.0f}°, {view.distance_m:.2f} m away"
                 for view in self.views
             ),
-            f"views       {len(self.views)} that differ, of {camera.width_px}x{camera.height_px} pixels",
-            f"residual    {self.rms_px:.3f} px RMS",
-            f"coverage    {100 * self.coverage:.0f} % of the picture",
+            f"views       {len(self.views)} different, {camera.width_px}x{camera.height_px} pixels",
+            f"error       {self.rms_px:.3f} px RMS",
+            f"coverage    {100 * self.coverage:.0f} % of the image",
             f"focal       fx {camera.fx_px:.2f} ± {std_x_px:.2f} px, fy {camera.fy_px:.2f} ± {std_y_px:.2f} px",
-            f"sees        {camera.fov_deg:.1f}° across, {down_deg:.1f}° down",
+            f"view angle  {camera.fov_deg:.1f}° horizontal, {down_deg:.1f}° vertical",
             "centre      cx {:.2f} px, cy {:.2f} px".format(*self.centre_px),
             "distortion  k1 {:.4f}, k2 {:.4f}, p1 {:.5f}, p2 {:.5f}, k3 {:.4f}".format(*self.distortion),
         ]
 
     def save(self, path: Path) -> None:
-        """Write ROS's camera_info YAML, which `camera.read_camera` reads, whole."""
+        """Write ROS's camera_info YAML, which `camera.model.read_camera` reads."""
         (cx, cy), camera = self.centre_px, self.camera
         matrix = (camera.fx_px, 0.0, cx, 0.0, camera.fy_px, cy, 0.0, 0.0, 1.0)
         projection = (camera.fx_px, 0.0, cx, 0.0, 0.0, camera.fy_px, cy, 0.0, 0.0, 0.0, 1.0, 0.0)
         name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
         lines = [
             f"# {len(self.views)} views of a chessboard, {self.rms_px:.3f} px RMS, "
-            f"{100 * self.coverage:.0f} % of the picture covered",
+            f"{100 * self.coverage:.0f} % of the image covered",
             f"image_width: {camera.width_px}",
             f"image_height: {camera.height_px}",
             f'camera_name: "{name}"',
@@ -391,25 +399,26 @@ class Calibration:
 
 
 def calibrate(picker: ViewPicker) -> Calibration:
-    """The camera that fits a picker's views best.
+    """Fit a camera to a picker's views.
 
     Raises:
-        GateError: there are too few views for any, or none fits.
+        GateError: there are too few views, or the fit failed.
     """
     views, board = picker.views, picker.board
-    if len(views) < LEAST_TO_FIT or picker.size_hw is None:
+    if len(views) < MIN_VIEWS_TO_FIT or picker.size_hw is None:
         raise GateError(
-            f"Views of the board that differ: {len(views)}, too few.",
-            f"Frames that showed it: {picker.seen}. It takes {LEAST_VIEWS} from different places and angles.",
-            "Show the board near and far, in every corner of the picture, and tilted by 20 to 45 degrees.",
+            f"Too few different views of the board: {len(views)}.",
+            f"It was found in {picker.seen} frames; {MIN_VIEWS} views from different positions and angles are needed.",
+            "Show the board near and far, in every corner of the image, and tilted by 20 to 45 degrees.",
         )
     fit = _fit(views, board, picker.size_hw, cv2.CALIB_FIX_K3)
-    if fit[0] > K3_ASKED_PX and (third := _fit(views, board, picker.size_hw, 0))[0] < K3_GAIN * fit[0]:
+    # k3 is fitted only if needed: with little distortion it fits noise, and extrapolates badly.
+    if fit[0] > K3_MIN_RMS_PX and (third := _fit(views, board, picker.size_hw, 0))[0] < K3_MAX_RATIO * fit[0]:
         fit = third
-    rms_px, matrix, distortion, turns, shifts = fit
+    rms_px, matrix, distortion, rotations, translations = fit
     k1, k2, p1, p2, k3 = (float(value) for value in np.ravel(distortion)[:5])
-    errors_px, focal_std_px = _certainty(views, board, matrix, (k1, k2, p1, p2, k3), turns, shifts)
-    tilts_deg = (math.degrees(math.acos(min(1.0, abs(cv2.Rodrigues(turn)[0][2, 2])))) for turn in turns)
+    errors_px, focal_std_px = _uncertainty(views, board, matrix, (k1, k2, p1, p2, k3), rotations, translations)
+    tilts_deg = (math.degrees(math.acos(min(1.0, abs(cv2.Rodrigues(rotation)[0][2, 2])))) for rotation in rotations)
     height, width = picker.size_hw
     return Calibration(
         camera=Camera(fx_px=float(matrix[0, 0]), fy_px=float(matrix[1, 1]), width_px=width, height_px=height),
@@ -418,24 +427,24 @@ def calibrate(picker: ViewPicker) -> Calibration:
         focal_std_px=focal_std_px,
         rms_px=float(rms_px),
         views=tuple(
-            ViewFit(name=view.name, rms_px=error_px, tilt_deg=tilt_deg, distance_m=float(np.linalg.norm(shift)))
-            for view, error_px, tilt_deg, shift in zip(views, errors_px, tilts_deg, shifts, strict=True)
+            ViewFit(name=view.name, rms_px=error_px, tilt_deg=tilt_deg, distance_m=float(np.linalg.norm(translation)))
+            for view, error_px, tilt_deg, translation in zip(views, errors_px, tilts_deg, translations, strict=True)
         ),
         coverage=picker.coverage,
     )
 
 
 def distance(corners_px: Corners, other_px: Corners) -> float:
-    """Root mean square distance of two views' corners, in pixels; a board turned half round is the same board."""
-    forth, back = (float(np.square(corners_px - each).sum(1).mean()) for each in (other_px, other_px[::-1]))
+    """Return the RMS distance of two views' corners in pixels; a board rotated by 180 degrees is the same board."""
+    forth, back = (float(np.square(corners_px - other).sum(1).mean()) for other in (other_px, other_px[::-1]))
     return math.sqrt(min(forth, back))
 
 
 def _fit(views: list[View], board: Board, size_hw: SizeHW, flags: int) -> Any:
-    """OpenCV's fit: RMS in pixels, matrix, distortion, and each view's turn and shift.
+    """Run OpenCV's fit: RMS in pixels, camera matrix, distortion, and each view's rotation and translation.
 
     Raises:
-        GateError: it found none.
+        GateError: the fit failed.
     """
     try:
         fit: Any = cv2.calibrateCamera(
@@ -445,11 +454,11 @@ def _fit(views: list[View], board: Board, size_hw: SizeHW, flags: int) -> Any:
             np.zeros((3, 3)),
             np.zeros(5),
             flags=flags,
-            criteria=FIT_UNTIL,
+            criteria=FIT_CRITERIA,
         )
         if np.isfinite(fit[0]) and np.isfinite(fit[1]).all() and min(fit[1][0, 0], fit[1][1, 1]) > 0:
             return fit
-        reason = "The best fit is no camera."
+        reason = "The best fit is not a valid camera."
     except cv2.error as error:
         reason = f"OpenCV: {error.err}"
     raise GateError(
@@ -459,48 +468,49 @@ def _fit(views: list[View], board: Board, size_hw: SizeHW, flags: int) -> Any:
     )
 
 
-def _certainty(
-    views: list[View], board: Board, matrix: Any, distortion: tuple[float, ...], turns: Any, shifts: Any
+def _uncertainty(
+    views: list[View], board: Board, matrix: Any, distortion: tuple[float, ...], rotations: Any, translations: Any
 ) -> tuple[list[float], tuple[float, float]]:
-    """Each view's RMS error in pixels, and the standard deviations of fx and fy.
+    """Return each view's RMS error in pixels, and the standard deviations of fx and fy.
 
-    From the fit's Jacobian J, with n corners' coordinates and p parameters: covariance = r'r / (n - p) inv(J'J). OpenCV
-    gives the same, except where views leave the focal length open, which matters most: its pseudo-inverse takes that
-    direction for a certain one, and a board that was never tilted for a focal length known to a tenth of a pixel.
+    With the fit's Jacobian J, residuals r, n corner coordinates and p parameters: covariance = r'r / (n - p) inv(J'J).
+    OpenCV returns the same, except if the views do not determine the focal length, the case that matters most: its
+    pseudo-inverse treats that direction as certain, and reports a tenth of a pixel for a board that was never tilted.
     """
     intrinsics = 8 + (distortion[4] != 0)  # fx, fy, cx, cy, k1, k2, p1, p2 and perhaps k3
     coordinates = 2 * len(board.points_m)
     jacobian = np.zeros((coordinates * len(views), intrinsics + 6 * len(views)))
     residuals_px = np.zeros((len(views), coordinates))
-    for index, (view, turn, shift) in enumerate(zip(views, turns, shifts, strict=True)):
+    for index, (view, rotation, translation) in enumerate(zip(views, rotations, translations, strict=True)):
         points = board.points_m.astype(np.float64)
-        projected, slopes = cv2.projectPoints(points, turn, shift, matrix, np.array(distortion))
+        projected, derivatives = cv2.projectPoints(points, rotation, translation, matrix, np.array(distortion))
         residuals_px[index] = np.ravel(projected) - np.ravel(view.corners_px)
         rows = slice(index * coordinates, (index + 1) * coordinates)
-        jacobian[rows, :intrinsics] = slopes[:, 6 : 6 + intrinsics]
-        jacobian[rows, intrinsics + 6 * index :][:, :6] = slopes[:, :6]
-    errors_px = [math.sqrt(2 * float(np.square(own).mean())) for own in residuals_px]
-    sizes = np.linalg.norm(jacobian, axis=0)
+        jacobian[rows, :intrinsics] = derivatives[:, 6 : 6 + intrinsics]
+        jacobian[rows, intrinsics + 6 * index :][:, :6] = derivatives[:, :6]
+    errors_px = [math.sqrt(2 * float(np.square(residual_px).mean())) for residual_px in residuals_px]
+    # Columns differ by orders of magnitude; with unit norm, inverting is numerically safe.
+    norms = np.linalg.norm(jacobian, axis=0)
     try:
-        unscaled = np.linalg.inv((jacobian / sizes).T @ (jacobian / sizes))
+        unscaled = np.linalg.inv((jacobian / norms).T @ (jacobian / norms))
     except np.linalg.LinAlgError:
         return errors_px, (math.inf, math.inf)
     variance = float(np.square(residuals_px).sum()) / (jacobian.shape[0] - jacobian.shape[1])
     std_x_px, std_y_px = (
-        math.sqrt(variance * unscaled[axis, axis]) / float(sizes[axis]) if unscaled[axis, axis] > 0 else math.inf
+        math.sqrt(variance * unscaled[axis, axis]) / float(norms[axis]) if unscaled[axis, axis] > 0 else math.inf
         for axis in (0, 1)
     )
     return errors_px, (std_x_px, std_y_px)
 
 
 def _normal(corners_px: Corners, board: Board, size_hw: SizeHW) -> npt.NDArray[np.float64]:
-    """The board's normal through a lens of 53 degrees; tilts through other lenses come out a little off."""
+    """Return the board's normal for a field of view of 53 degrees; other lenses give slightly wrong tilts."""
     height, width = size_hw
     focal_px = float(max(size_hw))
     matrix = np.array([[focal_px, 0, (width - 1) / 2], [0, focal_px, (height - 1) / 2], [0, 0, 1]])
     points, corners = board.points_m[:, None].astype(np.float64), corners_px[:, None].astype(np.float64)
-    turn: Any = cv2.solvePnP(points, corners, matrix, np.zeros(4), flags=cv2.SOLVEPNP_IPPE)[1]
-    normal: npt.NDArray[np.float64] = cv2.Rodrigues(turn)[0][:, 2]
+    rotation: Any = cv2.solvePnP(points, corners, matrix, np.zeros(4), flags=cv2.SOLVEPNP_IPPE)[1]
+    normal: npt.NDArray[np.float64] = cv2.Rodrigues(rotation)[0][:, 2]
     return normal
 
 

@@ -1,71 +1,65 @@
-"""`mde audit`: what a file's precision really is."""
+"""`mde audit`: check which precision each layer of a model uses."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.graph.audit import Audit
-    from mirrordepth_edge.graph.audit_findings import Finding
-    from mirrordepth_edge.manifest import Manifest
+from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
+from mirrordepth_edge.commands.terminal import console
+from mirrordepth_edge.errors import GateError, OptionError
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
+from mirrordepth_edge.graph.audit import Audit, audit_onnx, read_onnx
+from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
+from mirrordepth_edge.graph.audit_findings import AuditFinding
+from mirrordepth_edge.manifest import Manifest, manifest_path, read_manifest
+from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json
 
-SHOWN = 2  # nodes named with a finding; --json has all of them
+MAX_NODES = 2
+"""Nodes listed per finding; --json has all of them."""
 LAYERS_SUFFIX = ".json"
 
 
 def audit(
-    model: Annotated[str, typer.Argument(help="A .onnx or .plan file, trtexec's layer .json, nano or nano.fp16.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything that was found.")] = None,
+    model: Annotated[str, typer.Argument(help="A .onnx or .plan file, layer .json of trtexec, nano or nano.fp16.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all results.")] = None,
 ) -> None:
-    """Say what a file's precision really is.
+    """Check which precision each layer of a model uses.
 
-    How much of its work runs in INT8, FP16 and FP32, and what undoes the gain: quantised values that
-    no integer kernel takes, casts that undo each other, attention that cannot be fused. The exit code is
-    3 where the file is not what its manifest says was asked for.
+    Reports the share of work in INT8, FP16 and FP32, and what costs speed: quantised values that no integer kernel
+    uses, redundant casts, attention that cannot be fused. Exits with 3 if the precision is not the one in the manifest.
     """
-    from dataclasses import asdict
-
-    from mirrordepth_edge.artefact import model_path
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.errors import GateError
-    from mirrordepth_edge.support.files import ensure_folder, write_json
-
     file = model_path(model)
     if json_file is not None:
         ensure_folder(json_file.parent)
-    found, manifest = _audit(file)
-    _print(file, found)
+    result, manifest = _audit(file)
+    _print(file, result)
     if json_file is not None:
-        shares = {precision: found.share(precision) for precision in found.work}
-        write_json(json_file, {"file": file, "shares": shares, **asdict(found)})
+        shares = {precision: result.share(precision) for precision in result.work}
+        write_json(json_file, {"file": file, "shares": shares, **asdict(result)})
         console.print(f"wrote {json_file}")
-    if found.verdict is None:
-        reason = "it has no manifest" if manifest is None else "its layers' types are unknown"
-        console.print(f"No verdict: {reason}, so nothing says whether this is what was asked for.")
-    elif not found.verdict.holds:
-        raise GateError(f"{file} is not {found.verdict.asked.upper()}.", found.verdict.text, found.verdict.cure)
+    if result.verdict is None:
+        reason = "the file has no manifest" if manifest is None else "the precision of its layers is unknown"
+        console.print(f"No verdict: {reason}, so there is nothing to compare with.")
+    elif not result.verdict.holds:
+        raise GateError(f"{file} is not {result.verdict.asked.upper()}.", result.verdict.text, result.verdict.cure)
     else:
-        console.print(f"It is {found.verdict.asked.upper()}, as asked: {found.verdict.text}")
+        console.print(f"The model is {result.verdict.asked.upper()}, as requested: {result.verdict.text}")
 
 
 def _audit(file: Path) -> tuple[Audit, Manifest | None]:
-    from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.export.dynamic_shapes import fixed
-    from mirrordepth_edge.graph.audit import audit_onnx, read_onnx
-    from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
-    from mirrordepth_edge.manifest import manifest_path, read_manifest
-    from mirrordepth_edge.support.files import existing_file
-
     if file.suffix == CHECKPOINT_SUFFIX:
-        made = file.with_suffix(ONNX_SUFFIX).name
+        onnx_name = file.with_suffix(ONNX_SUFFIX).name
         raise OptionError(
             f"{file} has no precision to audit.",
-            "A checkpoint holds FP32 weights; what multiplies in what is decided when it is exported.",
-            f"mde export {file} -o {made}, then mde audit {made}",
+            "A checkpoint holds FP32 weights; export decides the precision of each layer.",
+            f"mde export {file} -o {onnx_name}, then mde audit {onnx_name}",
         )
     existing_file(file, "model")
     if file.suffix == LAYERS_SUFFIX:
@@ -75,45 +69,42 @@ def _audit(file: Path) -> tuple[Audit, Manifest | None]:
         return audit_engine(layer_information(file, manifest), manifest), manifest
     if file.suffix != ONNX_SUFFIX:
         raise OptionError(
-            f"{file} is no file to audit.",
+            f"{file} cannot be audited.",
             f"Its name does not end in {', '.join((ONNX_SUFFIX, *PLAN_SUFFIXES, LAYERS_SUFFIX))}.",
-            "Name an ONNX file, an engine, or the layers that trtexec --exportLayerInfo wrote.",
+            "Give an ONNX file, an engine, or the file written by trtexec --exportLayerInfo.",
         )
-    known = read_manifest(file) if manifest_path(file).is_file() else None
+    onnx_manifest = read_manifest(file) if manifest_path(file).is_file() else None
     model = read_onnx(file)
-    return audit_onnx(model if known is None else fixed(model, known.at().inputs), known), known
+    if onnx_manifest is not None:
+        model = fix_shapes(model, onnx_manifest.at().inputs)
+    return audit_onnx(model, onnx_manifest), onnx_manifest
 
 
-def _print(file: Path, found: Audit) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from mirrordepth_edge.commands.terminal import console
-
-    total = sum(found.work.values())
+def _print(file: Path, result: Audit) -> None:
+    total = sum(result.work.values())
     amount = (
-        f"{total / 1e9:.3f} G multiply-adds" if found.unit == "multiply-adds" else f"{total} layer{'s' * (total != 1)}"
+        f"{total / 1e9:.3f} G multiply-adds" if result.unit == "multiply-adds" else f"{total} layer{'s' * (total != 1)}"
     )
     table = Table(show_header=False, box=None, pad_edge=False)
     rows = [("file", str(file)), ("work", amount)]
-    rows += [(f"  {name}", f"{found.share(name):.1%}") for name in sorted(found.work, key=lambda n: -found.work[n])]
-    for label, counts in found.parts.items():
+    rows += [(f"  {name}", f"{result.share(name):.1%}") for name in sorted(result.work, key=lambda n: -result.work[n])]
+    for label, counts in result.parts.items():
         rows.append((label, ", ".join(f"{number} {name}" for name, number in counts.items())))
-    if found.attention:
-        fused = sum(block.unfused is None for block in found.attention)
-        rows.append(("attention", f"{len(found.attention)} blocks, {fused} that TensorRT can run as one kernel"))
-    if found.cast_bytes is not None:
-        rows.append(("casts", f"{found.casts} at run time, which move {found.cast_bytes / 1e6:.2f} MB"))
+    if result.attention:
+        fused = sum(block.unfused is None for block in result.attention)
+        rows.append(("attention", f"{len(result.attention)} blocks, {fused} that TensorRT can fuse"))
+    if result.cast_bytes is not None:
+        rows.append(("casts", f"{result.casts} at run time, moving {result.cast_bytes / 1e6:.2f} MB"))
     for key, value in rows:
         table.add_row(Text(key, style="bold"), Text(value))
     console.print(table)
-    for finding in found.findings:
+    for finding in result.findings:
         console.print(Text("- ") + Text(finding.text))
         console.print(f"    {_names(finding)}next: {finding.cure}")
 
 
-def _names(finding: Finding) -> str:
+def _names(finding: AuditFinding) -> str:
     if not finding.nodes:
         return ""
-    more = len(finding.nodes) - SHOWN
-    return ", ".join(finding.nodes[:SHOWN]) + (f" and {more} more" if more > 0 else "") + "; "
+    more = len(finding.nodes) - MAX_NODES
+    return ", ".join(finding.nodes[:MAX_NODES]) + (f" and {more} more" if more > 0 else "") + "; "

@@ -1,93 +1,125 @@
-"""`mde build`: ONNX to an engine."""
+"""`mde build`: build an engine from an ONNX file."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from mirrordepth_edge.commands.build_options import (
-    Dynamic,
-    HardwareCompat,
-    NoTimingCache,
-    OptimisationLevel,
-    Verbosity,
-    VersionCompat,
-    Weights,
-    Workspace,
-    build_config,
+from mirrordepth_edge.artefact import SHIPPED, model_path
+from mirrordepth_edge.commands.parameters import choice, parse_range
+from mirrordepth_edge.commands.terminal import console, errors
+from mirrordepth_edge.config import BuildConfig
+from mirrordepth_edge.engines.build import (
+    HERE,
+    BuildPlan,
+    build_engine,
+    is_proven,
+    load_targets,
+    plan_build,
+    problems_of,
 )
+from mirrordepth_edge.engines.trtexec import trtexec_commands
+from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.export.parity import figures
+from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+Verbosity = Literal["detailed", "layer-names", "none"]
+HardwareCompat = Literal["none", "ampere+", "same-cc"]
+Weights = Literal["full", "stripped"]
 
-    from mirrordepth_edge.config import BuildConfig
-    from mirrordepth_edge.engines.build import BuildPlan
-    from mirrordepth_edge.manifest import EngineInfo, Manifest
+TENSORRT = "Options of TensorRT (not TensorRT for RTX)"
+tensorrt_option = partial(typer.Option, rich_help_panel=TENSORRT)
 
 
 def build(
-    model: Annotated[str, typer.Argument(help="An ONNX file that mde export wrote, or nano.fp16.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Engine to write.  [MODEL.plan]")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="here, orin-nano, rtx-ada, … (RTX targets may be joined by commas).")
+    model: Annotated[str, typer.Argument(help="An ONNX file written by mde export, nano or nano.fp16.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Engine to write.  [default: MODEL.plan]")
     ] = None,
-    workspace: Workspace = None,
-    optimisation_level: OptimisationLevel = None,
-    no_timing_cache: NoTimingCache = False,
-    verbosity: Verbosity = "detailed",
-    dynamic: Dynamic = None,
-    hardware_compat: HardwareCompat = "none",
-    version_compat: VersionCompat = False,
-    weights: Weights = "full",
+    target: Annotated[
+        str | None,
+        typer.Option(help="here, orin-nano, rtx-ada, …; several RTX targets as A,B.  [default: here, else all RTX]"),
+    ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX", help="Range of a model with dynamic shapes, each [Nx]HxW.  [default: the model's]"
+        ),
+    ] = None,
+    workspace: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Maximum GPU memory for a kernel's workspace.  [default: no limit]"),
+    ] = None,
+    verbosity: Annotated[
+        Verbosity, choice(Verbosity, "--verbosity", help="What mde audit can read from the engine.")
+    ] = "detailed",
     print_trtexec: Annotated[
-        bool, typer.Option("--print-trtexec", help="Print trtexec's command for the same, and build nothing.")
+        bool, typer.Option("--print-trtexec", help="Print the equivalent trtexec command and exit.")
     ] = False,
+    optimisation_level: Annotated[
+        int | None,
+        tensorrt_option(min=0, max=5, metavar="0-5", help="How long to search for fast kernels.  [default: 3]"),
+    ] = None,
+    no_timing_cache: Annotated[
+        bool, tensorrt_option("--no-timing-cache", help="Do not read or write the timing cache.")
+    ] = False,
+    hardware_compat: Annotated[
+        HardwareCompat,
+        choice(
+            HardwareCompat,
+            "--hardware-compat",
+            help="Other GPUs that can run the engine, at some cost in speed.",
+            rich_help_panel=TENSORRT,
+        ),
+    ] = "none",
+    version_compat: Annotated[
+        bool,
+        tensorrt_option("--version-compat", help="Run in later TensorRT versions too; includes their lean runtime."),
+    ] = False,
+    weights: Annotated[
+        Weights,
+        choice(
+            Weights,
+            "--weights",
+            help="stripped: refit the weights from the ONNX file next to the engine.",
+            rich_help_panel=TENSORRT,
+        ),
+    ] = "full",
 ) -> None:
-    """Build an engine of an ONNX file.
+    """Build a TensorRT engine from an ONNX file.
 
-    With TensorRT for this machine's GPU, or with TensorRT for RTX for any RTX GPU, which needs no
-    GPU to build. The engine has the precision of the ONNX file.
+    Uses TensorRT for this machine's GPU, or TensorRT for RTX for any RTX GPU; the latter needs no GPU to build. The
+    engine has the precision of the ONNX file.
     """
-    from mirrordepth_edge.artefact import SHIPPED, model_path
-
+    if workspace is not None and not 0 < workspace < float("inf"):
+        raise OptionError(f"--workspace {workspace:g} is not an amount of memory.", "It is in GiB.", "--workspace 2")
     path = model_path(model)
-    beside = Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan")
-    config = build_config(
-        workspace,
-        optimisation_level,
-        no_timing_cache,
-        verbosity,
-        dynamic,
-        hardware_compat,
-        version_compat,
-        weights,
+    plan_file = output or (Path(f"{model}.plan") if model in SHIPPED else path.with_suffix(".plan"))
+    config = BuildConfig(
+        workspace_gib=workspace,
+        optimisation_level=optimisation_level,
+        timing_cache=not no_timing_cache,
+        verbosity=verbosity,
+        dynamic=None if dynamic is None else parse_range(dynamic),
+        hardware_compat=hardware_compat,
+        version_compat=version_compat,
+        weights=weights,
     )
     if print_trtexec:
-        _print_trtexec(path, output or beside, target, config)
-        return
-    build_and_report(path, output or beside, target, config)
-
-
-def _print_trtexec(model: Path, output: Path, target: str | None, config: BuildConfig) -> None:
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.engines.build import HERE, load_targets
-    from mirrordepth_edge.engines.trtexec import trtexec_commands
-    from mirrordepth_edge.manifest import read_manifest
-
-    console.print(trtexec_commands(model, output, read_manifest(model), load_targets(target or HERE), config))
+        console.print(trtexec_commands(path, plan_file, read_manifest(path), load_targets(target or HERE), config))
+    else:
+        build_and_report(path, plan_file, target, config)
 
 
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
-    """Build and print what came of it."""
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.engines.build import build_engine, is_proven, plan_build
-    from mirrordepth_edge.export.parity import figures
-    from mirrordepth_edge.manifest import read_manifest
-
+    """Build an engine and print its size, effort and parity."""
     plan = plan_build(target)
-    _warn(plan, read_manifest(model, verify=False))
+    _print_known_problems(plan, read_manifest(model, verify=False))
     with _progress() as bar:
         task = bar.add_task(f"building with {plan.flavour}", total=1.0, phase="")
         manifest = build_engine(
@@ -95,7 +127,7 @@ def build_and_report(model: Path, output: Path, target: str | None, config: Buil
             output,
             plan,
             config,
-            lambda now: bar.update(task, completed=now.fraction, phase=now.phase),
+            lambda progress: bar.update(task, completed=progress.fraction, phase=progress.phase),
         )
     engine = manifest.engine
     assert engine is not None, "a plan has an engine"
@@ -107,41 +139,31 @@ def build_and_report(model: Path, output: Path, target: str | None, config: Buil
     if is_proven(manifest):
         console.print(f"parity: {parity.runner}, {figures(parity)} (gate: {parity.limit})")
     else:
-        console.print(f"note: this engine has not been run: {_why_not_run(plan)}")
+        console.print(f"note: the engine was not run: {_why_not_run(plan)}")
     if engine.flavour == "tensorrt-rtx":
         console.print(f"  for a Jetson: copy {model.name} and its manifest there and type: mde build {model.name}")
 
 
 def _progress() -> Progress:
-    """A bar on the error stream; the builder's steps are of very different lengths, so no time is promised."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    from mirrordepth_edge.commands.terminal import errors
-
+    """Return a progress bar on stderr, without a remaining time: the builder's phases differ too much in length."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     phase = TextColumn("{task.fields[phase]}")
-    shown = errors.is_terminal
-    return Progress(SpinnerColumn(), *columns, phase, console=errors, transient=True, disable=not shown)
+    is_hidden = not errors.is_terminal
+    return Progress(SpinnerColumn(), *columns, phase, console=errors, transient=True, disable=is_hidden)
 
 
-def _warn(plan: BuildPlan, manifest: Manifest) -> None:
-    """What others saw go wrong with such engines, with their threads."""
-    from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.engines.build import problems_of
-
+def _print_known_problems(plan: BuildPlan, manifest: Manifest) -> None:
     for problem in problems_of(plan, manifest.precision):
         errors.print(f"known problem ({problem.severity}, {problem.certainty}): {problem.what}", style="yellow")
         errors.print(f"  seen on: {problem.seen_on}\n  instead: {problem.instead}\n  see:     {problem.links[0]}")
 
 
 def _effort(engine: EngineInfo) -> str:
-    peak = "" if engine.peak_memory_mb is None else f", {engine.peak_memory_mb:.0f} MB of main memory at most"
+    peak = "" if engine.peak_memory_mb is None else f", {engine.peak_memory_mb:.0f} MB peak memory"
     return f"built in {engine.build_seconds:.1f} s{peak}"
 
 
 def _why_not_run(plan: BuildPlan) -> str:
-    from mirrordepth_edge.machine.device import nvidia_gpus
-
     if any(gpu.compute_capability in plan.compute_capabilities for gpu in nvidia_gpus()):
-        return "it is for another GPU than the first one, which is what runs here"
-    return "no GPU of its kind is here"
+        return "it is for a GPU other than the first one, which is the one that runs engines"
+    return "this machine has no GPU of that kind"

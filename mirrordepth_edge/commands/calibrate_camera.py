@@ -1,4 +1,4 @@
-"""`mde calibrate-camera`: focal length and distortion from pictures of a chessboard."""
+"""`mde calibrate-camera`: measure focal length and distortion with a chessboard."""
 
 from __future__ import annotations
 
@@ -6,87 +6,79 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.camera.chessboard import Board, ViewPicker
-    from mirrordepth_edge.config import SizeHW
-    from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
+from mirrordepth_edge.commands.parameters import parse_size
+from mirrordepth_edge.commands.terminal import console, errors
+from mirrordepth_edge.config import SizeHW
+from mirrordepth_edge.errors import GateError, InputError
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.open import CameraOptions, open_source
+from mirrordepth_edge.support.files import ensure_folder, require_suffix
+from mirrordepth_edge.support.units import parse_length
 
-PATIENCE_S = 30.0
-"""How long a camera may show no board; then what there is has to do."""
+TIMEOUT_S = 30.0
+"""Recording from a camera ends after this time without a board."""
 
 
 def calibrate_camera(
     source: Annotated[
-        str, typer.Option(help="Camera number, /dev/videoN, video file, URL, or a folder of pictures.")
+        str, typer.Option(help="Camera number, /dev/videoN, video file, URL, or a folder of images.")
     ] = "0",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Ask a camera for this size, the one mde live will use.")
+        str | None, typer.Option(metavar="HxW", help="Camera frame size; use the same for mde live.")
     ] = None,
-    board: Annotated[str, typer.Option(metavar="CxR", help="Inner corners of the board, across and down.")] = "9x6",
-    square: Annotated[str, typer.Option(help="Side of a square; only distances depend on it.")] = "20mm",
-    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write, as ROS has it.")] = Path(
+    board: Annotated[str, typer.Option(metavar="CxR", help="Inner corners of the board, columns x rows.")] = "9x6",
+    square: Annotated[str, typer.Option(help="Side of a square; affects printed distances only.")] = "20mm",
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write, in the format of ROS.")] = Path(
         "camera.yaml"
     ),
-    views: Annotated[int, typer.Option(min=8, help="Views of the board to collect from a camera or a video.")] = 15,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Write it in spite of doubts.")] = False,
-    print_board: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Only write a board to print, and stop.")
-    ] = None,
-    dpi: Annotated[int, typer.Option(min=50, max=1200, help="Of the board to print.")] = 300,
+    views: Annotated[int, typer.Option(min=8, metavar="N", help="Views to collect from a camera or video.")] = 15,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Write the calibration despite warnings.")] = False,
+    print_board: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a board to print, and exit.")] = None,
+    dpi: Annotated[int, typer.Option(min=50, max=1200, metavar="N", help="Resolution of --print-board.")] = 300,
 ) -> None:
     """Calibrate a camera with a chessboard.
 
-    Show the board from near and far, in every corner of the picture and tilted; views are chosen by
-    themselves, with a beep each. With a camera, 30 seconds without the board end it, too. The result
-    tells mde run, live and evaluate the lens: --calibration camera.yaml
+    Show the board near and far, in every corner of the image, and tilted. Views are selected automatically, with a
+    beep each. Recording from a camera ends after 30 seconds without the board. Use the result with
+    mde run, live and evaluate: --calibration camera.yaml
     """
-    from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
-    from mirrordepth_edge.commands.sizes import parse_size
-    from mirrordepth_edge.commands.terminal import console, errors
-    from mirrordepth_edge.errors import GateError
-    from mirrordepth_edge.support.files import ensure_folder, require_suffix
-    from mirrordepth_edge.support.units import parse_length
-
     chessboard = Board.parse(board, parse_length(square, "--square", "20mm"))
     if print_board is not None:
         _write_board(chessboard, print_board, dpi)
         return
     require_suffix(output, (".yaml", ".yml"), "a calibration")
     ensure_folder(output.parent)
-    picker = ViewPicker(chessboard, views, moving=not _is_pictures(source))
+    picker = ViewPicker(chessboard, views, moving=not _is_images(source))
     _collect(picker, source, parse_size(size) if size else None)
     calibration = calibrate(picker)
     console.print("\n".join(calibration.lines))
-    if calibration.doubts and not anyway:
+    if calibration.warnings and not anyway:
         raise GateError(
-            "This calibration is not to be trusted; nothing was written.",
-            "\n".join(calibration.doubts),
-            "Show the board in more places, near, far and tilted, and keep it flat; or --anyway",
+            "The calibration is unreliable and was not written.",
+            "\n".join(calibration.warnings),
+            "Show the board in more places, near, far and tilted, and keep it flat; or add --anyway.",
         )
     calibration.save(output)
-    for doubt in calibration.doubts:
-        errors.print(f"note: {doubt}", style="yellow")
+    for warning in calibration.warnings:
+        errors.print(f"note: {warning}", style="yellow")
     console.print(f"{output}: mde live --calibration {output}")
 
 
-def _is_pictures(source: str) -> bool:
-    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
-
+def _is_images(source: str) -> bool:
     path = Path(source)
     return path.is_dir() or (path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
 
 
 @contextmanager
 def _frames_of(source: str, size_hw: SizeHW | None) -> Iterator[tuple[Iterator[tuple[str, Frame]], bool]]:
-    """Frames with their names, and whether they go on for ever."""
-    from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
-    from mirrordepth_edge.sources.open import CameraOptions, open_source
-
-    if _is_pictures(source):
+    """Yield frames with their names, and whether the source is endless."""
+    if _is_images(source):
         path = Path(source)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         yield ((file.name, read_picture(file)) for file in files if file.suffix.lower() in PICTURE_SUFFIXES), False
@@ -103,39 +95,34 @@ def _frames_of(source: str, size_hw: SizeHW | None) -> Iterator[tuple[Iterator[t
 
 
 def _collect(picker: ViewPicker, source: str, size_hw: SizeHW | None) -> None:
-    """Fill the picker; a camera and a video end when it has enough."""
-    from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.errors import InputError
-
-    passed_over, seen_s = [], time.monotonic()
+    """Collect views; a camera or video ends when there are enough."""
+    skipped, seen_s = [], time.monotonic()
     with _frames_of(source, size_hw) as (frames, endless), errors.status("looking for the board") as status:
         for name, frame in frames:
             seen = picker.seen
             if picker.look(name, frame) and endless:
-                errors.bell()  # whoever holds the board looks at it, not at the screen
+                errors.bell()  # the user looks at the board, not at the screen
             if picker.seen > seen:
                 seen_s = time.monotonic()
             elif not picker.moving:
-                passed_over.append(name)
-            enough = picker.moving and picker.wish is None
-            if enough or (endless and time.monotonic() - seen_s > PATIENCE_S):
+                skipped.append(name)
+            enough = picker.moving and picker.hint is None
+            if enough or (endless and time.monotonic() - seen_s > TIMEOUT_S):
                 break
-            status.update(f"{len(picker.views)} of {picker.wanted} views; {picker.wish or 'enough'}  ({name})")
+            status.update(f"{len(picker.views)} of {picker.wanted} views; {picker.hint or 'enough'}  ({name})")
     if not picker.seen:
         raise InputError(
-            f"No board of {picker.board} inner corners was found in {source}.",
-            "All of them have to be seen, sharp and in even light, with a white margin around the squares.",
-            "Count the inner corners, one less than squares each way, and tell them: --board 9x6",
+            f"No board with {picker.board} inner corners was found in {source}.",
+            "All inner corners must be visible, sharp and evenly lit, with a white margin around the squares.",
+            "Count the inner corners (one less than the squares in each direction): --board 9x6",
         )
-    if passed_over:
-        errors.print(f"no board found in {', '.join(passed_over)}")
+    if skipped:
+        errors.print(f"no board found in {', '.join(skipped)}")
 
 
 def _write_board(board: Board, path: Path, dpi: int) -> None:
-    from mirrordepth_edge.commands.terminal import console
-
-    width_mm, height_mm = board.save_picture(path, dpi)
+    width_mm, height_mm = board.save_image(path, dpi)
     console.print(
-        f"{path}: {width_mm:.0f}x{height_mm:.0f} mm; print it, glue it to something flat, measure a square: "
+        f"{path}: {width_mm:.0f}x{height_mm:.0f} mm; print it, glue it to a flat surface, measure a square: "
         f"mde calibrate-camera --board {board} --square {1e3 * board.square_m:g}mm"
     )

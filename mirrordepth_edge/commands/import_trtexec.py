@@ -1,16 +1,19 @@
-"""`mde import-trtexec`: what TensorRT's own trtexec measured, as a table and as a result that can be compared."""
+"""`mde import-trtexec`: read the timings of trtexec, and make a result that can be compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.bench.result import BenchResult
-    from mirrordepth_edge.bench.trtexec_log import TrtexecSummary
-    from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.bench.result import BenchResult
+from mirrordepth_edge.bench.trtexec_log import AGAIN, TrtexecSummary, read_log, read_times, result_of
+from mirrordepth_edge.commands.terminal import console, print_table
+from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.machine.device import machine
+from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.support.files import ensure_folder, write_json
 
 RANKS = ("90", "95", "99")
 ROWS = {
@@ -23,29 +26,21 @@ ROWS = {
 
 
 def import_trtexec(
-    log: Annotated[Path, typer.Argument(help="What trtexec printed, all of it.")],
-    times: Annotated[Path | None, typer.Option(help="What the same run wrote with --exportTimes.")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="With --times: the engine that ran, its manifest beside it.")
-    ] = None,
-    here: Annotated[bool, typer.Option("--here", help="With --times: it ran on this machine.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was read.")] = None,
+    log: Annotated[Path, typer.Argument(help="Complete output of trtexec.")],
+    times: Annotated[Path | None, typer.Option(help="File that the same run wrote with --exportTimes.")] = None,
+    model: Annotated[Path | None, typer.Option(help="With --times: the engine that ran, with its manifest.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="With --times: the run was on this machine.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the timings.")] = None,
 ) -> None:
-    """Read what trtexec of TensorRT 8, 10 or 11 measured.
+    """Read the timings in the log of trtexec.
 
-    Its log is a summary. With --times and --model it becomes a result of raw samples, which mde bench compare
-    holds against those of mde bench --protocol trtexec-10 or trtexec-11, whichever counts as this run did.
+    Supports TensorRT 8, 10 and 11. The log alone gives a summary. With --times and --model, the result has raw samples
+    and mde bench compare accepts it, together with results of mde bench --protocol trtexec-10 or trtexec-11.
     """
-    from mirrordepth_edge.bench.trtexec_log import read_log, read_times, result_of
-    from mirrordepth_edge.commands.terminal import console, print_table
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.machine.device import machine
-    from mirrordepth_edge.support.files import ensure_folder, write_json
-
     if (times is None) is not (model is None) or (here and times is None):
         raise OptionError(
-            "--times and --model go together, and --here with them.",
-            "A result is raw samples of a known file.",
+            "--times and --model require each other; --here requires both.",
+            "A result needs raw samples and the file that was measured.",
             "Give --times and --model, or neither for the summary alone.",
         )
     if json_file is not None:
@@ -59,8 +54,8 @@ def import_trtexec(
     for note in _notes(summary, result):
         console.print(note)
     if json_file is not None:
-        told = summary.to_json()
-        write_json(json_file, told if result is None else result.to_json() | {"trtexec": told})
+        content = summary.to_json()
+        write_json(json_file, content if result is None else result.to_json() | {"trtexec": content})
         console.print(f"wrote {json_file}")
 
 
@@ -71,9 +66,7 @@ def _head(summary: TrtexecSummary, result: BenchResult | None) -> str:
 
 
 def _table(summary: TrtexecSummary) -> Table:
-    """Milliseconds of each of trtexec's times; copies that were not made are left out."""
-    from mirrordepth_edge.report.tables import Table
-
+    """Return a row per time of trtexec, in milliseconds, without copies that were not made."""
     rows = []
     for field, label in ROWS.items():
         if not summary.transfers and field in ("host_to_device", "device_to_host", "compute"):
@@ -86,25 +79,23 @@ def _table(summary: TrtexecSummary) -> Table:
 
 
 def _notes(summary: TrtexecSummary, result: BenchResult | None) -> list[str]:
-    from mirrordepth_edge.bench.trtexec_log import AGAIN
-
     queries = "" if summary.queries is None else f", {summary.queries} queries"
     span = "" if summary.seconds is None else f" in {summary.seconds:.2f} s"
-    warm = "" if summary.warmup is None else f" after {summary.warmup} to warm up"
-    notes = [f"throughput: {summary.throughput_hz:.1f} queries/s{queries}{span}{warm}"]
+    warmup = "" if summary.warmup is None else f" after {summary.warmup} warm-up queries"
+    notes = [f"throughput: {summary.throughput_hz:.1f} queries/s{queries}{span}{warmup}"]
     if not summary.passed:
-        notes.append("note: the log ends before trtexec said that it passed")
+        notes.append("note: the log ends before trtexec reports that it passed")
     if summary.cuda_graph is not None:
         notes.append(f"note: trtexec {'replayed a CUDA graph' if summary.cuda_graph else 'used no CUDA graph'}")
     notes += [f"warning (trtexec): {warning}" for warning in summary.warnings]
     if result is None:
-        notes.append("note: a summary without raw samples is for reading; mde bench compare does not take it")
+        notes.append("note: mde bench compare needs raw samples; this summary has none")
         return [*notes, f"  next: {AGAIN}, then mde import-trtexec trtexec.log --times times.json --model model.plan"]
     low_ms, high_ms = result.latency.p50_interval_ms
     notes.append(f"p50 of the raw samples: {result.latency.p50_ms:.3f} ms ({low_ms:.3f} to {high_ms:.3f})")
     for finding in result.findings:
         notes += [f"warning: {finding.what}", f"  next: {finding.cure}"]
-    notes.append("depth: trtexec's input is random, and its depth was not looked at")
+    notes.append("depth: not checked; the input of trtexec is random")
     if summary.model is not None and Path(summary.model).name != result.artefact:
         notes.append(f"note: the log names {summary.model}")
     return notes

@@ -1,14 +1,22 @@
-"""`mde inspect`: what a file is."""
+"""`mde inspect`: show what a model file contains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import onnx
 import typer
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.manifest import CheckpointInfo, Manifest
+from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
+from mirrordepth_edge.commands.terminal import console
+from mirrordepth_edge.engines.build import is_proven
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
+from mirrordepth_edge.graph.cost import graph_cost
+from mirrordepth_edge.manifest import CheckpointInfo, Manifest, read_checkpoint_info, read_manifest
 
 Rows = list[tuple[str, str]]
 
@@ -16,18 +24,10 @@ Rows = list[tuple[str, str]]
 def inspect(
     model: Annotated[str, typer.Argument(help="A .safetensors, .onnx or .plan file, nano or nano.fp16.")],
 ) -> None:
-    """Show what a model file is.
+    """Show what a model file contains.
 
     Origin, inputs and outputs, parity, size and cost of a checkpoint, an ONNX file or an engine.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    from mirrordepth_edge.artefact import model_path
-    from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest
-
     rows: Rows
     file = model_path(model)
     if file.suffix == CHECKPOINT_SUFFIX:
@@ -53,7 +53,7 @@ def _checkpoint_rows(info: CheckpointInfo) -> Rows:
         ("mirror, decoder", f"sha256 {info.weights_sha256}"),
         ("input", f"{model.size_hw[1]}x{model.size_hw[0]} pixels"),
         ("depth limits", f"{model.depth_limits_m[0]:g} to {model.depth_limits_m[1]:g} metres"),
-        ("trained on", f"{training['pictures']} pictures" if "pictures" in training else "not recorded"),
+        ("trained on", f"{training['pictures']} images" if "pictures" in training else "not recorded"),
     ]
 
 
@@ -61,33 +61,33 @@ def _manifest_rows(manifest: Manifest) -> Rows:
     parity, engine = manifest.parity, manifest.engine
     kind = "ONNX" if engine is None else f"engine, {engine.flavour} {engine.version}"
     rows = [
-        ("kind", kind if manifest.trained else f"{kind}; random weights, for measuring speed only"),
+        ("kind", kind if manifest.trained else f"{kind}; random weights, for speed only"),
         ("model", f"{manifest.model.preset}: {manifest.model.clip_model}"),
         ("precision", f"{manifest.precision.upper()}, opset {manifest.opset}"),
     ]
     if (quantisation := manifest.quantisation) is not None:
-        verdict = "held" if quantisation.accuracy is None or quantisation.accuracy.holds else "FAILED, written by force"
+        verdict = "passed" if quantisation.accuracy is None or quantisation.accuracy.holds else "FAILED (--force)"
         rows += [
             (
                 "INT8",
-                f"{len(quantisation.int8_nodes)} layers, for {quantisation.scheme.upper()}s; ranges by "
-                f"{quantisation.method} over {quantisation.calibration_frames} frames of {quantisation.calibration}",
+                f"{len(quantisation.int8_nodes)} layers, for {quantisation.scheme.upper()}s; calibrated with "
+                f"{quantisation.method} on {quantisation.calibration_frames} frames of {quantisation.calibration}",
             ),
             ("accuracy", f"{quantisation.accuracy}; {verdict}"),
         ]
         if quantisation.domain_problem is not None:
             rows.append(("calibrated on", quantisation.domain_problem))
         if quantisation.fp_fallback:
-            rows.append(("given back", ", ".join(quantisation.fp_fallback)))
+            rows.append(("kept in FP", ", ".join(quantisation.fp_fallback)))
     if engine is not None:
         rows.append(("runs on", f"compute capability {', '.join(engine.compute_capabilities)}"))
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         rows += [(label, f"{t.name}: {t.dtype} {list(t.shape)} {t.layout}, {t.range}, {t.unit}") for t in tensors]
     if manifest.sizes is not None:
-        rows.append(("sizes", f"from {manifest.sizes}, in steps of {manifest.model.size_multiple} pixels"))
+        rows.append(("sizes", f"{manifest.sizes} (min, opt, max), multiples of {manifest.model.size_multiple} pixels"))
     rows += [
         (
-            "parity" if engine is None or not parity.runner.startswith("onnxruntime") else "its ONNX's parity",
+            "parity" if engine is None or is_proven(manifest) else "parity of its ONNX",
             f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative, "
             f"{parity.frames} frames, {parity.runner}",
         ),
@@ -100,17 +100,12 @@ def _manifest_rows(manifest: Manifest) -> Rows:
 
 
 def _graph_rows(file: Path, manifest: Manifest) -> Rows:
-    import onnx
-
-    from mirrordepth_edge.export.dynamic_shapes import fixed
-    from mirrordepth_edge.graph.cost import graph_cost
-
-    cost = graph_cost(fixed(onnx.load(file), manifest.at().inputs))
-    usual = "" if manifest.sizes is None else f" of its usual size, {'x'.join(map(str, manifest.at().inputs[0].size))}"
+    cost = graph_cost(fix_shapes(onnx.load(file), manifest.at().inputs))
+    opt = "" if manifest.sizes is None else f" at its opt size, {'x'.join(map(str, manifest.at().inputs[0].size))}"
     return [
         ("parameters", f"{cost.parameters / 1e6:.2f} million in {cost.nodes} nodes"),
         (
             "cost",
-            f"{cost.macs / 1e9:.3f} G multiply-adds ({2 * cost.macs / 1e9:.3f} GFLOP) a run{usual}",
+            f"{cost.macs / 1e9:.3f} G multiply-adds ({2 * cost.macs / 1e9:.3f} GFLOP) per run{opt}",
         ),
     ]

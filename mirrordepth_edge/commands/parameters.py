@@ -1,64 +1,105 @@
-"""Options that several verbs share, and how their text becomes values."""
+"""Options that several verbs share, and the parsing of their values."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.config import BatchHW, Crop, DataConfig, DataKind, SessionOptions, SizeHW, SizeRange
+from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.config import DataConfig, SessionOptions
+    from mirrordepth_edge.camera.model import Camera
     from mirrordepth_edge.predictor import DepthPredictor
 
 NANO = "nano"
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+# Sections of `mde VERB --help`.
+RUNTIME = "Runtime options"
+runtime_option = partial(typer.Option, rich_help_panel=RUNTIME)
+COLOURS = "Colour options"
+colours_option = partial(typer.Option, rich_help_panel=COLOURS)
+CAMERA = "Camera options (give one of them)"
+camera_option = partial(typer.Option, rich_help_panel=CAMERA)
+DATASET = "Data set options"
+dataset_option = partial(typer.Option, rich_help_panel=DATASET)
+
+
+def choice(values: Any, option: str, **settings: Any) -> Any:
+    """Return a typer option that accepts the values of a `Literal` and refuses others with the three-part message.
+
+    typer before 0.19 does not know `Literal`, and its own message names no cure.
+    """
+    known = get_args(values)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            why = f"It is {', '.join(known[:-1])} or {known[-1]}."
+            raise OptionError(f"{option} {text!r} is unknown.", why, f"{option} {known[0]}")
+        return text
+
+    return typer.Option(option, parser=parse, metavar=f"[{'|'.join(known)}]", **settings)
+
 
 Model = Annotated[str, typer.Option(help="A .plan, .onnx or .safetensors file, nano or nano.fp16.")]
-Near = Annotated[float | None, typer.Option(help="Where the colours begin, in metres.  [the model's range]")]
-Far = Annotated[float | None, typer.Option(help="Where the colours end, in metres.  [the model's range]")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda; one asked for by name is never replaced.")]
+Target = Annotated[str | None, runtime_option(help="here: build an engine from the ONNX file, cache it, and run it.")]
+Trust = Annotated[
+    bool, runtime_option("--trust", help="Load an engine without a manifest (it runs native code; trust its source).")
+]
+Device = Annotated[
+    DeviceName, choice(DeviceName, "--device", help="An explicit choice never falls back.", rich_help_panel=RUNTIME)
+]
+Backend = Annotated[str | None, runtime_option(help="openvino: run ONNX with OpenVINO.  [default: by file type]")]
+Bf16 = Annotated[bool, runtime_option("--bf16", help="OpenVINO: compute in bfloat16 if the CPU supports it.")]
+NetworkSize = Annotated[
+    str | None, runtime_option(metavar="HxW", help="Network input size of a model with dynamic shapes.")
+]
 ClipWeights = Annotated[Path | None, typer.Option(help="Local CLIP weights instead of a download.")]
-Backend = Annotated[str | None, typer.Option(help="openvino: run ONNX with it.  [what the file is for]")]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="OpenVINO: multiply in bfloat16, on CPUs that can.")]
+Size = Annotated[str | None, typer.Option(metavar="HxW", help="Network input size in pixels, such as 224x288.")]
 
-# Another camera than the model was trained with, told in one of three ways (`camera.camera_of`).
-FocalPx = Annotated[float | None, typer.Option(metavar="F", help="The camera's focal length, in pixels of its frames.")]
-FovDeg = Annotated[float | None, typer.Option(metavar="D", help="Or its horizontal field of view, in degrees.")]
-Calibration = Annotated[Path | None, typer.Option(metavar="FILE", help="Or its calibration: OpenCV's, ROS's YAML.")]
+Near = Annotated[float | None, colours_option(help="Nearest depth of the colour map (m).  [default: model's]")]
+Far = Annotated[float | None, colours_option(help="Farthest depth of the colour map (m).  [default: model's]")]
 
-# Pictures with measured depth: the same words for every verb that reads them.
-Root = Annotated[Path, typer.Option(help="Folder with rgb and depth, NYU's .mat file, or a folder of NYU or KITTI.")]
-Data = Annotated[str, typer.Option(help="What --root is: auto, folder, nyu or kitti.")]
-ListFile = Annotated[Path | None, typer.Option("--list", help="List of pairs, as BTS has them; paths from --root.")]
-DepthRoot = Annotated[Path | None, typer.Option(help="Where a list's depth is.  [--root]")]
-KbCrop = Annotated[bool | None, typer.Option("--kb-crop/--no-kb-crop", help="Cut to 1216x352.  [KITTI only]")]
+# A camera other than the one the model was trained with (`camera.model.camera_of`).
+FocalPx = Annotated[float | None, camera_option(metavar="PIXELS", help="Focal length in pixels of the frame.")]
+FovDeg = Annotated[float | None, camera_option(metavar="DEGREES", help="Horizontal field of view.")]
+Calibration = Annotated[Path | None, camera_option(metavar="FILE", help="Calibration file (OpenCV or ROS YAML).")]
+
+Root = Annotated[Path, typer.Option(help="Folder with rgb/ and depth/, NYU's .mat file, or a folder of NYU or KITTI.")]
+Data = Annotated[DataKind, choice(DataKind, "--data", help="Layout of --root.", rich_help_panel=DATASET)]
+ListFile = Annotated[
+    Path | None, dataset_option("--list", help="List of pairs in the format of BTS, relative to --root.")
+]
+DepthRoot = Annotated[Path | None, dataset_option(help="Root of the depth files of --list.  [default: --root]")]
+KbCrop = Annotated[
+    bool | None, dataset_option("--kb-crop/--no-kb-crop", help="Crop to 1216x352.  [default: KITTI only]")
+]
 UnitsPerMetre = Annotated[
-    float | None, typer.Option(min=1e-6, help="Depth PNG value of one metre.  [1000; KITTI: 256]")
+    float | None,
+    dataset_option(min=1e-6, metavar="UNITS", help="Value of a depth PNG at 1 m.  [default: 1000; KITTI: 256]"),
+]
+CropOption = Annotated[
+    Crop | None, choice(Crop, "--crop", help="Evaluated region.  [default: NYU eigen, KITTI garg, else none]")
 ]
 
 
 def data_config(
     root: Path,
-    kind: str = "auto",
+    kind: DataKind = "auto",
     list_file: Path | None = None,
     depth_root: Path | None = None,
     kb_crop: bool | None = None,
     units_per_metre: float | None = None,
 ) -> DataConfig:
-    """The data set that a command line describes.
-
-    Raises:
-        OptionError: the kind is none of those known.
-    """
-    from mirrordepth_edge.config import DataConfig
-
-    if kind not in ("auto", "folder", "nyu", "kitti"):
-        raise OptionError(f"--data {kind!r} is unknown.", "It is auto, folder, nyu or kitti.", "--data auto")
+    """Return the data set that the options describe."""
     return DataConfig(
         root=root,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         list_file=list_file,
         depth_root=depth_root,
         kb_crop=kb_crop,
@@ -66,76 +107,66 @@ def data_config(
     )
 
 
-def check_crop(crop: str | None) -> None:
-    """Refuse a crop that is none of those known.
-
-    Raises:
-        OptionError: so it is.
-    """
-    if crop not in (None, "none", "eigen", "garg"):
-        raise OptionError(f"--crop {crop!r} is unknown.", "It is none, eigen or garg.", "--crop eigen")
-
-
-def announce(predictor: DepthPredictor, name: str) -> None:
-    """Say what runs on what, so that no fallback and no random weights go unseen."""
-    from mirrordepth_edge.commands.terminal import errors
-
-    session = predictor.session
-    errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
-    predictor.on_camera = lambda camera, scale: errors.print(f"camera: {camera}; metres times {scale:.3g}")
-    warn(predictor)
-
-
-def warn(predictor: DepthPredictor) -> None:
-    """Notes on what a user would not expect of an opened model."""
-    from mirrordepth_edge.commands.terminal import errors
-    from mirrordepth_edge.machine.device import nvidia_gpus
-
-    session = predictor.session
-    if session.device == "cpu" and nvidia_gpus():
-        errors.print(f"note: {nvidia_gpus()[0].name} is not used; mde doctor says why", style="yellow")
-    random = () if predictor.trained else ("the weights are random; the depth means nothing",)
-    for note in (*session.notes, *random):
-        errors.print(f"note: {note}", style="yellow")
-
-
 def session_options(
-    device: str,
+    device: DeviceName,
     clip_weights: Path | None = None,
     threads: int | None = None,
     backend: str | None = None,
     bf16: bool = False,
     network_size: str | None = None,
+    trust: bool = False,
 ) -> SessionOptions:
-    """Options for opening a model.
+    """Return the options for opening a model.
 
     Raises:
-        OptionError: the device is none of those known.
+        OptionError: `network_size` is not HEIGHTxWIDTH.
     """
-    from mirrordepth_edge.commands.sizes import parse_size
-    from mirrordepth_edge.config import SessionOptions
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise OptionError(f"--device {device!r} is no device.", "It is auto, cpu or cuda.", "--device auto")
     return SessionOptions(
-        device=device,  # type: ignore[arg-type]
+        device=device,
         clip_weights=clip_weights,
         threads=threads,
         backend=backend,
         bf16=bf16,
         network_hw=parse_size(network_size, "--network-size") if network_size else None,
+        trust=trust,
     )
 
 
-def torch_device(device: str) -> str:
-    """The device PyTorch shall use for `--device`; it is asked for by name, or the GPU where there is one.
+def announce(predictor: DepthPredictor, name: str) -> None:
+    """Print which device and backend run a model, and `warn`."""
+    from mirrordepth_edge.commands.terminal import errors
+
+    session = predictor.session
+    errors.print(f"{name} on {session.device} ({session.backend} {session.version}, {session.precision})")
+    warn(predictor)
+
+
+def print_camera(camera: Camera, scale: float) -> None:
+    """Report the camera that depth is scaled to: the `on_camera` of `predictor.load`."""
+    from mirrordepth_edge.commands.terminal import errors
+
+    errors.print(f"camera: {camera}; depth scaled by {scale:.3g}")
+
+
+def warn(predictor: DepthPredictor) -> None:
+    """Print notes of a model: an unused GPU, a fallback, random weights."""
+    from mirrordepth_edge.commands.terminal import errors
+    from mirrordepth_edge.machine.device import nvidia_gpus
+
+    session = predictor.session
+    if session.device == "cpu" and nvidia_gpus():
+        errors.print(f"note: {nvidia_gpus()[0].name} is not used; run mde doctor to see why", style="yellow")
+    random = () if predictor.trained else ("the weights are random; the depth is meaningless",)
+    for note in (*session.notes, *random):
+        errors.print(f"note: {note}", style="yellow")
+
+
+def torch_device(device: DeviceName) -> str:
+    """Return PyTorch's device for `--device`; `auto` is the GPU if PyTorch can use it.
 
     Raises:
-        MissingError: PyTorch is not installed, or the GPU asked for is not there.
+        MissingError: PyTorch is not installed, or `cuda` was given and PyTorch cannot use a GPU.
     """
-    from mirrordepth_edge.errors import MissingError, missing_package
-
-    session_options(device)  # a name that is known
     try:
         import torch
     except ImportError as error:
@@ -143,3 +174,58 @@ def torch_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingError("PyTorch cannot use a GPU here.", "torch.cuda.is_available() is False.", "--device cpu")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def parse_size(text: str, option: str = "--size") -> SizeHW:
+    """Parse `224x288` into (height, width).
+
+    Raises:
+        OptionError: The text is not HEIGHTxWIDTH.
+    """
+    match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
+    if match is None:
+        raise OptionError(f"{option} {text!r} is not a size.", "A size is HEIGHTxWIDTH in pixels.", f"{option} 224x288")
+    return int(match[1]), int(match[2])
+
+
+def parse_range(text: str, option: str = "--dynamic") -> SizeRange:
+    """Parse `MIN,OPT,MAX`, each HEIGHTxWIDTH or BATCHxHEIGHTxWIDTH.
+
+    Raises:
+        OptionError: There are not three sizes, one is not a size, or they do not grow.
+    """
+    try:
+        smallest, opt, largest = map(_batch_size, text.split(","))
+        return SizeRange(min=smallest, opt=opt, max=largest)
+    except ValueError as error:
+        raise OptionError(
+            f"{option} {text} is not a range of sizes.",
+            "It is MIN,OPT,MAX, each HEIGHTxWIDTH or BATCHxHEIGHTxWIDTH; they must not shrink.",
+            f"{option} 160x224,224x288,448x576",
+        ) from error
+
+
+def _batch_size(text: str) -> BatchHW:
+    match = re.fullmatch(r"(?:([1-9]\d*)[xX×])?([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(match[1] or 1), int(match[2]), int(match[3])
+
+
+def parse_export_size(size: str | None, dynamic: str | None) -> tuple[SizeHW | None, SizeRange | None]:
+    """Return the network input size (opt) of `--size` or `--dynamic`, and the range of `--dynamic`.
+
+    Raises:
+        OptionError: A value cannot be parsed, both are given, or the range has no dynamic axis.
+    """
+    if dynamic is None:
+        return parse_size(size) if size else None, None
+    sizes = parse_range(dynamic)
+    if size is not None:
+        why = "The second size of --dynamic is the one to optimise for."
+        raise OptionError("--size and --dynamic exclude each other.", why, "Leave --size out.")
+    _, height, width = sizes.opt
+    if not sizes.dynamic_axes:
+        why = "Its three sizes are the same."
+        raise OptionError(f"--dynamic {dynamic} has no dynamic axis.", why, f"--size {height}x{width}")
+    return (height, width), sizes

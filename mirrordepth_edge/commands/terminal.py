@@ -1,4 +1,4 @@
-"""How commands speak: one console, one progress bar, one way to lay out a table."""
+"""Terminal output of the commands: consoles, progress bar, tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def progress_bar() -> Progress:
-    """A bar on the error stream, so that what a command prints can be piped."""
+    """Return a progress bar on stderr, so that stdout can be piped."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -29,16 +29,16 @@ def progress_bar() -> Progress:
 
 
 def print_table(table: Table) -> None:
-    """A table on the console, words to the left and figures to the right, with its notes below."""
-    from rich.table import Table as Drawn
+    """Print a table, text aligned left and numbers right, and its notes."""
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = Drawn(box=None, pad_edge=False)
+    rich_table = RichTable(box=None, pad_edge=False)
     for column, heading in enumerate(table.header):
-        words = column == 0 or heading == "source"
-        drawn.add_column(Text(heading), justify="left" if words else "right", overflow="fold")
+        is_text = column == 0 or heading == "source"
+        rich_table.add_column(Text(heading), justify="left" if is_text else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
-    console.print(drawn)
+        rich_table.add_row(*map(Text, row))
+    console.print(rich_table)
     for note in table.notes:
         console.print(note)

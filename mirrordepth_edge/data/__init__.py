@@ -1,1 +1,1 @@
-"""Data sets of pictures with measured depth."""
+"""Data sets of images with measured depth."""

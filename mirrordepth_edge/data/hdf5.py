@@ -1,4 +1,4 @@
-"""Arrays out of HDF5, whatever file they lie in."""
+"""Reading arrays from HDF5 files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mirrordepth_edge.errors import InputError, missing_package
 def read_hdf5(
     source: Path | BinaryIO, keys: Sequence[str], index: int | EllipsisType, *, name: str, what: str, cure: str
 ) -> list[npt.NDArray[Any]]:
-    """The arrays under `keys`, or one entry of each.
-
-    The file is opened for each call: an open one would not survive the way to another process.
+    """Read arrays, or one entry of each.
 
     Args:
         source: the file, or its bytes as a stream.
-        index: position along the first axis; `...` for all of it.
-        name, what, cure: of the file, for the message: which, what it should be, what to do.
+        keys: names of the arrays.
+        index: index along the first axis; `...` for the whole array.
+        name, what, cure: for the error message: the file, what was expected, what to do.
 
     Raises:
-        InputError: it is no HDF5, or holds something else.
+        InputError: the file is not HDF5 or has other content.
         MissingError: h5py is not installed.
     """
+    # Opened in each call: an open file cannot be sent to a data loader process.
     try:
         import h5py
     except ImportError as error:
@@ -36,5 +36,5 @@ def read_hdf5(
     try:
         with h5py.File(source, "r") as data:
             return [np.asarray(data[key][index]) for key in keys]
-    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # all are h5py's words for it
-        raise InputError(f"{name} is no {what}.", f"HDF5 says: {error}.", cure) from error
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # h5py raises any of these
+        raise InputError(f"{name} is not a {what}.", f"HDF5: {error}.", cure) from error

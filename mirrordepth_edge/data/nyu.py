@@ -1,9 +1,8 @@
-"""NYU Depth v2 as it was published: one MATLAB file of 1,449 labelled pairs, and its official split.
+"""NYU Depth v2 as published: one MATLAB file of 1,449 labelled RGB-D pairs, with the official split.
 
-`nyu_depth_v2_labeled.mat` is HDF5 (MATLAB 7.3): `images` uint8 `[N, 3, W, H]`, `depths` (in-filled)
-and `rawDepths` (as measured, registered) float32 metres `[N, W, H]`. The split, `splits.mat`, counts
-from one: 795 training and 654 test pictures. The other forms are lists (`data.listed`) and HDF5 files
-(`data.packed`).
+`nyu_depth_v2_labeled.mat` is HDF5 (MATLAB 7.3): `images` uint8 `[N, 3, W, H]`, `depths` (in-filled) and
+`rawDepths` (as measured, registered) float32 `[N, W, H]`, metres. `splits.mat` has 1-based indices of 795
+training and 654 test images. Other distributions: lists of files (`data.listed`), HDF5 files (`data.packed`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mirrordepth_edge.support.files import existing_file
 LABELLED = "nyu_depth_v2_labeled.mat"
 SIZE_HW = (480, 640)
 INSIDE = slice(45, 472), slice(43, 608)
-"""Rows and columns to which BTS crops training pictures (arXiv 1907.10326; its box is 43, 45, 608, 472)."""
+"""Rows and columns to which BTS crops training images (arXiv 1907.10326; its box is 43, 45, 608, 472)."""
 SPLIT_KEYS = {"train": "trainNdxs", "test": "testNdxs"}
 
 
@@ -35,9 +34,10 @@ class NyuLabelled(DepthDataset):
 
     Args:
         file: `nyu_depth_v2_labeled.mat`.
-        splits: `splits.mat`, beside it by default.
-        infilled: read the in-filled `depths` instead of `rawDepths`. The field evaluates on raw
-            depth; figures on in-filled depth do not compare.
+        part: `train` or `test`.
+        splits: `splits.mat`; None for the one beside `file`.
+        infilled: read the in-filled `depths` instead of `rawDepths`. Published results are on raw depth;
+            results on in-filled depth are not comparable.
     """
 
     file: Path
@@ -50,10 +50,10 @@ class NyuLabelled(DepthDataset):
         return self.splits or self.file.with_name("splits.mat")
 
     def indices(self) -> list[int]:
-        """Positions in the file, counted from zero.
+        """Indices into the file, from 0.
 
         Raises:
-            InputError: the split is not there or is another file.
+            InputError: the split is missing or is another file.
         """
         path = existing_file(self._splits, "official split")
         try:
@@ -62,10 +62,10 @@ class NyuLabelled(DepthDataset):
             raise missing_package("SciPy", "Reading NYU's splits.mat", "train") from error
         try:
             return [int(index) - 1 for index in loadmat(path)[SPLIT_KEYS[self.part]].ravel()]
-        except (ValueError, KeyError, NotImplementedError) as error:  # SciPy's word for a MATLAB 7.3 file
+        except (ValueError, KeyError, NotImplementedError) as error:  # the last is SciPy's for a MATLAB 7.3 file
             raise InputError(
                 f"{path} is not NYU's official split.",
-                f"It holds no {SPLIT_KEYS[self.part]} ({error}).",
+                f"It has no {SPLIT_KEYS[self.part]} ({error}).",
                 "Download splits.mat from the data set's page and put it beside the .mat file.",
             ) from error
 
@@ -84,7 +84,7 @@ class NyuLabelled(DepthDataset):
 
     def __getitem__(self, index: int) -> Sample:
         existing_file(self.file, "NYU Depth v2 file")
-        picture, depth_m = read_hdf5(
+        image, depth_m = read_hdf5(
             self.file,
             ("images", "depths" if self.infilled else "rawDepths"),
             self._indices[index],
@@ -92,19 +92,20 @@ class NyuLabelled(DepthDataset):
             what="labelled NYU Depth v2 file",
             cure=f"Download {LABELLED} again (2.8 GB).",
         )
-        return Sample(self.name(index), _upright(picture), _upright(depth_m))
+        return Sample(self.name(index), _upright(image), _upright(depth_m))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.part} {self.infilled}".encode()).hexdigest()
 
 
 def without_border(sample: Sample) -> Sample:
-    """The sample without depth near the border, for training.
+    """Remove depth near the border of a training sample.
 
-    Registration of depth to colour left a white border in the pictures. BTS and its successors crop it
-    away; here the whole view is kept, so that a network sees what it will see when used, but nothing
-    is learnt from depth there. A picture that is not 640x480 is left alone.
+    Registration left a white border in the images. BTS and its successors crop it. Here the whole image is
+    kept, as at inference, and only its depth near the border is ignored. Samples that are not 640x480 are
+    returned unchanged.
     """
+    # This function's name is part of the data set's fingerprint (`sample.Mapped`).
     if sample.depth_m.shape != SIZE_HW:
         return sample
     depth_m = np.zeros_like(sample.depth_m)
@@ -113,5 +114,5 @@ def without_border(sample: Sample) -> Sample:
 
 
 def _upright(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """MATLAB's column order to rows first: `[3, W, H]` to `[H, W, 3]`, `[W, H]` to `[H, W]`."""
+    """Convert MATLAB's column-major order: `[3, W, H]` to `[H, W, 3]`, `[W, H]` to `[H, W]`."""
     return np.ascontiguousarray(stored.T)

@@ -1,11 +1,11 @@
-"""NYU Depth v2 with an HDF5 file for each picture, in folders or in tar shards.
+"""NYU Depth v2 with one HDF5 file per image, in folders or in tar shards.
 
 fast-depth (arXiv 1903.03273) published it as `train/SCENE/00001.h5` and `val/official/00001.h5`:
-47,584 training pictures and the 654 of the official test split. The Hugging Face data set
-`sayakpaul/nyu_depth_v2` is the same files in uncompressed shards, `data/train-000000.tar` to
-`data/val-000001.tar`. A file holds `rgb`, uint8 `[3, 480, 640]`, and `depth`, float `[480, 640]` in
-metres, 0 where there is none. Users report that its test depth is the in-filled one; the field
-evaluates on raw depth, so do not compare figures on it. Hugging Face's copy is marked Apache 2.0.
+47,584 training images and the 654 of the official test split. The Hugging Face data set
+`sayakpaul/nyu_depth_v2` has the same files in uncompressed shards, `data/train-000000.tar` to
+`data/val-000001.tar`, under Apache 2.0. A file holds `rgb`, uint8 `[3, 480, 640]`, and `depth`, float
+`[480, 640]`, metres, 0 where nothing was measured. Users report that its test depth is in-filled. Published
+results are on raw depth and are not comparable.
 """
 
 from __future__ import annotations
@@ -29,89 +29,90 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
 Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
 
 PUBLISHED_AS: dict[Part, str] = {"train": "train", "test": "val"}
 ROOTS = (".", "nyudepthv2")
-"""Where the folders of a part are, below what a user names; the second is how the download unpacks."""
+"""Folders below --root that may hold the parts; the second is the top folder of the archive."""
 SHARD_FOLDERS = (".", "data")
 BLOCK = 512
-"""A tar file is made of blocks of so many bytes, and ends with some of zeros."""
+"""Block size of tar, bytes; an archive ends with blocks of zeros."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-"""How gzip, bzip2, xz and zstd files begin."""
+"""Magic bytes of gzip, bzip2, xz and zstd."""
 
 
-class Piece(NamedTuple):
-    """One HDF5 file: alone, or a stretch of a shard."""
+class Hdf5Entry(NamedTuple):
+    """One HDF5 file, on disk or inside a shard."""
 
     name: str
     path: Path
     offset: int = 0
     size: int = -1
-    """In bytes; -1 is up to the end."""
+    """Bytes; -1 for the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedPairs(DepthDataset):
-    """Pictures and depth in HDF5 files of their own."""
+    """Images and depth, one HDF5 file each."""
 
-    pieces: tuple[Piece, ...]
+    entries: tuple[Hdf5Entry, ...]
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.entries)
 
     def name(self, index: int) -> str:
-        return self.pieces[index].name
+        return self.entries[index].name
 
     def files(self) -> list[Path]:
-        return list(dict.fromkeys(piece.path for piece in self.pieces))
+        return list(dict.fromkeys(entry.path for entry in self.entries))
 
     def __getitem__(self, index: int) -> Sample:
-        piece = self.pieces[index]
-        existing_file(piece.path, "file of pictures")
-        with piece.path.open("rb") as file:
-            file.seek(piece.offset)
-            stream = BytesIO(file.read(piece.size))
-        whole = piece.size < 0
-        source = str(piece.path) if whole else f"{piece.name} in {piece.path}"
-        cure = f"Download {piece.path.name} again."
+        entry = self.entries[index]
+        existing_file(entry.path, "HDF5 file")
+        with entry.path.open("rb") as file:
+            file.seek(entry.offset)
+            stream = BytesIO(file.read(entry.size))
+        whole = entry.size < 0
+        source = str(entry.path) if whole else f"{entry.name} in {entry.path}"
+        cure = f"Download {entry.path.name} again."
         rgb, depth = read_hdf5(
-            stream, ("rgb", "depth"), ..., name=source, what="NYU picture of fast-depth's kind", cure=cure
+            stream, ("rgb", "depth"), ..., name=source, what="NYU image file in fast-depth's format", cure=cure
         )
         if rgb.dtype != np.uint8 or depth.dtype.kind != "f" or rgb.shape != (3, *depth.shape):
             raise InputError(
-                f"{source} holds no picture with depth.",
+                f"{source} is not an image with depth.",
                 f"rgb is {rgb.dtype} {rgb.shape}, depth {depth.dtype} {depth.shape}; "
-                "they should be uint8 [3, H, W] and float [H, W].",
+                "expected uint8 [3, H, W] and float [H, W].",
                 cure,
             )
-        frame: Frame = cv2.merge(tuple(rgb))  # [H, W, 3]; several times faster than NumPy
-        return Sample(piece.name, frame, depth.astype(np.float32, copy=False))
+        frame: Frame = cv2.merge(tuple(rgb))  # [H, W, 3]; several times faster than a NumPy transpose
+        return Sample(entry.name, frame, depth.astype(np.float32, copy=False))
 
 
 def packed_dataset(root: Path, part: Part) -> PackedPairs | None:
-    """The part that is below `root`, in folders or else in shards; None where there is neither.
+    """Open a part of the data set below `root`, from folders or else from shards; None if there is neither.
 
     Raises:
-        InputError: a shard cannot be read, or a picture is there twice.
+        InputError: a shard cannot be read, or an image exists twice.
     """
     folder = _folder(root, part)
     if folder is not None:
-        pieces = [Piece(_name(path.as_posix()), path) for path in sorted(_h5_files(folder))]
+        entries = [Hdf5Entry(_entry_name(path.as_posix()), path) for path in sorted(_h5_files(folder))]
     else:
-        pieces = [piece for shard in _shards(root, part) for piece in _members(shard)]
-    twice = [name for name, count in Counter(piece.name for piece in pieces).items() if count > 1]
+        entries = [entry for shard in _shards(root, part) for entry in _members(shard)]
+    twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
-        first, second = [piece.path for piece in pieces if piece.name == twice[0]][:2]
+        first, second = [entry.path for entry in entries if entry.name == twice[0]][:2]
         raise InputError(
-            f"{len(twice)} pictures are there twice, such as {twice[0]}.",
-            f"It is in {first} and in {second}.",
-            f"Move {second} away if it is a copy.",
+            f"{len(twice)} images exist twice, such as {twice[0]}.",
+            f"It is in both {first} and {second}.",
+            f"Remove {second} if it is a copy.",
         )
-    return PackedPairs(pieces=tuple(pieces)) if pieces else None
+    return PackedPairs(entries=tuple(entries)) if entries else None
 
 
 def holds_packed(root: Path, part: Part) -> bool:
-    """Whether `packed_dataset` has something to read, without reading it."""
+    """Whether `packed_dataset` would find files; reads none of them."""
     return _folder(root, part) is not None or bool(_shards(root, part))
 
 
@@ -133,36 +134,36 @@ def _shards(root: Path, part: Part) -> list[Path]:
     return []
 
 
-def _members(shard: Path) -> list[Piece]:
-    """Where the HDF5 files of a shard begin and how long they are."""
+def _members(shard: Path) -> list[Hdf5Entry]:
+    """List the HDF5 files of a shard with offset and size."""
     existing_file(shard, "shard")
     with shard.open("rb") as file:
         if file.read(BLOCK).startswith(COMPRESSED):
             raise InputError(
                 f"{shard} is compressed.",
-                "Pictures are read from where they lie in the shard, which only a plain tar file allows.",
+                "Random access requires an uncompressed tar file.",
                 f"mv {shard} {shard}.gz && gunzip {shard}.gz  (or unxz, unzstd)",
             )
         try:
-            pieces, end = [], 0
+            entries, end = [], 0
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                    # macOS packs a ._NAME beside each file.
+                    # macOS adds a ._NAME beside each file.
                     if member.isfile() and re.search(r"(^|/)[^./][^/]*\.h5$", member.name):
-                        pieces.append(Piece(_name(member.name), shard, member.offset_data, member.size))
-            # tarfile takes a damaged header for the end, which is a block of zeros.
+                        entries.append(Hdf5Entry(_entry_name(member.name), shard, member.offset_data, member.size))
+            # tarfile mistakes a damaged header for the end of the archive; the real end is a block of zeros.
             file.seek(end)
             if any(file.read(BLOCK)):
                 raise tarfile.ReadError(f"the header at byte {end} is damaged")
         except (tarfile.TarError, OSError) as error:
             raise InputError(
-                f"{shard} is no whole tar file.", f"Python says: {error}.", f"Download {shard.name} again."
+                f"{shard} is not a complete tar file.", f"tarfile: {error}.", f"Download {shard.name} again."
             ) from error
-    return pieces
+    return entries
 
 
-def _name(path: str) -> str:
-    """`SCENE/NUMBER`, from the path of a file."""
+def _entry_name(path: str) -> str:
+    """`SCENE/NUMBER` from the path of a file."""
     return "/".join(PurePosixPath(path).with_suffix("").parts[-2:])

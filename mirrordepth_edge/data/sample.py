@@ -1,4 +1,4 @@
-"""One picture with its depth, how both are read, and what every data set is."""
+"""Samples and data sets: an image with measured depth, and sequences of them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mirrordepth_edge.imaging.preprocess import Frame
 
 
 class Sample(NamedTuple):
-    """One picture and its depth."""
+    """An image and its depth."""
 
     name: str
     frame: Frame
     """uint8 RGB `[H, W, 3]`."""
     depth_m: npt.NDArray[np.float32]
-    """float32 `[H, W]`, metres; 0 where nothing was measured."""
+    """float32 `[H, W]`, metres; 0 is no measurement."""
 
 
 class DepthDataset(ABC):
-    """Pictures with measured depth in a fixed order, each read when it is asked for.
+    """Images with measured depth in a fixed order, read on access.
 
-    Instances travel to the processes that load data: they hold no open file.
+    Instances are pickled to data loader processes, so they hold no open files.
     """
 
     @abstractmethod
@@ -42,22 +42,22 @@ class DepthDataset(ABC):
         """Read one sample.
 
         Raises:
-            InputError: its files cannot be used.
+            InputError: its files cannot be read.
         """
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a sample is called, without reading it; unique in the data set."""
+        """Name of a sample, unique in the data set; does not read the sample."""
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """Every file that is read, in order."""
+        """Every file of the data set, in order."""
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and sizes of the files: changes with the data, not with where it is."""
+        """SHA-256 over sample names and file sizes: depends on the data, not on its location."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(f"{self.name(index)}\n".encode())
@@ -69,29 +69,29 @@ class DepthDataset(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FilePairs(DepthDataset):
-    """Pictures and 16-bit depth PNGs, a file each."""
+    """Images and 16-bit depth PNGs, one file each."""
 
     pairs: tuple[tuple[Path, Path], ...]
-    """Picture and depth."""
+    """Paths of image and depth."""
     units_per_metre: float = 1000.0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, depth = self.pairs[index]
-        frame, depth_m = read_picture(picture), read_depth_png(depth, self.units_per_metre)
+        image, depth = self.pairs[index]
+        frame, depth_m = read_picture(image), read_depth_png(depth, self.units_per_metre)
         if frame.shape[:2] != depth_m.shape:
             raise InputError(
-                f"{picture} and {depth} differ in size.",
-                f"The picture is {frame.shape[:2]}, its depth {depth_m.shape} (rows, columns).",
-                "Pair each picture with depth registered to it.",
+                f"{image} and {depth} differ in size.",
+                f"The image is {frame.shape[:2]}, its depth {depth_m.shape} (rows, columns).",
+                "Pair each image with depth registered to it.",
             )
         return Sample(self.name(index), frame, depth_m)
 
     def name(self, index: int) -> str:
-        """The picture's path below the folder that all pictures share, without its suffix."""
-        return self.pairs[index][0].relative_to(self._common).with_suffix("").as_posix()
+        """Path of the image below the common folder of all images, without suffix."""
+        return self.pairs[index][0].relative_to(self._common_folder).with_suffix("").as_posix()
 
     def files(self) -> list[Path]:
         return [path for pair in self.pairs for path in pair]
@@ -100,8 +100,8 @@ class FilePairs(DepthDataset):
         return hashlib.sha256(f"{super().fingerprint()} {self.units_per_metre}".encode()).hexdigest()
 
     @cached_property
-    def _common(self) -> Path:
-        folders = {picture.parent for picture, _ in self.pairs}
+    def _common_folder(self) -> Path:
+        folders = {image.parent for image, _ in self.pairs}
         common = min(folders, key=lambda folder: len(folder.parts))
         while not all(folder.is_relative_to(common) for folder in folders):
             common = common.parent
@@ -110,7 +110,7 @@ class FilePairs(DepthDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class InMemory(DepthDataset):
-    """Samples that come from no files."""
+    """Samples held in memory."""
 
     samples: Sequence[Sample]
 
@@ -129,11 +129,11 @@ class InMemory(DepthDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Mapped(DepthDataset):
-    """A data set seen through a function, such as a crop."""
+    """A data set with a function applied to each sample, such as a crop."""
 
     of: DepthDataset
     function: Callable[[Sample], Sample]
-    """Importable by name, so that it travels to other processes."""
+    """A module-level function, so that it can be pickled. Its name is part of the fingerprint."""
 
     def __len__(self) -> int:
         return len(self.of)
@@ -148,13 +148,13 @@ class Mapped(DepthDataset):
         return self.of.files()
 
     def fingerprint(self) -> str:
-        seen_as = f"{self.of.fingerprint()} {self.function.__qualname__}"
-        return hashlib.sha256(seen_as.encode()).hexdigest()
+        identity = f"{self.of.fingerprint()} {self.function.__qualname__}"
+        return hashlib.sha256(identity.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected(DepthDataset):
-    """Some samples of a data set."""
+    """A subset of a data set."""
 
     of: DepthDataset
     indices: tuple[int, ...]

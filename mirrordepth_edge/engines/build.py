@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.registry import PLAN_SUFFIXES, backend
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
@@ -20,7 +21,7 @@ from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.process import OnProgress, refuse_cpu_int8, run_worker
 from mirrordepth_edge.engines.versions import Flavour, has_timing_cache, refuse_unsupported, require_new_enough
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import at_every_size, of_sizes, with_sizes
+from mirrordepth_edge.export.dynamic_shapes import manifest_for_sizes, options_per_size, resolve_sizes
 from mirrordepth_edge.export.parity import measure_engine_parity, worst_parity
 from mirrordepth_edge.export.verify import require_repeatable
 from mirrordepth_edge.machine.device import installed_versions, jetson_model, nvidia_gpus
@@ -184,7 +185,7 @@ def build_engine(
     require_suffix(output, PLAN_SUFFIXES, "an engine")
     source = read_manifest(onnx_path)
     refuse_cpu_int8(onnx_path, source)
-    config = with_sizes(config or BuildConfig(), source)
+    config = resolve_sizes(config or BuildConfig(), source)
     integrated = plan.runs_here and any(gpu.integrated for gpu in nvidia_gpus()[:1])
     refuse_unsupported(config, plan.flavour, plan.version, integrated=integrated)
     if plan.runs_here:
@@ -208,7 +209,7 @@ def build_engine(
         if cache is not None:
             timing_cache.keep(timed, cache)
         manifest = replace(
-            of_sizes(source, config.dynamic),
+            manifest_for_sizes(source, config.dynamic),
             kind="plan",
             artefact_sha256=sha256_of(built),
             parent_sha256=source.artefact_sha256,
@@ -227,7 +228,7 @@ def build_engine(
 
 def is_proven(manifest: Manifest) -> bool:
     """Whether an engine was run before it was written; else its parity is that of the ONNX file."""
-    return manifest.engine is not None and manifest.parity.runner.startswith(manifest.engine.flavour)
+    return manifest.engine is not None and manifest.parity.backend == manifest.engine.flavour
 
 
 def _require_runtime(flavour: Flavour) -> None:
@@ -269,11 +270,11 @@ def _proven(built: Path, manifest: Manifest, onnx_path: Path, source: Manifest, 
         GateError: its depth is not the ONNX file's, or another each time.
     """
     measured = []
-    for options in at_every_size(manifest, SessionOptions()):
+    for options in options_per_size(manifest, SessionOptions()):
         session = backend(manifest.engine.flavour).open(built, manifest, options)  # type: ignore[union-attr]
         with session:
             require_repeatable(session, manifest.at(options.network_hw, options.batch), name)
-            measured.append(measure_engine_parity(session, onnx_path, source))
+            measured.append(measure_engine_parity(session, Artefact(path=onnx_path, kind="onnx", sidecar=source)))
     return worst_parity(measured)
 
 

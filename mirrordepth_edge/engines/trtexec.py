@@ -20,7 +20,7 @@ from mirrordepth_edge.engines.process import refuse_cpu_int8
 from mirrordepth_edge.engines.versions import needs_strong_flag, refuse_unsupported
 from mirrordepth_edge.engines.worker import profile_shapes
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.export.dynamic_shapes import with_sizes
+from mirrordepth_edge.export.dynamic_shapes import resolve_sizes
 from mirrordepth_edge.manifest import Manifest
 
 HARDWARE_LEVELS: Final = {"ampere+": "ampere+", "same-cc": "sameComputeCapability"}
@@ -116,7 +116,7 @@ def _flags(config: BuildConfig, timing_cache: Path | None) -> Iterator[str]:
 
 def _shapes(config: BuildConfig, manifest: Manifest) -> Iterator[str]:
     """Bounds of the input whose sizes are open."""
-    sizes = with_sizes(config, manifest).dynamic
+    sizes = resolve_sizes(config, manifest).dynamic
     if sizes is None:
         return
     opened = [spec for spec in manifest.inputs if any(length < 0 for length in spec.shape)]

@@ -1,8 +1,8 @@
-"""Published depth errors to set one's own beside, each with its source.
+"""Published depth errors for comparison, each with its source.
 
-A figure is what its paper says, unless it is marked: derived from other published figures, or
-measured by this project. Published protocols differ in details that papers do not always state, so
-that a difference in the third digit says nothing.
+A value is the one reported in the paper unless `origin` says otherwise: derived from other published values,
+or measured by this project. Protocols differ in details that papers do not always state, so differences in
+the third digit are not significant.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Origin = Literal["published", "derived", "measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One method's errors on one data set; None where no figure is known."""
+    """Errors of one method on one data set; None if not reported."""
 
     name: str
     source: str
-    """The paper: its arXiv number where it has one, else where it appeared."""
+    """arXiv number of the paper, or the venue."""
     abs_rel: float
     rmse: float | None = None
     """Metres."""
     delta1: float | None = None
     origin: Origin = "published"
     note: str = ""
-    """What the origin leaves to be said; always there unless the figure is simply published."""
+    """Explains a value whose origin is not `published`."""
 
 
 AUTY = "ICCV Workshops 2023"
@@ -56,7 +56,7 @@ BASELINES: dict[DataKind, tuple[Baseline, ...]] = {
             rmse=0.536,
             delta1=0.789,
             origin="measured",
-            note="its released weights, run by this project on the 654 test pictures with in-filled depth of 8 bits",
+            note="its released weights, run by this project on the 654 test images with in-filled 8-bit depth",
         ),
         Baseline(name="PureCLIP-Depth", source="arXiv 2603.16238", abs_rel=0.201),
         Baseline(name="Auty et al., 256 log bins", source=AUTY, abs_rel=0.298, rmse=0.933, delta1=0.485),
@@ -80,33 +80,37 @@ BASELINES: dict[DataKind, tuple[Baseline, ...]] = {
 
 
 def baselines_of(kind: DataKind) -> tuple[Baseline, ...]:
-    """Published errors on a kind of data set; none for a folder of one's own."""
+    """Published errors on a kind of data set; empty for a folder of own images."""
     return BASELINES.get(kind, ())
 
 
-def wanted(kind: DataKind, asked: bool | None) -> bool:
-    """Whether to show published errors: as asked, else where there are some.
+def show_baselines(kind: DataKind, asked: bool | None) -> bool:
+    """Decide whether to show published errors.
+
+    Args:
+        kind: the data set.
+        asked: the user's choice; None shows them if there are any.
 
     Raises:
-        OptionError: they are asked for where there are none.
+        OptionError: they were requested but there are none.
     """
     if asked and not baselines_of(kind):
         raise OptionError(
-            "--baselines has nothing to show for a folder of pictures.",
-            "Published figures are of NYU Depth v2 and KITTI.",
-            f"Leave it out, or say what the pictures are: {' or '.join(f'--data {kind}' for kind in BASELINES)}",
+            "--baselines has nothing to show for a folder of images.",
+            "Published results exist for NYU Depth v2 and KITTI.",
+            f"Leave it out, or name the data set: {' or '.join(f'--data {kind}' for kind in BASELINES)}",
         )
     return bool(baselines_of(kind)) if asked is None else asked
 
 
-def differences(kind: DataKind, protocol: Protocol) -> list[str]:
-    """Why results by `protocol` do not compare with the published ones; empty where they do."""
+def protocol_differences(kind: DataKind, protocol: Protocol) -> list[str]:
+    """Reasons why results by `protocol` are not comparable with published ones; empty if they are."""
     convention = CONVENTIONS[kind]
-    found = []
+    reasons = []
     if protocol.crop != convention.crop:
-        found.append(f"the crop is {protocol.crop}, not {convention.crop}")
+        reasons.append(f"the crop is {protocol.crop}, not {convention.crop}")
     if protocol.limits_m[1] != convention.depth_limits_m[1]:
-        found.append(f"depth counts to {protocol.limits_m[1]:g} m, not to {convention.depth_limits_m[1]:g} m")
+        reasons.append(f"the depth cap is {protocol.limits_m[1]:g} m, not {convention.depth_limits_m[1]:g} m")
     if protocol.align != "none":
-        found.append(f"predictions are aligned to the truth ({protocol.align}), published ones are metric")
-    return found
+        reasons.append(f"predictions are aligned to the truth ({protocol.align}); published ones are metric")
+    return reasons

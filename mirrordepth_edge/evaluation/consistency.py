@@ -1,34 +1,40 @@
-"""Consistency of depth in time, from one frame of a video to the next.
+"""Temporal consistency: how much depth changes between consecutive frames of a video for the same points.
 
-Without camera poses: OPW and rTC along optical flow, as video depth is judged: OPW is the
-optical-flow-based warping metric of FMNet (Wang et al., "Less is More", ACM Multimedia 2022, arXiv
-2208.00380) and NVDS (arXiv 2307.08695); rTC counts pixels as delta1 does. Where those weigh pixels by
-how well the warped picture fits, pixels here are used whole if flow forth and back agree, and not at
-all otherwise. With camera poses: depth reprojected from each frame into the one before.
+Two measures:
 
-NumPy and OpenCV only; no network, so that figures from two machines compare.
+- `FlowMeter`, without camera poses: OPW and rTC along optical flow. OPW is the optical-flow-based warping
+  metric of FMNet (Wang et al., "Less is More", ACM Multimedia 2022, arXiv 2208.00380) and NVDS (arXiv
+  2307.08695). rTC is the share of pixels that agree, counted as delta1 does. Those papers weight pixels by
+  the photometric warping error; here a pixel counts if forward and backward flow agree, else not at all.
+- `ReprojectionMeter`, with camera poses: depth of each frame reprojected into the frame before.
+
+Computed with NumPy and OpenCV only. No network is involved, so results of two machines compare.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.camera.model import Camera
+from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
 SAME_DEPTH_RATIO = 1.25
-"""Two depths count as the same where max(a/b, b/a) is below this, as in delta1."""
-SMALLEST_FRAME_PX = 16
-"""DIS, the optical flow, works on patches of 8 pixels at several scales."""
+"""Two depths agree where max(a/b, b/a) is below this, as in delta1."""
+MIN_FRAME_PX = 16
+"""DIS optical flow works on patches of 8 pixels at several scales."""
 
 # Forward and backward flow agree where |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 square pixels
 # (Sundaram et al., ECCV 2010).
@@ -38,218 +44,47 @@ FLOW_TOLERANCE_PX2 = 0.5
 POSES_FILE, INTRINSICS_FILE = "poses.txt", "intrinsics.txt"
 
 Pose = npt.NDArray[np.float64]
-"""`[4, 4]`, from the camera's coordinates (x right, y down, z forward, metres) to the world's."""
+"""`[4, 4]`, from camera coordinates (x right, y down, z forward, metres) to world coordinates."""
+Positions = npt.NDArray[np.float32]
+"""`[H, W, 2]`, pixel positions as (x, y)."""
+Correspondence = tuple[Depth, Positions, Mask]
+"""For each pixel `[H, W]`: expected depth in the frame before, position there, whether it is visible there."""
+Measure = Literal["flow", "reprojection"]
+View = TypeVar("View", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalConsistency:
-    """How much depth flickers along optical flow; means over pairs of consecutive frames."""
+    """Means over pairs of consecutive frames; each pair counts once, whatever its number of pixels."""
 
-    opw_m: float
-    """mean |d_t - warp(d_{t-1})| over pixels whose flow is consistent, metres."""
-    rtc: float
-    """Share of those pixels with max(d_t / warp(d_{t-1}), warp(d_{t-1}) / d_t) < 1.25."""
-    pairs: int
-    """Pairs of frames with at least one such pixel."""
-    share_used: float
-    """Those pixels as a share of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReprojectionConsistency:
-    """How well depth agrees with a known camera motion; means over pairs of consecutive frames."""
-
+    measure: Measure
     error_m: float
-    """mean |z - d_{t-1}| where z is the depth of frame t's points seen from frame t-1, metres."""
+    """Mean |expected depth - depth of the frame before| over corresponding pixels, metres. OPW if along flow."""
     rtc: float
-    """Share of those pixels with max(z / d_{t-1}, d_{t-1} / z) < 1.25."""
+    """Share of those pixels whose two depths agree within `SAME_DEPTH_RATIO`."""
     pairs: int
+    """Pairs of frames with at least one corresponding pixel."""
     share_used: float
-    """Pixels that the camera saw in both frames, as a share of all."""
+    """Corresponding pixels as a share of all pixels."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Intrinsics:
-    """A pinhole camera, in pixels of the pictures as they are stored."""
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the error along flow is named `opw_m`."""
+        plain = asdict(self)
+        error_m = plain.pop("error_m")
+        return {"opw_m" if plain.pop("measure") == "flow" else "error_m": error_m, **plain}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """Where the camera was for each picture, and its lens."""
+    """Camera pose of each image, and the camera's intrinsics."""
 
     poses: tuple[Pose, ...]
-    intrinsics: Intrinsics
-
-
-def temporal_consistency(frames: Iterable[Frame], depths_m: Iterable[Depth]) -> TemporalConsistency:
-    """OPW and rTC of a depth video.
-
-    Args:
-        frames: uint8 RGB `[H, W, 3]`, consecutive; two at a time are in memory.
-        depths_m: their depth, float32 `[H, W]`, metres; 0, NaN or infinity where there is none.
-
-    Raises:
-        InputError: there are fewer than two frames, they differ in size, or no pixel can be followed.
-    """
-    meter = FlowMeter()
-    for frame, depth_m in zip(frames, depths_m, strict=True):
-        meter.add(frame, depth_m)
-    (result,) = meter.results() or (None,)
-    if result is None:
-        raise nothing_followed()
-    return result
-
-
-def reprojection_consistency(
-    depths_m: Iterable[Depth], poses: Iterable[Pose], intrinsics: Intrinsics
-) -> ReprojectionConsistency:
-    """Agreement of a depth video with the camera's known motion.
-
-    Points that something nearer hides in the other frame count as errors: compare with the figure of
-    the true depth.
-
-    Args:
-        depths_m: float32 `[H, W]`, metres; 0, NaN or infinity where there is none.
-        poses: float64 `[4, 4]`, camera to world, one per frame.
-
-    Raises:
-        InputError: there are fewer than two frames, they differ in size, or no pixel is seen twice.
-    """
-    meter = ReprojectionMeter(intrinsics)
-    for depth_m, pose in zip(depths_m, poses, strict=True):
-        meter.add(pose, depth_m)
-    (result,) = meter.results() or (None,)
-    if result is None:
-        raise nothing_followed()
-    return result
-
-
-class FlowMeter:
-    """OPW and rTC of depth videos of the same frames, gathered frame by frame.
-
-    Several at once (a prediction and the truth), so that the flow is computed once. Depth of 0, NaN or
-    infinity counts as not there.
-    """
-
-    def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._previous: tuple[npt.NDArray[np.uint8], list[Depth]] | None = None
-        self._pairs: list[list[_Pair]] = []
-
-    def add(self, frame: Frame, *depths_m: Depth) -> None:
-        """The next frame with its depths, always as many and in the same order.
-
-        Raises:
-            InputError: sizes differ, or the frame is too small for optical flow.
-        """
-        _check_sizes(frame.shape[:2], depths_m, None if self._previous is None else self._previous[0].shape)
-        if min(frame.shape[:2]) < SMALLEST_FRAME_PX:
-            raise InputError(
-                f"Frames of {frame.shape[1]}x{frame.shape[0]} pixels are too small for optical flow.",
-                f"It needs {SMALLEST_FRAME_PX} pixels each way.",
-                "Leave --temporal out.",
-            )
-        grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
-        if self._previous is not None:
-            before, depths_before = self._previous
-            positions, consistent = self._follow(grey, before)
-            for pairs, depth_m, depth_before in zip(self._pairs, depths_m, depths_before, strict=True):
-                pairs.append(_compare(depth_m, depth_before, positions, consistent))
-        else:
-            self._pairs = [[] for _ in depths_m]
-        self._previous = grey, [depth_m.copy() for depth_m in depths_m]  # predictors reuse their arrays
-
-    def results(self) -> list[TemporalConsistency | None]:
-        """One for each depth video; None where no pixel could be followed."""
-        return [_flow_result(_mean(pairs)) for pairs in self._pairs]
-
-    def _follow(
-        self, grey: npt.NDArray[np.uint8], before: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], Mask]:
-        """Where each pixel was in the frame before, `[H, W, 2]` as (x, y), and whether that is sure."""
-        back = np.asarray(self._dis.calc(grey, before, None), np.float32)  # type: ignore[call-overload]
-        forth = np.asarray(self._dis.calc(before, grey, None), np.float32)  # type: ignore[call-overload]
-        positions = _grid(grey.shape) + back
-        forth_there = np.asarray(cv2.remap(forth, positions, None, cv2.INTER_LINEAR), np.float32)  # type: ignore[call-overload]
-        gap = ((back + forth_there) ** 2).sum(axis=-1)
-        tolerance = FLOW_TOLERANCE_SHARE * ((back**2).sum(axis=-1) + (forth_there**2).sum(axis=-1))
-        return positions, _inside(positions) & (gap < tolerance + FLOW_TOLERANCE_PX2)
-
-
-class ReprojectionMeter:
-    """Agreement of depth videos with the camera's known motion, gathered frame by frame."""
-
-    def __init__(self, intrinsics: Intrinsics) -> None:
-        self._intrinsics = intrinsics
-        self._previous: tuple[Pose, list[Depth]] | None = None
-        self._pairs: list[list[_Pair]] = []
-
-    def add(self, pose: Pose, *depths_m: Depth) -> None:
-        """The next pose with its depths, always as many and in the same order.
-
-        Raises:
-            InputError: sizes differ.
-        """
-        _check_sizes(depths_m[0].shape, depths_m, None if self._previous is None else self._previous[1][0].shape)
-        if self._previous is not None:
-            pose_before, depths_before = self._previous
-            motion = np.linalg.inv(pose_before) @ pose
-            for pairs, depth_m, depth_before in zip(self._pairs, depths_m, depths_before, strict=True):
-                expected_m, positions, seen = _reproject(depth_m, motion, self._intrinsics)
-                pairs.append(_compare(expected_m, depth_before, positions, seen))
-        else:
-            self._pairs = [[] for _ in depths_m]
-        self._previous = pose, [depth_m.copy() for depth_m in depths_m]
-
-    def results(self) -> list[ReprojectionConsistency | None]:
-        """One for each depth video; None where no pixel was seen twice."""
-        return [_reprojection_result(_mean(pairs)) for pairs in self._pairs]
-
-
-def read_camera_path(folder: Path, names: Sequence[str]) -> CameraPath | None:
-    """The camera's path beside a data set's `rgb` folder, if one is there.
-
-    `poses.txt` has a line `NAME tx ty tz qx qy qz qw` for each picture: TUM RGB-D's trajectories, whose
-    pictures are named by their time stamps. NAME is the picture's without its suffix; position in
-    metres and orientation as a unit quaternion, camera to world. `intrinsics.txt` is `fx fy cx cy` in
-    pixels. In both, `#` begins a comment.
-
-    Returns:
-        Poses in the order of `names`; None without a `poses.txt`.
-
-    Raises:
-        InputError: a line cannot be read, or a picture has no pose.
-    """
-    poses_file, intrinsics_file = folder / POSES_FILE, folder / INTRINSICS_FILE
-    if not poses_file.is_file():
-        return None
-    existing_file(intrinsics_file, "camera's intrinsics")
-    found = {fields[0]: _pose(poses_file, fields) for fields in _fields(poses_file)}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(
-            f"{poses_file} has no pose for {len(missing)} pictures, such as {missing[0]}.",
-            "A line is NAME tx ty tz qx qy qz qw, with the picture's name without its suffix.",
-            "Add the lines, or move the file away to follow optical flow instead.",
-        )
-    lines = _fields(intrinsics_file)
-    if [len(fields) for fields in lines] != [4]:
-        raise _bad_line(intrinsics_file, "It is one line: fx fy cx cy, in pixels.")
-    fx, fy, cx, cy = _numbers(intrinsics_file, lines[0])
-    if not (fx > 0 and fy > 0):
-        raise _bad_line(intrinsics_file, "Focal lengths are positive.")
-    poses = tuple(found[name] for name in names)
-    return CameraPath(poses=poses, intrinsics=Intrinsics(fx=fx, fy=fy, cx=cx, cy=cy))
+    camera: Camera
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """One pair of frames."""
+class _PairResult:
+    """Comparison of two consecutive frames."""
 
     error_m: float
     rtc: float
@@ -257,115 +92,225 @@ class _Pair:
     pixels: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Mean:
-    """Many pairs."""
+class ConsistencyMeter(ABC, Generic[View]):
+    """Accumulates temporal consistency of one or several depth videos of the same scene, frame by frame.
 
-    error_m: float
-    rtc: float
-    pairs: int
-    share: float
+    With several videos, such as prediction and ground truth, correspondences are computed once.
+    Depth of 0, NaN or infinity is no depth.
+    """
+
+    measure: ClassVar[Measure]
+
+    def __init__(self) -> None:
+        self._previous: tuple[View, list[Depth]] | None = None
+        self._pairs: list[list[_PairResult]] = []
+
+    def add(self, view: View, *depths_m: Depth) -> None:
+        """Add the next frame.
+
+        Args:
+            view: what locates it: the image uint8 RGB `[H, W, 3]`, or the camera pose `[4, 4]`.
+            depths_m: float32 `[H, W]`, metres, one of each video, always in the same order.
+
+        Raises:
+            InputError: sizes differ, or the image is too small for optical flow.
+        """
+        earlier = [] if self._previous is None else self._previous[1]
+        _check_sizes([*depths_m, *earlier])
+        if self._previous is None:
+            self._pairs = [[] for _ in depths_m]
+        else:
+            correspondences = self._correspond(self._previous[0], view, depths_m)
+            for pairs, correspondence, before_m in zip(self._pairs, correspondences, earlier, strict=True):
+                pairs.append(_compare(*correspondence, before_m))
+        self._previous = view, [depth_m.copy() for depth_m in depths_m]  # predictors reuse their arrays
+
+    def results(self) -> list[TemporalConsistency | None]:
+        """One result per depth video; None if no pixel has a correspondence."""
+        return [self._mean(pairs) for pairs in self._pairs]
+
+    @abstractmethod
+    def _correspond(self, before: View, view: View, depths_m: Sequence[Depth]) -> list[Correspondence]:
+        """Find the pixels of a frame in the frame before, for each depth video."""
+
+    def _mean(self, pairs: list[_PairResult]) -> TemporalConsistency | None:
+        used = [pair for pair in pairs if pair.used]
+        if not used:
+            return None
+        return TemporalConsistency(
+            measure=self.measure,
+            error_m=float(np.mean([pair.error_m for pair in used])),
+            rtc=float(np.mean([pair.rtc for pair in used])),
+            pairs=len(used),
+            share_used=sum(pair.used for pair in pairs) / sum(pair.pixels for pair in pairs),
+        )
 
 
-def _compare(expected_m: Depth, before_m: Depth, positions: npt.NDArray[np.float32], followed: Mask) -> _Pair:
-    """Depth as it should have been in the frame before with what it was, at `positions` in it."""
-    there = _has_depth(before_m)
-    sampled: npt.NDArray[np.float32] = np.asarray(_sampled(np.where(there, before_m, np.float32(0)), positions))
-    # Bilinear samples that touch a hole are mixed with its 0.
-    whole = _sampled(there.astype(np.float32), positions) > 1 - 1e-4
-    used = followed & whole & _has_depth(expected_m)
+class FlowMeter(ConsistencyMeter[Frame]):
+    """OPW and rTC along optical flow; views are images."""
+
+    measure = "flow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def add(self, view: Frame, *depths_m: Depth) -> None:
+        _check_sizes([view, *depths_m])
+        if min(view.shape[:2]) < MIN_FRAME_PX:
+            raise InputError(
+                f"Frames of {view.shape[1]}x{view.shape[0]} pixels are too small for optical flow.",
+                f"It needs at least {MIN_FRAME_PX}x{MIN_FRAME_PX} pixels.",
+                "Leave --temporal out.",
+            )
+        super().add(np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8), *depths_m)
+
+    def _correspond(self, before: Frame, view: Frame, depths_m: Sequence[Depth]) -> list[Correspondence]:
+        backward = np.asarray(self._dis.calc(view, before, None), np.float32)  # type: ignore[call-overload]
+        forward = np.asarray(self._dis.calc(before, view, None), np.float32)  # type: ignore[call-overload]
+        positions = _pixel_grid(view.shape) + backward
+        forward_there = _sample(forward, positions)
+        gap = ((backward + forward_there) ** 2).sum(axis=-1)
+        tolerance = FLOW_TOLERANCE_SHARE * ((backward**2).sum(axis=-1) + (forward_there**2).sum(axis=-1))
+        consistent = _inside(positions) & (gap < tolerance + FLOW_TOLERANCE_PX2)
+        return [(depth_m, positions, consistent) for depth_m in depths_m]
+
+
+class ReprojectionMeter(ConsistencyMeter[Pose]):
+    """Agreement of depth with known camera motion; views are camera poses.
+
+    A point that is occluded in the frame before counts as an error: compare with the result of the true depth.
+    """
+
+    measure = "reprojection"
+
+    def __init__(self, camera: Camera) -> None:
+        super().__init__()
+        self._camera = camera
+
+    def _correspond(self, before: Pose, view: Pose, depths_m: Sequence[Depth]) -> list[Correspondence]:
+        motion = np.linalg.inv(before) @ view
+        return [_reproject(depth_m, motion, self._camera) for depth_m in depths_m]
+
+
+def read_camera_path(folder: Path, dataset: DepthDataset) -> CameraPath | None:
+    """Read camera poses and intrinsics that lie beside a data set's `rgb` folder.
+
+    `poses.txt` has a line `NAME tx ty tz qx qy qz qw` per image, as in TUM RGB-D, whose images are named by
+    time stamps. NAME is the image name without suffix; position in metres and orientation as a unit
+    quaternion, camera to world. `intrinsics.txt` is one line `fx fy cx cy` in pixels. `#` begins a comment.
+
+    Args:
+        folder: root of the data set.
+        dataset: its images, all of one size.
+
+    Returns:
+        Poses in the order of the images; None without a `poses.txt`.
+
+    Raises:
+        InputError: a line cannot be read, or an image has no pose.
+    """
+    poses_file, intrinsics_file = folder / POSES_FILE, folder / INTRINSICS_FILE
+    if not poses_file.is_file():
+        return None
+    existing_file(intrinsics_file, "camera's intrinsics")
+    poses = {fields[0]: _pose(poses_file, fields) for fields in _fields(poses_file)}
+    names = [dataset.name(index) for index in range(len(dataset))]
+    missing = [name for name in names if name not in poses]
+    if missing:
+        raise InputError(
+            f"{poses_file} has no pose for {len(missing)} images, such as {missing[0]}.",
+            "Expected a line NAME tx ty tz qx qy qz qw per image; NAME is the file name without suffix.",
+            "Add the missing lines, or move the file away to use optical flow.",
+        )
+    lines = _fields(intrinsics_file)
+    if [len(fields) for fields in lines] != [4]:
+        raise _bad_line(intrinsics_file, "Expected one line: fx fy cx cy, in pixels.")
+    fx, fy, cx, cy = _numbers(intrinsics_file, lines[0])
+    if not (fx > 0 and fy > 0):
+        raise _bad_line(intrinsics_file, "Focal lengths must be positive.")
+    height, width = dataset[0].depth_m.shape
+    camera = Camera(fx_px=fx, fy_px=fy, width_px=width, height_px=height, principal_point_px=(cx, cy))
+    return CameraPath(poses=tuple(poses[name] for name in names), camera=camera)
+
+
+def _compare(expected_m: Depth, positions: Positions, visible: Mask, before_m: Depth) -> _PairResult:
+    """Compare expected depth with the depth of the frame before, sampled bilinearly at `positions`."""
+    valid = _has_depth(before_m)
+    sampled = _sample(np.where(valid, before_m, np.float32(0)), positions)
+    # A bilinear sample that touches a hole is mixed with its 0.
+    whole = _sample(valid.astype(np.float32), positions) > 1 - 1e-4
+    used = visible & whole & _has_depth(expected_m)
     if not used.any():
-        return _Pair(error_m=0.0, rtc=0.0, used=0, pixels=used.size)
+        return _PairResult(error_m=0.0, rtc=0.0, used=0, pixels=used.size)
     a, b = expected_m[used].astype(np.float64), sampled[used].astype(np.float64)
     same = np.maximum(a / b, b / a) < SAME_DEPTH_RATIO
     error_m = float(np.abs(a - b).mean())
-    return _Pair(error_m=error_m, rtc=float(same.mean()), used=int(used.sum()), pixels=used.size)
+    return _PairResult(error_m=error_m, rtc=float(same.mean()), used=int(used.sum()), pixels=used.size)
 
 
-def _mean(pairs: list[_Pair]) -> _Mean | None:
-    """Each pair of frames counts once, whatever its pixels."""
-    seen = [pair for pair in pairs if pair.used]
-    if not seen:
-        return None
-    return _Mean(
-        error_m=float(np.mean([pair.error_m for pair in seen])),
-        rtc=float(np.mean([pair.rtc for pair in seen])),
-        pairs=len(seen),
-        share=sum(pair.used for pair in pairs) / sum(pair.pixels for pair in pairs),
-    )
+def _reproject(depth_m: Depth, motion: Pose, camera: Camera) -> Correspondence:
+    """Project the pixels of a frame into another camera.
 
-
-def _flow_result(mean: _Mean | None) -> TemporalConsistency | None:
-    if mean is None:
-        return None
-    return TemporalConsistency(opw_m=mean.error_m, rtc=mean.rtc, pairs=mean.pairs, share_used=mean.share)
-
-
-def _reprojection_result(mean: _Mean | None) -> ReprojectionConsistency | None:
-    if mean is None:
-        return None
-    return ReprojectionConsistency(error_m=mean.error_m, rtc=mean.rtc, pairs=mean.pairs, share_used=mean.share)
-
-
-def _reproject(depth_m: Depth, motion: Pose, camera: Intrinsics) -> tuple[Depth, npt.NDArray[np.float32], Mask]:
-    """A frame's pixels seen by a camera that stands elsewhere.
-
-    Returns:
-        Their depth there, their positions `[H, W, 2]` there as (x, y), and whether they are in sight.
+    Args:
+        depth_m: float32 `[H, W]`, metres.
+        motion: `[4, 4]`, from the frame's camera coordinates to those of the other camera.
+        camera: intrinsics of both cameras.
     """
     height, width = depth_m.shape
-    there = _has_depth(depth_m)
-    z = np.where(there, depth_m, 1.0).astype(np.float64)
-    x = (np.arange(width) - camera.cx) / camera.fx * z
-    y = (np.arange(height)[:, None] - camera.cy) / camera.fy * z
+    visible = _has_depth(depth_m)
+    z = np.where(visible, depth_m, 1.0).astype(np.float64)
+    x = (np.arange(width) - camera.cx_px) / camera.fx_px * z
+    y = (np.arange(height)[:, None] - camera.cy_px) / camera.fy_px * z
     x, y, z = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in motion[:3])
-    there &= z > 0
-    z = np.where(there, z, 1.0)
-    positions = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=-1).astype(np.float32)
-    there &= _inside(positions)
-    positions[~there] = 0
-    return z.astype(np.float32), positions, there
+    visible &= z > 0
+    z = np.where(visible, z, 1.0)
+    positions = np.stack([camera.fx_px * x / z + camera.cx_px, camera.fy_px * y / z + camera.cy_px], axis=-1).astype(
+        np.float32
+    )
+    visible &= _inside(positions)
+    positions[~visible] = 0
+    return z.astype(np.float32), positions, visible
 
 
-def _sampled(values: npt.NDArray[np.float32], positions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _sample(values: npt.NDArray[np.float32], positions: Positions) -> npt.NDArray[np.float32]:
+    """Sample `[H, W]` or `[H, W, C]` bilinearly."""
     return np.asarray(cv2.remap(values, positions, None, cv2.INTER_LINEAR), np.float32)  # type: ignore[call-overload]
 
 
 def _has_depth(depth_m: Depth) -> Mask:
-    there: Mask = np.isfinite(depth_m) & (depth_m > 0)
-    return there
+    valid: Mask = np.isfinite(depth_m) & (depth_m > 0)
+    return valid
 
 
-def _grid(shape_hw: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Every pixel's own position, `[H, W, 2]` as (x, y)."""
+def _pixel_grid(shape_hw: tuple[int, ...]) -> Positions:
+    """The position of every pixel."""
     rows, columns = np.mgrid[: shape_hw[0], : shape_hw[1]].astype(np.float32)
     return np.stack([columns, rows], axis=-1)
 
 
-def _inside(positions: npt.NDArray[np.float32]) -> Mask:
+def _inside(positions: Positions) -> Mask:
     height, width = positions.shape[:2]
     x, y = positions[..., 0], positions[..., 1]
     inside: Mask = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return inside
 
 
-def _check_sizes(shape_hw: tuple[int, ...], depths_m: tuple[Depth, ...], before_hw: tuple[int, ...] | None) -> None:
-    shapes = {tuple(shape_hw), *(depth_m.shape for depth_m in depths_m)}
-    if before_hw is not None:
-        shapes.add(tuple(before_hw))
+def _check_sizes(arrays: Sequence[npt.NDArray[Any]]) -> None:
+    shapes = {array.shape[:2] for array in arrays}
     if len(shapes) > 1:
         raise InputError(
-            f"Frames or depth of a video differ in size: {' and '.join(map(str, sorted(shapes)))}.",
-            "What moved between two frames can only be followed in pictures of one size.",
+            f"Frames or depth maps of a video differ in size: {' and '.join(map(str, sorted(shapes)))}.",
+            "Temporal consistency compares frames pixel by pixel.",
             "Leave --temporal out, or pass consecutive frames of one video.",
         )
 
 
-def nothing_followed() -> InputError:
-    """The one wording for frames that do not follow one another."""
+def no_correspondence() -> InputError:
+    """The error for frames in which nothing can be followed."""
     return InputError(
-        "Consistency in time cannot be told.",
-        "There are fewer than two frames with depth, or nothing in one can be found in the next.",
+        "Temporal consistency cannot be measured.",
+        "There are fewer than two frames with depth, or no pixel of one is found in the next.",
         "Pass consecutive frames of one video, in order.",
     )
 
@@ -377,7 +322,7 @@ def _fields(path: Path) -> list[list[str]]:
 
 def _pose(path: Path, fields: list[str]) -> Pose:
     if len(fields) != 8:
-        raise _bad_line(path, f"A line is NAME tx ty tz qx qy qz qw; this is {' '.join(fields)!r}.")
+        raise _bad_line(path, f"Expected NAME tx ty tz qx qy qz qw, not {' '.join(fields)!r}.")
     tx, ty, tz, x, y, z, w = _numbers(path, fields[1:])
     norm = math.hypot(x, y, z, w)
     if not abs(norm - 1) < 0.01:
@@ -397,11 +342,11 @@ def _numbers(path: Path, fields: list[str]) -> list[float]:
     try:
         numbers = [float(field) for field in fields]
     except ValueError as error:
-        raise _bad_line(path, f"{' '.join(fields)!r} are not all numbers.") from error
+        raise _bad_line(path, f"{' '.join(fields)!r} has a field that is not a number.") from error
     if not all(map(math.isfinite, numbers)):
-        raise _bad_line(path, f"{' '.join(fields)!r} are not all finite.")
+        raise _bad_line(path, f"{' '.join(fields)!r} has a field that is not finite.")
     return numbers
 
 
 def _bad_line(path: Path, why: str) -> InputError:
-    return InputError(f"{path} cannot be read.", why, "Correct it, or move poses.txt away to follow optical flow.")
+    return InputError(f"{path} cannot be read.", why, "Correct it, or move poses.txt away to use optical flow.")

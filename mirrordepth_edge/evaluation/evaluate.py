@@ -1,7 +1,7 @@
-"""Metric depth errors of any artefact on a data set, by the field's protocol.
+"""Evaluation of a model on a data set: depth metrics, boundaries, temporal consistency.
 
-The artefact is a `DepthPredictor`, whatever runs it: the same frames, preprocessing and metrics for
-a checkpoint, an ONNX file and an engine, so that the difference is what export cost.
+A model is any `DepthPredictor`. Checkpoint, ONNX file and engine are evaluated on the same frames with the
+same preprocessing and metrics, so a difference between them is the cost of export.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.consistency import (
     CameraPath,
+    ConsistencyMeter,
     FlowMeter,
-    ReprojectionConsistency,
     ReprojectionMeter,
     TemporalConsistency,
-    nothing_followed,
+    no_correspondence,
 )
 from mirrordepth_edge.evaluation.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
 from mirrordepth_edge.evaluation.metrics import (
     Depth,
     DepthMetrics,
     Mask,
-    clamped,
+    clamp_depth,
     depth_metrics,
     eigen_crop,
     garg_crop,
@@ -41,27 +41,26 @@ from mirrordepth_edge.imaging.preprocess import Frame
 EVALUATION_VERSION = 2
 CROPS: dict[str, Callable[[tuple[int, int]], Mask]] = {"eigen": eigen_crop, "garg": garg_crop}
 DEPTH_BINS = 10
-"""Into how many ranges of the same width, from 0 to the far limit, errors are sorted by true depth."""
+"""Number of depth ranges of equal width, from 0 to the far limit, for errors by true depth."""
 WIDE_PX = 16
-"""How far apart pixels are whose depth is compared for the wide boundary F1: about what one answer of `nano` covers."""
+"""Distance of the pixels compared for the wide boundary F1: about the effective resolution of `nano`."""
 DENSE_SHARE = 0.5
-"""True depth serves as a reference in time where it can be judged on this share of the prediction's pixels."""
+"""Temporal consistency of true depth is reported if it covers at least this share of the prediction's pixels."""
 
 Align = Literal["none", "median", "lsq"]
-Temporal = TemporalConsistency | ReprojectionConsistency
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Strict):
-    """How depth is compared; results of different protocols do not compare."""
+    """Evaluation protocol. Results of different protocols are not comparable."""
 
     limits_m: tuple[float, float]
-    """Nearest and farthest true depth that counts, exclusive, in metres; predictions are clamped to it."""
+    """Nearest and farthest true depth that is evaluated, exclusive, metres. Predictions are clamped to it."""
     crop: Crop = "none"
     flip: bool = False
-    """Average the prediction with that of the mirrored picture."""
+    """Average the prediction with that of the horizontally flipped image."""
     align: Align = "none"
-    """`median` scales each prediction to the truth's median, `lsq` fits scale and shift; neither is metric depth."""
+    """`median` scales each prediction to the true median, `lsq` fits scale and shift. Neither is metric depth."""
 
     def __str__(self) -> str:
         near, far = self.limits_m
@@ -69,23 +68,23 @@ class Protocol(Strict):
         flip = "flip averaging" if self.flip else "no flip averaging"
         align = {
             "none": "metric, no alignment",
-            "median": "NOT METRIC: each picture scaled to the true median",
-            "lsq": "NOT METRIC: scale and shift of each picture fitted to the truth",
+            "median": "NOT METRIC: each image scaled to the true median",
+            "lsq": "NOT METRIC: scale and shift of each image fitted to the true depth",
         }[self.align]
         return f"{crop}, {near:g} to {far:g} m, {flip}; {align}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthRange:
-    """Errors where the true depth is in one range; sums, so that pictures add up."""
+    """Errors where the true depth lies in one range; stored as sums, which can be added over images."""
 
     near_m: float
     far_m: float
     pixels: int
     abs_rel_sum: float
-    """Sum of |g - p| / g over the pixels."""
+    """Sum of |p - g| / g over the pixels; p prediction, g ground truth."""
     bias_sum: float
-    """Sum of (p - g) / g: above zero where things are seen too far away."""
+    """Sum of (p - g) / g; positive if depth is overestimated."""
 
     @property
     def abs_rel(self) -> float | None:
@@ -98,24 +97,24 @@ class DepthRange:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureResult:
-    """Errors on one picture."""
+    """Errors on one image."""
 
     name: str
     valid_pixels: int
     metrics: DepthMetrics
     ranges: tuple[DepthRange, ...]
-    """By true depth, near to far."""
+    """By true depth, nearest first."""
     boundary_f1: BoundaryF1 | None = None
-    """Of neighbouring pixels, where the true depth has contours."""
+    """Of neighbouring pixels; None if the true depth has no contours."""
     boundary_f1_wide: BoundaryF1 | None = None
-    """Of pixels `WIDE_PX` apart, on the same terms: what is left to tell where depth is soft."""
+    """Of pixels `WIDE_PX` apart, which also measures soft edges; None if the true depth has no contours."""
     boundary: BoundaryErrors | None = None
-    """Where asked for and where the true depth has edges."""
+    """If requested and if the true depth has edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanBoundaryF1:
-    """Boundary F1, means over the pictures whose true depth has contours."""
+    """Boundary F1; means over the images whose true depth has contours."""
 
     f1: float
     precision: float
@@ -125,27 +124,27 @@ class MeanBoundaryF1:
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialConsistency:
-    """Depth boundary errors, means over the pictures whose true depth has edges."""
+    """Depth boundary errors; means over the images whose true depth has edges."""
 
     accuracy_px: float
     completeness_px: float
     found: float
-    """Pixels on predicted edges for each one on a true edge, over all pictures."""
+    """Ratio of pixels on predicted edges to pixels on true edges, over all images."""
     pictures: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Errors on a data set; each picture counts once."""
+    """Errors on a data set; each image counts once."""
 
     protocol: Protocol
     pictures: tuple[PictureResult, ...]
     edges: bool = False
-    """Whether depth edges were compared."""
-    temporal: Temporal | None = None
-    """Of the prediction as it comes, all of it: no crop, no alignment, no clamping."""
-    temporal_truth: Temporal | None = None
-    """The same of the true depth, where it is dense enough: what is left is the measure's own error."""
+    """Whether depth boundary errors were measured."""
+    temporal: TemporalConsistency | None = None
+    """Of the raw prediction: no crop, no alignment, no clamping."""
+    temporal_truth: TemporalConsistency | None = None
+    """Of the true depth, if it is dense enough: the error floor of the measure."""
 
     @property
     def mean(self) -> DepthMetrics:
@@ -153,7 +152,7 @@ class Evaluation:
 
     @property
     def ranges(self) -> tuple[DepthRange, ...]:
-        """Errors by true depth over all pictures; here each pixel counts once."""
+        """Errors by true depth over all images; here each pixel counts once."""
         return tuple(
             DepthRange(
                 near_m=parts[0].near_m,
@@ -167,7 +166,7 @@ class Evaluation:
 
     @property
     def boundary_f1(self) -> MeanBoundaryF1 | None:
-        """None where no true depth has a contour."""
+        """None if no true depth has a contour."""
         return _mean_f1([picture.boundary_f1 for picture in self.pictures])
 
     @property
@@ -176,22 +175,25 @@ class Evaluation:
 
     @property
     def spatial(self) -> SpatialConsistency | None:
-        found = [picture.boundary for picture in self.pictures if picture.boundary is not None]
-        if not found:
+        boundaries = [picture.boundary for picture in self.pictures if picture.boundary is not None]
+        if not boundaries:
             return None
         return SpatialConsistency(
-            accuracy_px=float(np.mean([each.accuracy_px for each in found])),
-            completeness_px=float(np.mean([each.completeness_px for each in found])),
-            found=sum(each.predicted for each in found) / sum(each.true for each in found),
-            pictures=len(found),
+            accuracy_px=float(np.mean([boundary.accuracy_px for boundary in boundaries])),
+            completeness_px=float(np.mean([boundary.completeness_px for boundary in boundaries])),
+            found=sum(boundary.predicted for boundary in boundaries) / sum(boundary.true for boundary in boundaries),
+            pictures=len(boundaries),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, every picture's errors included."""
+        """Plain values, including the errors of every image."""
         plain = asdict(self)
         for picture in plain["pictures"]:
-            del picture["ranges"]  # below, for all pictures together
-        ranges = [asdict(each) | {"abs_rel": each.abs_rel, "bias": each.bias} for each in self.ranges]
+            del picture["ranges"]  # written once, for all images together
+        for name in ("temporal", "temporal_truth"):
+            consistency: TemporalConsistency | None = getattr(self, name)
+            plain[name] = None if consistency is None else consistency.to_json()
+        ranges = [asdict(part) | {"abs_rel": part.abs_rel, "bias": part.bias} for part in self.ranges]
         edges = {name: getattr(self, name) for name in ("boundary_f1", "boundary_f1_wide", "spatial")}
         return {
             "schema_version": EVALUATION_VERSION,
@@ -199,7 +201,7 @@ class Evaluation:
             **plain,
             "mean": asdict(self.mean),
             "ranges": ranges,
-            **{name: None if each is None else asdict(each) for name, each in edges.items()},
+            **{name: None if result is None else asdict(result) for name, result in edges.items()},
         }
 
 
@@ -212,27 +214,28 @@ def evaluate(
     temporal: bool = False,
     camera_path: CameraPath | None = None,
 ) -> Evaluation:
-    """Evaluate a predictor on pictures with measured depth.
+    """Evaluate a predictor on images with measured depth.
 
     Args:
-        predict: uint8 RGB `[H, W, 3]` to float32 metres `[H, W]`, such as a `DepthPredictor`.
-        samples: pictures and depth of the same size.
-        spatial: measure depth boundary errors as well.
-        temporal: measure consistency in time as well; the pictures are consecutive frames.
-        camera_path: measure that by the camera's motion, not by optical flow.
+        predict: maps uint8 RGB `[H, W, 3]` to float32 metres `[H, W]`, such as a `DepthPredictor`.
+        samples: images and depth of the same size.
+        protocol: crop, depth limits, flip averaging and alignment.
+        spatial: also measure depth boundary errors.
+        temporal: also measure temporal consistency; the images must be consecutive frames.
+        camera_path: measure temporal consistency by camera motion instead of optical flow.
 
     Raises:
-        InputError: there are none, a picture has no valid depth, a crop does not fit, or the pictures
-            are not of one size where they must be.
+        InputError: there are no samples, an image has no valid depth, the crop does not fit, or frames of a
+            video differ in size.
     """
     results = []
-    meter = _Meter(camera_path) if temporal else None
+    meter = _TemporalMeter(camera_path) if temporal else None
     for sample in samples:
-        depth_m = _predicted(predict, sample, protocol)
+        depth_m = _predict(predict, sample, protocol)
         if meter is not None:
             meter.add(sample, depth_m, protocol.limits_m)
-        results.append(_compare(_aligned(depth_m, sample, protocol), sample, protocol, spatial=spatial))
-    mean_metrics([result.metrics for result in results])  # says so if there was no picture
+        results.append(_compare(_align(depth_m, sample, protocol), sample, protocol, spatial=spatial))
+    mean_metrics([result.metrics for result in results])  # raises if there was no image
     of_prediction, of_truth = (None, None) if meter is None else meter.results()
     return Evaluation(
         protocol=protocol,
@@ -244,41 +247,42 @@ def evaluate(
 
 
 def check_samples(samples: Iterable[Sample], protocol: Protocol) -> None:
-    """Raise what `evaluate` would raise, before hours of training end in it.
+    """Check that samples can be evaluated, so that training does not fail after its first epoch.
 
     Raises:
-        InputError: a sample cannot be read or has no depth that counts, or a crop does not fit.
+        InputError: a sample cannot be read or has no valid depth, or the crop does not fit.
     """
     for sample in samples:
-        if not _counted(sample, protocol).any():
+        if not _evaluated_pixels(sample, protocol).any():
             raise InputError(
-                f"{sample.name} has no depth that counts.",
+                f"{sample.name} has no valid depth.",
                 f"The protocol is: {protocol}.",
-                "Take it away, or check the depth scale (--units-per-metre).",
+                "Remove it, or check the depth scale (--units-per-metre).",
             )
 
 
-def evaluated_depth(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> tuple[Depth, Mask]:
-    """Depth of one picture as `evaluate` compares it, and the pixels that count.
+def predict_by_protocol(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> tuple[Depth, Mask]:
+    """Predict the depth of one image as `evaluate` compares it.
 
     Returns:
-        float32 `[H, W]` metres, with flip averaging, alignment and clamping as the protocol has them; bool `[H, W]`.
+        Depth float32 `[H, W]`, metres, with flip averaging, alignment and clamping by the protocol; and the
+        pixels that are evaluated, bool `[H, W]`.
     """
-    depth_m = _aligned(_predicted(predict, sample, protocol), sample, protocol)
-    return clamped(depth_m, protocol.limits_m), _counted(sample, protocol)
+    depth_m = _align(_predict(predict, sample, protocol), sample, protocol)
+    return clamp_depth(depth_m, protocol.limits_m), _evaluated_pixels(sample, protocol)
 
 
 def predict_flipped(predict: Callable[[Frame], Depth], frame: Frame) -> Depth:
-    """Mean of the depth of a picture and of its mirror image, mirrored back."""
-    depth_m = predict(frame).copy()  # a predictor reuses its array
+    """Average the depth of an image with that of its horizontal flip, flipped back."""
+    depth_m = predict(frame).copy()  # predictors reuse their arrays
     mirrored = predict(np.ascontiguousarray(frame[:, ::-1]))[:, ::-1]
     return (depth_m + mirrored) / np.float32(2)
 
 
 def align(depth_m: Depth, truth_m: Depth, valid: Mask, how: Align) -> Depth:
-    """Fit a prediction to the truth on valid pixels: `median` by scale, `lsq` by scale and shift.
+    """Align a prediction with the truth on valid pixels: `median` by scale, `lsq` by scale and shift.
 
-    Predicted NaN and infinity stay as they are and take no part; without a finite prediction nothing is fitted.
+    Predicted NaN and infinity are ignored and kept. Without a finite prediction nothing is changed.
     """
     finite = valid & np.isfinite(depth_m)
     if how == "none" or not finite.any():
@@ -293,75 +297,71 @@ def align(depth_m: Depth, truth_m: Depth, valid: Mask, how: Align) -> Depth:
     return (depth_m * np.float32(scale) + np.float32(shift)).astype(np.float32)
 
 
-class _Meter:
-    """Consistency in time of the prediction and of the true depth, on the same frames."""
+class _TemporalMeter:
+    """Temporal consistency of the prediction and of the true depth, with the same correspondences."""
 
     def __init__(self, camera_path: CameraPath | None) -> None:
-        self._flow = FlowMeter() if camera_path is None else None
-        self._motion = None if camera_path is None else ReprojectionMeter(camera_path.intrinsics)
-        self._poses = iter(() if camera_path is None else camera_path.poses)
+        self._poses = None if camera_path is None else iter(camera_path.poses)
+        self._meter: ConsistencyMeter[Any] = (
+            FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
+        )
 
     def add(self, sample: Sample, depth_m: Depth, limits_m: tuple[float, float]) -> None:
         truth_m = np.where(valid_mask(sample.depth_m, limits_m), sample.depth_m, np.float32(0))
-        if self._flow is not None:
-            self._flow.add(sample.frame, depth_m, truth_m)
-        if self._motion is not None:
-            pose = next(self._poses, None)
-            if pose is None:
-                raise InputError(
-                    f"There is no pose for {sample.name}.",
-                    "The camera's path has fewer poses than there are pictures.",
-                    "Give a pose for each picture.",
-                )
-            self._motion.add(pose, depth_m, truth_m)
+        view = sample.frame if self._poses is None else next(self._poses, None)
+        if view is None:
+            raise InputError(
+                f"There is no pose for {sample.name}.",
+                "The camera path has fewer poses than there are images.",
+                "Give a pose for each image.",
+            )
+        self._meter.add(view, depth_m, truth_m)
 
-    def results(self) -> tuple[Temporal, Temporal | None]:
-        meter = self._flow or self._motion
-        assert meter is not None
-        of_prediction, of_truth = meter.results()
+    def results(self) -> tuple[TemporalConsistency, TemporalConsistency | None]:
+        of_prediction, of_truth = self._meter.results() or (None, None)
         if of_prediction is None:
-            raise nothing_followed()
+            raise no_correspondence()
         if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
             of_truth = None
         return of_prediction, of_truth
 
 
-def _predicted(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> Depth:
+def _predict(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> Depth:
     return predict_flipped(predict, sample.frame) if protocol.flip else predict(sample.frame)
 
 
-def _aligned(depth_m: Depth, sample: Sample, protocol: Protocol) -> Depth:
+def _align(depth_m: Depth, sample: Sample, protocol: Protocol) -> Depth:
     if protocol.align == "none":
         return depth_m
-    return align(depth_m, sample.depth_m, _counted(sample, protocol), protocol.align)
+    return align(depth_m, sample.depth_m, _evaluated_pixels(sample, protocol), protocol.align)
 
 
 def _compare(depth_m: Depth, sample: Sample, protocol: Protocol, *, spatial: bool) -> PictureResult:
-    crop, valid = _crop(sample, protocol), _counted(sample, protocol)
+    crop, valid = _crop(sample, protocol), _evaluated_pixels(sample, protocol)
     metrics = depth_metrics(depth_m, sample.depth_m, limits_m=protocol.limits_m, crop=crop)
-    clamped_m = clamped(depth_m, protocol.limits_m)
-    window = (slice(None), slice(None)) if crop is None else _window(crop)
-    of_edges = clamped_m[window], sample.depth_m[window], valid[window]
+    clamped_m = clamp_depth(depth_m, protocol.limits_m)
+    window = (slice(None), slice(None)) if crop is None else _bounding_box(crop)
+    cropped = clamped_m[window], sample.depth_m[window], valid[window]
     return PictureResult(
         name=sample.name,
         valid_pixels=int(valid.sum()),
         metrics=metrics,
         ranges=_ranges(clamped_m[valid], sample.depth_m[valid], protocol.limits_m[1]),
-        boundary_f1=boundary_f1(*of_edges),
-        boundary_f1_wide=boundary_f1(*of_edges, apart_px=WIDE_PX),
-        boundary=boundary_errors(*of_edges) if spatial else None,
+        boundary_f1=boundary_f1(*cropped),
+        boundary_f1_wide=boundary_f1(*cropped, apart_px=WIDE_PX),
+        boundary=boundary_errors(*cropped) if spatial else None,
     )
 
 
 def _mean_f1(per_picture: list[BoundaryF1 | None]) -> MeanBoundaryF1 | None:
-    found = [each for each in per_picture if each is not None]
-    if not found:
+    scores = [score for score in per_picture if score is not None]
+    if not scores:
         return None
     return MeanBoundaryF1(
-        f1=float(np.mean([each.f1 for each in found])),
-        precision=float(np.mean([each.precision for each in found])),
-        recall=float(np.mean([each.recall for each in found])),
-        pictures=len(found),
+        f1=float(np.mean([score.f1 for score in scores])),
+        precision=float(np.mean([score.precision for score in scores])),
+        recall=float(np.mean([score.recall for score in scores])),
+        pictures=len(scores),
     )
 
 
@@ -370,20 +370,20 @@ def _crop(sample: Sample, protocol: Protocol) -> Mask | None:
     return CROPS[protocol.crop]((height, width)) if protocol.crop != "none" else None
 
 
-def _counted(sample: Sample, protocol: Protocol) -> Mask:
-    """Pixels that count: with valid depth, inside the crop."""
+def _evaluated_pixels(sample: Sample, protocol: Protocol) -> Mask:
+    """Pixels that are evaluated: with valid depth, inside the crop."""
     valid, crop = valid_mask(sample.depth_m, protocol.limits_m), _crop(sample, protocol)
     return valid if crop is None else valid & crop
 
 
-def _window(mask: Mask) -> tuple[slice, slice]:
-    """The rectangle round a mask."""
+def _bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Bounding box of a mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _ranges(depth_m: Depth, truth_m: Depth, far_m: float) -> tuple[DepthRange, ...]:
-    """Sums of relative errors by true depth; both `[N]`, metres."""
+    """Sum relative errors by true depth; both arguments are `[N]`, metres."""
     edges = np.linspace(0, far_m, DEPTH_BINS + 1)
     index = np.digitize(truth_m, edges[1:-1])
     relative = (depth_m.astype(np.float64) - truth_m) / truth_m.astype(np.float64)

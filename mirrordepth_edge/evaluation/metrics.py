@@ -1,6 +1,7 @@
-"""Depth metrics as the field computes them (BTS, AdaBins, ZoeDepth agree where they overlap).
+"""Standard depth metrics, as BTS, AdaBins and ZoeDepth compute them.
 
-Each metric is per image over valid pixels; a data set's figure is the mean over its images.
+Each metric is computed per image over valid pixels; the result of a data set is the mean over its images.
+Symbols: p prediction, g ground truth, both in metres.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FloatArray = TypeVar("FloatArray", bound=npt.NDArray[np.floating[Any]])
 
 @dataclass(frozen=True, kw_only=True)
 class DepthMetrics:
-    """Errors of one depth map, or means over many."""
+    """Errors of one depth map, or their means over many."""
 
     abs_rel: float
     """mean |g - p| / g; no unit."""
@@ -41,22 +42,22 @@ class DepthMetrics:
 
 
 def valid_mask(truth_m: Depth, limits_m: tuple[float, float]) -> Mask:
-    """Pixels with a measured depth strictly inside the limits; a NaN is no depth."""
+    """Pixels whose true depth lies strictly inside the limits; false for NaN."""
     mask: Mask = (truth_m > limits_m[0]) & (truth_m < limits_m[1])
     return mask
 
 
 def eigen_crop(shape_hw: tuple[int, int]) -> Mask:
-    """The crop of Eigen et al. on NYU Depth v2: rows 45:471, columns 41:601 of 480x640.
+    """Eigen crop for NYU Depth v2 (Eigen et al. 2014): rows 45:471, columns 41:601 of 480x640.
 
     Raises:
-        InputError: the picture is not 480x640.
+        InputError: the image is not 480x640.
     """
     if shape_hw != (480, 640):
         raise InputError(
             f"The Eigen crop is defined for 480x640 pixels, not {shape_hw[0]}x{shape_hw[1]}.",
-            "It cuts away the border that NYU's registration left empty.",
-            "Use no crop for other pictures.",
+            "It removes the border that registration left empty in NYU Depth v2.",
+            "Use --crop none for other images.",
         )
     mask = np.zeros(shape_hw, np.bool_)
     mask[45:471, 41:601] = True
@@ -64,10 +65,9 @@ def eigen_crop(shape_hw: tuple[int, int]) -> Mask:
 
 
 def garg_crop(shape_hw: tuple[int, int]) -> Mask:
-    """The crop of Garg et al. on KITTI, as shares of the picture: the band that LiDAR reaches.
+    """Garg crop for KITTI (Garg et al. 2016), relative to the image size: the band that LiDAR covers.
 
-    With the KB crop (352x1216) on, BTS, AdaBins and ZoeDepth crop the truth too, so that the shares
-    are of 352x1216.
+    BTS, AdaBins and ZoeDepth apply it after the KB crop, so the shares refer to 352x1216.
     """
     height, width = shape_hw
     mask = np.zeros(shape_hw, np.bool_)
@@ -81,23 +81,23 @@ def garg_crop(shape_hw: tuple[int, int]) -> Mask:
 def depth_metrics(
     prediction_m: Depth, truth_m: Depth, *, limits_m: tuple[float, float], crop: Mask | None = None
 ) -> DepthMetrics:
-    """Compare one depth map with the truth.
+    """Compute the metrics of one depth map.
 
-    Predictions outside the limits are clamped, infinite ones to the far limit, NaN to the near one.
+    Predictions outside the limits are clamped; infinity becomes the far limit, NaN the near limit.
 
     Args:
-        prediction_m, truth_m: shape `[H, W]`, metres.
-        limits_m: nearest and farthest depth that counts, exclusive for the truth.
-        crop: pixels that count.
+        prediction_m, truth_m: `[H, W]`, metres.
+        limits_m: nearest and farthest depth that is evaluated, exclusive for the truth.
+        crop: bool `[H, W]`, pixels that are evaluated.
 
     Raises:
         InputError: the shapes differ or no pixel is valid.
     """
     if prediction_m.shape != truth_m.shape:
         raise InputError(
-            f"Prediction {prediction_m.shape} and truth {truth_m.shape} differ in size.",
-            "Metrics compare pixel by pixel.",
-            "Resize the prediction bilinearly to the truth's size.",
+            f"Prediction {prediction_m.shape} and ground truth {truth_m.shape} differ in size.",
+            "Depth metrics compare pixel by pixel.",
+            "Resize the prediction bilinearly to the size of the ground truth.",
         )
     near, far = limits_m
     mask = valid_mask(truth_m, limits_m)
@@ -105,10 +105,12 @@ def depth_metrics(
         mask &= crop
     if not mask.any():
         raise InputError(
-            "No pixel has a measured depth.", f"None lies between {near} and {far} m.", "Check the depth scale."
+            "No pixel has a measured depth.",
+            f"No true depth lies between {near} and {far} m.",
+            "Check the depth scale.",
         )
     g = truth_m[mask].astype(np.float64)
-    p = clamped(prediction_m[mask].astype(np.float64), limits_m)
+    p = clamp_depth(prediction_m[mask].astype(np.float64), limits_m)
     e = np.log(p) - np.log(g)
     ratio = np.maximum(g / p, p / g)
     return DepthMetrics(
@@ -124,20 +126,20 @@ def depth_metrics(
     )
 
 
-def clamped(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
-    """A prediction inside the limits, as it is compared: infinite is far, NaN is near."""
+def clamp_depth(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
+    """Clamp a prediction to the limits; infinity becomes the far limit, NaN the near limit."""
     near, far = limits_m
     inside: FloatArray = np.nan_to_num(prediction_m, nan=near, posinf=far, neginf=near).clip(near, far)
     return inside
 
 
 def mean_metrics(per_image: list[DepthMetrics]) -> DepthMetrics:
-    """Mean over images, each image counting once.
+    """Average metrics over images, each image counting once.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no images.
     """
     if not per_image:
-        raise InputError("There is nothing to average.", "No picture was evaluated.", "Check the data set's folder.")
+        raise InputError("There is nothing to average.", "No image was evaluated.", "Check the data set's folder.")
     rows = [asdict(metrics) for metrics in per_image]
     return DepthMetrics(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})

@@ -1,8 +1,8 @@
-"""Artefacts that take several sizes: which, and how each of them is opened."""
+"""Models with dynamic shapes: the sizes they accept, session options per size, and copies with fixed shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from mirrordepth_edge.manifest import Manifest, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+Values = dict[str, npt.NDArray[Any]]
 
-def at_every_size(manifest: Manifest, options: SessionOptions) -> Iterator[SessionOptions]:
-    """Options that open a file as it is proven: once, or at the smallest, the usual and the largest of its sizes."""
+
+def options_per_size(manifest: Manifest, options: SessionOptions) -> Iterator[SessionOptions]:
+    """Yield session options for each size to verify: min, opt and max, or only one if the shape is fixed."""
     if manifest.sizes is None:
         yield options
         return
@@ -26,51 +28,56 @@ def at_every_size(manifest: Manifest, options: SessionOptions) -> Iterator[Sessi
         yield replace(options, network_hw=(height, width), batch=batch)
 
 
-def with_sizes(config: BuildConfig, source: Manifest) -> BuildConfig:
-    """Options with the sizes that an engine of this ONNX file takes: those asked for, or all that the file takes.
+def resolve_sizes(config: BuildConfig, source: Manifest) -> BuildConfig:
+    """Fill in the sizes of an engine: the requested ones, or all that its ONNX file accepts.
 
     Raises:
-        OptionError: the file's sizes are fixed, or it does not take these.
+        OptionError: the file has a fixed shape, or does not accept the requested sizes.
     """
-    own, asked = source.sizes, config.dynamic
-    if asked is None:
-        return replace(config, dynamic=own)
-    if own is None:
-        fixed = asked.opt if asked.dynamic_axes == "" else source.inputs[0].size
+    accepted, requested = source.sizes, config.dynamic
+    if requested is None:
+        return replace(config, dynamic=accepted)
+    if accepted is None:
+        batch, height, width = source.inputs[0].size if requested.dynamic_axes else requested.opt
         raise OptionError(
-            "--dynamic has nothing to work on: the ONNX file's sizes are fixed.",
-            f"It takes {fixed[0]} of {fixed[1]}x{fixed[2]} pixels.",
-            f"Export it with open ones: mde export --dynamic {asked}; or leave --dynamic out.",
+            "--dynamic needs an ONNX file with dynamic shapes.",
+            f"This file has the fixed shape {batch} x {height}x{width} pixels.",
+            f"Export it with dynamic shapes: mde export --dynamic {requested}; or omit --dynamic.",
         )
-    for _, height, width in asked:
+    for _, height, width in requested:
         check_size(source.model, (height, width))
-    if not set(asked.dynamic_axes) <= set(own.dynamic_axes) or not all(own.has(size) for size in asked):
+    if not set(requested.dynamic_axes) <= set(accepted.dynamic_axes) or not all(
+        accepted.has(size) for size in requested
+    ):
         raise OptionError(
-            f"--dynamic {asked} is more than the ONNX file takes.",
-            f"It was exported for {own}.",
-            f"--dynamic {own}, or export it with a wider range.",
+            f"--dynamic {requested} exceeds the range of the ONNX file.",
+            f"It was exported for {accepted}.",
+            f"--dynamic {accepted}, or export it with a wider range.",
         )
     return config
 
 
-def of_sizes(source: Manifest, sizes: SizeRange | None) -> Manifest:
-    """What an ONNX file's manifest says of an engine that takes these sizes of its."""
+def manifest_for_sizes(source: Manifest, sizes: SizeRange | None) -> Manifest:
+    """Return an ONNX file's manifest, restricted to the sizes that an engine of it accepts."""
     if sizes is None:
         return source
     batch, height, width = sizes.opt
-    usual = source.at((height, width), batch)
-    return replace(usual, inputs=source.inputs, outputs=source.outputs, sizes=sizes)
+    at_opt = source.at((height, width), batch)
+    return replace(at_opt, inputs=source.inputs, outputs=source.outputs, sizes=sizes)
 
 
-def fixed(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> onnx.ModelProto:
-    """A copy whose inputs have these shapes, from which all others follow; the model itself if none is open.
+def fix_shapes(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+    """Return a copy of a model with fixed input shapes; the model itself if its shapes are fixed already.
 
-    What depends on lengths alone becomes constants, as it does in a runtime that is told the size. All other names
-    stay, so that what is found of the copy's nodes and tensors holds for the model's.
+    Values that depend on shapes alone become constants, as they do in a runtime that knows the size. All other names
+    are kept, so that results about the copy's nodes and tensors apply to the model.
+
+    Args:
+        inputs: specifications of the inputs, with the shapes to use.
     """
     import onnx
 
-    if all(dim.HasField("dim_value") for each in model.graph.input for dim in each.type.tensor_type.shape.dim):
+    if all(dim.HasField("dim_value") for value in model.graph.input for dim in value.type.tensor_type.shape.dim):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -81,33 +88,57 @@ def fixed(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> onnx.ModelPro
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     del graph.value_info[:]
-    known = _of_lengths_alone(onnx.shape_inference.infer_shapes(copy).graph)
-    kept = [node for node in graph.node if not set(node.output) <= known.keys()]
+    values = _shape_values(onnx.shape_inference.infer_shapes(copy).graph)
+    kept = [node for node in graph.node if not set(node.output) <= values.keys()]
     del graph.node[:]
     graph.node.extend(kept)
     read = {name for node in kept for name in node.input}
-    graph.initializer.extend(onnx.numpy_helper.from_array(known[name], name) for name in sorted(read & known.keys()))
+    graph.initializer.extend(onnx.numpy_helper.from_array(values[name], name) for name in sorted(read & values.keys()))
     return onnx.shape_inference.infer_shapes(copy)
 
 
-def _of_lengths_alone(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
-    """Every value that nodes make of tensors' shapes, and of these and constants, by name."""
-    from onnx import helper, numpy_helper
-    from onnx.reference import ReferenceEvaluator
+def _shape_values(graph: onnx.GraphProto) -> Values:
+    """Compute every tensor that depends only on shapes and constants, by name."""
+    shapes = _known_shapes(graph)
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    values: Values = {}
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            values[node.output[0]] = _shape_slice(node, shapes[node.input[0]])
+        elif _depends_on_shapes_only(node, values, constants):
+            values.update(_evaluate(node, values, constants))
+    return values
 
-    constants = {each.name: each for each in graph.initializer}
-    shapes = {
+
+def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Shapes of the tensors whose dimensions are all fixed."""
+    return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info)
         if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
     }
-    known: dict[str, npt.NDArray[Any]] = {}
-    for node in graph.node:
-        if node.op_type == "Shape" and node.input[0] in shapes:
-            told = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-            known[node.output[0]] = np.array(shapes[node.input[0]][told.get("start", 0) : told.get("end")], np.int64)
-        elif known.keys() & set(node.input) and all(name in known or name in constants for name in node.input if name):
-            given = {n: known[n] if n in known else numpy_helper.to_array(constants[n]) for n in node.input if n}
-            made: Any = ReferenceEvaluator(node).run(None, given)
-            known.update(zip(node.output, made, strict=True))
-    return known
+
+
+def _shape_slice(node: onnx.NodeProto, shape: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The output of a Shape node, which may have the attributes `start` and `end`."""
+    from onnx import helper
+
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return np.array(shape[attributes.get("start", 0) : attributes.get("end")], np.int64)
+
+
+def _depends_on_shapes_only(node: onnx.NodeProto, values: Values, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    names = {name for name in node.input if name}
+    # At least one input must come from a shape: nodes that read constants only are left to the runtime.
+    return not names.isdisjoint(values) and names <= values.keys() | constants.keys()
+
+
+def _evaluate(node: onnx.NodeProto, values: Values, constants: Mapping[str, onnx.TensorProto]) -> Values:
+    from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {
+        name: values[name] if name in values else numpy_helper.to_array(constants[name]) for name in node.input if name
+    }
+    outputs: Any = ReferenceEvaluator(node).run(None, feeds)
+    return dict(zip(node.output, outputs, strict=True))

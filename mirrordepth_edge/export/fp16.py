@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.config import PreprocessConfig
 from mirrordepth_edge.errors import GateError, InputError, missing_package
-from mirrordepth_edge.export.dynamic_shapes import fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.export.parity import batches
 from mirrordepth_edge.graph.activations import collect
 from mirrordepth_edge.graph.cost import Tensors
@@ -64,7 +64,7 @@ def to_fp16(
         )
     with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
         warnings.simplefilter("ignore")
-        exact = [node.name for node in downstream(fixed(model, [image]), head).graph.node]
+        exact = [node.name for node in downstream(fix_shapes(model, [image]), head).graph.node]
         exact += [node.name for node in model.graph.node if node.name.startswith(POSITIONS_PREFIX)]
         prepare = Preprocessor(preprocess, image.io)
         return _autocast(onnx_path, exact, batches(frames, prepare, image.size[0]))

@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
@@ -20,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import SHIPPED
+from mirrordepth_edge.artefact import SHIPPED, Artefact
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import NAME as ONNXRUNTIME
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
@@ -38,7 +37,7 @@ from mirrordepth_edge.export.parity import (
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.manifest import Manifest, Parity, manifest_path, read_manifest
-from mirrordepth_edge.reference import Reference, read_reference, reference_path
+from mirrordepth_edge.reference import Reference, reference_path
 
 Inputs = Sequence[npt.NDArray[Any]]
 """What the network is fed, one array a run."""
@@ -218,7 +217,7 @@ def _finite(value: Any) -> Any:
 
 def verify(
     session: Session,
-    path: Path,
+    artefact: Artefact,
     manifest: Manifest,
     *,
     soak_s: float = 0.0,
@@ -228,8 +227,8 @@ def verify(
     """Hold an opened artefact to what is known of its depth, then run it again and again.
 
     Args:
-        path: the artefact; its `.reference.npz`, and for a plan its `.onnx`, are looked for beside it.
-        manifest: its manifest.
+        artefact: what the session runs; its `.reference.npz`, and for a plan its `.onnx`, are looked for beside it.
+        manifest: its manifest at the session's size, as `open_session` returns it.
         soak_s: so many seconds more of repeated runs; none where 0.
         on_soak: called during those, after each run, with the seconds since they began.
         clock: seconds.
@@ -238,7 +237,7 @@ def verify(
         InputError: neither the reference nor an ONNX file is there, or one of them is damaged.
         DeviceError: the GPU failed.
     """
-    reference, onnx = read_reference(path), _its_onnx(path, manifest, session)
+    path, reference, onnx = artefact.path, artefact.reference, _source_onnx(artefact, manifest, session)
     notes = []
     if reference is None:
         notes.append(f"not held to PyTorch's depth: {reference_path(path).name}, which mde export writes, is not there")
@@ -262,7 +261,7 @@ def verify(
         stored = measure_agreement(session, reference)
         comparisons.append(_compared(stored, "PyTorch in FP32, stored at export", limits))
     if not isinstance(onnx, str):
-        comparisons.append(_against_onnx(session, *onnx, inputs, manifest))
+        comparisons.append(_against_onnx(session, onnx, inputs, manifest))
     first = _first_depths(session, inputs)
     repeats = _repeat(session, inputs, first, lambda runs: runs < REPEATS * len(inputs), clock)
     soak = None
@@ -333,25 +332,28 @@ def _inputs_of(reference: Reference, size: int) -> Inputs:
     return [np.ascontiguousarray(reference.batch(first, size)[0]) for first in range(0, len(reference.images), size)]
 
 
-def _its_onnx(path: Path, manifest: Manifest, session: Session) -> tuple[Path, Manifest] | str:
-    """The ONNX file that an artefact is held to, or why there is none."""
-    if manifest.kind == "onnx":
-        alone = session.backend == ONNXRUNTIME and session.device == "cpu"
-        return "this is the ONNX file itself, on the CPU" if alone else (path, manifest)
-    beside = path.with_suffix(".onnx")
-    candidates = [each for each in (beside, *SHIPPED.values()) if each.is_file() and manifest_path(each).is_file()]
-    for each in candidates:
-        if read_manifest(each, verify=False).artefact_sha256 == manifest.parent_sha256:
-            return each, read_manifest(each)
+def _source_onnx(artefact: Artefact, manifest: Manifest, session: Session) -> Artefact | str:
+    """The ONNX file to compare with, or the reason why there is none."""
+    if artefact.kind == "onnx":
+        is_same_run = session.backend == ONNXRUNTIME and session.device == "cpu"
+        return "this is the ONNX file itself, on the CPU" if is_same_run else artefact
+    beside = artefact.path.with_suffix(".onnx")
+    candidates = [path for path in (beside, *SHIPPED.values()) if path.is_file() and manifest_path(path).is_file()]
+    for path in candidates:
+        # Manifests are compared first, so that only the file that is used is hashed.
+        if read_manifest(path, verify=False).artefact_sha256 == manifest.parent_sha256:
+            return Artefact.open(path)
     if beside in candidates:
         return f"{beside.name} is not the file that it was built from"
     return f"{beside.name} with its manifest is not beside it"
 
 
-def _against_onnx(session: Session, onnx: Path, source: Manifest, inputs: Inputs, manifest: Manifest) -> Comparison:
-    (image,), (depth,), (batch, *size_hw) = source.inputs, source.outputs, session.inputs[0].size
-    with OnnxRuntimeSession(onnx, source, replace(CPU, network_hw=(size_hw[0], size_hw[1]), batch=batch)) as cpu:
-        depths_m = [cpu.infer({image.name: each})[depth.name].copy() for each in inputs]
+def _against_onnx(session: Session, onnx: Artefact, inputs: Inputs, manifest: Manifest) -> Comparison:
+    source = onnx.manifest
+    (image,), (depth,), (batch, height, width) = source.inputs, source.outputs, session.inputs[0].size
+    options = replace(CPU, network_hw=(height, width), batch=batch)
+    with OnnxRuntimeSession(onnx.path, source, options) as cpu:
+        depths_m = [cpu.infer({image.name: batch_images})[depth.name].copy() for batch_images in inputs]
         name = f"{onnx.name} in {cpu.backend} {cpu.version} on the CPU"
     known = Reference(np.concatenate(inputs), np.concatenate(depths_m))
     limits: dict[Any, Limits] = LIMITS_ENGINE if manifest.kind == "plan" else LIMITS_ELSEWHERE

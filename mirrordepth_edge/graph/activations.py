@@ -1,4 +1,4 @@
-"""Activation ranges for INT8: what every tensor takes on real frames, and where it is best clipped.
+"""Activation ranges for INT8: statistics of every tensor on real frames, and the choice of clipping ranges.
 
 Frames stream through the FP32 model on the CPU. Each tensor keeps a histogram whose bins double in width as values
 grow, so that memory does not depend on the number of frames, one pass is enough, and every method reads the same
@@ -28,30 +28,30 @@ Method = Literal["max", "entropy", "percentile", "mse"]
 Floats = npt.NDArray[np.float64]
 
 BINS = 4096
-"""Of a histogram, half of them for negative values: at least 1024 up to the largest magnitude, eight for each step of
-an 8-bit quantiser that does not clip."""
+"""Bins of a histogram, half of them for negative values. At least 1024 are in use up to the largest magnitude, which is
+eight per step of an 8-bit quantiser that does not clip."""
 HALF = BINS // 2
 CHUNK = 1 << 15
-"""Values binned at a time, so that what is in between stays in a core's cache."""
+"""Number of values binned at a time, so that intermediate arrays stay in the CPU cache."""
 SHARES: Floats = np.geomspace(1 / 64, 1, 97)
 NEARBY: Floats = np.geomspace(1 / 1.05, 1.05, 13)
-"""Of an end, where to look for a better one: far and wide, then between two of those."""
+"""Factors to try on the end of a range: first a coarse search, then a fine one around its result."""
 EXTENT_SHARE, OUT_OF_RANGE = 0.999, 0.001
-MOST_DRIFT, MOST_OUT_OF_RANGE = 0.3, 0.2
-"""How far calibration and reference pictures may differ in octaves, and in the share of tensors that leave what was
-calibrated. With `nano`, five sets of real scenes (homes, a hall, boxes, roads, photographs; 3 to 32 pictures each) had
-at most 0.25 and 0.14 against each other, uniform noise at least 0.32 and 0.28, plain grey, black or white at least 0.46
-and 0.53. A set in inverted colours passes, as it gives the same ranges."""
-MOST_LOG2_RATIO = 8.0
-SMALLEST_EXPONENT = -100
-"""Magnitudes below 2^-100 share a bin: the bin's width and its reciprocal stay normal float32 numbers."""
+MAX_DRIFT, MAX_OUT_OF_RANGE = 0.3, 0.2
+"""Largest accepted mean |log2 range ratio| and out-of-range share between calibration and reference images. With
+`nano`, five sets of real scenes (homes, a hall, boxes, roads, photos; 3 to 32 images each) had at most 0.25 and 0.14
+against each other, uniform noise at least 0.32 and 0.28, plain grey, black or white at least 0.46 and 0.53. A set in
+inverted colours passes, because it has the same ranges."""
+MAX_LOG2_RATIO = 8.0
+MIN_EXPONENT = -100
+"""Magnitudes below 2^-100 share a bin, so that the bin width and its reciprocal are normal float32 numbers."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What an activation takes; what lies outside is clipped.
+    """Range of an activation; values outside are clipped.
 
-    `Range(0, 0)` is a tensor that was zero on all frames: its quantiser takes the scale 1.
+    `Range(0, 0)` is a tensor that was zero on all frames; its quantiser has scale 1.
     """
 
     low: float
@@ -59,48 +59,49 @@ class Range:
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low <= 0 <= self.high < math.inf:
-            raise ValueError(f"a range is finite and holds zero: {self.low} .. {self.high}")
+            raise ValueError(f"a range must be finite and contain zero: {self.low} .. {self.high}")
 
     @property
     def extent(self) -> float:
-        """The largest magnitude that is not clipped; what a quantiser symmetric about zero spans both ways."""
+        """The largest magnitude that is not clipped, which a symmetric quantiser covers in both directions."""
         return max(-self.low, self.high)
 
 
 Ranges = dict[str, Range]
-"""By the tensor's name in the FP32 graph."""
+"""Ranges by the tensor's name in the FP32 graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorStatistics:
-    """What one tensor held over all frames."""
+    """Statistics of one tensor over all frames."""
 
     counts: npt.NDArray[np.int64]
     """`[BINS]`; bin i holds the values from `(i - HALF) * width` up to, and without, `(i + 1 - HALF) * width`."""
     width: float
-    """A power of two, the smallest that has room for all values, so that no order of frames changes a count."""
+    """Width of a bin: the smallest power of two that covers all values, so that counts do not depend on the order of
+    frames."""
     minimum: float
     maximum: float
 
     @property
     def count(self) -> int:
-        """Values seen."""
+        """Number of values."""
         return int(self.counts.sum())
 
     @property
     def edges(self) -> Floats:
-        """`[BINS + 1]`, exact."""
+        """Edges of the bins, `[BINS + 1]`, exact."""
         return np.arange(-HALF, HALF + 1, dtype=np.float64) * self.width
 
     @property
     def magnitudes(self) -> npt.NDArray[np.int64]:
-        """`[HALF]`: values by magnitude, in bins of the same width."""
+        """Counts by magnitude, `[HALF]`, in bins of the same width."""
         return self.counts[HALF:] + self.counts[HALF - 1 :: -1]
 
     def range(self, method: Method, *, percentile: float = 99.99, bits: int = 8, symmetric: bool = False) -> Range:
-        """The range by one method; see `ActivationStatistics.ranges`."""
+        """Choose a range; see `ActivationStatistics.ranges`."""
         full = Range(min(self.minimum, 0.0), max(self.maximum, 0.0))
-        if method == "max" or full.extent <= self.width:  # one bin tells nothing of what is in it
+        if method == "max" or full.extent <= self.width:  # a single bin has no information on the distribution
             return full
         if method == "percentile":
             return self._percentile(full, percentile)
@@ -110,12 +111,12 @@ class TensorStatistics:
         return _least_squares(self, full, bits, symmetric)
 
     def extent(self, share: float) -> float:
-        """The magnitude that `share` of the values, 0..1, do not exceed, to a bin's width."""
-        found = np.interp(share * self.count, np.append(0, np.cumsum(self.magnitudes)), self.edges[HALF:])
-        return min(float(found), max(-self.minimum, self.maximum))
+        """Return the magnitude that a share of the values (0..1) does not exceed, to a bin's width."""
+        extent = np.interp(share * self.count, np.append(0, np.cumsum(self.magnitudes)), self.edges[HALF:])
+        return min(float(extent), max(-self.minimum, self.maximum))
 
     def share_outside(self, limits: Range) -> float:
-        """The share of values that `limits` clips, 0..1, with those of a bin spread evenly over it."""
+        """Return the share of values that `limits` clips, 0..1, assuming a uniform distribution within a bin."""
         if limits.low <= self.minimum and self.maximum <= limits.high:
             return 0.0
         below = np.interp([limits.low, limits.high], self.edges, np.append(0, np.cumsum(self.counts)))
@@ -132,35 +133,38 @@ class TensorStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStatistics:
-    """What tensors held over all frames."""
+    """Statistics of all tensors over all frames."""
 
     tensors: Mapping[str, TensorStatistics]
-    """By name, in the order they were asked for."""
+    """By name, in the requested order."""
     frames: int
 
     def ranges(self, method: Method, *, percentile: float = 99.99, bits: int = 8, symmetric: bool = False) -> Ranges:
-        """Where every tensor is clipped; 0 is always inside, and what a tensor never took is outside.
+        """Choose a clipping range for every tensor. It contains 0 and does not exceed the observed values.
 
         * `max`: nothing is clipped.
         * `percentile`: each end cuts off `(100 - percentile) / 2` percent of the values.
         * `entropy`: the magnitude at which the Kullback-Leibler divergence of the clipped values from the quantised
-          ones is least (S. Migacz, "8-bit inference with TensorRT", GTC 2017, as in TensorRT's and Model Optimizer's
-          calibrators). It was made for activations with long tails, and may clip much where there are none.
-        * `mse`: the ends at which the expected squared error of rounding and clipping is least, for values spread
-          evenly over their bin.
+          ones is smallest (S. Migacz, "8-bit inference with TensorRT", GTC 2017, as in TensorRT's and Model Optimizer's
+          calibrators). It was made for activations with long tails, and may clip too much of others.
+        * `mse`: the ends with the smallest expected squared error of rounding and clipping, for values distributed
+          uniformly within their bin.
 
         Args:
             percentile: share of the values that `percentile` keeps, in percent, above 50.
-            bits: of the quantised values.
-            symmetric: the quantiser is symmetric about zero: `2^(bits-1) - 1` steps of `extent` over that either way,
-                zero point 0. Else it has `2^bits - 1` steps from `low` to `high`, and a rounded zero point.
+            bits: bits of the quantised values.
+            symmetric: whether the quantiser is symmetric about zero. If so, `extent` is divided into `2^(bits-1) - 1`
+                steps and the zero point is 0. Otherwise there are `2^bits - 1` steps from `low` to `high`, and the zero
+                point is rounded.
 
         Raises:
-            OptionError: no such method, or a percentile that keeps nothing.
+            OptionError: the method is unknown or the percentile is out of range.
         """
         if method not in get_args(Method):
             raise OptionError(
-                f"There is no calibration method {method!r}.", "Only these are known.", ", ".join(get_args(Method))
+                f"There is no calibration method {method!r}.",
+                "Supported methods are listed below.",
+                ", ".join(get_args(Method)),
             )
         if not 50 < percentile <= 100:
             raise OptionError(
@@ -179,18 +183,18 @@ def collect(
     tensors: Sequence[str],
     images: Iterable[npt.NDArray[Any]],
     *,
-    on_frame: Callable[[int], None] = lambda done: None,
+    on_frame: Callable[[int], object] = lambda done: None,
 ) -> ActivationStatistics:
-    """Run real frames through a model and keep what its tensors hold.
+    """Run real frames through a model and collect statistics of its tensors.
+
+    Memory holds the tensors of one frame at a time (ViT-B/16 at 352x352 pixels: 125 MB for the inputs of all layers,
+    300 MB with their outputs), and twice the model while it is copied.
 
     Args:
-        model: FP32, of one input; it is not changed. ONNX Runtime is given a copy that returns `tensors` too.
-        tensors: names of activations, the input and the output among them if wished.
-        images: network inputs, one inference each, taken once; an array may be reused for the next.
-        on_frame: told how many are done, after each.
-
-    Memory holds one frame's tensors at a time: of a ViT-B/16 at 352x352 pixels 125 MB for the inputs of all layers,
-    300 MB with their outputs; and twice the model while it is copied.
+        model: FP32 with one input; it is not changed.
+        tensors: names of activations; the input and the output are allowed.
+        images: network inputs, one inference each. They are iterated once; an array may be reused for the next.
+        on_frame: called after each frame with the number of frames done.
 
     Raises:
         InputError: there is no frame, an activation is not finite, or ONNX Runtime cannot run the model.
@@ -201,13 +205,13 @@ def collect(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _write_with_outputs(model, list(histograms), path)
-        # Else ONNX Runtime's threads keep the cores that NumPy needs next.
+        # Without yields, ONNX Runtime's threads keep the cores busy that NumPy needs next.
         session = create_inference_session(path, SessionOptions(device="cpu", yields=True))
-    (source,) = (each.name for each in session.get_inputs())
+    (source,) = (value.name for value in session.get_inputs())
     fetched = [name for name in histograms if name != source]
     for image in images:
         values = {source: image}
-        if fetched:  # ONNX Runtime takes none for all
+        if fetched:  # for ONNX Runtime, an empty list means all outputs
             values.update(zip(fetched, session.run(fetched, {source: image}), strict=True))
         for name, histogram in histograms.items():
             if not histogram.add(values[name]):
@@ -224,49 +228,51 @@ def collect(
             "Activation ranges come from real pictures; random ones would give wrong ones.",
             "Name a folder with pictures from the camera that the model is for.",
         )
-    return ActivationStatistics(tensors={name: each.statistics() for name, each in histograms.items()}, frames=done)
+    return ActivationStatistics(
+        tensors={name: histogram.statistics() for name, histogram in histograms.items()}, frames=done
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How ranges from some frames fit what tensors hold on others."""
+    """How well ranges from calibration frames fit the tensors on other frames."""
 
     clipped: Mapping[str, float]
-    """By tensor: the share of observed values that its range clips, 0..1."""
+    """Share of observed values that the range clips, 0..1, by tensor."""
     log2_range_ratio: Mapping[str, float]
-    """By tensor: log2 of its extent on the calibration frames over that on the observed, each without the largest
-    thousandth of magnitudes; 0 where both held zeros only, and `MOST_LOG2_RATIO` either way at most."""
+    """log2 of the ratio of extents, calibration over observed frames, by tensor. The largest 0.1 % of magnitudes are
+    ignored. 0 if both are all zeros; limited to +-`MAX_LOG2_RATIO`."""
     out_of_range_share: float
-    """Share of tensors of whose observed values more than `OUT_OF_RANGE` lie beyond all calibrated ones."""
+    """Share of tensors with more than `OUT_OF_RANGE` of their observed values outside the calibrated values."""
 
     @property
     def drift(self) -> float:
-        """Mean of |octaves| over tensors."""
+        """Mean |log2 range ratio| over tensors."""
         return float(np.mean(np.abs(list(self.log2_range_ratio.values()))))
 
     @property
     def problem(self) -> str | None:
-        """Why the calibration frames look like another domain than the observed ones; None where they do not."""
-        if self.drift <= MOST_DRIFT and self.out_of_range_share <= MOST_OUT_OF_RANGE:
+        """Why the calibration frames seem to be from another domain than the observed ones; None if they do not."""
+        if self.drift <= MAX_DRIFT and self.out_of_range_share <= MAX_OUT_OF_RANGE:
             return None
         return (
-            "The calibration pictures are too few, or look like another domain than the reference pictures: extents of "
-            f"activations differ by a factor of {2**self.drift:.2f} on average (in real scenes {2**MOST_DRIFT:.2f}), "
-            f"and {self.out_of_range_share:.0%} of the tensors leave what was calibrated on more than "
-            f"{OUT_OF_RANGE:.1%} of their values (at most {MOST_OUT_OF_RANGE:.0%})."
+            "There are too few calibration images, or they are from another domain than camera images: activation "
+            f"ranges differ by a factor of {2**self.drift:.2f} on average (limit: {2**MAX_DRIFT:.2f}), and "
+            f"{self.out_of_range_share:.0%} of the tensors have more than {OUT_OF_RANGE:.1%} of their values outside "
+            f"the calibrated range (limit: {MAX_OUT_OF_RANGE:.0%} of the tensors)."
         )
 
 
 def coverage(
     calibrated: ActivationStatistics, observed: ActivationStatistics, ranges: Ranges | None = None
 ) -> Coverage:
-    """Compare what tensors held on calibration frames with what they hold on reference pictures.
+    """Compare statistics of calibration frames with those of reference images.
 
     Args:
-        calibrated: of the calibration frames.
-        observed: of the reference pictures, with the same tensors.
-        ranges: where the quantiser clips; nothing of what was calibrated where None. The verdict does not depend on
-            them, since a method may clip on purpose.
+        calibrated: statistics of the calibration frames.
+        observed: statistics of the reference images, with the same tensors.
+        ranges: clipping ranges of the quantiser; the full calibrated ranges if None. `problem` does not depend on them,
+            because a calibration method may clip on purpose.
     """
     seen, whole = observed.tensors, calibrated.ranges("max")
     beyond = {name: seen[name].share_outside(limits) for name, limits in whole.items()}
@@ -282,39 +288,39 @@ def _log2_range_ratio(calibrated: TensorStatistics, observed: TensorStatistics) 
     if first == second:
         return 0.0
     if not first or not second:
-        return math.copysign(MOST_LOG2_RATIO, first - second)
-    return min(max(math.log2(first / second), -MOST_LOG2_RATIO), MOST_LOG2_RATIO)
+        return math.copysign(MAX_LOG2_RATIO, first - second)
+    return min(max(math.log2(first / second), -MAX_LOG2_RATIO), MAX_LOG2_RATIO)
 
 
 def _write_with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:
     import onnx
 
-    there = {each.name for each in (*model.graph.input, *model.graph.output)}
-    made = {name for node in model.graph.node for name in node.output}
-    unknown = [name for name in tensors if name not in there | made]
+    existing = {value.name for value in (*model.graph.input, *model.graph.output)}
+    computed = {name for node in model.graph.node for name in node.output}
+    unknown = [name for name in tensors if name not in existing | computed]
     assert not unknown, f"the graph computes no {unknown}"
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in there)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in existing)
     path.write_bytes(copy.SerializeToString())
 
 
 class _Histogram:
-    """Counts of one tensor's values, about zero, that grow with them.
+    """Histogram of one tensor, symmetric about zero, whose bins widen as values grow.
 
     Args:
-        scratch: `[CHUNK]` each, which histograms share.
+        scratch: buffers of `[CHUNK]` values, shared by all histograms.
     """
 
     def __init__(self, scratch: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]) -> None:
         self.counts = np.zeros(BINS, np.int64)
-        self.exponent = SMALLEST_EXPONENT
-        """All magnitudes are below 2 to this power, and `HALF` bins go up to it."""
+        self.exponent = MIN_EXPONENT
+        """All magnitudes are below 2 to this power, which `HALF` bins cover."""
         self.minimum, self.maximum = math.inf, -math.inf
         self._scratch = scratch
 
     def add(self, values: npt.NDArray[Any]) -> bool:
-        """Count the values; False if one is not finite."""
+        """Add values; return False if one is not finite."""
         flat = values.reshape(-1)
         for first in range(0, flat.size, CHUNK):
             chunk = flat[first : first + CHUNK]
@@ -325,7 +331,7 @@ class _Histogram:
             if magnitude := max(-minimum, maximum):
                 self._grow(math.frexp(magnitude)[1])
             scaled, index = (buffer[: chunk.size] for buffer in self._scratch)
-            # A power of two: no product is rounded, so a value's bin lies within its bin at any other width.
+            # The width is a power of two: no product is rounded, so bins can be merged exactly.
             np.multiply(chunk, np.float32(1 / self.width), out=scaled)
             np.floor(scaled, out=scaled)
             np.add(scaled, HALF, out=scaled)
@@ -338,10 +344,10 @@ class _Histogram:
         return math.ldexp(1.0, self.exponent) / HALF
 
     def _grow(self, exponent: int) -> None:
-        """Merge bins in pairs until they go up to 2 to the power of `exponent`."""
+        """Merge bins in pairs until they cover 2 to the power of `exponent`."""
         if exponent <= self.exponent:
             return
-        doublings = min(exponent - self.exponent, HALF.bit_length())  # so many move all counts next to zero
+        doublings = min(exponent - self.exponent, HALF.bit_length())  # more would not change anything
         merged = np.zeros(BINS, np.int64)
         np.add.at(merged, (np.arange(-HALF, HALF) >> doublings) + HALF, self.counts)
         self.counts, self.exponent = merged, exponent
@@ -351,12 +357,12 @@ class _Histogram:
 
 
 def _clipped(full: Range, extent: float) -> Range:
-    """`full`, with magnitudes beyond `extent` cut off."""
+    """Limit a range to magnitudes up to `extent`."""
     return Range(max(full.low, -extent), min(full.high, extent))
 
 
 def _entropy_bins(magnitudes: npt.NDArray[np.int64], levels: int) -> int:
-    """How many bins to keep so that `levels` levels lose the least information.
+    """Return the number of bins to keep so that `levels` levels lose the least information.
 
     For i bins kept, P is the histogram up to i with all beyond counted in its last bin, and Q what is left of the bins
     up to i when each of `levels` groups of them shares its counts evenly among those that are not empty. Within a
@@ -371,7 +377,7 @@ def _entropy_bins(magnitudes: npt.NDArray[np.int64], levels: int) -> int:
     counts[0] = counts[1]  # zeros are exact at any scale and would outweigh all else; so do NVIDIA's calibrators
     kept = np.arange(levels, len(counts) + 1)
     groups = -(-np.arange(levels + 1) * kept[:, None] // levels)  # [candidates, levels + 1] first bins
-    running, filled = (np.append(0, np.cumsum(each)) for each in (counts, counts > 0))
+    running, filled = (np.append(0, np.cumsum(values)) for values in (counts, counts > 0))
     inside, bins = np.diff(running[groups]), np.diff(filled[groups])
     beyond = running[-1] - running[kept]
     last = counts[kept - 1]
@@ -390,29 +396,29 @@ def _x_log_x(x: Floats) -> Floats:
 
 
 def _least_squares(tensor: TensorStatistics, full: Range, bits: int, symmetric: bool) -> Range:
-    """The range of least expected squared error, each end found to 1 percent and down to 1/64 of what it was."""
+    """Search the range with the smallest expected squared error, to 1 percent of each end and down to 1/64 of it."""
 
     def best(ends: Floats) -> Floats:
-        found: Floats = ends[np.argmin(_expected_error(tensor, ends, bits, symmetric))]
-        return found
+        minimum: Floats = ends[np.argmin(_expected_error(tensor, ends, bits, symmetric))]
+        return minimum
 
     whole = np.array([full.low, full.high])
-    # Both ends together first, since one alone gains little while the other is far out; then each in turn.
-    found = whole
+    # Both ends together first, because changing one gains little while the other is far off; then each in turn.
+    chosen = whole
     for shares in (SHARES, NEARBY):
-        extents = np.abs(found).max() * shares[:, None]
-        found = best(np.clip(whole, -extents, extents))
+        extents = np.abs(chosen).max() * shares[:, None]
+        chosen = best(np.clip(whole, -extents, extents))
     if not symmetric and whole.all():
         for shares in (SHARES, SHARES, NEARBY):
             for end in (0, 1):
-                ends = np.tile(found, (1 + len(shares), 1))  # the one found first, so that no step makes it worse
-                ends[1:, end] = (whole if shares is SHARES else found)[end] * shares
-                found = best(np.clip(ends, *whole))
-    return Range(float(found[0]), float(found[1]))
+                ends = np.tile(chosen, (1 + len(shares), 1))  # includes the current one, so that no step makes it worse
+                ends[1:, end] = (whole if shares is SHARES else chosen)[end] * shares
+                chosen = best(np.clip(ends, *whole))
+    return Range(float(chosen[0]), float(chosen[1]))
 
 
 def _expected_error(tensor: TensorStatistics, ends: Floats, bits: int, symmetric: bool) -> Floats:
-    """Sum of squared errors of quantised values, for values spread evenly over their bin.
+    """Sum of squared errors of quantised values, for values distributed uniformly within their bin.
 
     Inside the range the error at x is r = x - s round(x / s) for steps of s, the integral of whose square from 0 on is
     `s^3 / 12` for every whole step and `r^3 / 3` for the rest; beyond an end at e it is x - e. The bin that starts at
@@ -440,7 +446,7 @@ def _expected_error(tensor: TensorStatistics, ends: Floats, bits: int, symmetric
     inside = np.clip(edges, first, last)
     steps = np.rint(inside / step)
     rest, beyond = inside - steps * step, edges - inside
-    # Multiplied out, since NumPy's third power takes fifty times as long.
+    # Multiplied out, because NumPy's power function is fifty times slower.
     integral = steps * (step**3 / 12) + (rest * rest * rest + beyond * beyond * beyond) / 3
     error: Floats = np.diff(integral, axis=1) @ counts[used] / tensor.width
     return error

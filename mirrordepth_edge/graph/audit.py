@@ -1,7 +1,7 @@
-"""What an artefact's precision really is: which work runs in INT8, FP16 and FP32, and what undoes the gain.
+"""Precision audit of an artefact: which layers run in INT8, FP16 and FP32, and what reduces the speed-up.
 
-A precision in a file's name is a wish. What a runtime multiplies in is decided by the graph: TensorRT builds strongly
-typed networks, and ONNX Runtime takes integer kernels only where quantised tensors meet.
+The precision of a layer follows from the graph, not from the file's name: TensorRT builds strongly typed networks, and
+ONNX Runtime uses integer kernels only if both operands are quantised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mirrordepth_edge.config import Precision
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.graph.audit_findings import CHECKS, Finding
+from mirrordepth_edge.graph.audit_findings import CHECKS, AuditFinding
 from mirrordepth_edge.graph.audit_graph import HALF, Attention, Graph, name_of
 from mirrordepth_edge.graph.cost import node_cost
 from mirrordepth_edge.manifest import Manifest
@@ -21,15 +21,15 @@ from mirrordepth_edge.manifest import Manifest
 if TYPE_CHECKING:
     import onnx
 
-LOWEST_FP16_SHARE = 0.9
-"""Of the multiply-adds of what is called FP16: the metric head stays FP32, little else does."""
-LOWEST_INT8_SHARE = 0.5
-"""Of the multiply-adds of what is called INT8, where its manifest does not name its layers."""
+MIN_FP16_SHARE = 0.9
+"""Share of MACs in an FP16 file; the metric head and little else stays FP32."""
+MIN_INT8_SHARE = 0.5
+"""Share of MACs in an INT8 file whose manifest does not list its layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether an artefact is what was asked for."""
+    """Whether an artefact has the requested precision."""
 
     asked: Precision
     holds: bool
@@ -39,33 +39,33 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an artefact's precision is."""
+    """Result of a precision audit."""
 
     unit: Literal["multiply-adds", "layers"]
     work: dict[str, int]
-    """So many of `unit` in each precision, such as `INT8`. An engine's layers are counted by what they write: how long
-    each takes is unknown."""
+    """Amount in `unit` per precision, such as `INT8`. An engine's layers are counted by the type of their outputs,
+    since their run times are unknown."""
     parts: dict[str, dict[str, int]]
-    """Operators of one kind in each precision."""
+    """Number of operators per kind and precision."""
     attention: tuple[Attention, ...]
     casts: int
-    """Changes of type at run time; for an engine, its reformatting layers."""
+    """Number of type conversions at run time; for an engine, of reformatting layers."""
     cast_bytes: int | None
-    """Read and written by them in one inference; unknown for an engine."""
-    findings: tuple[Finding, ...]
+    """Bytes that they read and write in one inference; unknown for an engine."""
+    findings: tuple[AuditFinding, ...]
     verdict: Verdict | None
-    """None where nothing says what was asked for."""
+    """None if the requested precision is unknown."""
 
     def share(self, *precisions: str) -> float:
-        """Of all work, 0 to 1."""
-        return sum(self.work.get(each, 0) for each in precisions) / max(1, sum(self.work.values()))
+        """Return the share of some precisions, 0 to 1."""
+        return sum(self.work.get(precision, 0) for precision in precisions) / max(1, sum(self.work.values()))
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file of any origin, with its weights.
 
     Raises:
-        InputError: it is none, or its weights are in a file that is not there.
+        InputError: it is not an ONNX file, or the file with its weights is missing.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx
@@ -85,14 +85,14 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def audit_onnx(model: onnx.ModelProto, manifest: Manifest | None) -> Audit:
-    """Say what runs in which precision.
+    """Report which layers run in which precision.
 
     A layer with weights, or a product of two activations, runs in INT8 if both sides come through DequantizeLinear of
     int8 or uint8; otherwise in the type of its inputs. No integers are multiplied where only one side is quantised.
 
     Args:
         model: an ONNX model with fixed shapes.
-        manifest: what was asked for; None for a foreign file, which gets no verdict.
+        manifest: states the requested precision; None for a foreign file, which gets no verdict.
 
     Raises:
         InputError: a shape is not fixed.
@@ -123,20 +123,20 @@ def _verdict(audit: Audit, graph: Graph, manifest: Manifest) -> Verdict:
     low = audit.share(*HALF, "INT8", "FP8", "INT4")
     if asked == "fp32":
         holds = low == 0
-        text = f"{low:.1%} of the multiply-adds run below FP32."
+        text = f"{low:.1%} of the MACs run below FP32."
     elif asked == "fp16":
-        holds = low >= LOWEST_FP16_SHARE
-        text = f"{low:.1%} of the multiply-adds run in FP16 or lower, {LOWEST_FP16_SHARE:.0%} at least are asked for."
+        holds = low >= MIN_FP16_SHARE
+        text = f"{low:.1%} of the MACs run in FP16 or lower, {MIN_FP16_SHARE:.0%} at least are asked for."
     else:
         holds, text = _int8_verdict(audit, graph, manifest)
     return Verdict(asked=asked, holds=holds, text=text, cure=f"Make the file again: mde export --{asked}")
 
 
 def _int8_verdict(audit: Audit, graph: Graph, manifest: Manifest) -> tuple[bool, str]:
-    """Against the layers that the manifest names, or against half of the work where it names none."""
-    share = f"{audit.share('INT8'):.1%} of the multiply-adds run in INT8"
+    """Compare with the layers that the manifest lists, or with half of the MACs if it lists none."""
+    share = f"{audit.share('INT8'):.1%} of the MACs run in INT8"
     if manifest.quantisation is None:
-        return audit.share("INT8") >= LOWEST_INT8_SHARE, f"{share}, {LOWEST_INT8_SHARE:.0%} at least are asked for."
+        return audit.share("INT8") >= MIN_INT8_SHARE, f"{share}, {MIN_INT8_SHARE:.0%} at least are asked for."
     if manifest.quantisation.forced:
         share += "; its accuracy gate failed, and it was written by --force"
     if manifest.quantisation.domain_problem is not None:

@@ -1,4 +1,4 @@
-"""What a TensorRT engine's precision is, by what its inspector says of each layer.
+"""Precision of a TensorRT engine, from the layer information of its inspector.
 
 The inspector's JSON (`IEngineInspector.get_engine_information`, or `trtexec --exportLayerInfo`) is a list `Layers`, of
 names only or, in an engine built with detailed profiling verbosity, of objects with `Name`, `LayerType`, `Inputs`,
@@ -27,14 +27,14 @@ from mirrordepth_edge.backends.trt.session import require_gpu
 from mirrordepth_edge.backends.trt.vendor import import_runtime
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.graph.audit import Audit, Verdict
-from mirrordepth_edge.graph.audit_findings import Finding
+from mirrordepth_edge.graph.audit_findings import AuditFinding
 from mirrordepth_edge.graph.audit_graph import HALF
 from mirrordepth_edge.manifest import Manifest
 
 Layer = Mapping[str, Any]
 
 TYPE_FIELDS = ("DataType", "Datatype", "Format/Datatype", "Format/DataType", "Format")
-"""Where a tensor's type may stand, by TensorRT's version."""
+"""Fields that may contain a tensor's type, depending on TensorRT's version."""
 TYPE_WORDS: Final = {
     "int8": "INT8",
     "half": "FP16",
@@ -54,32 +54,30 @@ TYPE_WORDS: Final = {
 WORDS = re.compile(rf"\b({'|'.join(TYPE_WORDS)})\b", re.IGNORECASE)
 ATTENTION = re.compile(r"mha|flash_?attention|fused_?attention", re.IGNORECASE)
 ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-"""How a layer's metadata name the nodes that it does the work of."""
+"""Name of an ONNX node in a layer's metadata."""
 REFORMAT = "Reformat"
 REBUILD = "Build it again with this version: mde build model.onnx -o model.plan --target here"
 
 
 def audit_engine(layers: str | Layer, manifest: Manifest | None = None) -> Audit:
-    """Say which layers of an engine write which precision, and what of it is overhead.
+    """Report which layers of an engine write which precision, and what is overhead.
 
     Args:
-        layers: the inspector's JSON, as text or read.
-        manifest: the engine's, for a verdict.
+        layers: the inspector's JSON, as text or parsed.
+        manifest: the engine's manifest, for a verdict.
 
     Raises:
-        InputError: this is no such JSON.
+        InputError: the JSON has another format.
     """
     found = _read(layers)
     details = [layer for layer in found if layer.get("Outputs")]
     reformats = [layer for layer in found if _is_reformat(layer)]
     fused = [layer for layer in found if ATTENTION.search(_text(layer))]
-    work = Counter(_type(layer["Outputs"]) for layer in details)
-    if not details:
-        work = Counter({"unknown": len(found)})
+    work = _types_of(details, "Outputs") if details else Counter({"unknown": len(found)})
     parts = {
-        "layers that read": Counter(_type(layer["Inputs"]) for layer in details if layer.get("Inputs")),
-        "fused attention": Counter(_type(layer.get("Outputs", ())) for layer in fused),
-        "reformatting": Counter(_type(layer.get("Outputs", ())) for layer in reformats),
+        "layers that read": _types_of([layer for layer in details if layer.get("Inputs")], "Inputs"),
+        "fused attention": _types_of(fused, "Outputs"),
+        "reformatting": _types_of(reformats, "Outputs"),
     }
     return Audit(
         unit="layers",
@@ -93,8 +91,13 @@ def audit_engine(layers: str | Layer, manifest: Manifest | None = None) -> Audit
     )
 
 
+def _types_of(layers: Iterable[Layer], tensors: str) -> Counter[str]:
+    """Count layers by the type of their `Inputs` or `Outputs`."""
+    return Counter(_type(layer.get(tensors, ())) for layer in layers)
+
+
 def _read(layers: str | Layer) -> list[Layer]:
-    """The engine's layers; those that are only names become objects."""
+    """Parse the layers; layers that are only names become objects."""
     try:
         data = json.loads(layers) if isinstance(layers, str) else layers
         found = data["Layers"] if isinstance(data, Mapping) else None
@@ -114,7 +117,7 @@ def _unreadable(why: str) -> InputError:
 
 
 def _type(tensors: Sequence[Layer]) -> str:
-    """Of a layer's first tensor whose type is told, such as `FP16`; `unknown` where none is."""
+    """Type of the first tensor that has one, such as `FP16`; otherwise `unknown`."""
     for tensor in tensors:
         for field in TYPE_FIELDS:
             if word := WORDS.search(str(tensor.get(field, ""))):
@@ -141,16 +144,16 @@ def _softmaxes(layers: Iterable[Layer]) -> set[str]:
 
 def _findings(
     found: Sequence[Layer], details: Sequence[Layer], reformats: Sequence[Layer], fused: Sequence[Layer]
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     if not details:
-        yield Finding(
+        yield AuditFinding(
             kind="no-details",
             text=f"The engine tells its {len(found)} layers' names only: in what they work stays unknown.",
             cure=REBUILD,
             nodes=(),
         )
     if unfused := sorted(_softmaxes(found) - _softmaxes(fused)):
-        yield Finding(
+        yield AuditFinding(
             kind="attention",
             text=f"{len(unfused)} Softmax nodes are not part of a fused attention kernel: their scores go to memory "
             "and back.",
@@ -158,7 +161,7 @@ def _findings(
             nodes=tuple(unfused),
         )
     if opaque := [str(layer["Name"]) for layer in found if _is_opaque(layer)]:
-        yield Finding(
+        yield AuditFinding(
             kind="opaque",
             text=f"{len(opaque)} layers are whole parts of the network that TensorRT compiled as one (ForeignNode): "
             "what is inside, attention too, is not told.",
@@ -166,7 +169,7 @@ def _findings(
             nodes=tuple(opaque),
         )
     if reformats:
-        yield Finding(
+        yield AuditFinding(
             kind="reformat",
             text=f"{len(reformats)} of {len(found)} layers only change a tensor's format or type: each is a pass over "
             "memory.",
@@ -176,7 +179,7 @@ def _findings(
 
 
 def _verdict(details: Sequence[Layer], manifest: Manifest) -> Verdict:
-    """By whether any layer reads or writes the precision asked for: their times, and so their weights, are unknown."""
+    """Check whether any layer reads or writes the requested precision. Shares of time are unknown."""
     asked = manifest.precision
     wanted = {"fp32": ("FP32",), "fp16": HALF, "int8": ("INT8",)}[asked]
     touched = [{_type(layer.get("Inputs", ())), _type(layer["Outputs"])} for layer in details]
@@ -193,7 +196,7 @@ def _verdict(details: Sequence[Layer], manifest: Manifest) -> Verdict:
 
 
 def layer_information(path: Path, manifest: Manifest) -> str:
-    """The inspector's JSON of a plan, from the runtime that it was built for.
+    """Return the inspector's JSON of a plan, from the runtime that it was built for.
 
     Raises:
         MissingError: there is no GPU or driver that works, or the runtime or cuda-python is not installed.

@@ -28,7 +28,7 @@ NOT_COUNTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class AuditFinding:
     """Something that costs speed, size or metric depth."""
 
     kind: str
@@ -38,15 +38,15 @@ class Finding:
     nodes: tuple[str, ...]
 
 
-def _finding(kind: str, nodes: Iterable[onnx.NodeProto], text: str, cure: str) -> Iterator[Finding]:
+def _finding(kind: str, nodes: Iterable[onnx.NodeProto], text: str, cure: str) -> Iterator[AuditFinding]:
     """One finding, or none without nodes. `text` may name their number: `{n}`, and `{s}` for a plural."""
     names = tuple(map(name_of, nodes))
     if names:
         number = text.format(n=len(names), s="" if len(names) == 1 else "s")
-        yield Finding(kind=kind, text=number, cure=cure, nodes=names)
+        yield AuditFinding(kind=kind, text=number, cure=cure, nodes=names)
 
 
-def _one_sided(graph: Graph) -> Iterator[Finding]:
+def _one_sided(graph: Graph) -> Iterator[AuditFinding]:
     sides = {"weights-only": 0, "activations-only": 1}
     for kind, place in sides.items():
         nodes = [
@@ -65,7 +65,7 @@ def _one_sided(graph: Graph) -> Iterator[Finding]:
         yield from _finding(kind, nodes, text, f"{quantise} their {other} too.")
 
 
-def _norms(graph: Graph) -> Iterator[Finding]:
+def _norms(graph: Graph) -> Iterator[AuditFinding]:
     low = [n for n in graph.nodes if n.op_type == "LayerNormalization" and graph.type_of(n.input[0]) == "FP16"]
     yield from _finding(
         "layernorm-fp16",
@@ -84,7 +84,7 @@ def _norms(graph: Graph) -> Iterator[Finding]:
     )
 
 
-def _head(graph: Graph) -> Iterator[Finding]:
+def _head(graph: Graph) -> Iterator[AuditFinding]:
     low = [node for node in graph.head() if graph.head_type(node) in (*HALF, "INT8", "FP8", "INT4")]
     yield from _finding(
         "head",
@@ -94,14 +94,14 @@ def _head(graph: Graph) -> Iterator[Finding]:
     )
 
 
-def _attention(graph: Graph) -> Iterator[Finding]:
+def _attention(graph: Graph) -> Iterator[AuditFinding]:
     blocks = list(graph.attention())
     reasons: dict[str, list[str]] = {}
     for block in blocks:
         if block.unfused is not None:
             reasons.setdefault(block.unfused, []).append(block.node)
     for reason, nodes in reasons.items():
-        yield Finding(
+        yield AuditFinding(
             kind="attention",
             text=f"{len(nodes)} of {len(blocks)} attention blocks cannot run as one TensorRT kernel: {reason}. Each "
             "then writes its scores to memory and reads them back.",
@@ -112,7 +112,7 @@ def _attention(graph: Graph) -> Iterator[Finding]:
         )
 
 
-def _casts(graph: Graph) -> Iterator[Finding]:
+def _casts(graph: Graph) -> Iterator[AuditFinding]:
     wasted: list[onnx.NodeProto] = []
     rounding: list[onnx.NodeProto] = []
     for node in graph.casts():
@@ -154,7 +154,7 @@ def _size(graph: Graph, tensor: str) -> int:
     return prod(graph.tensors.shape(tensor))
 
 
-def _unfused_pairs(graph: Graph) -> Iterator[Finding]:
+def _unfused_pairs(graph: Graph) -> Iterator[AuditFinding]:
     float_only, sums, others = [], [], []
     for node in graph.nodes:
         if node.op_type != "DequantizeLinear":
@@ -212,7 +212,7 @@ def _is_residual_sum(graph: Graph, node: onnx.NodeProto) -> bool:
     return any(reader.op_type == "LayerNormalization" for reader in graph.readers(node.output[0], through))
 
 
-def _scales(graph: Graph) -> Iterator[Finding]:
+def _scales(graph: Graph) -> Iterator[AuditFinding]:
     from onnx import TensorProto, numpy_helper
 
     asymmetric, per_tensor, stored_float = [], [], []
@@ -265,7 +265,7 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
     return 0
 
 
-def _uncounted(graph: Graph) -> Iterator[Finding]:
+def _uncounted(graph: Graph) -> Iterator[AuditFinding]:
     foreign = [n for n in graph.nodes if n.domain not in ("", "ai.onnx") and n.op_type not in QUANTISERS]
     own = _once([*(n for n in graph.nodes if n.op_type in NOT_COUNTED), *foreign])
     yield from _finding(

@@ -1,4 +1,4 @@
-"""What an ONNX graph costs to run: multiply-adds, parameters and bytes, counted from its shapes."""
+"""Cost of an ONNX graph: MACs, parameters and bytes, counted from its shapes."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-"""Operators whose multiply-adds are counted."""
+"""Operators whose MACs are counted."""
 LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
-"""Operators that keep every element as it is."""
+"""Operators that only change shape or order."""
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCost:
-    """Counts of one inference at the exported size."""
+    """Cost of one inference."""
 
     macs: int
-    """Of Conv, ConvTranspose, MatMul and Gemm; one multiply-add is two FLOPs."""
+    """MACs of Conv, ConvTranspose, MatMul and Gemm; one MAC is two FLOPs."""
     parameters: int
-    """Elements of all constants that are floating-point, or quantised such; without the scales of quantisation."""
+    """Number of elements of floating-point and quantised constants, without the scales of quantisation."""
     nodes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCost:
-    """Counts of one node in one inference; the bytes are those of a node that fuses with no other."""
+    """Cost of one node in one inference. Bytes assume that it is not fused with other nodes."""
 
     name: str
-    """The node's, or that of its first output where it has none."""
+    """Name of the node, or of its first output if it has none."""
     op_type: str
     macs: int
-    """0 for all but `COUNTED`."""
+    """0 for operators not in `COUNTED`."""
     weight_bytes: int
-    """Of its constants as they are stored: those that come through DequantizeLinear count their integers."""
+    """Bytes of its constants as stored; for dequantised constants, of the integers."""
     activation_bytes: int
-    """Read and written. What comes through DequantizeLinear is read as integers, and that node itself is free: it
-    becomes part of its consumer. So is what works on constants only, which a runtime does once."""
+    """Bytes of activations read and written. Dequantised tensors count as integers; DequantizeLinear itself is free,
+    because runtimes fuse it, and so are nodes that depend on constants only, which run once."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Every tensor of a static graph by name.
+    """Tensors of a graph with fixed shapes, by name.
 
     Attributes:
-        shapes: of all that are known.
-        dtypes: element types, numbers of `onnx.TensorProto.DataType`.
-        makers: the node that a tensor comes from; none for inputs and initializers.
+        shapes: known shapes.
+        dtypes: element types, values of `onnx.TensorProto.DataType`.
+        makers: the node that computes a tensor; missing for inputs and initializers.
         readers: the nodes that read a tensor, in the graph's order.
-        initializers: by name.
-        constants: names of all that do not depend on the input.
+        initializers: initializers by name.
+        constants: names of the tensors that do not depend on the input.
     """
 
     shapes: dict[str, Shape]
@@ -69,7 +69,7 @@ class Tensors:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Tensors:
-        """Read shapes and types off the graph, by ONNX's own inference where they are not written down."""
+        """Read the shapes and types of a model, with ONNX shape inference."""
         import onnx
 
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
@@ -95,7 +95,7 @@ class Tensors:
         return cls(shapes, dtypes, makers, readers, initializers, constants)
 
     def shape(self, name: str) -> Shape:
-        """Of one tensor.
+        """Return the shape of a tensor.
 
         Raises:
             InputError: it is not fixed.
@@ -110,32 +110,32 @@ class Tensors:
         return self.shapes[name]
 
     def source(self, name: str) -> str:
-        """The tensor whose elements `name` holds in another shape or order; itself for most."""
+        """Return the tensor that `name` is a reshaped or transposed view of; `name` itself if it is none."""
         while (maker := self.makers.get(name)) is not None and maker.op_type in LAYOUT:
             name = maker.input[0]
         return name
 
     def uncast(self, name: str) -> str:
-        """The tensor that `name` is a cast of; itself where it is none."""
+        """Return the tensor that `name` is a cast of; `name` itself if it is none."""
         while (maker := self.makers.get(name)) is not None and maker.op_type == "Cast":
             name = maker.input[0]
         return name
 
     def stored(self, name: str) -> str:
-        """What is read from memory for `name`: the integers, where it comes through DequantizeLinear."""
+        """Return the tensor that is read from memory for `name`: the integers if it is dequantised."""
         maker = self.makers.get(self.source(name))
         return name if maker is None or maker.op_type != "DequantizeLinear" else maker.input[0]
 
     def bytes(self, name: str) -> int:
-        """Of one tensor; two numbers of 4 bits share a byte."""
+        """Return the size of a tensor in bytes; two 4-bit numbers share a byte."""
         return (prod(self.shape(name)) * bits(self.dtypes[name]) + 7) // 8
 
 
 def bits(dtype: int) -> int:
-    """Width of an element type.
+    """Return the width of an element type in bits.
 
     Args:
-        dtype: a number of `onnx.TensorProto.DataType`.
+        dtype: a value of `onnx.TensorProto.DataType`.
     """
     import onnx
 
@@ -145,7 +145,7 @@ def bits(dtype: int) -> int:
 
 
 def node_costs(model: onnx.ModelProto) -> tuple[NodeCost, ...]:
-    """Count each node of a static graph, in its order.
+    """Return the cost of each node of a model, in execution order.
 
     Args:
         model: an ONNX model with fixed shapes, of any precision.
@@ -158,7 +158,7 @@ def node_costs(model: onnx.ModelProto) -> tuple[NodeCost, ...]:
 
 
 def node_cost(node: onnx.NodeProto, tensors: Tensors) -> NodeCost:
-    """Count one node of the graph that `tensors` are of.
+    """Return the cost of one node.
 
     Raises:
         InputError: a shape is not fixed.
@@ -178,7 +178,7 @@ def node_cost(node: onnx.NodeProto, tensors: Tensors) -> NodeCost:
 
 
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
-    """Count a static graph.
+    """Return the cost of a model.
 
     Args:
         model: an ONNX model with fixed shapes.

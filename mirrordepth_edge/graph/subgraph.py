@@ -1,4 +1,4 @@
-"""The part of a graph that a change of some nodes can reach, so that the rest need not run again."""
+"""Subgraphs that depend on some nodes, so that the rest of a graph need not run again."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ if TYPE_CHECKING:
 
 
 def downstream(model: onnx.ModelProto, nodes: Iterable[str]) -> onnx.ModelProto:
-    """A model of `nodes` and of all that depends on them.
+    """Extract `nodes` and all nodes that depend on them.
 
-    Its inputs are the tensors where it was cut: what it reads and does not make. Its outputs are those of `model` that
-    `nodes` can change.
+    The inputs of the result are the tensors that it reads and does not compute. Its outputs are those of `model` that
+    depend on `nodes`.
 
     Args:
-        model: static; it is not changed.
+        model: an ONNX model with fixed shapes; it is not changed.
         nodes: names of nodes.
     """
     import onnx
 
-    graph, tensors, wanted = model.graph, Tensors.of(model), set(nodes)
+    graph, tensors, selected = model.graph, Tensors.of(model), set(nodes)
     kept: list[onnx.NodeProto] = []
-    made: set[str] = set()
-    for node in graph.node:  # in the order in which they run
-        if node.name in wanted or any(name in made for name in node.input):
+    computed: set[str] = set()
+    for node in graph.node:  # in execution order
+        if node.name in selected or any(name in computed for name in node.input):
             kept.append(node)
-            made.update(node.output)
+            computed.update(node.output)
     read = {name for node in kept for name in node.input if name}
     cut = [
         onnx.helper.make_tensor_value_info(name, tensors.dtypes[name], tensors.shape(name))
-        for name in sorted(read - made - set(tensors.initializers))
+        for name in sorted(read - computed - set(tensors.initializers))
     ]
-    constants = [each for each in graph.initializer if each.name in read]
-    outputs = [each for each in graph.output if each.name in made]
+    constants = [initializer for initializer in graph.initializer if initializer.name in read]
+    outputs = [value for value in graph.output if value.name in computed]
     part = onnx.helper.make_graph(kept, graph.name, cut, outputs, constants)
     return onnx.helper.make_model(part, ir_version=model.ir_version, opset_imports=model.opset_import)
 
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """`model` with more of its tensors as outputs, after its own."""
+    """Return a copy of a model with additional outputs, after its own."""
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    tensors, has = Tensors.of(model), {each.name for each in model.graph.output}
+    tensors, has = Tensors.of(model), {value.name for value in model.graph.output}
     result.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, tensors.dtypes[name], tensors.shape(name))
         for name in names

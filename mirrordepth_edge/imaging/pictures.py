@@ -1,4 +1,4 @@
-"""Reading pictures and 16-bit depth files."""
+"""Read images and 16-bit depth files."""
 
 from __future__ import annotations
 
@@ -14,57 +14,55 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
-
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def _decoded(path: Path, flags: int) -> Any:
-    """What OpenCV makes of a file; None where it cannot.
+def _decode(path: Path, flags: int) -> Any:
+    """Decode a file with OpenCV; None if that fails.
 
-    Through memory rather than cv2.imread, whose decoder warnings and non-ASCII paths differ by platform.
+    Not cv2.imread, whose decoder warnings and handling of non-ASCII paths differ by platform.
     """
     try:
         content = path.read_bytes()
         if content.startswith(JPEG_START) and JPEG_END not in content:
-            return None  # OpenCV 4 gives as much of a broken-off JPEG as there is
+            return None  # OpenCV 4 decodes a truncated JPEG without an error
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except (OSError, cv2.error):
         return None
 
 
 def read_picture(path: Path) -> Frame:
-    """Read a picture as uint8 RGB `[H, W, 3]`, turned upright by its EXIF tag.
+    """Read an image as uint8 RGB `[H, W, 3]`, rotated as its EXIF tag says.
 
     Raises:
-        InputError: the file is missing, empty or no picture.
+        InputError: the file is missing, empty or not an image.
     """
     existing_file(path, "picture")
-    picture = _decoded(path, cv2.IMREAD_COLOR)
-    if picture is None:
+    bgr = _decode(path, cv2.IMREAD_COLOR)
+    if bgr is None:
         raise InputError(
-            f"{path} is no readable picture.",
-            "OpenCV could not decode it: it is damaged or of another kind.",
-            f"Pass a picture ({', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)}) or a video.",
+            f"{path} cannot be read as an image.",
+            "It is damaged, or not in a format that OpenCV can decode.",
+            f"Pass an image ({', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)}) or a video.",
         )
-    frame: Frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    frame: Frame = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     return frame
 
 
 def read_depth_png(path: Path, units_per_metre: float) -> npt.NDArray[np.float32]:
-    """Read a 16-bit depth PNG as metres, float32 `[H, W]`, 0 = no value.
+    """Read a 16-bit depth PNG as metres, float32 `[H, W]`, 0 where there is no depth.
 
     Raises:
-        InputError: the file is missing, no picture, or not 16-bit with one channel.
+        InputError: the file is missing, not an image, or not 16-bit with one channel.
     """
     existing_file(path, "depth picture")
-    raw = _decoded(path, cv2.IMREAD_UNCHANGED)
+    raw = _decode(path, cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
-        found = "no picture" if raw is None else f"{raw.dtype} with shape {raw.shape}"
+        actual = "not an image" if raw is None else f"{raw.dtype} with shape {raw.shape}"
         raise InputError(
-            f"{path} is no depth picture.",
-            f"Depth is one channel of 16 bits; this is {found}.",
-            "Save depth as 16-bit grey PNG, for example in millimetres (--units-per-metre 1000).",
+            f"{path} is not a depth image.",
+            f"A depth image has one channel of 16 bits; this is {actual}.",
+            "Save depth as 16-bit greyscale PNG, for example in millimetres (--units-per-metre 1000).",
         )
     depth_m: npt.NDArray[np.float32] = raw.astype(np.float32) / np.float32(units_per_metre)
     return depth_m

@@ -1,4 +1,4 @@
-"""Network output to metres at frame size, and to files and colours people use."""
+"""Resize predicted depth to the frame, and convert it to millimetres and colours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MILLIMETRES_PER_METRE = 1000.0
 
 
 def resize_depth_to(depth_m: DepthMap, size_hw: SizeHW, out: DepthMap | None = None) -> DepthMap:
-    """Bilinear resize of a dense prediction, as evaluation protocols do it: `[h, w]` to `[H, W]`."""
+    """Resize a depth map bilinearly, as evaluation protocols do: `[h, w]` to `[H, W]`."""
     resized: Any = cv2.resize(depth_m, (size_hw[1], size_hw[0]), dst=out, interpolation=cv2.INTER_LINEAR)
     return resized  # type: ignore[no-any-return]
 
 
 class Postprocessor:
-    """Network depth to the frame's size, through one buffer that follows the frame's size."""
+    """Resize predicted depth to the frame's size, in a buffer that is reused while the size stays."""
 
     def __init__(self) -> None:
         self._buffer: DepthMap | None = None
@@ -41,17 +41,18 @@ class Postprocessor:
 
 
 def to_millimetres(depth_m: DepthMap) -> npt.NDArray[np.uint16]:
-    """Metres to 16-bit millimetres, the form ROS and most tools read; 0 = no value, 65.535 m at most."""
+    """Convert metres to 16-bit millimetres, as ROS and most tools expect; 0 for no depth, at most 65.535 m."""
+    # Casting NaN or infinity to an integer is undefined.
     millimetres = np.nan_to_num(depth_m * MILLIMETRES_PER_METRE, nan=0.0, posinf=0.0, neginf=0.0)
     in_range: npt.NDArray[np.float32] = np.clip(millimetres.round(), 0, np.iinfo(np.uint16).max)
     return in_range.astype(np.uint16)
 
 
 def colourise(depth_m: DepthMap, limits_m: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """Depth as colour, near bright and far dark (cividis, legible to the colour-blind).
+    """Colour depth, near bright and far dark, with cividis, which colour-blind people can read.
 
-    The scale is fixed by `limits_m`, never by the picture, so that the same colour is the same
-    distance in every frame. Pixels without depth (0, NaN, infinite) are grey.
+    The scale is fixed by `limits_m`, not by the frame, so that a colour means the same distance in every frame. Pixels
+    without depth (0, NaN, infinite) are grey.
 
     Returns:
         uint8 RGB `[H, W, 3]`.

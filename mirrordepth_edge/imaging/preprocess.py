@@ -1,4 +1,4 @@
-"""Frames to network input, on the CPU; training, export and every backend resize frames here."""
+"""Convert frames to network input on the CPU; training, export and every backend resize frames here."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Frame = npt.NDArray[np.uint8]
 
 
 class Resizer:
-    """Frames to one size by stretching, through buffers that follow the frames' size.
+    """Resize frames to one size, ignoring their aspect ratio, with buffers that are reused while the size stays.
 
-    Shrinking averages over areas, so that fine texture does not alias. OpenCV is slow at that where the ratio is
-    no whole number (`INTER_AREA`), and fast where it is. Hence a frame is first halved while it is four times too
-    large, then stretched bilinearly to the nearest whole multiple of the size wanted, then averaged over whole blocks.
+    Downscaling averages over areas, so that fine texture does not alias. OpenCV's `INTER_AREA` is slow unless the ratio
+    is an integer. So a frame is halved while it is at least four times too large, then resized bilinearly to the
+    nearest integer multiple of the target size, then averaged over whole blocks.
 
     Args:
-        size_hw: what every frame becomes.
+        size_hw: target size.
     """
 
     def __init__(self, size_hw: SizeHW) -> None:
@@ -34,10 +34,10 @@ class Resizer:
         """
         Args:
             frame: uint8 `[H, W, 3]`.
-            out: uint8 `[h, w, 3]`, written in place if given.
+            out: uint8 `[h, w, 3]`, overwritten if given.
 
         Returns:
-            uint8 `[h, w, 3]`: `out`, or the frame itself if it has the size already, or a new array.
+            uint8 `[h, w, 3]`: `out`, or the frame itself if it already has the target size, or a new array.
         """
         if frame.shape[:2] == self.size_hw:
             if out is None:
@@ -53,13 +53,14 @@ class Resizer:
 
 
 def resize_frame(frame: Frame, size_hw: SizeHW, out: Frame | None = None) -> Frame:
-    """One frame to a size, as `Resizer` does it."""
+    """Resize one frame, as `Resizer` does."""
     return Resizer(size_hw)(frame, out)
 
 
 def sizes_between(frame_hw: SizeHW, size_hw: SizeHW) -> list[SizeHW]:
-    """Sizes that a frame takes on its way to `size_hw`, both ends left out."""
+    """Return the intermediate sizes between a frame and `size_hw`, without both ends."""
     (rows, columns), (height, width), sizes = frame_hw, size_hw, []
+    # Exact halves are fast; they leave at least twice the target size for the averaging below.
     while rows >= 4 * height and columns >= 4 * width and rows % 2 == columns % 2 == 0:
         rows, columns = rows // 2, columns // 2
         sizes.append((rows, columns))
@@ -70,7 +71,7 @@ def sizes_between(frame_hw: SizeHW, size_hw: SizeHW) -> list[SizeHW]:
 
 
 def _stretch(frame: Frame, size_hw: SizeHW, out: Frame | None) -> Frame:
-    """Average over whole blocks of pixels where that gives the size, else bilinear."""
+    """Average over blocks of pixels if the ratio is an integer, else resize bilinearly."""
     (rows, columns), (height, width) = frame.shape[:2], size_hw
     blocks = rows % height == columns % width == 0
     interpolation = cv2.INTER_AREA if blocks else cv2.INTER_LINEAR
@@ -79,14 +80,14 @@ def _stretch(frame: Frame, size_hw: SizeHW, out: Frame | None) -> Frame:
 
 
 def normalise(image: Frame, config: PreprocessConfig) -> npt.NDArray[np.float32]:
-    """Scale to 0..1, subtract mean, divide by std: uint8 RGB `[H, W, 3]` to float32 `[1, 3, H, W]`."""
+    """Scale to 0..1, subtract the mean and divide by std: uint8 RGB `[H, W, 3]` to float32 `[1, 3, H, W]`."""
     mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
     normalised = (image.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32)
 
 
 def check_frame(frame: Frame) -> None:
-    """Refuse anything that is not an RGB picture.
+    """Check that a frame is an RGB image.
 
     Raises:
         InputError: wrong dtype, rank or channel count, or no pixels.
@@ -95,18 +96,17 @@ def check_frame(frame: Frame) -> None:
         return
     raise InputError(
         f"A frame of shape {frame.shape} and type {frame.dtype} cannot be used.",
-        "A frame is uint8 RGB of shape [H, W, 3].",
-        "Convert it first, for example with cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).",
+        "A frame must be uint8 RGB of shape [H, W, 3].",
+        "Convert it first, for example with cv2.cvtColor(image, cv2.COLOR_BGR2RGB).",
     )
 
 
 class Preprocessor:
-    """Frames of any size to the network's input, through one buffer.
+    """Convert frames of any size to the network's input, in one reused buffer.
 
     Args:
         config: size, mean and std.
-        io: `uint8` gives `[1, H, W, 3]`, as the engines take it; `float` gives normalised
-            float32 `[1, 3, H, W]`.
+        io: `uint8` returns `[1, H, W, 3]`, as engines take it; `float` returns normalised float32 `[1, 3, H, W]`.
     """
 
     def __init__(self, config: PreprocessConfig, io: InputKind = "uint8") -> None:

@@ -1,4 +1,4 @@
-"""Results to windows, recordings and servers, of which none can slow the loop or another one."""
+"""Distribute results to windows, recordings and servers, so that none of them can slow the loop or each other."""
 
 from __future__ import annotations
 
@@ -12,73 +12,74 @@ import numpy as np
 
 from mirrordepth_edge.live.stats import OutputStats, Recent
 from mirrordepth_edge.sources.latest import POLL_S
+from mirrordepth_edge.support.latest import Latest
 
 if TYPE_CHECKING:
     from mirrordepth_edge.live.result import LiveResult
 
 STOP_S = 5.0
-"""How long an output may take for its last result; then it is left behind, and that is told."""
+"""How long all outputs together may take for their last result. An output that takes longer is abandoned."""
 
 
 class Output(Protocol):
-    """What shows, records or sends results.
+    """Something that shows, records or sends results.
 
-    `show` is called on a thread of the output's own. Where the attribute `main_thread` is True, it is called in the
-    thread that called `run_live`, as the windows of OpenCV, Qt and macOS demand; prediction is then on a thread of
-    its own. Further attributes are looked for: `name`, for statistics (the class's name otherwise), and `problem`,
-    in which an output that can no longer do its work says why while the loop goes on.
+    `show` is called in a thread of the output's own. If the attribute `main_thread` is True, it is called in the thread
+    that called `run_live`, as the windows of OpenCV, Qt and macOS require; prediction then runs in another thread.
+
+    Optional attributes: `name`, for statistics (the class's name by default), and `problem`, a sentence that says why
+    the output stopped working while the loop goes on.
     """
 
     def show(self, result: LiveResult) -> None:
         """Take a result. Its arrays are valid during the call only.
 
         Raises:
-            Exception: a mistake in the program, which ends the run. What a user can mend is told by `problem`.
+            Exception: a bug, which ends the run. Report what the user can fix in `problem` instead.
         """
 
 
 class FanOut:
-    """Copies each result once and hands it to all outputs, the newest one to each as soon as it is free.
+    """Copy each result once and hand it to all outputs: to each the newest one as soon as it is free.
 
-    Copies circulate: there are never more than two for each output, and one that is being written.
+    Copies are reused. At most two per output exist, and one that is being written.
 
     Args:
         outputs: where results go.
-        lossless: wait for the slowest output instead of dropping, for frames that wait too: files.
+        lossless: wait for the slowest output instead of dropping results, for sources that can wait: files.
     """
 
     def __init__(self, outputs: Sequence[Output], *, lossless: bool) -> None:
         self._lossless = lossless
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
+        self._changed = threading.Condition()  # guards all mailboxes and the copies' reference counts
         self._spare: list[_Copy] = []
-        self._serve = threading.Condition(self._lock)
-        self._slots = [_OutputSlot(output, self._lock, self._serve) for output in outputs]
-        self._served = [slot for slot in self._slots if slot.main_thread]
-        self._threads: list[tuple[_OutputSlot, threading.Thread]] = []
+        self._mailboxes = [_Mailbox(output, self._changed) for output in outputs]
+        self._served = [mailbox for mailbox in self._mailboxes if mailbox.main_thread]
+        self._threads: list[tuple[_Mailbox, threading.Thread]] = []
         self.ended = False
-        """Nothing more is taken; what was taken is still shown."""
+        """No more results are accepted; those that were are still shown."""
 
     @property
     def main_thread(self) -> bool:
-        """Whether somebody must call `serve`."""
+        """Whether the caller must call `serve`."""
         return bool(self._served)
 
     def __enter__(self) -> FanOut:
-        for slot in self._slots:
-            if not slot.main_thread:
-                # A daemon, so that an output that hangs cannot keep the program.
-                thread = threading.Thread(target=self._run, args=(slot,), name=f"mde-output-{slot.name}", daemon=True)
-                self._threads.append((slot, thread))
+        for mailbox in self._mailboxes:
+            if not mailbox.main_thread:
+                # A daemon, so that an output that hangs cannot keep the process alive.
+                name = f"mde-output-{mailbox.name}"
+                thread = threading.Thread(target=self._run, args=(mailbox,), name=name, daemon=True)
+                self._threads.append((mailbox, thread))
                 thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
         until_s = time.perf_counter() + STOP_S
-        for slot, thread in self._threads:
+        for mailbox, thread in self._threads:
             thread.join(max(0.0, until_s - time.perf_counter()))
-            slot.left_behind = thread.is_alive()
+            mailbox.abandoned = thread.is_alive()
 
     def put(self, result: LiveResult, captured_s: float) -> None:
         """Copy a result for all outputs.
@@ -86,80 +87,78 @@ class FanOut:
         Args:
             captured_s: `perf_counter` when its frame arrived.
         """
-        with self._lock:
-            while self._lossless and not self.ended and any(slot.holds_back for slot in self._slots):
-                self._room.wait(POLL_S)
-            if self.ended or not self._slots:
+        with self._changed:
+            while self._lossless and not self.ended and any(mailbox.is_full for mailbox in self._mailboxes):
+                self._changed.wait(POLL_S)
+            if self.ended or not self._mailboxes:
                 return
             copy = self._spare.pop() if self._spare else _Copy()
         copy.fill(result, captured_s)
-        with self._lock:
-            copy.users = 1  # this method: it must not become spare before all have it
-            for slot in self._slots:
-                if slot.failure is None:
-                    if slot.waiting is not None:
-                        slot.dropped += 1
-                        self._give_back(slot.waiting)
-                    slot.waiting = copy
+        with self._changed:
+            copy.users = 1  # this method: the copy must not be reused before all outputs have it
+            for mailbox in self._mailboxes:
+                if mailbox.failure is None:
                     copy.users += 1
-                    slot.changed.notify()
-            self._give_back(copy)
+                    self._release(mailbox.results.put(copy))
+            self._release(copy)
 
     def serve(self, timeout_s: float) -> None:
-        """Show the newest result on outputs that need this thread; wait for one up to `timeout_s`."""
-        with self._lock:
-            self._serve.wait_for(lambda: self.ended or any(slot.waiting for slot in self._served), timeout_s)
-        for slot in self._served:
-            self._show_next(slot, 0)
+        """Show the newest result on the outputs that need this thread; wait for one up to `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.ended or any(mailbox.results.waiting for mailbox in self._served), timeout_s
+            )
+        for mailbox in self._served:
+            self._show_next(mailbox, 0)
         self.check()
 
     def check(self) -> None:
-        """Raise what an output raised on its thread."""
-        for slot in self._slots:
-            if slot.failure is not None:
-                raise slot.failure
+        """Raise what an output raised in its thread."""
+        for mailbox in self._mailboxes:
+            if mailbox.failure is not None:
+                raise mailbox.failure
 
     def end(self) -> None:
-        """Take no more; from any thread."""
-        with self._lock:
+        """Accept no more results. Can be called from any thread."""
+        with self._changed:
             self.ended = True
-            self._room.notify_all()
-            for slot in self._slots:
-                slot.changed.notify()
+            for mailbox in self._mailboxes:
+                mailbox.results.close()
 
     def stats(self) -> tuple[OutputStats, ...]:
-        """In the order in which the outputs were given."""
-        return tuple(slot.stats() for slot in self._slots)
+        """Return statistics, in the order of the outputs."""
+        return tuple(mailbox.stats() for mailbox in self._mailboxes)
 
-    def _run(self, slot: _OutputSlot) -> None:
-        while self._show_next(slot, None):
+    def _run(self, mailbox: _Mailbox) -> None:
+        while self._show_next(mailbox, None):
             pass
 
-    def _show_next(self, slot: _OutputSlot, timeout_s: float | None) -> bool:
-        """Wait for a result and show it; False where none came."""
-        with self._lock:
-            slot.changed.wait_for(lambda: slot.waiting is not None or self.ended, timeout_s)
-            copy, slot.waiting = slot.waiting, None
-            self._room.notify()
+    def _show_next(self, mailbox: _Mailbox, timeout_s: float | None) -> bool:
+        """Wait for a result and show it; return whether there was one."""
+        with self._changed:
+            copy = mailbox.results.get(timeout_s)
+            self._changed.notify_all()  # `put` may wait for room
         if copy is None:
             return False
         try:
-            slot.output.show(copy.result)
+            mailbox.output.show(copy.result)
         except BaseException as error:  # re-raised by `check`, in the caller's thread
-            with self._lock:
-                slot.failure = error
-                self._room.notify()
+            with self._changed:
+                mailbox.failure = error
+                self._changed.notify_all()
             return False
         finally:
-            with self._lock:
-                self._give_back(copy)
-        slot.ages_ms.add((time.perf_counter() - copy.captured_s) * 1e3)
+            with self._changed:
+                self._release(copy)
+        mailbox.ages_ms.add((time.perf_counter() - copy.captured_s) * 1e3)
         return True
 
-    def _give_back(self, copy: _Copy) -> None:
-        copy.users -= 1
-        if copy.users == 0:
-            self._spare.append(copy)
+    def _release(self, copy: _Copy | None) -> None:
+        """Count one user less; the last one makes the copy available again."""
+        if copy is not None:
+            copy.users -= 1
+            if copy.users == 0:
+                self._spare.append(copy)
 
 
 class _Copy:
@@ -170,43 +169,41 @@ class _Copy:
     users = 0
 
     def fill(self, result: LiveResult, captured_s: float) -> None:
-        mine = getattr(self, "result", None)
-        if mine is None or mine.frame.shape != result.frame.shape or mine.depth_m.shape != result.depth_m.shape:
+        own = getattr(self, "result", None)
+        if own is None or own.frame.shape != result.frame.shape or own.depth_m.shape != result.depth_m.shape:
             self.result = replace(result, frame=result.frame.copy(), depth_m=result.depth_m.copy())
         else:
-            np.copyto(mine.frame, result.frame)
-            np.copyto(mine.depth_m, result.depth_m)
-            self.result = replace(result, frame=mine.frame, depth_m=mine.depth_m)
+            np.copyto(own.frame, result.frame)
+            np.copyto(own.depth_m, result.depth_m)
+            self.result = replace(result, frame=own.frame, depth_m=own.depth_m)
         self.captured_s = captured_s
 
 
-class _OutputSlot:
-    """One output and the result that waits for it."""
+class _Mailbox:
+    """An output, the result that waits for it, and its statistics."""
 
-    def __init__(self, output: Output, lock: threading.Lock, serve: threading.Condition) -> None:
+    def __init__(self, output: Output, changed: threading.Condition) -> None:
         self.output = output
+        self.results = Latest[_Copy](changed)
         self.main_thread = bool(getattr(output, "main_thread", False))
         self.name = str(getattr(output, "name", type(output).__name__))
-        self.changed = serve if self.main_thread else threading.Condition(lock)
-        self.waiting: _Copy | None = None
-        self.dropped = 0
         self.ages_ms = Recent()
         self.failure: BaseException | None = None
-        self.left_behind = False
+        self.abandoned = False
 
     @property
-    def holds_back(self) -> bool:
-        """Whether a result that is put now would replace one."""
-        return self.waiting is not None and self.failure is None
+    def is_full(self) -> bool:
+        """Whether the next result would replace one."""
+        return self.results.waiting is not None and self.failure is None
 
     def stats(self) -> OutputStats:
         problem = getattr(self.output, "problem", None)
-        if self.left_behind:
-            problem = f"It was still busy {STOP_S:g} s after the end and was left behind."
+        if self.abandoned:
+            problem = f"It was still busy {STOP_S:g} s after the end and was abandoned."
         return OutputStats(
             name=self.name,
             shown=self.ages_ms.count,
-            dropped=self.dropped,
+            dropped=self.results.dropped,
             age_p50_ms=self.ages_ms.percentile(50),
             age_p99_ms=self.ages_ms.percentile(99),
             problem=problem,

@@ -1,4 +1,4 @@
-"""One frame with its depth, as the live loop hands it to outputs."""
+"""The result type of the live loop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mirrordepth_edge.imaging.preprocess import Frame
 
 @dataclass(frozen=True, kw_only=True)
 class LiveResult:
-    """One frame and its depth. Both arrays are reused: copy them to keep them past the call that got them."""
+    """One frame and its depth. Both arrays are reused: copy them to keep them."""
 
     frame: Frame
     """uint8 RGB `[H, W, 3]`."""
     depth_m: DepthMap
     """float32 `[H, W]`, metres."""
     number: int
-    """Results before this one, from 0. `number + dropped` frames of the source came before this one."""
+    """Index of this result, from 0. The source sent `number + dropped` frames before this one."""
     captured_unix_ns: int
-    """Wall clock (Unix time) at the frame's arrival in this process."""
+    """Unix time of the frame's arrival in this process, nanoseconds."""
     latency_ms: float
-    """Of the predictor: preprocessing, network, resize back."""
+    """Time of the predictor: preprocessing, network and resizing."""
     age_ms: float
-    """From the frame's arrival in this process to its depth; exposure and transfer are not seen."""
+    """Time from the frame's arrival in this process to its depth; without exposure and transfer."""
     dropped: int
-    """Frames so far that a newer one replaced before their turn came."""
+    """Frames so far that a newer one replaced before they were predicted."""

@@ -1,4 +1,4 @@
-"""How a live run went, in figures."""
+"""Statistics of a live run."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from dataclasses import dataclass
 import numpy as np
 
 HISTORY = 10_000
-"""Samples that percentiles are taken over, the newest ones: five minutes and a half at 30 Hz."""
+"""Number of newest samples that percentiles are computed from: five and a half minutes at 30 Hz."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputStats:
-    """What became of the results at one output. Percentiles are over the last `HISTORY`, None without any."""
+    """Statistics of one output. Percentiles are over the last `HISTORY` results, None without any."""
 
     name: str
     shown: int
     dropped: int
     """Results that a newer one replaced because the output was still busy."""
     age_p50_ms: float | None
-    """From a frame's arrival until the output was done with it."""
+    """Time from a frame's arrival until the output had handled it."""
     age_p99_ms: float | None
     problem: str | None
-    """What the output could not do, in its own words."""
+    """Why the output stopped working, if it did."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveStats:
-    """How a live run went. Percentiles are over the last `HISTORY` frames, None without frames."""
+    """Statistics of a live run. Percentiles are over the last `HISTORY` frames, None without frames."""
 
     frames: int
-    """Frames that got a depth."""
+    """Frames that were predicted."""
     dropped: int
-    """Frames that a newer one replaced before their turn came."""
+    """Frames that a newer one replaced before they were predicted."""
     faults: int
-    """Frames that could not be read, and times that the source was lost and came back."""
+    """Number of unreadable frames and of reconnections."""
     duration_s: float
-    """From the start of the loop to its last result."""
+    """Time from the start of the loop to its last result."""
     rate_hz: float | None
     """Results per second between the first and the last; None with fewer than two."""
     source_hz: float | None
@@ -44,14 +44,14 @@ class LiveStats:
     latency_p50_ms: float | None
     latency_p99_ms: float | None
     age_p50_ms: float | None
-    """From a frame's arrival to its depth."""
+    """Time from a frame's arrival to its depth."""
     age_p99_ms: float | None
     shown_age_p50_ms: float | None
-    """From a frame's arrival until the first output was done with it; None without an output."""
+    """Time from a frame's arrival until the first output had handled it; None without an output."""
     shown_age_p99_ms: float | None
     outputs: tuple[OutputStats, ...]
     interrupted: bool
-    """Ctrl-C ended the run; the caller passes it on when it has done its own tidying."""
+    """Ctrl-C ended the run. The caller raises KeyboardInterrupt again after its own cleanup."""
 
     def __str__(self) -> str:
         text = f"{self.frames} frames in {self.duration_s:.1f} s, {self.dropped} dropped"
@@ -63,16 +63,16 @@ class LiveStats:
         if self.shown_age_p50_ms is not None:
             text += f"; shown p50 {self.shown_age_p50_ms:.1f} ms, p99 {self.shown_age_p99_ms:.1f} ms"
         if self.faults:
-            text += f"; went over {self.faults} fault{'s' if self.faults > 1 else ''}"
+            text += f"; recovered from {self.faults} fault{'s' if self.faults > 1 else ''}"
         return text
 
 
 class Recent:
-    """The newest samples, in memory that does not grow."""
+    """The newest samples, in a ring buffer."""
 
     def __init__(self) -> None:
         self.count = 0
-        # Written at once: memory that is only promised would look like a leak for the first minutes.
+        # Written at once: pages that are only reserved would look like a memory leak for the first minutes.
         self._samples = np.full(HISTORY, np.nan)
 
     def add(self, sample: float) -> None:
@@ -80,7 +80,7 @@ class Recent:
         self.count += 1
 
     def percentile(self, percent: float) -> float | None:
-        """Linearly interpolated; None without samples."""
+        """Return a percentile, linearly interpolated; None without samples."""
         if self.count == 0:
             return None
         return float(np.percentile(self._samples[: self.count], percent))

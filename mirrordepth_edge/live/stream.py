@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.camera.scale import CameraScales
 from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
+from mirrordepth_edge.live.loop import predictions
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.predictor import DepthPredictor, load
 from mirrordepth_edge.sources.cameras import DEFAULTS, CameraOptions
-from mirrordepth_edge.sources.latest import in_order, newest
 from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource
 
 
 class DepthStream(Iterator[LiveResult]):
-    """The newest depth, each time that it is asked for; a context manager.
+    """An iterator over the newest depth; a context manager.
 
-    Takes over source and predictor, and closes them when it ends, is closed or is forgotten.
+    It takes over the source and the predictor, and closes both when it ends, is closed or is garbage-collected.
     """
 
     def __init__(self, source: FrameSource, predictor: DepthPredictor) -> None:
@@ -31,7 +33,7 @@ class DepthStream(Iterator[LiveResult]):
         self._results = _results(source, predictor)
 
     def __next__(self) -> LiveResult:
-        """Wait for a frame that has not been seen yet, and predict its depth.
+        """Wait for a new frame and predict its depth.
 
         Raises:
             InputError: the camera is lost.
@@ -39,7 +41,7 @@ class DepthStream(Iterator[LiveResult]):
         return next(self._results)
 
     def close(self) -> None:
-        """End it; the camera is free and no thread is left when this returns."""
+        """End the stream. When this returns, the camera is released and no thread is left."""
         self._results.close()
         self.source.close()
         self.predictor.close()
@@ -50,6 +52,7 @@ class DepthStream(Iterator[LiveResult]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # A `for` loop over a temporary stream ends without `close`.
     def __del__(self) -> None:
         self.close()
 
@@ -62,57 +65,56 @@ def stream(
     options: SessionOptions | None = None,
     capture: CameraOptions = DEFAULTS,
     reconnect: bool = False,
+    temporal_filter: bool = True,
+    stored_scale: bool = True,
 ) -> DepthStream:
-    """Depth of a camera, a stream or a video, frame after frame, for as long as the loop asks.
+    """Predict the depth of a camera, a stream or a video, frame after frame, for as long as the loop asks.
 
-    A camera is read by a thread of its own: the newest frame wins, and a slow loop gets fewer frames, not older
-    ones. A video file loses none. Leaving the loop, by `break` or by an exception, gives the camera back; `with
-    stream(...) as frames:` does so where the stream is kept in a variable.
+    This is the loop of `mde live`. A camera is read by its own thread and the newest frame wins: a slow loop gets fewer
+    frames, not older ones. No frame of a video file is lost. Leaving the loop, by `break` or by an exception, releases
+    the camera; use `with stream(...) as frames:` if a variable holds the stream.
 
     >>> for frame in stream("0", camera=Lens(fov_deg=78)):
     ...     nearest_m = frame.depth_m[160:320].min()      # float32 [H, W], metres
     ...     age_s = time.time() - frame.captured_unix_ns / 1e9
 
     Args:
-        source: a camera's number or device, a URL, a video file, or `synthetic`, as `mde live --source` takes it.
+        source: a camera's number or device, a URL, a video file, or `synthetic`, as for `mde live --source`.
         model: `nano`, `nano.fp16`, or a `.onnx`, `.plan` or `.safetensors` file.
-        camera: what the frames come from; the training camera where None.
+        camera: the camera that the frames come from; the training camera if None.
         options: device, threads and CLIP weights.
-        capture: size, rate, format and exposure that a camera is asked for.
-        reconnect: wait for a camera or a stream that is lost, instead of raising.
+        capture: size, rate, format and exposure to request from a camera.
+        reconnect: wait for a lost camera or stream instead of raising.
+        temporal_filter: reduce flicker, as `mde live` does without `--no-stabilise`. False returns depth as predicted.
+        stored_scale: apply the scale that `mde live` stored for this source, frame size and model, if there is one; it
+            takes precedence over `camera`. False ignores it, as `mde live --no-scale` does.
 
     Returns:
-        an iterator of `LiveResult`: frame, depth_m, when it was captured and how many frames were dropped so far.
-        Arrays are reused: copy them to keep them past the next turn.
+        An iterator of `LiveResult`: frame, depth_m, capture time and the number of dropped frames. Arrays are reused:
+        copy them to keep them past the next iteration.
 
     Raises:
         MdeError: the model or the source cannot be used; see `load` and `open_source`.
     """
-    with ExitStack() as opened:
-        predictor = opened.enter_context(load(model, options, camera))
-        opening = partial(open_source, source, capture)
-        frames = DepthStream(reconnecting(opening) if reconnect else opening(), predictor)
-        opened.pop_all()
+    with ExitStack() as stack:
+        predictor = load(
+            model,
+            options,
+            camera,
+            known_scale=CameraScales(source, model_path(model)).factor if stored_scale else lambda size_hw: None,
+            temporal_filter=TemporalFilterConfig() if temporal_filter else None,
+        )
+        stack.enter_context(predictor)
+        factory = partial(open_source, source, capture)
+        frames = DepthStream(reconnecting(factory) if reconnect else factory(), predictor)
+        # From here on, the stream closes the predictor.
+        stack.pop_all()
     return frames
 
 
 def _results(source: FrameSource, predictor: DepthPredictor) -> Generator[LiveResult, None, None]:
-    # Apart from the class, so that the class is not kept alive by its own loop.
-    number = 0
-    with source, predictor, closing(newest(source) if source.live else in_order(source)) as captures:
-        for capture in captures:
-            if capture is None:
-                continue
-            begin_s = time.perf_counter()
-            depth_m = predictor(capture.frame)
-            end_s = time.perf_counter()
-            yield LiveResult(
-                frame=capture.frame,
-                depth_m=depth_m,
-                number=number,
-                captured_unix_ns=capture.captured_unix_ns,
-                latency_ms=(end_s - begin_s) * 1e3,
-                age_ms=(end_s - capture.captured_s) * 1e3,
-                dropped=capture.dropped,
-            )
-            number += 1
+    # A function, not a method: a generator that refers to the stream would keep it from being garbage-collected.
+    with source, predictor, closing(predictions(source, predictor)) as steps:
+        for step in steps:
+            if step is not None:
+                yield step.result

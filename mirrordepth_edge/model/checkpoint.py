@@ -1,7 +1,7 @@
-"""Checkpoints: the trained part of a model, apart from CLIP, in one `.safetensors` file.
+"""Checkpoints: the trained part of a model in one `.safetensors` file.
 
-The file holds `mirror.*` and `decoder.*`; its metadata holds everything needed to rebuild and to
-verify the model. A model whose CLIP is small enough to travel (`nano`) also holds `clip.*`, in FP16.
+The file holds the tensors `mirror.*` and `decoder.*`, and in its metadata all that is needed to rebuild and verify the
+model. A model with a small CLIP (`nano`) also embeds `clip.*` in FP16.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.support.files import atomic_write, existing_file
 
 CLIP_PREFIX = "clip."
-FREE = {"preset", "pretrained", "size_multiple", "depth_limits_m", "focal"}
-"""Settings that training may change between a checkpoint and what goes on from it."""
+MUTABLE_SETTINGS = {"preset", "pretrained", "size_multiple", "depth_limits_m", "focal"}
+"""Settings that may differ between a checkpoint and a training that starts from it."""
 
 
 def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, Any] | None = None) -> None:
-    """Write `network` to `path`, whole or not at all.
+    """Write a network to a file, atomically.
 
     Args:
-        training: what is known of its training (data, epochs, measured metrics); JSON values.
+        network: the network.
+        path: the checkpoint file.
+        training: description of its training (data, epochs, metrics) as JSON values.
     """
     tensors = {name: p.detach().cpu().contiguous() for name, p in network.trainable().items()}
     info = CheckpointInfo(
@@ -46,7 +48,7 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
         assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"
         tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
     with atomic_write(path) as temporary:
-        # In memory first: a full disk is then Python's own error, which `written_whole` knows.
+        # Serialised in memory first: a full disk then raises OSError, which `atomic_write` reports.
         temporary.write_bytes(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))}))
 
 
@@ -57,16 +59,19 @@ def _half(tensor: Tensor) -> Tensor:
 def load_checkpoint(
     path: Path, *, clip_weights: Path | None = None, size_hw: tuple[int, int] | None = None
 ) -> tuple[DepthNetwork, CheckpointInfo]:
-    """Rebuild the network of a checkpoint, in eval mode, and verify it.
+    """Load and verify a checkpoint.
 
     Args:
-        clip_weights: local CLIP weights, where the checkpoint does not embed them.
-        size_hw: another network size than the one trained at.
+        path: the checkpoint file.
+        clip_weights: local CLIP weights, used instead of a download; not for checkpoints that embed them.
+        size_hw: input size of the network; None for the size it was trained at.
+
+    Returns:
+        The network in eval mode, and the checkpoint's description.
 
     Raises:
-        InputError: the file is missing, truncated or altered, or CLIP's weights are not those it
-            was trained with.
-        OptionError: `size_hw` is no multiple of the patch.
+        InputError: the file is missing, truncated or altered, or CLIP's weights are not those of the training.
+        OptionError: `size_hw` is not a multiple of the patch size.
     """
     info, tensors = _read(path)
     embedded = {name.removeprefix(CLIP_PREFIX): t for name, t in tensors.items() if name.startswith(CLIP_PREFIX)}
@@ -75,7 +80,7 @@ def load_checkpoint(
         check_size(config, size_hw)
     clip = create_clip(config, clip_weights)
     if config.pretrained == EMBEDDED:
-        _check_fit(clip.state_dict(), embedded, path)
+        _check_tensors(clip.state_dict(), embedded, path)
         clip.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in embedded.items()})
     network = DepthNetwork(config if size_hw is None else replace(config, size_hw=size_hw), clip)
     _verify_clip(network, info, path, clip_weights)
@@ -84,19 +89,19 @@ def load_checkpoint(
 
 
 def start_from(network: DepthNetwork, path: Path) -> CheckpointInfo:
-    """Give `network` the mirror and decoder of a checkpoint, to train on from there.
+    """Load mirror and decoder of a checkpoint into `network`, to continue training.
 
     Raises:
-        InputError: the file is missing, truncated or altered, or of another model or other CLIP weights.
+        InputError: the file is missing, truncated or altered, or has another model or other CLIP weights.
     """
     info, tensors = _read(path)
-    cure = f"Train the model that it holds: --preset {info.model.preset}, or --recipe with its settings."
+    cure = f"Train the model of the checkpoint: --preset {info.model.preset}, or --recipe with its settings."
     there, here = asdict(info.model), asdict(network.config)
-    differing = [name for name in here if name not in FREE and there[name] != here[name]]
+    differing = [name for name in here if name not in MUTABLE_SETTINGS and there[name] != here[name]]
     if differing:
         name = differing[0]
         raise InputError(
-            f"{path} holds another model than the one to train.",
+            f"{path} has another model than the one to train.",
             f"Its {name} is {there[name]}, here it is {here[name]}.",
             cure,
         )
@@ -111,18 +116,18 @@ def start_from(network: DepthNetwork, path: Path) -> CheckpointInfo:
 
 
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """Header and tensors of a checkpoint whose trained part is what was written."""
+    """Read header and tensors of a checkpoint and verify the hash of the trained part."""
     existing_file(path, "checkpoint")
     info = read_checkpoint_info(path)
     try:
         tensors = load_file(path)
-    except SafetensorError as error:  # the header was whole, the rest is not
+    except SafetensorError as error:  # the header is intact, the rest is not
         raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
     if tensors_sha256(_trained(tensors)) != info.weights_sha256:
         raise InputError(
             f"The checkpoint {path} was altered after it was written.",
-            f"Its mirror and decoder do not hash to {info.weights_sha256[:12]}… as its header says.",
-            "Copy the original file again; do not use this one.",
+            f"The sha256 of its mirror and decoder is not {info.weights_sha256[:12]}… as in its header.",
+            "Copy the original file again.",
         )
     return info, tensors
 
@@ -136,7 +141,7 @@ def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_w
         return
     if info.model.pretrained == EMBEDDED:
         raise InputError(
-            f"The towers inside {path} are other CLIP weights than it was trained with.",
+            f"{path} embeds other CLIP weights than it was trained with.",
             f"Their sha256 is {network.clip_sha256[:12]}…, its header says {info.clip_sha256[:12]}…",
             "The file was altered or damaged: copy the original again.",
         )
@@ -150,20 +155,20 @@ def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_w
 
 def _load_trained(network: DepthNetwork, tensors: dict[str, Tensor], path: Path) -> None:
     parameters, trained = network.trainable(), _trained(tensors)
-    _check_fit(parameters, trained, path)
+    _check_tensors(parameters, trained, path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(trained[name])
 
 
-def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def _check_tensors(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], path: Path) -> None:
     wrong = sorted(
-        set(wanted).symmetric_difference(found)
-        | {name for name in set(wanted) & set(found) if wanted[name].shape != found[name].shape}
+        set(expected).symmetric_difference(actual)
+        | {name for name in set(expected) & set(actual) if expected[name].shape != actual[name].shape}
     )
     if wrong:
         raise InputError(
-            f"The checkpoint {path} does not fit the model it names.",
-            f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[0]}.",
+            f"The checkpoint {path} does not match its model.",
+            f"{len(wrong)} tensors are missing, unexpected or of another shape, such as {wrong[0]}.",
             "It was written by another version; train or download it again.",
         )

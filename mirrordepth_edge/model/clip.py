@@ -1,7 +1,7 @@
-"""CLIP as this project uses it: two frozen towers, built and weighted by open_clip.
+"""The frozen CLIP towers, built by open_clip.
 
-Nothing of CLIP is re-implemented here. The image tower is read through its own
-`forward_intermediates`; the text tower's own blocks are run on embeddings instead of token ids.
+CLIP is not re-implemented. The image tower is read through open_clip's `forward_intermediates`. The blocks of the text
+tower are run on embeddings instead of token ids.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from mirrordepth_edge.support.quiet import quiet_log
 
 CLIP_CONFIG_DIR = Path(__file__).parent.parent / "models" / "clip"
 ClipModel: TypeAlias = Any
-"""open_clip's CLIP or CustomTextCLIP: an `nn.Module` whose parts carry no types."""
+"""open_clip's CLIP or CustomTextCLIP: an `nn.Module` with untyped attributes."""
 
-NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-"""What TorchScript archives carry beside the weights: OpenAI's integers, and a traced constant."""
+NON_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""Entries of TorchScript archives that are not weights: OpenAI's integers and a traced constant."""
 
 EMBEDDED = "embedded"
 RANDOM_PREFIX = "random-"
 
 
 class Taps(NamedTuple):
-    """Intermediate features of one image batch, deepest first."""
+    """Intermediate features of the image tower for a batch, deepest first."""
 
     features: list[Tensor]
-    """Token taps `[B, prefix + h*w, C]` (class token first), or maps `[B, C, h, w]`."""
+    """Of a ViT: tokens `[B, prefix + h*w, C]`, class token first. Of a convolutional tower: maps `[B, C, h, w]`."""
     prefix: int
-    """Leading tokens that are no image position: 1 for a ViT with a class token, 0 for maps."""
+    """Number of leading tokens without image position: 1 for a ViT with class token, 0 for maps."""
 
 
 def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipModel:
-    """Build CLIP at its native size with the weights that `config` names.
+    """Build CLIP at its native input size.
 
     Args:
         config: the model; `pretrained` is an open_clip tag, `embedded` or `random-SEED`.
-        clip_weights: a local file that replaces the download of an open_clip tag.
+        clip_weights: local weights file, used instead of downloading the open_clip tag.
 
     Returns:
-        open_clip's model, FP32, eval mode, no gradients. With `embedded` its weights are still
-        random: the checkpoint that embeds them fills them in.
+        open_clip's model in FP32 and eval mode, without gradients. For `embedded` the weights are random until
+        the checkpoint that embeds them is loaded.
 
     Raises:
-        InputError: the weights are neither given nor downloadable, or do not fit the model.
+        InputError: the weights cannot be read or downloaded, or do not match the model.
+        OptionError: open_clip does not know the model, or `clip_weights` does not apply to it.
     """
     import open_clip
 
@@ -66,13 +67,13 @@ def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipMo
             "The name is misspelt, or this open_clip is too old for it.",
             "pip install -U open_clip_torch, or choose a name from open_clip.list_models().",
         )
-    # open_clip warns through the root logger that a random model is random; here that is meant.
+    # Random weights are intended here; open_clip warns about them through the root logger.
     with quiet_log(logging.ERROR):
         if config.pretrained == EMBEDDED or config.pretrained.startswith(RANDOM_PREFIX):
             if clip_weights is not None:
                 raise OptionError(
                     f"--clip-weights does not apply to {config.preset}.",
-                    f"Its CLIP weights are {config.pretrained!r}: nothing is downloaded.",
+                    f"Its CLIP weights are {config.pretrained!r} and need no download.",
                     "Leave --clip-weights out.",
                 )
             clip = _random_clip(config.clip_model, config.pretrained)
@@ -94,11 +95,11 @@ def _pretrained_clip(config: ModelConfig, clip_weights: Path | None) -> ClipMode
     import open_clip
 
     cure = (
-        f"On a connected machine download {_where_to_get(config)}, copy the file here and pass it with "
+        f"Download {_download_source(config)} on a connected machine, copy it here and pass it with "
         "--clip-weights FILE (.safetensors, .bin or .pt)."
     )
     if clip_weights is not None and not clip_weights.is_file():
-        raise InputError(f"There are no CLIP weights at {clip_weights}.", "No such file.", cure)
+        raise InputError(f"CLIP weights {clip_weights} do not exist.", "No such file.", cure)
     try:
         if clip_weights is not None and _is_torchscript(clip_weights):
             clip = _random_clip(config.clip_model, config.pretrained)
@@ -112,8 +113,8 @@ def _pretrained_clip(config: ModelConfig, clip_weights: Path | None) -> ClipMode
         raise InputError(f"Cannot load CLIP {config.clip_model} from {what}.", reason, cure) from error
 
 
-def _where_to_get(config: ModelConfig) -> str:
-    """The file that holds a tag's weights, as open_clip knows it."""
+def _download_source(config: ModelConfig) -> str:
+    """Where the weights of an open_clip tag can be downloaded."""
     import open_clip
 
     source = open_clip.get_pretrained_cfg(config.clip_model, config.pretrained) or {}
@@ -123,7 +124,7 @@ def _where_to_get(config: ModelConfig) -> str:
 
 
 def _is_torchscript(file: Path) -> bool:
-    """OpenAI publishes its weights as TorchScript archives, which `torch.load` refuses to read safely."""
+    """Whether a file is a TorchScript archive, as OpenAI publishes; `torch.load` refuses those with weights_only."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -131,16 +132,15 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _torchscript_state(file: Path) -> dict[str, Tensor]:
-    """Weights of a TorchScript archive; none of its code is run."""
+    """Weights of a TorchScript archive, read without running its code."""
     state = torch.jit.load(str(file), map_location="cpu").state_dict()
-    return {name: tensor for name, tensor in state.items() if name not in NO_WEIGHTS}
+    return {name: tensor for name, tensor in state.items() if name not in NON_WEIGHTS}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and values of tensors, in name order.
 
-    The values are hashed as little-endian FP32 (integers as they are), so that the same weights
-    have one hash whichever file format, dtype or machine they come from.
+    Floating-point values are hashed as FP32, so the hash does not depend on file format or storage precision.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -153,18 +153,18 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def clip_sha256(clip: ClipModel) -> str:
-    """Hash of CLIP's weights; call it before `resize_input`, which changes a ViT's."""
+    """SHA-256 of CLIP's weights. Call it before `resize_input`, which changes those of a ViT."""
     return tensors_sha256(clip.state_dict())
 
 
 def resize_input(clip: ClipModel, size_hw: SizeHW) -> None:
-    """Make a ViT tower accept `size_hw` pixels by resizing its position embedding.
+    """Adapt a ViT to images of `size_hw` pixels by interpolating its position embedding, in place.
 
-    The resize is open_clip's (bicubic, antialiased, class token untouched). Its own function cannot
-    be called: it compares numbers of tokens, and so leaves 2x8 cells with an embedding for 4x4.
-    The embedding that CLIP was trained with is kept, and every later resize begins from it again.
-    Convolutional towers take any size and are left alone.
+    Same interpolation as open_clip's `resize_pos_embed`: bicubic, antialiased, class token unchanged. Convolutional
+    towers accept any size and are not changed.
     """
+    # open_clip's own function compares only the number of tokens, so it would use an embedding for 4x4 cells
+    # unchanged for 2x8. The trained embedding is kept, so repeated resizes do not accumulate blur.
     visual = clip.visual
     if not hasattr(visual, "grid_size"):
         return
@@ -184,7 +184,12 @@ def resize_input(clip: ClipModel, size_hw: SizeHW) -> None:
 
 
 class ImageTower(nn.Module):
-    """The frozen image tower, seen as a list of taps."""
+    """The frozen image tower; returns intermediate features (taps).
+
+    Args:
+        clip: open_clip's model.
+        taps: indices of the blocks or stages to read, shallowest first.
+    """
 
     visual: Any
 
@@ -198,10 +203,10 @@ class ImageTower(nn.Module):
     def forward(self, images: Tensor) -> Taps:
         """
         Args:
-            images: normalised RGB, float32, shape `[B, 3, H, W]`.
+            images: normalised RGB, float32 `[B, 3, H, W]`.
 
         Returns:
-            The taps, deepest first. Blocks after the deepest tap are not run.
+            The taps, deepest first. Blocks after the deepest tap are not computed.
         """
         if self.has_tokens:
             out = self.visual.forward_intermediates(
@@ -222,7 +227,7 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def probe(self, size_hw: SizeHW) -> list[tuple[int, SizeHW | None]]:
-        """Channels and map size of each tap at `size_hw`, deepest first; size None for tokens."""
+        """Number of channels and map size of each tap for images of `size_hw`, deepest first; no size for tokens."""
         taps = self(torch.zeros(1, 3, *size_hw))
         if self.has_tokens:
             return [(tap.shape[-1], None) for tap in taps.features]
@@ -230,12 +235,12 @@ class ImageTower(nn.Module):
 
 
 def _text_tower(clip: ClipModel) -> Any:
-    """open_clip keeps the text tower's parts either on CLIP itself or under `.text`."""
+    """Text tower of a CLIP: open_clip stores its parts in `clip.text` or in `clip` itself."""
     return clip.text if hasattr(clip, "text") else clip
 
 
 class TextPath(nn.Module):
-    """The frozen text tower, entered at embedding level."""
+    """The frozen text tower, applied to embeddings instead of token ids."""
 
     transformer: Any
     positional_embedding: Tensor
@@ -249,7 +254,7 @@ class TextPath(nn.Module):
         if getattr(text, "cls_emb", None) is not None or not hasattr(text, "token_embedding"):
             raise OptionError(
                 "This CLIP's text tower cannot take a mirror.",
-                "It is no plain open_clip text transformer (a Hugging Face or CoCa tower).",
+                "It is not a plain open_clip text transformer, but a Hugging Face or CoCa tower.",
                 "Choose a CLIP with a plain text transformer, such as ViT-B-16-quickgelu.",
             )
         self.transformer = text.transformer
@@ -275,16 +280,16 @@ class TextPath(nn.Module):
         return self.text_projection.shape[1]
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Text feature of a sequence of embeddings, pooled at its last position.
+        """Encode a sequence of embeddings to a text feature.
 
-        The steps are those of openai/CLIP's `encode_text` after its embedding lookup; there the
-        pooled position is the end-of-text token, here it is the mirror's last row.
+        Same as openai/CLIP's `encode_text` after the embedding lookup, except for pooling: CLIP pools at the
+        end-of-text token, here the last position is pooled.
 
         Args:
-            embeddings: shape `[length, width]`, in place of word embeddings; no position added.
+            embeddings: float32 `[length, width]`, used as token embeddings, without position embedding.
 
         Returns:
-            Shape `[feature]`, not normalised.
+            Text feature `[feature]`, not normalised.
         """
         length = embeddings.shape[0]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
@@ -296,12 +301,12 @@ class TextPath(nn.Module):
 
 
 def knows_words(config: ModelConfig) -> bool:
-    """False where the text tower was never trained on text: its features of words are noise."""
+    """Whether the text tower was trained on text; if not, its features of words are noise."""
     return config.pretrained != EMBEDDED and not config.pretrained.startswith(RANDOM_PREFIX)
 
 
 class Vocabulary:
-    """CLIP's own way from text to features: its tokenizer, its word embeddings and `encode_text`."""
+    """CLIP's tokenizer, token embeddings and text encoder."""
 
     def __init__(self, clip: ClipModel, tokenizer: Any) -> None:
         self._clip = clip
@@ -309,28 +314,28 @@ class Vocabulary:
 
     @property
     def embeddings(self) -> Tensor:
-        """One row for each entry of the vocabulary, shape `[entries, width]`."""
+        """Token embeddings, `[entries, width]`."""
         return _text_tower(self._clip).token_embedding.weight
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Text features by open_clip's `encode_text`, shape `[texts, feature]`, not normalised.
+        """Text features `[texts, feature]` by open_clip's `encode_text`, not normalised.
 
         Raises:
-            OptionError: a text is too long for the text tower, which would read only its beginning.
+            OptionError: a text is longer than the context of the text tower, which would truncate it.
         """
-        room = self._tokenizer.context_length - 2  # start and end of text
+        max_length = self._tokenizer.context_length - 2  # without start-of-text and end-of-text
         for text in texts:
-            if (length := len(self._tokenizer.encode(text))) > room:
+            if (length := len(self._tokenizer.encode(text))) > max_length:
                 raise OptionError(
                     f"The text {text[:40]!r}… is too long.",
-                    f"It has {length} tokens; CLIP's text tower has room for {room}.",
+                    f"It has {length} tokens; CLIP's text tower takes at most {max_length}.",
                     "Shorten it.",
                 )
         return self._clip.encode_text(self._tokenizer(list(texts)).to(self.embeddings.device))
 
     def spelling(self, entry: int) -> str:
-        """An entry as text; one that only begins a word ends in a hyphen."""
+        """Text of a vocabulary entry; a hyphen marks one that does not end a word."""
         text = self._tokenizer.decode([entry])
         ends_word = text.endswith(" ") or entry in self._tokenizer.all_special_ids
         text = text.removesuffix(" ") if text.isprintable() else ascii(text)[1:-1]
@@ -338,11 +343,15 @@ class Vocabulary:
 
 
 def open_vocabulary(clip: ClipModel, name: str) -> Vocabulary | None:
-    """The vocabulary of a CLIP, by its open_clip name.
+    """Open the vocabulary of a CLIP model.
+
+    Args:
+        clip: open_clip's model.
+        name: its open_clip name.
 
     Returns:
-        None where there are no words to it: `nano`'s 64 entries stand for none, and towers with
-        another tokenizer than CLIP's own are not read here.
+        None if the model has no CLIP vocabulary: `nano` has 64 entries without meaning, and some towers use
+        another tokenizer.
     """
     tokenizer = _tokenizer(name)
     if tokenizer is None or tokenizer.vocab_size != _text_tower(clip).token_embedding.num_embeddings:
@@ -350,11 +359,11 @@ def open_vocabulary(clip: ClipModel, name: str) -> Vocabulary | None:
     return Vocabulary(clip, tokenizer)
 
 
-@cache  # it reads 49,408 entries each time
+@cache  # loading reads 49,408 entries
 def _tokenizer(name: str) -> Any:
-    """CLIP's own tokenizer; None for a model that has another."""
+    """CLIP's tokenizer; None for a model with another one."""
     import open_clip
 
     config = open_clip.get_model_config(name)
-    assert config is not None, "create_clip knew it"
+    assert config is not None, "create_clip has checked the name"
     return None if "hf_tokenizer_name" in config["text_cfg"] else open_clip.get_tokenizer(name)

@@ -1,13 +1,12 @@
-"""The compact decoder: tower taps and one text feature in, metric depth out.
+"""Decoders: image features of several depths and one text feature to metric depth.
 
-Two forms, one idea. The deepest tap is reduced, modulated by the text feature (FiLM, once, here) and
-seen as a whole by transformer blocks; shallower taps are added on the way to pixels.
+Both decoders project the deepest tap to `width` channels, modulate it by the text feature (FiLM), apply transformer
+blocks, and add the projected shallower taps on the way to full resolution.
 
-`TokenDecoder` is the paper's, for ViTs, whose taps have one grid: CLIPSeg's decoder (arXiv 2112.10003)
-as "CLIP Can Understand Depth" (arXiv 2402.03251) conditions it.
-
-`PyramidDecoder` is for convolutional towers, whose taps are maps, each twice as fine as the one
-before: features grow finer step by step, as in RefineNet (arXiv 1611.06612) and DPT (arXiv 2103.13413).
+- `TokenDecoder`, for ViTs, whose taps share one grid: the decoder of CLIPSeg (arXiv 2112.10003), conditioned as in
+  "CLIP Can Understand Depth" (arXiv 2402.03251).
+- `PyramidDecoder`, for convolutional towers, whose taps are maps of increasing resolution: step-wise refinement as in
+  RefineNet (arXiv 1611.06612) and DPT (arXiv 2103.13413).
 """
 
 from __future__ import annotations
@@ -26,11 +25,16 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.model.clip import Taps
 
 FIRST_GUESS_M = 2.5
-"""What an untrained pyramid answers about everywhere: the middle of a room."""
+"""Approximate output of an untrained `PyramidDecoder`, metres: a typical indoor depth."""
 
 
 class FiLM(nn.Module):
-    """Feature-wise modulation `gamma(t) * x + beta(t)` (arXiv 1709.07871; no "1 +", as CLIPSeg)."""
+    """Feature-wise linear modulation (arXiv 1709.07871) by a text feature t: `gamma(t) * x + beta(t)`, as in CLIPSeg.
+
+    Args:
+        feature_width: length of the text feature.
+        width: number of channels of x.
+    """
 
     def __init__(self, feature_width: int, width: int) -> None:
         super().__init__()
@@ -38,11 +42,11 @@ class FiLM(nn.Module):
         self.beta = nn.Linear(feature_width, width)
 
     def constants(self, text_feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, shape `[width]` each, for a text feature of shape `[feature]`."""
+        """Scale and shift `[width]` for a text feature `[feature]`; constant once training is over."""
         return self.gamma(text_feature), self.beta(text_feature)
 
     def forward(self, x: Tensor, text_feature: Tensor) -> Tensor:
-        """`x` is tokens `[B, N, width]` or a map `[B, width, h, w]`."""
+        """Modulate tokens `[B, N, width]` or maps `[B, width, h, w]`."""
         gamma, beta = self.constants(text_feature)
         if x.dim() == 4:
             gamma, beta = gamma[:, None, None], beta[:, None, None]
@@ -50,16 +54,16 @@ class FiLM(nn.Module):
 
 
 class Decoder(nn.Module, ABC):
-    """What both forms share.
+    """Base class: projection of the taps, FiLM and transformer blocks.
 
     Args:
         config: the model.
         feature_width: length of the text feature.
-        blocks: transformer blocks.
+        blocks: number of transformer blocks.
     """
 
     reduces: nn.ModuleList
-    """One linear layer for each tap, deepest first."""
+    """Projection of each tap to the decoder's channels, deepest first."""
 
     def __init__(self, config: ModelConfig, feature_width: int, blocks: int) -> None:
         super().__init__()
@@ -73,7 +77,7 @@ class Decoder(nn.Module, ABC):
         )
 
     def set_dropout(self, share: float) -> None:
-        """Go without a share of each tap's channels, and of what the blocks pass on, while training."""
+        """Set the dropout rate of tap channels and transformer blocks; active in training mode only."""
         self.dropout = share
         for block in self.blocks:
             for part in block.modules():
@@ -83,23 +87,21 @@ class Decoder(nn.Module, ABC):
     def forward(self, taps: Taps, text_feature: Tensor, size_hw: SizeHW) -> Tensor:
         """
         Args:
-            taps: tower features, deepest first.
-            text_feature: shape `[feature]`.
+            taps: features of the image tower, deepest first.
+            text_feature: `[feature]`.
             size_hw: size of the images in pixels.
 
         Returns:
-            Depth in metres, float32, shape `[B, H, W]`.
+            Depth float32 `[B, H, W]`, metres.
         """
-        reduced = [
-            reduce(self._without_some_channels(tap)) for reduce, tap in zip(self.reduces, taps.features, strict=True)
-        ]
+        reduced = [reduce(self._drop_channels(tap)) for reduce, tap in zip(self.reduces, taps.features, strict=True)]
         return self.decode([self.film(reduced[0], text_feature), *reduced[1:]], taps.prefix, size_hw)
 
     @abstractmethod
     def decode(self, reduced: Sequence[Tensor], prefix: int, size_hw: SizeHW) -> Tensor:
-        """Depth from reduced taps, deepest first and modulated: all that comes after FiLM."""
+        """Decode projected taps, deepest first, the deepest one modulated by FiLM."""
 
-    def _without_some_channels(self, tap: Tensor) -> Tensor:
+    def _drop_channels(self, tap: Tensor) -> Tensor:
         if not self.training or not self.dropout:
             return tap
         if tap.dim() == 4:
@@ -108,19 +110,18 @@ class Decoder(nn.Module, ABC):
 
 
 class TokenDecoder(Decoder):
-    """The paper's: a block after each tap; then the class token is dropped and two transposed convolutions
-    bring the grid to pixels.
+    """Decoder for ViTs: one transformer block per tap, then two transposed convolutions from grid to pixels.
 
     Args:
         config: the model.
-        channels: of each tap, deepest first.
+        channels: number of channels of each tap, deepest first.
         feature_width: length of the text feature.
     """
 
     def __init__(self, config: ModelConfig, channels: Sequence[int], feature_width: int) -> None:
         super().__init__(config, feature_width, blocks=len(channels))
         self.stride = config.stride
-        self.reduces = nn.ModuleList(nn.Linear(each, config.width) for each in channels)
+        self.reduces = nn.ModuleList(nn.Linear(tap_channels, config.width) for tap_channels in channels)
         self.head = nn.Sequential(
             nn.Conv2d(config.width, config.width, kernel_size=3, padding=1),
             nn.ReLU(),
@@ -137,7 +138,7 @@ class TokenDecoder(Decoder):
         return self.to_depth(x, prefix, size_hw)
 
     def to_depth(self, tokens: Tensor, prefix: int, size_hw: SizeHW) -> Tensor:
-        """Drop the prefix tokens, lay the rest on the grid and run the head."""
+        """Drop the prefix tokens of `[B, prefix + h*w, width]`, reshape the rest to the grid and apply the head."""
         grid_h, grid_w = size_hw[0] // self.stride, size_hw[1] // self.stride
         x = tokens[:, prefix:].transpose(1, 2)
         x = x.reshape(-1, x.shape[1], grid_h, grid_w)
@@ -145,37 +146,37 @@ class TokenDecoder(Decoder):
 
 
 def upsample(channels: int, out_channels: int, stride: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that paints each cell alone."""
+    """Transposed convolution whose kernel size equals its stride: output cells do not overlap."""
     return nn.ConvTranspose2d(channels, out_channels, kernel_size=stride, stride=stride)
 
 
 class PyramidDecoder(Decoder):
-    """For maps: blocks see the deepest one as a whole; then, tap after tap, up to the next finer map, add, refine.
+    """Decoder for convolutional towers: transformer blocks on the deepest map, then per tap upsample, add, refine.
 
-    Between maps it interpolates bilinearly: transposed convolutions would leave a checkerboard
-    (Odena et al., distill.pub/2016/deconv-checkerboard).
+    Upsampling is bilinear, because transposed convolutions cause checkerboard artefacts (Odena et al.,
+    distill.pub/2016/deconv-checkerboard). The head predicts log depth.
 
     Args:
         config: the model.
-        maps: channels and size of each tap, deepest first.
+        maps: number of channels and size of each tap, deepest first.
         feature_width: length of the text feature.
 
     Raises:
-        OptionError: `config.pyramid` does not name the channels after each shallower tap.
+        OptionError: `config.pyramid` does not have one entry per shallower tap.
     """
 
     def __init__(self, config: ModelConfig, maps: Sequence[tuple[int, SizeHW]], feature_width: int) -> None:
         super().__init__(config, feature_width, blocks=config.blocks)
         if len(config.pyramid) != len(maps) - 1:
             raise OptionError(
-                f"{config.preset} has {len(maps)} taps and a decoder for {len(config.pyramid) + 1}.",
-                "`pyramid` has the decoder's channels at each tap but the deepest.",
-                "Give both the same length.",
+                f"{config.preset} has {len(maps)} taps, but a decoder for {len(config.pyramid) + 1}.",
+                "`pyramid` must list the decoder's channels for each tap except the deepest.",
+                "Make `pyramid` one shorter than `taps`.",
             )
         widths = (config.width, *config.pyramid)
         heights = [size_hw[0] for _, size_hw in maps]
         self.reduces = nn.ModuleList(
-            nn.Conv2d(each, width, kernel_size=1) for (each, _), width in zip(maps, widths, strict=True)
+            nn.Conv2d(channels, width, kernel_size=1) for (channels, _), width in zip(maps, widths, strict=True)
         )
         self.steps = nn.ModuleList(
             nn.Sequential(nn.Conv2d(coarse, fine, kernel_size=1), enlarge(high // low))
@@ -200,7 +201,7 @@ class PyramidDecoder(Decoder):
 
 
 class Refine(nn.Module):
-    """RefineNet's residual unit: two 3x3 convolutions, each after a ReLU, and a way past them."""
+    """Residual convolution unit of RefineNet: two pre-activated 3x3 convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -212,12 +213,12 @@ class Refine(nn.Module):
 
 
 class Exp(nn.Module):
-    """From the logarithm of metres to metres: what is learnt is relative, near and far alike."""
+    """Log depth to metres, so that the network learns relative differences at any distance."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.exp()
 
 
 def enlarge(factor: int) -> nn.Upsample:
-    """Bilinear by a fixed factor, not to a size taken from a tensor: the exported graph stays static."""
+    """Bilinear upsampling by a fixed factor, so that the exported graph has no shape computations."""
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)

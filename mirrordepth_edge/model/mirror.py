@@ -1,7 +1,7 @@
-"""The mirror: a learned matrix that takes the place of word embeddings.
+"""The mirror: a learnable matrix that replaces token embeddings as input of the text tower.
 
-Source: "CLIP Can Understand Depth", arXiv 2402.03251; 64 x 512 there. The initial standard
-deviation is not published; 0.02 is that of CLIP's own token embeddings.
+Source: "CLIP Can Understand Depth", arXiv 2402.03251, with 64 x 512 entries. The initial standard deviation is not
+published; 0.02 is that of CLIP's token embeddings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ INITIAL_STD = 0.02
 
 
 class Mirror(nn.Module):
-    """One learnable matrix, shape `[length, width]`, in embedding units of the text tower."""
+    """Learnable embeddings `[length, width]`.
+
+    Args:
+        length: number of rows, at most the context length of the text tower.
+        width: embedding width of the text tower.
+    """
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""CLIP2Depth: frozen towers, a mirror, a decoder ("CLIP Can Understand Depth", arXiv 2402.03251)."""
+"""CLIP2Depth: metric depth from frozen CLIP towers, a mirror and a decoder.
+
+Source: "CLIP Can Understand Depth", arXiv 2402.03251.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from mirrordepth_edge.model.mirror import Mirror
 
 
 class DepthNetwork(nn.Module):
-    """Metric depth from normalised images.
+    """The whole network: image `[B, 3, H, W]` to metric depth `[B, H, W]`.
 
-    Only `mirror` and `decoder` learn. The towers keep eval mode and take no gradient whatever
-    `train()` says, so that batch statistics and dropout of a frozen CLIP never move.
+    Only `mirror` and `decoder` are trained. The towers stay in eval mode without gradients, even after `train()`, so
+    that their batch statistics do not change.
 
     Args:
-        config: the model, its size included.
-        clip: open_clip's model at its native size; this network resizes and keeps it.
+        config: the model, including its input size.
+        clip: open_clip's model at its native size; modified in place.
     """
 
     def __init__(self, config: ModelConfig, clip: ClipModel) -> None:
@@ -38,8 +41,8 @@ class DepthNetwork(nn.Module):
         self.text = TextPath(clip)
         if config.mirror_length > self.text.context_length:
             raise OptionError(
-                f"A mirror of {config.mirror_length} rows does not fit {config.clip_model}.",
-                f"Its text tower has {self.text.context_length} positions.",
+                f"A mirror of {config.mirror_length} rows is too long for {config.clip_model}.",
+                f"The context length of its text tower is {self.text.context_length}.",
                 f"Use mirror_length <= {self.text.context_length}.",
             )
         self.mirror = Mirror(config.mirror_length, self.text.embedding_width)
@@ -59,14 +62,14 @@ class DepthNetwork(nn.Module):
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name: `mirror.*` and `decoder.*`."""
+        """Trainable parameters by name: `mirror.*` and `decoder.*`."""
         return {name: p for name, p in self.named_parameters() if name.startswith(("mirror.", "decoder."))}
 
     def at(self, size_hw: SizeHW) -> DepthNetwork:
-        """A copy for images of another size, with the same weights.
+        """Copy the network for another input size, with the same weights.
 
         Raises:
-            OptionError: the tower cannot run at this size.
+            OptionError: the image tower does not support this size.
         """
         check_size(self.config, size_hw)
         other = copy.deepcopy(self)
@@ -75,33 +78,39 @@ class DepthNetwork(nn.Module):
         return other
 
     def text_feature(self) -> Tensor:
-        """The mirror's text feature, shape `[feature]`: a constant once training is over."""
+        """Text feature of the mirror, `[feature]`; constant once training is over."""
         return self.text(self.mirror())
 
     def forward(self, images: Tensor) -> Tensor:
         """
         Args:
-            images: normalised RGB, float32, shape `[B, 3, H, W]` at the configured size.
+            images: normalised RGB, float32 `[B, 3, H, W]`, at the configured size.
 
         Returns:
-            Depth in metres, float32, shape `[B, H, W]`.
+            Depth float32 `[B, H, W]`, metres.
         """
         return self.decode(self.tower(images), (images.shape[2], images.shape[3]))
 
     def decode(self, taps: Taps, size_hw: SizeHW) -> Tensor:
-        """Depth from the tower's taps, for images of `size_hw`; all that depends on what learns."""
+        """Depth `[B, H, W]`, metres, from features of the image tower for images of `size_hw`: the trainable part."""
         return self.decoder(taps, self.text_feature(), size_hw)
 
 
 def normalise_pixels(frames: Tensor, config: PreprocessConfig) -> Tensor:
-    """uint8 RGB `[B, H, W, 3]` to normalised float32 `[B, 3, H, W]`, in channels-last memory."""
+    """Normalise uint8 RGB `[B, H, W, 3]` to float32 `[B, 3, H, W]` in channels-last memory format."""
     mean = torch.tensor(config.mean, device=frames.device)
     std = torch.tensor(config.std, device=frames.device)
     return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def create_network(config: ModelConfig, clip_weights: Path | None = None, seed: int = 0) -> DepthNetwork:
-    """A network with CLIP's weights and a freshly initialised mirror and decoder."""
+    """Create a network with CLIP's weights and an untrained mirror and decoder.
+
+    Args:
+        config: the model.
+        clip_weights: local CLIP weights, used instead of a download.
+        seed: of the initial mirror and decoder.
+    """
     clip = create_clip(config, clip_weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,8 @@
-"""Calibration sets: the pictures that INT8 ranges are taken from, named by a recipe and never copied into it.
+"""Calibration sets: the images from which INT8 ranges are measured.
 
-A recipe is a TOML file with the names and hashes of the frames, as `mde calibrate` writes it (`deploy/choose_frames.py`
-chooses them). What the network is fed is kept in the user's cache as one file of uint8 for each input size, so that a
-set is decoded once, and outlives its pictures on a machine that has used it.
+A set is described by a recipe, a TOML file with the names and hashes of the frames, which `mde calibrate` writes
+(`select_frames` selects them). The preprocessed images are cached per input size as one uint8 file, so a set is decoded
+only once, and remains usable on that machine if its images are deleted.
 """
 
 from __future__ import annotations
@@ -34,115 +34,118 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Strict):
-    """How the frames were found."""
+    """How the frames were selected."""
 
     method: Literal["farthest-point", "all"]
     model: str | None = None
-    """Whose tower's features told pictures apart."""
+    """Model whose features were used to compare frames."""
     model_sha256: str | None = None
     found: int
-    """Frames of the source; of a video, as it declares them."""
+    """Number of frames in the source; for a video, according to its header."""
     candidates: int
-    """Of these, spread evenly, so many were looked at."""
+    """Number of evenly spaced frames that were examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped(Strict):
-    """Candidates that were not fit, by reason; the rest were not needed."""
+    """Number of rejected candidates by reason. Other candidates were not needed."""
 
     unreadable: int = 0
     uniform: int = 0
-    """Black, or of nearly one brightness."""
+    """Black, or nearly uniform brightness."""
     noise: int = 0
-    """Neighbouring pixels hardly correlate: no camera's picture."""
+    """Neighbouring pixels hardly correlate, unlike in camera images."""
     blurred: int = 0
     duplicate: int = 0
-    """Hardly to be told from a frame that was kept."""
+    """Nearly the same as a frame that was kept."""
 
     def __str__(self) -> str:
-        """Such as `2 noise, 1 blurred`; empty for none."""
-        counts = ((getattr(self, each.name), each.name) for each in fields(self))
+        """Format the counts, such as `2 noise, 1 blurred`; empty if there are none."""
+        counts = ((getattr(self, field.name), field.name) for field in fields(self))
         return ", ".join(f"{count} {reason}" for count, reason in counts if count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics(Strict):
-    """What the chosen frames are like."""
+    """Statistics of the selected frames."""
 
     neighbour_correlation: float
-    """Correlation of neighbouring pixels' brightness, 1 for smooth and 0 for noise; median of the frames."""
+    """Correlation of the brightness of neighbouring pixels: 1 for smooth images, 0 for noise. Median of the frames."""
     least_neighbour_correlation: float
+    """Minimum of the frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenFrame(Strict):
-    """One frame: a file of a folder, or a frame of a video by its number."""
+    """One frame: an image file, or a video frame by its number."""
 
     file: str | None = None
-    """Path below the source, with forward slashes."""
+    """Path relative to the source, with forward slashes."""
     sha256: str | None = None
-    """Of the file's bytes."""
+    """SHA-256 of the file."""
     number: int | None = None
-    """From 0, of the frames that can be read."""
+    """Frame number, counted from 0 over the frames that can be read."""
 
     def __post_init__(self) -> None:
-        picture = self.file is not None and self.sha256 is not None and HASH.fullmatch(self.sha256) is not None
-        video = self.number is not None and self.number >= 0
-        if picture is video or (video and (self.file is not None or self.sha256 is not None)):
-            raise ValueError("a frame has a file and its sha256, or a number")
+        is_image = self.file is not None and self.sha256 is not None and HASH.fullmatch(self.sha256) is not None
+        is_video = self.number is not None and self.number >= 0
+        if is_image is is_video or (is_video and (self.file is not None or self.sha256 is not None)):
+            raise ValueError("a frame needs either a file and its sha256, or a number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Strict):
-    """What a recipe's file says."""
+    """The content of a recipe file."""
 
     schema_version: Literal[1] = RECIPE_VERSION
     name: str
     source: str
-    """Folder or video, from the recipe's own folder on."""
+    """Folder or video, relative to the recipe's folder."""
     source_sha256: str | None = None
-    """Of a video's bytes; None for a folder of pictures."""
+    """SHA-256 of a video; None for a folder of images."""
     count: int
     seed: int
     selection: Selection
     dropped: Dropped
     statistics: Statistics | None = None
     frames: tuple[ChosenFrame, ...]
-    """In order of their names or numbers."""
+    """Sorted by file or number."""
 
     def __post_init__(self) -> None:
         if not self.count == len(self.frames) > 0:
-            raise ValueError(f"count is {self.count}, and frames are {len(self.frames)}; it takes one or more")
+            raise ValueError(
+                f"count is {self.count}, but the number of frames is {len(self.frames)}; at least 1 is required"
+            )
         keys = [frame.file if frame.number is None else frame.number for frame in self.frames]
         if len({type(key) for key in keys}) > 1 or keys != sorted(set(keys)):  # type: ignore[type-var]
-            raise ValueError("frames are files or numbers, each once and in order")
+            raise ValueError("frames must be all files or all numbers, sorted and without duplicates")
         if isinstance(keys[0], int) is not (self.source_sha256 is not None):
-            raise ValueError("a video has a source_sha256 and its frames have numbers; pictures have files")
+            raise ValueError("frame numbers need the source_sha256 of a video; image files need none")
 
     def text(self) -> str:
-        """The recipe as TOML, a frame a line; the same recipe is always the same text."""
-        whole = asdict(self)
-        frames = whole.pop("frames")
-        lines = [f"{key} = {_toml(value)}" for key, value in whole.items() if value is not None]
+        """Format the recipe as TOML, one frame per line. Equal recipes give equal text."""
+        entries = asdict(self)
+        frames = entries.pop("frames")
+        lines = [f"{key} = {_toml(value)}" for key, value in entries.items() if value is not None]
         return "\n".join([*lines, "frames = [", *(f"  {_toml(frame)}," for frame in frames), "]", ""])
 
 
 def _toml(value: Any) -> str:
-    """TOML of text, a number, or a table of these without what is None."""
+    """Format a string, a number, or a table of these as TOML; entries that are None are left out."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items() if each is not None) + " }"
-    # JSON's strings are TOML's, but for the one control character that JSON leaves as it is.
+        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items() if entry is not None) + " }"
+    # JSON strings are valid TOML, except for the control character DEL, which JSON does not escape.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """A recipe and where it is; pictures are read when they are asked for."""
+    """A recipe with its path. Images are read on demand."""
 
     path: Path
-    """The recipe's file; the source is found from its folder on."""
+    """The recipe file; the source is relative to its folder."""
     sha256: str
-    """Of the recipe's bytes."""
+    """SHA-256 of the recipe file."""
     recipe: Recipe
 
     @property
@@ -151,72 +154,72 @@ class CalibrationSet:
 
     @property
     def count(self) -> int:
-        """Frames in the set."""
+        """Number of frames."""
         return self.recipe.count
 
     @property
     def source(self) -> Path:
-        """The folder of pictures, or the video."""
-        # Resolved first: a `..` after a link leads elsewhere than it reads.
+        """The folder of images, or the video."""
+        # The folder is resolved first, since `..` after a symbolic link leads to the parent of its target.
         return Path(os.path.normpath(self.path.parent.resolve() / self.recipe.source))
 
     def frames(self) -> Iterator[Frame]:
-        """The pictures themselves, uint8 RGB `[H, W, 3]` each, in the recipe's order.
+        """Yield the original images, uint8 RGB `[H, W, 3]`, in the order of the recipe.
 
         Raises:
-            InputError: one is missing, or is not what the recipe names.
+            InputError: an image is missing or was changed.
         """
         return self.some_frames(range(self.count))
 
-    def some_frames(self, places: Container[int]) -> Iterator[Frame]:
-        """Those pictures whose places in the recipe are among `places`, as `frames` gives them."""
-        chosen = [frame for place, frame in enumerate(self.recipe.frames) if place in places]
+    def some_frames(self, positions: Container[int]) -> Iterator[Frame]:
+        """Yield the images at these positions of the recipe, like `frames`."""
+        wanted = [frame for position, frame in enumerate(self.recipe.frames) if position in positions]
         if self.recipe.source_sha256 is None:
-            for frame in chosen:
-                yield self._picture(frame)
+            for frame in wanted:
+                yield self._read_image(frame)
             return
         self._check(self.source, self.recipe.source_sha256)
-        numbers = {frame.number for frame in chosen if frame.number is not None}
+        numbers = {frame.number for frame in wanted if frame.number is not None}
         read = 0
-        for _, picture in video_frames(self.source, numbers):
+        for _, image in video_frames(self.source, numbers):
             read += 1
-            yield picture
-        if read != len(chosen):
-            raise self._unusable(self.source, f"Only {read} of its {len(chosen)} frames can be read here.")
+            yield image
+        if read != len(wanted):
+            raise self._unusable(self.source, f"Only {read} of its {len(wanted)} frames can be read here.")
 
-    def _picture(self, frame: ChosenFrame) -> Frame:
+    def _read_image(self, frame: ChosenFrame) -> Frame:
         assert frame.file is not None
-        assert frame.sha256 is not None, "checked when the recipe was read"
+        assert frame.sha256 is not None
         path = self.source / frame.file
         self._check(path, frame.sha256)
         return read_picture(path)
 
     def _check(self, path: Path, sha256: str) -> None:
         if not path.is_file():
-            raise self._unusable(path, "There is no such file.")
+            raise self._unusable(path, "The file does not exist.")
         if sha256_of(path) != sha256:
-            raise self._unusable(path, f"Its sha256 is not {sha256[:12]}…: it was changed or replaced.")
+            raise self._unusable(path, f"Its SHA-256 is not {sha256[:12]}…: it was changed or replaced.")
 
     def _unusable(self, path: Path, why: str) -> InputError:
-        return InputError(f"{path} of the calibration set {self.name} cannot be used.", why, self.cure)
+        return InputError(f"{path} of calibration set {self.name} cannot be used.", why, self.cure)
 
     @property
     def cure(self) -> str:
-        """What makes the set anew."""
+        """How to repair the set, for error messages."""
         again = f"mde calibrate --from {self.source} --count {self.count} --seed {self.recipe.seed} -o {self.path}"
-        return f"Put it back as it was, or choose again: {again}"
+        return f"Restore the original file, or select again: {again}"
 
     def images(self, preprocess: PreprocessConfig, io: InputKind = "uint8") -> Iterator[npt.NDArray[Any]]:
-        """What a network is fed, frame by frame, without holding more than one. Each call begins anew.
+        """Yield the network's inputs one by one. Each call starts from the first frame.
 
-        The first call for an input size reads every picture and keeps what comes of it (`shard`).
+        The first call for an input size reads all images and caches the preprocessed ones (see `shard`).
 
         Args:
-            preprocess: of the network.
-            io: `uint8` gives uint8 `[1, H, W, 3]`, RGB; `float` normalised float32 `[1, 3, H, W]`.
+            preprocess: preprocessing of the network.
+            io: `uint8` for uint8 RGB `[1, H, W, 3]`, `float` for normalised float32 `[1, 3, H, W]`.
 
         Raises:
-            InputError: at the call, as `shard` does.
+            InputError: see `shard`; raised by the call, not by the first iteration.
         """
         return self._stream(self.shard(preprocess), preprocess, io)
 
@@ -224,38 +227,38 @@ class CalibrationSet:
         height, width = preprocess.size_hw
         file = _open_shard(shard, (self.count, height, width, 3))
         if file is None:
-            raise InputError(f"{shard} is gone or damaged.", "Another program changed the cache.", "Try again.")
+            raise InputError(f"{shard} is missing or damaged.", "Another program changed the cache.", "Retry.")
         with file:
-            # Read rather than mapped: every page of a mapping that was touched counts as memory of this process.
+            # Read, not memory-mapped: touched pages of a mapping count as memory of this process.
             for _ in range(self.count):
                 image = np.frombuffer(file.read(height * width * 3), np.uint8).reshape(1, height, width, 3)
                 yield image if io == "uint8" else normalise(image[0], preprocess)
 
     def shard(self, preprocess: PreprocessConfig, on_frame: Callable[[int], object] = lambda count: None) -> Path:
-        """The file of the set's images, uint8 `[count, H, W, 3]` as NumPy stores it; made where it is absent.
+        """Return the cache file of the preprocessed images, a `.npy` of uint8 `[count, H, W, 3]`; create it if needed.
 
-        It depends on the recipe's bytes, on the size and the way frames are fitted to it, and on this package's
-        version, all of which are in its path. Where it exists, the pictures are not looked at.
+        Its path contains everything it depends on: the recipe's hash, the size, how frames are fitted to it, and the
+        package version. If it exists, the original images are not needed.
 
         Args:
-            on_frame: told how many frames are done while it is made.
+            on_frame: called with the number of finished frames while the file is created.
 
         Raises:
-            InputError: a picture is missing or changed; all of them are gone, and only images of another
-                preprocessing are kept; or the cache cannot be written.
+            InputError: an image is missing or was changed; all are missing and only images of another preprocessing
+                are cached; or the cache is not writable.
         """
         height, width = preprocess.size_hw
         folder = cache_folder() / self.sha256[:16]
         path = folder / f"{height}x{width}.{preprocess.fit}.{__version__}.npy"
         shape = (self.count, height, width, 3)
-        whole = _open_shard(path, shape)
-        if whole is not None:
-            whole.close()
+        cached = _open_shard(path, shape)
+        if cached is not None:
+            cached.close()
             return path
-        self._refuse_another_preprocessing(folder, path)
+        self._check_cached_preprocessing(folder, path)
         prepare = Preprocessor(preprocess)
         with atomic_write(path, durable=False) as temporary, temporary.open("wb") as file:
-            # Written rather than mapped: where the disk is full, that is an error and no crash.
+            # Written, not memory-mapped: a full disk is then an error instead of a crash (SIGBUS).
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for done, frame in enumerate(self.frames(), 1):
@@ -263,31 +266,31 @@ class CalibrationSet:
                 on_frame(done)
         return path
 
-    def _refuse_another_preprocessing(self, folder: Path, wanted: Path) -> None:
-        """Where the pictures are gone, images of another size say better than they what is the matter."""
-        pictures = [self.source / (frame.file or "") for frame in self.recipe.frames]
+    def _check_cached_preprocessing(self, folder: Path, wanted: Path) -> None:
+        """Raise InputError if the images are missing and only another preprocessing of them is cached."""
+        images = [self.source / (frame.file or "") for frame in self.recipe.frames]
         others = sorted(shard.stem for shard in folder.glob("*.npy") if shard != wanted)
-        if any(picture.is_file() for picture in pictures) or not others:
+        if any(image.is_file() for image in images) or not others:
             return
-        kept, size = others[0].split(".")[0], wanted.stem.split(".")[0]
+        cached_size, size = others[0].split(".")[0], wanted.stem.split(".")[0]
         raise InputError(
-            f"The calibration set {self.name} is at hand for another preprocessing only.",
-            f"Its pictures are gone from {self.source}; kept are images of {', '.join(others)} "
-            f"(size, fit, version), and {wanted.stem} is needed.",
-            f"Put the pictures back, or choose others for {size} with mde calibrate"
-            + (f"; or export at --size {kept}" if kept != size else ""),
+            f"Calibration set {self.name} is cached only for another preprocessing.",
+            f"Its images are missing from {self.source}; cached are {', '.join(others)} (size, fit, version), but "
+            f"{wanted.stem} is needed.",
+            f"Restore the images, or select others for {size} with mde calibrate"
+            + (f"; or export with --size {cached_size}" if cached_size != size else ""),
         )
 
 
 def cache_folder() -> Path:
-    """Where images of calibration sets are kept; they may be deleted at any time."""
+    """Return the cache folder for preprocessed images, which may be deleted at any time."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "calibration"
 
 
 def _open_shard(path: Path, shape: tuple[int, ...]) -> IO[bytes] | None:
-    """The file after its header; None where it is not there, or not whole and of that shape."""
+    """Open a cache file after its header; None if it is missing, incomplete, or of another shape."""
     try:
         file = path.open("rb")
     except OSError:
@@ -305,8 +308,7 @@ def _open_shard(path: Path, shape: tuple[int, ...]) -> IO[bytes] | None:
 
 
 def recipe_path(name: str) -> Path:
-    """Where a set of that name is kept: the file itself for a `.toml`, else `NAME.toml`, in `calib` where no folder
-    is named."""
+    """Return the path of a recipe: the name itself if it is a `.toml`, else `NAME.toml`, by default in `calib`."""
     path = Path(name)
     if name.endswith(".toml"):
         return path
@@ -314,19 +316,19 @@ def recipe_path(name: str) -> Path:
 
 
 def load_calibration(name_or_path: str) -> CalibrationSet:
-    """The set of that recipe: a `.toml` file, else `calib/NAME.toml` here, else one of the package's.
+    """Load a calibration set: a `.toml` file, `calib/NAME.toml`, or a recipe of the package.
 
     Raises:
-        OptionError: there is no such file and no recipe of that name.
-        InputError: the file is no TOML or does not fit.
+        OptionError: there is no such file or recipe.
+        InputError: the file is not a valid recipe.
     """
-    here, packaged = recipe_path(name_or_path), recipe_folder(KIND) / f"{name_or_path}.toml"
-    path = next((each for each in (here, packaged) if each.is_file()), None)
+    local, packaged = recipe_path(name_or_path), recipe_folder(KIND) / f"{name_or_path}.toml"
+    path = next((candidate for candidate in (local, packaged) if candidate.is_file()), None)
     if path is None:
         names = sorted({recipe.stem for folder in (Path(KIND), packaged.parent) for recipe in folder.glob("*.toml")})
         raise OptionError(
-            f"There is no calibration set {name_or_path!r}.",
-            f"There is no {here}" + (f"; the names are {', '.join(names)}." if names else "."),
+            f"Calibration set {name_or_path!r} not found.",
+            f"{local} does not exist" + (f"; available sets: {', '.join(names)}." if names else "."),
             f"mde calibrate --from FOLDER -o {name_or_path or 'NAME'}",
         )
     recipe = load_recipe(KIND, str(path), Recipe)

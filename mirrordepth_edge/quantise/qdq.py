@@ -1,19 +1,19 @@
-"""INT8 as explicit Q/DQ: pure passes from ONNX to ONNX that say which layers multiply in integers, and on which scales.
+"""INT8 as explicit Q/DQ: passes from ONNX to ONNX that choose the quantised layers and insert Q/DQ pairs.
 
-Weights have one scale a channel, activations one a tensor. What carries weights is quantised: Conv, ConvTranspose,
-Gemm, MatMul. What a transformer does not survive never is: residual sums, whose few outlier channels would set the
-scale of all others, LayerNormalization, Softmax, activation functions, products of attention, and the metric head.
-(NVIDIA Model Optimizer's default quantises the sums too; that takes a ViT-B/16 from 85 % top-1 to 5 %:
-github.com/onnxsim/onnxsim, issue 1742.)
+Weights have one scale per channel, activations one per tensor. Layers with weights are quantised: Conv, ConvTranspose,
+Gemm, MatMul. Everything that transformers are sensitive to stays in floating point: residual sums, whose few outlier
+channels would determine the scale of all others, LayerNormalization, Softmax, activation functions, the products of
+attention, and the metric head. (NVIDIA Model Optimizer quantises the sums by default, which reduces a ViT-B/16 from
+85 % top-1 to 5 %: github.com/onnxsim/onnxsim, issue 1742.)
 
-Model Optimizer's own quantiser is not used here, because it holds the activations of all frames at once (4.2 GB for
-four frames of a ViT-B/16) and calibrates anew for every choice of layers; the gate and the sweep try dozens.
+Model Optimizer's own quantiser is not used, because it holds the activations of all frames in memory (4.2 GB for four
+frames of a ViT-B/16) and calibrates again for every choice of layers; the gate and the sweep try dozens.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,69 +29,69 @@ if TYPE_CHECKING:
     import onnx
 
 CHANNEL_AXIS: Final = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
-"""Axis of a weight along which each index is one output channel (a Gemm with transB has it at 0)."""
+"""Axis of the output channels in a weight (0 for a Gemm with transB)."""
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 ACTIVATIONS = ("Relu", "Clip")
-"""Functions that a convolution's integer kernel takes along, if they only cut off what the scale cuts off anyway."""
-PASSING_ON = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Cast", "Identity")
-"""Operators whose values are those of what they read."""
+"""Functions that integer convolution kernels fuse, because they only clip what the scale clips anyway."""
+VALUE_PRESERVING = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Cast", "Identity")
+"""Operators that do not change values."""
 WEIGHT_LIMIT = 127
-"""Weights take -127 to 127, so that negating one is possible, as TensorRT demands."""
-FEWEST_OPSET = {"float32": 13, "float16": 19}
-"""Versions of ONNX from which Q/DQ has one scale a channel, and scales of that type."""
+"""Largest magnitude of a quantised weight; TensorRT requires a range that is symmetric about zero."""
+MIN_OPSET = {"float32": 13, "float16": 19}
+"""First ONNX opset whose Q/DQ has per-channel scales, by the type of the scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where Q/DQ pairs go."""
+    """Where Q/DQ pairs are inserted."""
 
     inputs: tuple[str, ...]
     """Activations that quantised layers read."""
     outputs: tuple[str, ...]
-    """Activations that quantised convolutions make; whoever reads them reads the dequantised ones, layers that stay
-    floating point too. None of them is an operand of a transformer's residual sum."""
+    """Outputs of quantised convolutions. All their readers get the dequantised values, also floating-point layers.
+    None of them is an operand of a transformer's residual sum."""
     residuals: tuple[str, ...]
     """Names of Adds whose residual operand is read dequantised."""
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of ONNX's own operators."""
-    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    """Return the opset version of a model's standard operators."""
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
 def weight_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Nodes that multiply by constant weights, by name, in the order in which they run."""
+    """Return the nodes that multiply by constant weights, by name, in execution order."""
     constants = {initializer.name for initializer in model.graph.initializer}
     return {node.name: node for node in model.graph.node if node.op_type in CHANNEL_AXIS and node.input[1] in constants}
 
 
 def quantisable(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes that are quantised by default: all with weights, but for three kinds.
+    """Return the names of the nodes that are quantised by default: all with weights, with three exceptions.
 
-    The metric head's, those that resize positions, and products that read a transformer's residual sum with no
-    normalisation between, as the decoder reads a ViT's taps: the sum's outlier channels would set the scale of all
-    others.
+    Exceptions are the metric head, the nodes that resize position embeddings, and products that read a transformer's
+    residual sum without a normalisation in between, as the decoder reads the taps of a ViT: the outlier channels of
+    the sum would determine the scale of all others.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     constants = {initializer.name for initializer in model.graph.initializer}
 
-    def reads_a_sum(node: onnx.NodeProto) -> bool:
+    def reads_residual_sum(node: onnx.NodeProto) -> bool:
         name = node.input[0]
-        while name in producers and producers[name].op_type in PASSING_ON:
+        while name in producers and producers[name].op_type in VALUE_PRESERVING:
             name = producers[name].input[0]
-        maker = producers.get(name)
-        return maker is not None and maker.op_type == "Add" and constants.isdisjoint(maker.input)
+        producer = producers.get(name)
+        return producer is not None and producer.op_type == "Add" and constants.isdisjoint(producer.input)
 
     return tuple(
         name
         for name, node in weight_nodes(model).items()
         if not name.startswith((HEAD_PREFIX, POSITIONS_PREFIX))
-        and (node.op_type in CONVOLUTIONS or not reads_a_sum(node))
+        and (node.op_type in CONVOLUTIONS or not reads_residual_sum(node))
     )
 
 
 def layer_groups(nodes: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Nodes by the module that they are part of: `tower/…/resblocks/3/attn` has `…/attn/qkv/MatMul` and others."""
+    """Group nodes by module: `tower/…/resblocks/3/attn` contains `…/attn/qkv/MatMul` and others."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in nodes:
         groups[name.rsplit("/", 2)[0] if name.count("/") > 1 else name].append(name)
@@ -99,68 +99,85 @@ def layer_groups(nodes: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
-    """Whether a model has Q/DQ already."""
+    """Whether a model has Q/DQ nodes."""
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
 def placement(model: onnx.ModelProto, nodes: Sequence[str], scheme: QuantisationScheme) -> Placement:
-    """Where Q/DQ pairs go if `nodes` are to multiply in integers.
+    """Decide where to insert Q/DQ pairs so that `nodes` run in INT8.
 
-    GPUs: in front of each layer; a sum whose other operand comes from a quantised convolution reads its residual
-    operand dequantised if that has a pair anyway, so that TensorRT runs both as one kernel (NVIDIA, TensorRT
-    developer guide, Q/DQ placement recommendations). CPUs: ONNX Runtime's integer convolutions need their outputs
-    quantised too, and run in floats otherwise. Whole residual sums of transformers are worth that, layers that stay
-    floating point are not: they read what the convolution before them rounded. (For the shipped network's head alone,
-    the whole network would take about a tenth longer.)
+    For GPUs, pairs are inserted in front of each layer. A sum whose other operand comes from a quantised convolution
+    reads its residual operand dequantised if that has a pair anyway, so that TensorRT fuses both into one kernel
+    (NVIDIA, TensorRT developer guide, Q/DQ placement recommendations).
+
+    For CPUs, outputs of convolutions are quantised too: ONNX Runtime's integer convolutions need that, and run in
+    floating point otherwise. Residual sums of transformers are excluded. Layers that stay in floating point are not:
+    they read the rounded output of the convolution before them, because excluding them would make the whole shipped
+    network about 10 % slower for the sake of its head.
     """
-    chosen = [node for node in model.graph.node if node.name in set(nodes)]
+    selected = set(nodes)
+    chosen = [node for node in model.graph.node if node.name in selected]
     inputs = tuple(dict.fromkeys(node.input[0] for node in chosen))
+    sums = _transformer_sums(model)
+    if scheme == "cpu":
+        outputs = _kernel_outputs(model, chosen)
+        excluded = sums | {output.name for output in model.graph.output}
+        return Placement(inputs=inputs, outputs=tuple(name for name in outputs if name not in excluded), residuals=())
+    convolved = {node.output[0] for node in chosen if node.op_type in CONVOLUTIONS}
+    residuals = (
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Add" and node.output[0] not in sums and _fuses(node, convolved, inputs)
+    )
+    return Placement(inputs=inputs, outputs=(), residuals=tuple(residuals))
+
+
+def _kernel_outputs(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
+    """Outputs of the convolutions among `nodes`, behind the activation function if the kernel fuses it."""
     readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
             readers[name].append(node)
-    made = {}
-    for node in chosen:
+    outputs = []
+    for node in nodes:
         if node.op_type in CONVOLUTIONS:
-            out, after = node.output[0], readers[node.output[0]]
-            made[out] = after[0].output[0] if len(after) == 1 and after[0].op_type in ACTIVATIONS else out
-    summed = _summed_for_norms(model)
-    if scheme == "cpu":
-        whole = {each.name for each in model.graph.output} | summed
-        outputs = (name for name in dict.fromkeys(made.values()) if name not in whole)
-        return Placement(inputs=inputs, outputs=tuple(outputs), residuals=())
-    sums = (
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Add"
-        and node.output[0] not in summed
-        and any(node.input[1 - place] in made and node.input[place] in inputs for place in (0, 1))
-    )
-    return Placement(inputs=inputs, outputs=(), residuals=tuple(sums))
+            following = readers[node.output[0]]
+            is_fused = len(following) == 1 and following[0].op_type in ACTIVATIONS
+            outputs.append(following[0].output[0] if is_fused else node.output[0])
+    return tuple(dict.fromkeys(outputs))
 
 
-def _summed_for_norms(model: onnx.ModelProto) -> set[str]:
-    """Tensors that a transformer's residual sums read or make: those of Adds that a LayerNormalization reads, directly
-    or by further Adds. Sums of convolutions are read by convolutions, and carry no outliers."""
+def _fuses(add: onnx.NodeProto, convolved: Collection[str], inputs: Collection[str]) -> bool:
+    """Whether TensorRT can fuse a sum with the quantised convolution that makes one of its operands."""
+    first, second = add.input
+    return (first in convolved and second in inputs) or (second in convolved and first in inputs)
+
+
+def _transformer_sums(model: onnx.ModelProto) -> set[str]:
+    """Operands and results of a transformer's residual sums.
+
+    These are the Adds that a LayerNormalization reads, directly or through further Adds. Sums of convolutions are read
+    by convolutions, and have no outliers.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
-    summed: set[str] = set()
-    above = [(node.input[0], False) for node in model.graph.node if node.op_type == "LayerNormalization"]
-    seen = set(above)
-    while above:
-        name, is_operand = above.pop()
-        maker = producers.get(name)
-        is_sum = maker is not None and maker.op_type == "Add"
+    sums: set[str] = set()
+    pending = [(node.input[0], False) for node in model.graph.node if node.op_type == "LayerNormalization"]
+    seen = set(pending)
+    while pending:
+        name, is_operand = pending.pop()
+        producer = producers.get(name)
+        is_sum = producer is not None and producer.op_type == "Add"
         if is_sum or is_operand:
-            summed.add(name)
-        if maker is not None and (is_sum or maker.op_type in (*PASSING_ON, "Concat")):
-            new = {(each, is_sum or is_operand) for each in maker.input} - seen
+            sums.add(name)
+        if producer is not None and (is_sum or producer.op_type in (*VALUE_PRESERVING, "Concat")):
+            new = {(source, is_sum or is_operand) for source in producer.input} - seen
             seen |= new
-            above.extend(new)
-    return summed
+            pending.extend(new)
+    return sums
 
 
 def calibrated_tensors(model: onnx.ModelProto, nodes: Sequence[str], scheme: QuantisationScheme) -> tuple[str, ...]:
-    """Activations whose ranges `quantise` will ask for."""
+    """Return the activations whose ranges `quantise` needs."""
     places = placement(model, nodes, scheme)
     return tuple(dict.fromkeys((*places.inputs, *places.outputs)))
 
@@ -168,42 +185,41 @@ def calibrated_tensors(model: onnx.ModelProto, nodes: Sequence[str], scheme: Qua
 def quantise(
     model: onnx.ModelProto, nodes: Sequence[str], ranges: Ranges, scheme: QuantisationScheme
 ) -> onnx.ModelProto:
-    """Let `nodes` multiply in INT8; everything else stays as it is.
+    """Insert Q/DQ pairs so that `nodes` run in INT8.
 
-    Layers that are quantised already are left alone, so that a second pass over them changes nothing. A second pass
-    cannot add to them: which pairs layers share is decided for all of them at once.
+    Layers that are quantised already do not change. A second pass cannot add layers, because layers share Q/DQ pairs
+    and these are placed for all of them at once.
 
     Args:
-        model: FP32, or FP16 as `to_fp16` makes it; it is not changed.
+        model: FP32, or FP16 from `to_fp16`; it is not changed.
         nodes: names of nodes with constant weights, such as `quantisable(model)`.
-        ranges: of the activations that `calibrated_tensors` names in the FP32 model, from which an FP16 model differs
-            by casts only.
-        scheme: `gpu` is symmetric int8 as TensorRT demands; `cpu` asymmetric uint8, which ONNX Runtime's x86 kernels
-            run three times as fast.
+        ranges: of the activations that `calibrated_tensors` returns for the FP32 model. An FP16 model differs from it
+            only by casts.
+        scheme: `gpu` is symmetric int8, as TensorRT requires; `cpu` is asymmetric uint8, which is three times as fast
+            in ONNX Runtime's x86 kernels.
 
     Raises:
-        InputError: the opset is too old for Q/DQ of this kind, an activation has no range, or the model has Q/DQ
-            already, but not on all of `nodes`.
+        InputError: the opset is too old, an activation has no range, or only some of `nodes` are quantised already.
     """
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    pass_ = _Pass(result, ranges, scheme)
-    missing = [name for name in nodes if not pass_.is_done(name)]
+    inserter = _QdqInserter(result, ranges, scheme)
+    missing = [name for name in nodes if not inserter.is_done(name)]
     if missing and is_quantised(model):
         raise InputError(
-            f"{missing[0]} cannot be quantised: other layers of this model are already.",
-            "Which Q/DQ pairs layers share is decided for all of them at once.",
-            "Name all layers in one pass over the model that has no Q/DQ: mde export --int8",
+            f"{missing[0]} cannot be quantised: other layers of this model are quantised already.",
+            "Layers share Q/DQ pairs, which are placed for all layers at once.",
+            "Quantise all layers in one pass, starting from the model without Q/DQ: mde export --int8",
         )
-    pass_.run(set(nodes), placement(result, missing, scheme))
+    inserter.run(set(nodes), placement(result, missing, scheme))
     onnx.checker.check_model(result)
     return result
 
 
-class _Pass:
-    """One run over a graph's nodes in their order; pairs are put in where they are first needed."""
+class _QdqInserter:
+    """Walks through a graph in execution order and inserts each Q/DQ pair before its first use."""
 
     def __init__(self, model: onnx.ModelProto, ranges: Ranges, scheme: QuantisationScheme) -> None:
         self.model, self.ranges, self.scheme = model, ranges, scheme
@@ -211,58 +227,63 @@ class _Pass:
         self.constants = {initializer.name: initializer for initializer in self.graph.initializer}
         self.producers = {name: node for node in self.graph.node for name in node.output}
         self.by_name = {node.name: node for node in self.graph.node}
-        self.twins: dict[str, str] = {}
-        """The dequantised twin of each tensor that has a pair."""
+        self.dequantised: dict[str, str] = {}
+        """Names of dequantised tensors, by the original tensor."""
         self.scales: dict[str, npt.NDArray[Any]] = {}
-        """The scale of each dequantised twin."""
+        """Scales by the dequantised tensor."""
         self.nodes: list[onnx.NodeProto] = []
         self.opset = opset_of(model)
 
     def is_done(self, name: str) -> bool:
-        """Whether a node reads dequantised weights already, or is not there."""
+        """Whether a node does not exist or reads dequantised weights already."""
         node = self.by_name.get(name)
         return node is None or node.input[1] not in self.constants
 
     def run(self, chosen: set[str], places: Placement) -> None:
-        residuals, outputs, paired = set(places.residuals), set(places.outputs), set(places.inputs)
-        everywhere: dict[str, str] = {}
+        """Insert the pairs and replace the graph's nodes and initializers."""
+        residuals, outputs, inputs = set(places.residuals), set(places.outputs), set(places.inputs)
+        replaced: dict[str, str] = {}
         for node in [*self.graph.node]:
-            wanted = node.name in chosen and not self.is_done(node.name)
-            for place, name in enumerate(node.input):
-                if name in everywhere:
-                    node.input[place] = everywhere[name]
-            if wanted:
-                dtype = self._dtype(node)
-                if node.input[0] in paired:
-                    node.input[0] = self._activation(node.input[0], dtype)
-                node.input[1] = self._weight(node)
-                if self.scheme == "cpu" and node.op_type == "Conv" and len(node.input) > 2:
-                    node.input[2] = self._bias(node)
+            is_chosen = node.name in chosen and not self.is_done(node.name)
+            self._rename_inputs(node, replaced)
+            if is_chosen:
+                self._quantise_node(node, inputs)
             elif node.name in residuals:
-                for place, name in enumerate(node.input):
-                    node.input[place] = self.twins.get(name, name)
+                self._rename_inputs(node, self.dequantised)
             self.nodes.append(node)
             for name in node.output:
                 if name in outputs:
-                    everywhere[name] = self._activation(name, "float32")
-        self._put_back()
+                    replaced[name] = self._activation(name, "float32")
+        self._replace_graph()
+
+    def _rename_inputs(self, node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+
+    def _quantise_node(self, node: onnx.NodeProto, inputs: set[str]) -> None:
+        dtype = self._dtype(node)
+        if node.input[0] in inputs:
+            node.input[0] = self._activation(node.input[0], dtype)
+        node.input[1] = self._weight(node)
+        if self.scheme == "cpu" and node.op_type == "Conv" and len(node.input) > 2:
+            node.input[2] = self._bias(node)
 
     def _dtype(self, node: onnx.NodeProto) -> str:
         import onnx
 
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(self.constants[node.input[1]].data_type))
-        if self.opset < FEWEST_OPSET[dtype]:
+        if self.opset < MIN_OPSET[dtype]:
             raise InputError(
-                f"INT8 needs ONNX opset {FEWEST_OPSET[dtype]} or later; this model has opset {self.opset}.",
-                f"Before, Q/DQ has no {'scales in FP16' if dtype == 'float16' else 'scale for each channel'}.",
+                f"INT8 needs ONNX opset {MIN_OPSET[dtype]} or later; this model has opset {self.opset}.",
+                f"Older Q/DQ has no {'FP16' if dtype == 'float16' else 'per-channel'} scales.",
                 "Export it again with this version's mde export.",
             )
         return dtype
 
     def _activation(self, name: str, dtype: str) -> str:
-        """The dequantised twin of an activation."""
-        if name in self.twins:
-            return self.twins[name]
+        """Insert a Q/DQ pair behind an activation and return the dequantised tensor."""
+        if name in self.dequantised:
+            return self.dequantised[name]
         low, high = self._range(name)
         if self.scheme == "gpu":
             step, zero = max(-low, high) / WEIGHT_LIMIT, np.array(0, np.int8)
@@ -272,33 +293,33 @@ class _Pass:
         scale = rounded_up(np.array(step if step > 0 else 1), dtype)
         ends = self._constant(f"{name}_scale", scale), self._constant(f"{name}_zero", zero)
         self._add("QuantizeLinear", [name, *ends], f"{name}_q", f"{name}/Q")
-        self.twins[name] = self._add("DequantizeLinear", [f"{name}_q", *ends], f"{name}_dq", f"{name}/DQ")
-        self.scales[self.twins[name]] = scale
-        return self.twins[name]
+        self.dequantised[name] = self._add("DequantizeLinear", [f"{name}_q", *ends], f"{name}_dq", f"{name}/DQ")
+        self.scales[self.dequantised[name]] = scale
+        return self.dequantised[name]
 
     def _range(self, name: str) -> tuple[float, float]:
-        """An FP16 model reads through casts what the FP32 model, whose ranges these are, reads directly."""
+        # Ranges have the names of the FP32 model; an FP16 model has casts in between.
         origin = name
         while origin not in self.ranges and origin in self.producers and self.producers[origin].op_type == "Cast":
             origin = self.producers[origin].input[0]
         if origin not in self.ranges:
             raise InputError(
                 f"The activation {name} has no calibrated range.",
-                "The ranges were taken from another model.",
+                "The ranges were calibrated on another model.",
                 "Calibrate this model: mde export --int8 --calib NAME",
             )
-        found: Range = self.ranges[origin]
-        return found.low, found.high
+        limits: Range = self.ranges[origin]
+        return limits.low, limits.high
 
     def _weight(self, node: onnx.NodeProto) -> str:
-        """The dequantised twin of a node's weights, which are stored as integers from here on."""
+        """Store a node's weights as integers and return the dequantised tensor."""
         import onnx
 
         name = node.input[1]
-        if name in self.twins:
-            return self.twins[name]
+        if name in self.dequantised:
+            return self.dequantised[name]
         axis = CHANNEL_AXIS[node.op_type]
-        if node.op_type == "Gemm" and any(each.name == "transB" and each.i for each in node.attribute):
+        if node.op_type == "Gemm" and any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
             axis = 0
         values, scale = quantised_weight(onnx.numpy_helper.to_array(self.constants[name]), axis)
         ends = [
@@ -306,20 +327,20 @@ class _Pass:
             self._constant(f"{name}_scale", scale),
             self._constant(f"{name}_zero", np.zeros(len(scale), np.int8)),
         ]
-        self.twins[name] = self._add("DequantizeLinear", ends, f"{name}_dq", f"{name}/DQ", axis=axis)
-        self.scales[self.twins[name]] = scale
-        return self.twins[name]
+        self.dequantised[name] = self._add("DequantizeLinear", ends, f"{name}_dq", f"{name}/DQ", axis=axis)
+        self.scales[self.dequantised[name]] = scale
+        return self.dequantised[name]
 
     def _bias(self, node: onnx.NodeProto) -> str:
-        """The dequantised twin of a convolution's bias, as integers of the accumulator's own scale.
+        """Store a convolution's bias as int32 with the accumulator's scale and return the dequantised tensor.
 
-        ONNX Runtime's integer convolutions want it so. With a bias in FP32 version 1.24 makes one of it itself, 1.22
-        does for 23 of `nano`'s 57 and then takes 2.3 times as long as FP32, and 1.20 for none.
+        ONNX Runtime's integer convolutions need it. Version 1.24 converts an FP32 bias itself; 1.22 does so for only 23
+        of `nano`'s 57 and is then 2.3 times slower than FP32; 1.20 does so for none.
         """
         import onnx
 
-        of_input, of_weights = (self.scales[twin] for twin in node.input[:2])
-        scale = (of_input.astype(np.float64) * of_weights).astype(np.float32)
+        input_scale, weight_scale = (self.scales[name] for name in node.input[:2])
+        scale = (input_scale.astype(np.float64) * weight_scale).astype(np.float32)
         bias = onnx.numpy_helper.to_array(self.constants[node.input[2]]).astype(np.float64)
         integers = np.rint(bias / scale)
         if np.abs(integers).max() > np.iinfo(np.int32).max:
@@ -340,29 +361,29 @@ class _Pass:
         self.nodes.append(onnx.helper.make_node(operator, inputs, [output], name, **attributes))
         return output
 
-    def _put_back(self) -> None:
+    def _replace_graph(self) -> None:
         nodes = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
         read = {name for node in nodes for name in node.input}
-        kept = [each for each in self.graph.initializer if each.name in read]
+        kept = [initializer for initializer in self.graph.initializer if initializer.name in read]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(nodes)
         self.graph.initializer.extend(kept)
 
 
 def quantised_weight(weight: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-    """Weights as integers, with the scale of each channel.
+    """Quantise weights per channel.
 
     Args:
         weight: float16 or float32.
-        axis: of the output channels.
+        axis: axis of the output channels.
 
     Returns:
-        int8, `weight`'s shape, -127 to 127; and scales `[channels]` of `weight`'s type, such that their product is the
+        int8 weights -127 to 127 of `weight`'s shape, and scales `[channels]` of `weight`'s type. Their product is the
         weight to half a step. A channel of zeros has scale 1.
     """
-    others = tuple(each for each in range(weight.ndim) if each != axis)
+    others = tuple(index for index in range(weight.ndim) if index != axis)
     largest = np.abs(weight.astype(np.float64)).max(axis=others)
-    # Rounded first, so that the integers fit the scale that is stored.
+    # The scale is rounded first, so that the integers match the stored scale.
     scale = rounded_up(np.where(largest > 0, largest / WEIGHT_LIMIT, 1), weight.dtype)
     shape = [1] * weight.ndim
     shape[axis] = -1
@@ -371,7 +392,7 @@ def quantised_weight(weight: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[n
 
 
 def rounded_up(scale: npt.NDArray[np.float64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """The next number of a type that is not below: nothing is clipped then, however coarse FP16 is near zero."""
+    """Round up to the next number of a type, so that nothing is clipped even where FP16 is coarse."""
     rounded = scale.astype(dtype)
     up = np.nextafter(rounded, np.asarray(np.inf, dtype))
     return np.where(rounded.astype(np.float64) < scale, up, rounded)

@@ -1,8 +1,7 @@
-"""Which frames make a calibration set: those that are fit, and of these the ones that differ most.
+"""Select the frames of a calibration set: usable ones that differ as much as possible.
 
-A frame is told from another by what the model's own tower makes of it: the deepest feature, averaged over the picture.
-What is looked at leaves nothing behind but that feature and a few figures, so that any number of frames fits in memory.
-ONNX Runtime alone is needed.
+Frames are compared by the deepest feature of a model's image tower, averaged over the image. Only this feature and two
+statistics are kept of each candidate, so any number of them fits in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from mirrordepth_edge.artefact import SHIPPED
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.quantise.calibration_set import Dropped, Statistics
@@ -28,34 +27,35 @@ if TYPE_CHECKING:
     import onnx
 
 Key = str | int
-"""A file below the source, or a frame's number in a video."""
+"""A file relative to the source, or the number of a video frame."""
 
 TOWER = "tower/"
-"""How the names of the tower's nodes begin in files of `mde export`."""
-# Of NYU's 795 training pictures, 480x640: brightness deviates by 36 and more, neighbours correlate with 0.95 and more,
-# the least sharp has 0.30 of the median sharpness, and the two most alike are 0.33 apart. Of those same pictures, the
-# ones blurred by a Gaussian of 3 pixels have 0.06, and ones shifted by 2 pixels are 0.12 away from themselves.
-LEAST_DEVIATION = 5.0
-"""Standard deviation of brightness, of 255, below which a frame is uniform."""
-LEAST_CORRELATION = 0.5
-"""Of neighbouring pixels' brightness, below which a frame is noise."""
-LEAST_SHARPNESS = 0.15
-"""Share of the set's median sharpness below which a frame is blurred."""
-LEAST_DISTANCE = 0.2
-"""Of two features, over their mean length, below which a frame is a duplicate."""
+"""Prefix of the names of the tower's nodes in files from `mde export`."""
+# The thresholds separate NYU's 795 training images (480x640) from degraded copies. The originals have a brightness
+# deviation of at least 36, a neighbour correlation of at least 0.95, a sharpness of at least 0.30 of the median, and a
+# distance of at least 0.33. A Gaussian blur of 3 pixels lowers the sharpness to 0.06 of the median, and a shift by 2
+# pixels gives a distance of 0.12 to the original.
+MIN_DEVIATION = 5.0
+"""Standard deviation of brightness (0..255) below which a frame is uniform."""
+MIN_CORRELATION = 0.5
+"""Correlation of the brightness of neighbouring pixels below which a frame is noise."""
+MIN_SHARPNESS = 0.15
+"""Fraction of the median sharpness of all candidates below which a frame is blurred."""
+MIN_DISTANCE = 0.2
+"""Distance of two features, relative to their mean norm, below which a frame is a duplicate."""
 
 
 class TowerFeatures:
-    """Frames to one vector each: the deepest feature of a model's image tower, averaged over the picture.
+    """Compute one vector per frame: the deepest feature of a model's image tower, averaged over the image.
 
-    Runs on the CPU, where the same frame always gives the same feature, so that a choice can be made again.
+    It runs on the CPU, where equal frames give equal features, so that a selection is reproducible.
 
     Args:
-        model: `nano`, `nano.fp16` or an ONNX file of `mde export`, whose manifest is beside it.
+        model: `nano`, `nano.fp16`, or an ONNX file from `mde export` with its manifest.
 
     Raises:
-        OptionError: the model is of another kind.
-        InputError: it cannot be read, or its nodes do not have our names.
+        OptionError: the model is not an ONNX file, or has a batch size above 1.
+        InputError: the model cannot be read, or has no nodes of an image tower.
         MissingError: ONNX Runtime is not installed.
     """
 
@@ -67,81 +67,81 @@ class TowerFeatures:
 
         path = SHIPPED.get(model, Path(model))
         if path.suffix != ".onnx":
-            raise OptionError(f"{model} tells no frames apart.", "Features are taken of an ONNX file.", "--model nano")
-        found = probe()
-        if isinstance(found, Missing):
-            raise MissingError("Choosing frames needs ONNX Runtime.", found.reason, found.cure)
+            raise OptionError(f"{model} cannot compare frames.", "This needs an ONNX file.", "--model nano")
+        runtime = probe()
+        if isinstance(runtime, Missing):
+            raise MissingError("Selecting frames needs ONNX Runtime.", runtime.reason, runtime.cure)
         manifest = read_manifest(path).at()
         image = manifest.inputs[0]
         if image.shape[0] != 1:
-            raise OptionError(f"{model} takes {image.shape[0]} frames at once.", "One is looked at.", "--model nano")
+            raise OptionError(f"{model} has batch size {image.shape[0]}.", "Batch size 1 is required.", "--model nano")
         self.model = model if model in SHIPPED else path.name
         self.sha256 = manifest.artefact_sha256
         self.size_hw = manifest.preprocess.size_hw
         self._prepare = Preprocessor(manifest.preprocess, image.io)
         self._input = image.name
-        alone = bytes(_tower_of(fixed(onnx.load(path), manifest.inputs), path).SerializeToString())
-        self._session = create_inference_session(alone, SessionOptions(device="cpu"))
+        tower = bytes(_extract_tower(fix_shapes(onnx.load(path), manifest.inputs), path).SerializeToString())
+        self._session = create_inference_session(tower, SessionOptions(device="cpu"))
 
     @property
     def image(self) -> Frame:
-        """The last frame at the network's size, uint8 RGB `[h, w, 3]`; valid until the next one is prepared."""
+        """The last prepared frame at the network's size, uint8 RGB `[h, w, 3]`; valid until the next `prepare`."""
         return self._prepare.image
 
     def prepare(self, frame: Frame) -> npt.NDArray[Any]:
-        """The network's input of a frame, uint8 RGB `[H, W, 3]`."""
+        """Preprocess a frame, uint8 RGB `[H, W, 3]`, for `of`."""
         return self._prepare(frame)
 
     def of(self, prepared: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """The feature of what `prepare` gave, `[channels]`."""
+        """Return the feature of a frame that `prepare` has preprocessed, `[channels]`."""
         feature = self._session.run(None, {self._input: prepared})[0][0].astype(np.float64)
-        # A map is [channels, h, w]; a ViT's tokens are [tokens, channels].
+        # A CNN gives [channels, h, w], a ViT [tokens, channels].
         pooled: npt.NDArray[np.float64] = feature.mean(axis=(1, 2) if feature.ndim == 3 else 0)
         return pooled
 
 
-def _tower_of(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The part of a graph that leads to the last tensor that a node of the tower makes, which is its output."""
+def _extract_tower(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Return the subgraph that computes the output of the last node of the tower."""
     from onnx import ModelProto, ValueInfoProto
 
     tower = [node for node in model.graph.node if node.name.startswith(TOWER)]
     if not tower:
         raise InputError(
-            f"{path} has no image tower that can be found.",
-            f"None of its nodes' names begins with {TOWER}; another tool made or renamed it.",
-            "Pass a file of mde export, or --model nano.",
+            f"{path} has no known image tower.",
+            f"None of its node names begins with {TOWER}; it was made or changed by another tool.",
+            "Pass a file from mde export, or --model nano.",
         )
     needed = {tower[-1].output[0]}
     nodes = []
-    for node in reversed(model.graph.node):  # in order: what a node takes was made before it
+    for node in reversed(model.graph.node):  # nodes are sorted topologically
         if needed.intersection(node.output):
             needed.update(node.input)
             nodes.append(node)
-    alone = ModelProto()
-    alone.CopyFrom(model)
-    graph = alone.graph
-    for kept in (graph.node, graph.output, graph.initializer, graph.value_info):
-        del kept[:]
+    subgraph = ModelProto()
+    subgraph.CopyFrom(model)
+    graph = subgraph.graph
+    for entries in (graph.node, graph.output, graph.initializer, graph.value_info):
+        del entries[:]
     graph.node.extend(reversed(nodes))
-    graph.initializer.extend(each for each in model.graph.initializer if each.name in needed)
+    graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in needed)
     graph.output.append(ValueInfoProto(name=tower[-1].output[0]))  # ONNX Runtime infers type and shape
-    return alone
+    return subgraph
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What became of all candidates."""
+    """The result of a selection."""
 
     picked: tuple[Key, ...]
-    """In order."""
+    """The selected frames, sorted."""
     candidates: int
     dropped: Dropped
     statistics: Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """What is kept of a frame."""
+class _Candidate:
+    """What is kept of a usable frame."""
 
     correlation: float
     sharpness: float
@@ -149,28 +149,28 @@ class _Look:
 
 
 class Chooser:
-    """Looks at candidates one by one, then picks.
+    """Examine candidates one by one, then select.
 
     Args:
-        features: how frames are told apart.
+        features: computes the features by which frames are compared.
     """
 
     def __init__(self, features: TowerFeatures) -> None:
         self.features = features
-        self._looks: dict[Key, _Look] = {}
+        self._candidates: dict[Key, _Candidate] = {}
         self._unreadable = self._uniform = self._noise = 0
 
     @property
     def seen(self) -> int:
-        """Candidates so far."""
-        return len(self._looks) + self._unreadable + self._uniform + self._noise
+        """Number of candidates so far."""
+        return len(self._candidates) + self._unreadable + self._uniform + self._noise
 
     def look(self, key: Key, frame: Frame | None) -> None:
-        """Take in one candidate; nothing refers to the frame afterwards.
+        """Examine one candidate. The frame's array may be reused afterwards.
 
         Args:
-            key: its file or number, each once; either all are files or all are numbers.
-            frame: uint8 RGB `[H, W, 3]`; None where it could not be read.
+            key: unique file or number of the frame; all keys have the same type.
+            frame: uint8 RGB `[H, W, 3]`; None if it could not be read.
         """
         if frame is None:
             self._unreadable += 1
@@ -179,49 +179,50 @@ class Chooser:
         grey = brightness(self.features.image)
         deviation = float(grey.std())
         correlation = neighbour_correlation(brightness(frame))
-        if deviation < LEAST_DEVIATION:
+        if deviation < MIN_DEVIATION:
             self._uniform += 1
-        elif correlation < LEAST_CORRELATION:
+        elif correlation < MIN_CORRELATION:
             self._noise += 1
         else:
             feature = self.features.of(prepared)
-            self._looks[key] = _Look(correlation=correlation, sharpness=sharpness(grey), feature=feature)
+            self._candidates[key] = _Candidate(correlation=correlation, sharpness=sharpness(grey), feature=feature)
 
     def pick(self, count: int, seed: int, source: str) -> Choice:
-        """The frames that differ most, of those that are neither blurred nor duplicates. What was looked at in
-        another order gives the same choice.
+        """Select the most diverse frames among those that are neither blurred nor duplicates.
+
+        The order in which candidates were examined does not matter.
 
         Args:
-            count: how many; all that are fit where they are fewer.
-            seed: which frame is the first.
-            source: where they are from, for the message.
+            count: number of frames to select; all usable ones if there are fewer.
+            seed: selects the first frame.
+            source: name of the source, for the error message.
 
         Raises:
-            InputError: none is fit.
+            InputError: no candidate is usable.
         """
-        keys = sorted(self._looks)
-        looks = [self._looks[key] for key in keys]
-        limit = LEAST_SHARPNESS * float(np.median([look.sharpness for look in looks])) if looks else 0.0
-        sharp = [place for place, look in enumerate(looks) if look.sharpness >= limit]
-        distinct = [sharp[place] for place in first_of_their_like([looks[each].feature for each in sharp])]
+        keys = sorted(self._candidates)
+        candidates = [self._candidates[key] for key in keys]
+        median = float(np.median([candidate.sharpness for candidate in candidates])) if candidates else 0.0
+        sharp = [index for index, candidate in enumerate(candidates) if candidate.sharpness >= MIN_SHARPNESS * median]
+        distinct = [sharp[index] for index in distinct_rows([candidates[index].feature for index in sharp])]
         dropped = Dropped(
             unreadable=self._unreadable,
             uniform=self._uniform,
             noise=self._noise,
-            blurred=len(looks) - len(sharp),
+            blurred=len(candidates) - len(sharp),
             duplicate=len(sharp) - len(distinct),
         )
         if not distinct:
             raise InputError(
-                f"No frame of {source} can be used to calibrate.",
-                f"{self.seen} looked at{f': {dropped}' if self.seen else ''}; random data is never used instead.",
-                "Name pictures or a video of the camera where it will work.",
+                f"No frame of {source} can be used for calibration.",
+                f"{self.seen} candidates{f': {dropped}' if self.seen else ''}; random data is never used instead.",
+                "Pass images or a video from the camera in its later environment.",
             )
-        features = np.stack([looks[each].feature for each in distinct])
-        picked = sorted(distinct[place] for place in farthest_points(features, count, seed))
-        correlations = [looks[place].correlation for place in picked]
+        features = np.stack([candidates[index].feature for index in distinct])
+        picked = sorted(distinct[index] for index in farthest_points(features, count, seed))
+        correlations = [candidates[index].correlation for index in picked]
         return Choice(
-            picked=tuple(keys[place] for place in picked),
+            picked=tuple(keys[index] for index in picked),
             candidates=self.seen,
             dropped=dropped,
             statistics=Statistics(
@@ -232,35 +233,35 @@ class Chooser:
 
 
 def brightness(frame: Frame) -> npt.NDArray[np.float32]:
-    """uint8 RGB `[H, W, 3]` to float32 `[H, W]`, 0..255, weighted as Rec. ITU-R BT.601 has it."""
+    """Convert uint8 RGB `[H, W, 3]` to luma, float32 `[H, W]`, 0..255 (Rec. ITU-R BT.601)."""
     grey: Any = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     return grey.astype(np.float32)  # type: ignore[no-any-return]
 
 
 def neighbour_correlation(grey: npt.NDArray[np.float32]) -> float:
-    """Pearson's correlation of pixels with their right and their lower neighbours, the mean of both.
+    """Return the mean of the Pearson correlations of pixels with their right and their lower neighbours.
 
     Args:
         grey: float32 `[H, W]`.
 
     Returns:
-        -1..1; 1 where a picture does not vary in a direction.
+        -1..1; a direction in which the image does not vary counts as 1.
     """
 
-    def correlation(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-        if not one.size:
+    def correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+        if not a.size:
             return 1.0
-        one, other = one - one.mean(), other - other.mean()
-        spread = float(np.sqrt(np.vdot(one, one) * float(np.vdot(other, other))))
-        return float(np.vdot(one, other)) / spread if spread > 0 else 1.0
+        a, b = a - a.mean(), b - b.mean()
+        norm = float(np.sqrt(np.vdot(a, a) * float(np.vdot(b, b))))
+        return float(np.vdot(a, b)) / norm if norm > 0 else 1.0
 
     return (correlation(grey[:, 1:], grey[:, :-1]) + correlation(grey[1:], grey[:-1])) / 2
 
 
 def sharpness(grey: npt.NDArray[np.float32]) -> float:
-    """Variance of the Laplacian over that of the picture: the same in bright light and in dim, less where blurred.
+    """Return the variance of the Laplacian divided by that of the image; it falls with blur, but not with contrast.
 
-    The numerator is Pech-Pacheco et al. 2000 (Diatom autofocusing in brightfield microscopy).
+    The numerator is from Pech-Pacheco et al. 2000 (Diatom autofocusing in brightfield microscopy).
 
     Args:
         grey: float32 `[h, w]`, not uniform.
@@ -268,46 +269,46 @@ def sharpness(grey: npt.NDArray[np.float32]) -> float:
     return float(cv2.Laplacian(grey, cv2.CV_32F).var()) / float(grey.var())
 
 
-def first_of_their_like(features: Sequence[npt.NDArray[np.float64]]) -> list[int]:
-    """Places of the vectors that are `LEAST_DISTANCE` or more away from each one kept before them.
+def distinct_rows(features: Sequence[npt.NDArray[np.float64]]) -> list[int]:
+    """Return the indices of the vectors that are at least `MIN_DISTANCE` away from each one kept before.
 
-    The distance of two is |a - b| / ((|a| + |b|) / 2): 0 for the same, whatever the features' scale.
+    The distance |a - b| / ((|a| + |b|) / 2) does not depend on the scale of the features.
     """
-    places: list[int] = []
+    indices: list[int] = []
     if not features:
-        return places
+        return indices
     kept = np.empty((len(features), len(features[0])))
-    lengths = np.empty(len(features))
-    for place, feature in enumerate(features):
-        length = np.linalg.norm(feature)
-        before = slice(len(places))
-        apart = np.linalg.norm(kept[before] - feature, axis=1)
-        if (apart >= LEAST_DISTANCE * (lengths[before] + length) / 2).all():
-            kept[len(places)], lengths[len(places)] = feature, length
-            places.append(place)
-    return places
+    norms = np.empty(len(features))
+    for index, feature in enumerate(features):
+        norm = np.linalg.norm(feature)
+        before = slice(len(indices))
+        distances = np.linalg.norm(kept[before] - feature, axis=1)
+        if (distances >= MIN_DISTANCE * (norms[before] + norm) / 2).all():
+            kept[len(indices)], norms[len(indices)] = feature, norm
+            indices.append(index)
+    return indices
 
 
 def farthest_points(features: npt.NDArray[np.float64], count: int, seed: int) -> list[int]:
-    """Rows that cover all rows best, one after the other: each next one is the farthest from all before it.
+    """Select rows that cover all rows, by farthest-point sampling.
 
-    The greedy k-centre method (Gonzalez 1985), whose largest distance to a centre is at most twice the least
-    possible. Channels are standardised first, so that each counts as much as the others.
+    This is the greedy k-centre method (Gonzalez 1985): each selected row is the farthest from all before. Its largest
+    distance to a centre is at most twice the optimum. Channels are standardised first, to give them equal weight.
 
     Args:
         features: `[N, channels]`.
-        count: rows wanted; all N where they are fewer.
-        seed: chooses the first row.
+        count: number of rows; all N if there are fewer.
+        seed: selects the first row.
 
     Returns:
-        Row numbers in the order in which they were chosen; the lower one of two that are as far.
+        Row indices in the order of selection; ties go to the lower index.
     """
-    spread = features.std(axis=0)
-    points = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    chosen = [int(np.random.default_rng(seed).integers(len(points)))]
+    deviation = features.std(axis=0)
+    points = (features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    selected = [int(np.random.default_rng(seed).integers(len(points)))]
     distance = np.full(len(points), np.inf)
-    while len(chosen) < min(count, len(points)):
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-        distance[chosen[-1]] = -1.0  # never again, not even where all are the same
-        chosen.append(int(distance.argmax()))
-    return chosen
+    while len(selected) < min(count, len(points)):
+        distance = np.minimum(distance, np.linalg.norm(points - points[selected[-1]], axis=1))
+        distance[selected[-1]] = -1.0  # never select a row twice, even if all rows are equal
+        selected.append(int(distance.argmax()))
+    return selected

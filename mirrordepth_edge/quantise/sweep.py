@@ -1,7 +1,7 @@
-"""Trying one precision after another: what each group of layers costs in depth, and what giving it back costs in time.
+"""Sweep over mixed precisions: accuracy and run time with more and more layers kept in floating point.
 
-Groups go back to floating point in the order of the harm they do for each multiply-add they save, so that the points
-lie near the best there are. Whatever was measured is stored at once; an interrupted sweep goes on where it was.
+Groups of layers are moved to floating point in order of sensitivity per MAC, so that the points lie near the Pareto
+front. Measurements are stored at once, so that an interrupted sweep can continue.
 """
 
 from __future__ import annotations
@@ -26,64 +26,64 @@ from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint,
 from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.support.schema import read_strict
 
-MOST_POINTS: Final = 11
+MAX_POINTS: Final = 11
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What running a candidate costs."""
+    """How the run time of a candidate is determined."""
 
     words: str
-    """What is told, such as what was timed where."""
+    """Description for reports, such as what was timed where."""
     of: Callable[[Sequence[str]], tuple[float, float]]
-    """Milliseconds of the candidate whose named nodes multiply in INT8, and of the FP32 file's, by the same clock."""
+    """Run time of the candidate whose named nodes are in INT8, and of the FP32 file, both in ms by the same clock."""
     settings: Any = None
-    """What else it follows from, as JSON has it, such as the figures of a target."""
+    """Other settings that the run time depends on (JSON values), such as the figures of a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tried(Strict):
-    """What is stored of a point."""
+class _StoredPoint(Strict):
+    """Measurements of one point, as stored."""
 
     accuracy: Accuracy
     cost_ms: float
     fp32_ms: float
 
 
-def sweep(workshop: Int8Quantizer, cost: Cost, store: Path) -> SweepResult:
-    """Measure every group, then a dozen choices of them.
+def sweep(quantizer: Int8Quantizer, cost: Cost, path: Path) -> SweepResult:
+    """Measure the sensitivity of every group, then accuracy and run time of a dozen choices of groups.
 
     Args:
-        workshop: candidates of one file.
-        store: JSON file that keeps what was measured.
+        quantizer: makes the candidates of one file.
+        path: JSON file that stores the measurements.
     """
-    kept = _Store(store, workshop, cost)
-    sensitivity = workshop.measured_sensitivity(kept.sensitivity, kept.add_sensitivity)
-    work = _macs(workshop)
-    order = sorted(sensitivity, key=lambda group: -sensitivity[group] / max(work[group], 1))
-    backs = [order[:count] for count in point_counts(len(order))]
-    tried = [kept.tried(workshop, cost, back) for back in backs]
-    fp32_ms = float(np.median([each.fp32_ms for each in tried]))
+    store = _Store(path, quantizer, cost)
+    sensitivity = quantizer.measure_sensitivity(store.sensitivity, store.add_sensitivity)
+    macs = _macs(quantizer)
+    order = sorted(sensitivity, key=lambda group: -sensitivity[group] / max(macs[group], 1))
+    fallbacks = [order[:count] for count in point_counts(len(order))]
+    measurements = [store.measure(quantizer, cost, fallback) for fallback in fallbacks]
+    fp32_ms = float(np.median([measured.fp32_ms for measured in measurements]))
     *points, baseline = pareto(
-        _point(number, [group for group in sensitivity if group not in back], each, work, fp32_ms)
-        for number, (back, each) in enumerate(zip(backs, tried, strict=True))
+        _point(number, [group for group in sensitivity if group not in fallback], measured, macs, fp32_ms)
+        for number, (fallback, measured) in enumerate(zip(fallbacks, measurements, strict=True))
     )
     return SweepResult(
-        model=workshop.manifest.model.preset,
-        onnx_sha256=workshop.manifest.artefact_sha256,
-        calibration=f"{workshop.calibration.name}, {workshop.statistics.frames} frames",
-        method=_method_in_words(workshop.config),
-        frames=tried[0].accuracy.frames,
-        labelled=workshop.labelled is not None,
-        data=tried[0].accuracy.data,
+        model=quantizer.manifest.model.preset,
+        onnx_sha256=quantizer.fp32.sha256,
+        calibration=f"{quantizer.calibration.name}, {quantizer.statistics.frames} frames",
+        method=_method_in_words(quantizer.config),
+        frames=measurements[0].accuracy.frames,
+        labelled=quantizer.labelled is not None,
+        data=measurements[0].accuracy.data,
         cost=cost.words,
         baseline=baseline,
         groups=tuple(
-            GroupSensitivity(group=group, nodes=len(workshop.groups[group]), macs=work[group], sensitivity=each)
-            for group, each in sensitivity.items()
+            GroupSensitivity(group=group, nodes=len(quantizer.groups[group]), macs=macs[group], sensitivity=value)
+            for group, value in sensitivity.items()
         ),
         points=tuple(points),
-        seconds=kept.seconds(),
+        seconds=store.seconds(),
     )
 
 
@@ -92,41 +92,44 @@ def _method_in_words(config: QuantiseConfig) -> str:
     return f"ranges by {config.method}; {kind}"
 
 
-def picked(workshop: Int8Quantizer, cost: Cost, store: Path, result: SweepResult, number: int) -> Fitted:
-    """A point of a sweep, to be written. The workshop takes the groups' damage from the sweep.
+def pick_point(quantizer: Int8Quantizer, cost: Cost, path: Path, result: SweepResult, number: int) -> Fitted:
+    """Return a point of a sweep, to be written. The quantizer gets the sensitivities of the sweep.
 
     Raises:
         OptionError: there is no such point.
     """
-    point = next((each for each in result.points if each.number == number), None)
+    point = next((point for point in result.points if point.number == number), None)
     if point is None:
-        numbers = f"{result.points[0].number} to {result.points[-1].number}"
-        raise OptionError(f"The sweep has no point {number}.", f"Its points are {numbers}.", f"--pick {numbers[0]}")
-    workshop.sensitivity = {each.group: each.sensitivity for each in result.groups}
-    back = tuple(each.group for each in result.groups if each.group not in point.int8_groups)
-    accuracy = _Store(store, workshop, cost).tried(workshop, cost, back).accuracy
-    limit = workshop.config.max_loss
-    return Fitted(nodes=workshop.without(back), fp_fallback=back, accuracy=replace(accuracy, limit=limit), trail=())
+        first, last = result.points[0].number, result.points[-1].number
+        raise OptionError(f"The sweep has no point {number}.", f"Its points are {first} to {last}.", f"--pick {first}")
+    quantizer.sensitivity = {group.group: group.sensitivity for group in result.groups}
+    fallback = tuple(group.group for group in result.groups if group.group not in point.int8_groups)
+    accuracy = _Store(path, quantizer, cost).measure(quantizer, cost, fallback).accuracy
+    accuracy = replace(accuracy, limit=quantizer.config.max_loss)
+    return Fitted(nodes=quantizer.without(fallback), fp_fallback=fallback, accuracy=accuracy, trail=())
 
 
 def point_counts(groups: int) -> tuple[int, ...]:
-    """How many groups to give back at each point: all counts where they are few, else ever wider apart; 0 and all."""
-    wanted = {round(groups * (step / (MOST_POINTS - 1)) ** 2) for step in range(MOST_POINTS)}
-    return tuple(sorted(wanted | {0, 1, groups}))
+    """Return the number of groups in floating point at each point: 0, 1, then at growing distances up to all."""
+    counts = {round(groups * (step / (MAX_POINTS - 1)) ** 2) for step in range(MAX_POINTS)}
+    return tuple(sorted(counts | {0, 1, groups}))
 
 
-def _macs(workshop: Int8Quantizer) -> dict[str, int]:
-    of_node = {cost.name: cost.macs for cost in node_costs(workshop.model)}
-    return {group: sum(of_node[node] for node in nodes) for group, nodes in workshop.groups.items()}
+def _macs(quantizer: Int8Quantizer) -> dict[str, int]:
+    """MACs of each group."""
+    of_node = {cost.name: cost.macs for cost in node_costs(quantizer.model)}
+    return {group: sum(of_node[node] for node in nodes) for group, nodes in quantizer.groups.items()}
 
 
-def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int], fp32_ms: float) -> SweepPoint:
-    """Milliseconds are told by the ratio, since a machine may be slow at one point and fast at the next."""
-    accuracy, ratio = tried.accuracy, tried.cost_ms / tried.fp32_ms
+def _point(
+    number: int, int8_groups: list[str], measured: _StoredPoint, macs: dict[str, int], fp32_ms: float
+) -> SweepPoint:
+    # Only the ratio to FP32, timed in turn, is comparable: the machine may be slow at one point and fast at the next.
+    accuracy, ratio = measured.accuracy, measured.cost_ms / measured.fp32_ms
     return SweepPoint(
         number=number,
-        int8_groups=tuple(groups),
-        int8_share=sum(work[group] for group in groups) / sum(work.values()),
+        int8_groups=tuple(int8_groups),
+        int8_share=sum(macs[group] for group in int8_groups) / sum(macs.values()),
         abs_rel=accuracy.figures.abs_rel,
         loss=accuracy.loss,
         delta1=accuracy.figures.delta1,
@@ -139,13 +142,13 @@ def _point(number: int, groups: list[str], tried: _Tried, work: dict[str, int], 
 
 
 class _Store:
-    """What a sweep has measured so far, in a file that belongs to these settings alone."""
+    """Measurements of a sweep, in a file that belongs to one set of settings."""
 
-    def __init__(self, path: Path, workshop: Int8Quantizer, cost: Cost) -> None:
+    def __init__(self, path: Path, quantizer: Int8Quantizer, cost: Cost) -> None:
         self.path = path
-        self.key = settings_sha256(workshop, cost)
+        self.key = settings_sha256(quantizer, cost)
         self.sensitivity: dict[str, float] = {}
-        self.points: dict[str, _Tried] = {}
+        self.points: dict[str, _StoredPoint] = {}
         self.seconds_before = 0.0
         self.began = perf_counter()
         if path.is_file():
@@ -159,7 +162,9 @@ class _Store:
         if not isinstance(data, dict) or data.get("key") != self.key:
             return
         try:
-            points = {name: read_strict(_Tried, each, str(self.path), "") for name, each in data["points"].items()}
+            points = {
+                name: read_strict(_StoredPoint, each, str(self.path), "") for name, each in data["points"].items()
+            }
             sensitivity = {str(name): float(each) for name, each in data["sensitivity"].items()}
             seconds = float(data["seconds"])
         except (InputError, KeyError, AttributeError, TypeError, ValueError):
@@ -167,23 +172,23 @@ class _Store:
         self.points, self.sensitivity, self.seconds_before = points, sensitivity, seconds
 
     def seconds(self) -> float:
-        """That measuring has taken so far, with what was stored before."""
+        """Total duration of the sweep in seconds, including earlier runs."""
         return self.seconds_before + perf_counter() - self.began
 
     def add_sensitivity(self, group: str, sensitivity: float) -> None:
         self.sensitivity[group] = sensitivity
         self._write()
 
-    def tried(self, workshop: Int8Quantizer, cost: Cost, back: Sequence[str]) -> _Tried:
-        """A point, measured now if it was not before."""
-        name = " ".join(sorted(back))
+    def measure(self, quantizer: Int8Quantizer, cost: Cost, fallback: Sequence[str]) -> _StoredPoint:
+        """Return the measurements of a point; measure it if that was not done before."""
+        name = " ".join(sorted(fallback))
         if name not in self.points:
-            nodes = workshop.without(back)
-            accuracy = workshop.accuracy(nodes)
+            nodes = quantizer.without(fallback)
+            accuracy = quantizer.accuracy(nodes)
             ms, fp32_ms = cost.of(nodes)
-            if not nodes and workshop.config.scheme == "cpu":
-                ms = fp32_ms  # the FP32 file itself: a difference would be the clock's
-            self.points[name] = _Tried(accuracy=accuracy, cost_ms=ms, fp32_ms=fp32_ms)
+            if not nodes and quantizer.config.scheme == "cpu":
+                ms = fp32_ms  # this is the FP32 file itself, and a difference would be timing noise
+            self.points[name] = _StoredPoint(accuracy=accuracy, cost_ms=ms, fp32_ms=fp32_ms)
             self._write()
         return self.points[name]
 
@@ -194,16 +199,16 @@ class _Store:
         )
 
 
-def settings_sha256(workshop: Int8Quantizer, cost: Cost) -> str:
-    """Of everything that a sweep's figures depend on."""
-    judged: Any = workshop.labelled
+def settings_sha256(quantizer: Int8Quantizer, cost: Cost) -> str:
+    """Return a hash of everything that a sweep's figures depend on."""
+    labelled: Any = quantizer.labelled
     settings = [
         __version__,
-        workshop.manifest.artefact_sha256,
-        workshop.calibration.sha256,
-        workshop.config.scheme,
-        workshop.config.method,
-        None if judged is None else [judged.samples.fingerprint(), str(judged.protocol), judged.data],
+        quantizer.fp32.sha256,
+        quantizer.calibration.sha256,
+        quantizer.config.scheme,
+        quantizer.config.method,
+        None if labelled is None else [labelled.samples.fingerprint(), str(labelled.protocol), labelled.data],
         cost.words,
         cost.settings,
     ]

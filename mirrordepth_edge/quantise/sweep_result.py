@@ -1,4 +1,4 @@
-"""What a sweep over precisions found: what INT8 costs in accuracy, group of layers by group, and what it saves."""
+"""Result of a sweep over mixed precisions: accuracy and run time per choice of INT8 layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mirrordepth_edge.support.schema import read_strict, upgraded
 
 SWEEP_VERSION: Literal[2] = 2
 RENAMED_IN_2 = {"multiply_adds": "macs", "damage": "sensitivity"}
-"""New keys of a sweep by those of schema version 1."""
+"""Keys that schema version 2 renamed, old to new."""
 SWEEP_AGAIN = "Sweep again with this version."
 
 
@@ -24,7 +24,7 @@ class GroupSensitivity(Strict):
     group: str
     nodes: int
     macs: int
-    """Of one inference."""
+    """MACs of one inference."""
     sensitivity: float
     """Mean |d - d_fp32| / d_fp32 of depth when only this group is in INT8."""
 
@@ -34,65 +34,65 @@ class SweepPoint(Strict):
     """One choice of groups in INT8."""
 
     number: int
-    """By which tables and pictures call it."""
+    """Number in tables and charts."""
     int8_groups: tuple[str, ...]
     int8_share: float
-    """Of the multiply-adds, 0 to 1."""
+    """Share of MACs in INT8, 0 to 1."""
     abs_rel: float
     """Mean |d - d*| / d*, where d* is the true depth if there is one, else FP32's."""
     loss: float
-    """By which `abs_rel` is worse than FP32's, as a share of it; `abs_rel` itself where d* is FP32's."""
+    """Relative increase of `abs_rel` over FP32's; `abs_rel` itself if d* is FP32's depth."""
     delta1: float
     """Share of pixels with max(d / d*, d* / d) < 1.25."""
     worst: float
     """Largest |d - d_fp32| / d_fp32 of a pixel."""
     boundary_f1: float | None
-    """Of depth edges against those of d*; None where there are none."""
+    """F1 of depth edges against those of d*; None if d* has none."""
     cost_ms: float
     cost_ratio: float
-    """To FP32's `cost_ms`."""
+    """Ratio of `cost_ms` to FP32's."""
     on_front: bool
-    """No other point is at least as good in accuracy and cost and better in one of them: `pareto`."""
+    """Whether the point is on the Pareto front of accuracy and cost, see `pareto`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult(Strict):
-    """A sweep, as it is stored (JSON)."""
+    """A sweep, as stored in JSON."""
 
     schema_version: Literal[2] = SWEEP_VERSION
     model: str
     onnx_sha256: str
-    """Of the FP32 graph."""
+    """Of the FP32 file."""
     calibration: str
-    """The calibration set, in words."""
+    """Description of the calibration set."""
     method: str
-    """How ranges were taken from it, in words."""
+    """Description of the calibration method."""
     frames: int
-    """That accuracy was measured on."""
+    """Number of frames that accuracy was measured on."""
     labelled: bool
-    """Whether they have true depth; else FP32's depth stands for it."""
+    """Whether they have measured depth; if not, FP32's depth is used instead."""
     data: str
-    """Where they are from, in words."""
+    """Description of the frames."""
     cost: str
-    """What `cost_ms` is, in words, such as what was timed where, or that it is an estimate."""
+    """Description of `cost_ms`: what was timed where, or that it is an estimate."""
     baseline: SweepPoint
     """Nothing in INT8."""
     groups: tuple[GroupSensitivity, ...]
     points: tuple[SweepPoint, ...]
     seconds: float
-    """That the sweep took, before and after interruptions."""
+    """Total duration, including runs that were interrupted."""
 
 
 def pareto(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
-    """The same points, in their order, with `on_front` set: those whose accuracy and `cost_ratio` no other beats.
+    """Return the points with `on_front` set for the Pareto front of accuracy and `cost_ratio`.
 
-    A point beats another if it is at least as good in both and better in one; so of equal points all are on the front.
-    To be more accurate than FP32 is chance: it counts as no loss, and among those without a loss FP32 is the best.
+    A point dominates another if it is at least as good in both and better in one; of equal points all are on the front.
+    Higher accuracy than FP32 is chance and counts as no loss. Among points without a loss, FP32 is the best.
     """
     points = tuple(points)
     front: set[tuple[float, tuple[float, bool]]] = set()
     best = (float("inf"), True)
-    # From cheap to dear, and from good to bad at one cost: on the front is what is better than all that came before.
+    # In order of rising cost, then of rising inaccuracy, a point is on the front if it is better than all before it.
     for cost_ratio, inaccuracy in sorted((point.cost_ratio, _inaccuracy(point)) for point in points):
         if inaccuracy < best:
             best = inaccuracy
@@ -101,12 +101,12 @@ def pareto(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
 
 
 def _inaccuracy(point: SweepPoint) -> tuple[float, bool]:
-    """The less, the better: the loss, and whether depth differs from FP32's at all."""
+    """Sort key, smaller is better: the loss, and whether depth differs from FP32's at all."""
     return max(point.loss, 0.0), point.worst > 0
 
 
 def save_sweep(path: Path, result: SweepResult) -> None:
-    """Write a sweep as JSON, whole."""
+    """Write a sweep as JSON."""
     write_json(path, asdict(result))
 
 
@@ -114,7 +114,7 @@ def load_sweep(path: Path) -> SweepResult:
     """Read what `save_sweep` wrote.
 
     Raises:
-        InputError: there is no such file, it is no JSON, or a field is missing, unknown or of the wrong type.
+        InputError: the file does not exist, is not JSON, or a field is missing, unknown or of the wrong type.
     """
     data = upgraded(read_json(path, "sweep", SWEEP_AGAIN), RENAMED_IN_2, range(1, 2), SWEEP_VERSION)
     return read_strict(SweepResult, data, str(path), SWEEP_AGAIN)

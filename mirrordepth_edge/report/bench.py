@@ -72,7 +72,9 @@ def bench_page(
         part_colours=PART_COLOURS,
         digits=digits,
         frame_chart=charts.scatter(
-            {name: list(enumerate(result.frames_ms.tolist(), 1)) for name, result in named.items()}, "frame", "latency, ms"
+            {name: list(enumerate(result.frames_ms.tolist(), 1)) for name, result in named.items()},
+            "frame",
+            "latency, ms",
         ),
         share_chart=charts.distribution(
             {name: result.frames_ms.tolist() for name, result in named.items()}, "latency, ms", "share of frames, %"
@@ -201,8 +203,8 @@ def _method(results: Sequence[BenchResult]) -> Iterator[str]:
     yield "Closed loop: the next frame starts when the previous one ends. The reference images are repeated cyclically."
     if len(results) > 1:
         yield (
-            "The artefacts are interleaved, frame by frame, so that a disturbance affects all of them. A ratio is that of "
-            "the medians; its interval resamples the same frames of both."
+            "The artefacts are interleaved, frame by frame, so that a disturbance affects all of them. A ratio is that "
+            "of the medians; its interval resamples the same frames of both."
         )
     counts = " and ".join(f"{result.warmup}" for result in results)
     rule = "as requested" if first.config.warmup is not None else f"until times settled, at most {MAX_WARMUP}"

@@ -12,7 +12,7 @@ import numpy as np
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import DataKind
 from mirrordepth_edge.evaluation.baselines import baselines_of
-from mirrordepth_edge.evaluation.consistency import SAME_DEPTH_RATIO, ReprojectionConsistency
+from mirrordepth_edge.evaluation.consistency import SAME_DEPTH_RATIO
 from mirrordepth_edge.evaluation.edges import CONTOUR_RATIOS
 from mirrordepth_edge.evaluation.evaluate import EVALUATION_VERSION, WIDE_PX, Evaluation, Protocol
 from mirrordepth_edge.imaging.draw import error_colours
@@ -200,7 +200,7 @@ def _consistency_words(results: dict[str, Evaluation]) -> list[str]:
     """What the measures of consistency that were taken mean."""
     temporal = next((each.temporal for each in results.values() if each.temporal is not None), None)
     words = []
-    if isinstance(temporal, ReprojectionConsistency):
+    if temporal is not None and temporal.measure == "reprojection":
         words.append(
             "Reprojection: each frame's points are seen from the frame before by the camera's poses; the mean "
             "difference to the depth there, in metres. Points hidden there count as errors, for the true depth too."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mirrordepth_edge.data.sample import DepthDataset
-from mirrordepth_edge.evaluation.evaluate import Evaluation, evaluated_depth
+from mirrordepth_edge.evaluation.evaluate import Evaluation, predict_by_protocol
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 from mirrordepth_edge.imaging.preprocess import Frame
 
@@ -47,7 +47,7 @@ class ExampleSheet:
         places = {index: each.place for index, each in self._examples.items()} or extremes(errors, self._each)
         for index, place in places.items():
             sample = self._dataset[index]
-            depth_m, counted = evaluated_depth(predict, sample, evaluation.protocol)
+            depth_m, counted = predict_by_protocol(predict, sample, evaluation.protocol)
             before = self._examples.get(index)
             self._examples[index] = Example(
                 place=place,

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, differences
-from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency
-from mirrordepth_edge.evaluation.evaluate import WIDE_PX, Evaluation, Protocol, SpatialConsistency, Temporal
+from mirrordepth_edge.evaluation.baselines import Baseline, baselines_of, protocol_differences
+from mirrordepth_edge.evaluation.consistency import TemporalConsistency
+from mirrordepth_edge.evaluation.evaluate import WIDE_PX, Evaluation, Protocol, SpatialConsistency
 
 BOUNDARY_F1 = {
     "boundary_f1": "boundary F1",
@@ -97,16 +97,14 @@ def consistency_table(results: Mapping[str, Evaluation]) -> Table:
     return Table(header=header[:columns], rows=tuple(row[:columns] for row in rows), notes=notes)
 
 
-def _temporal_rows(columns: Sequence[Temporal | None]) -> list[tuple[str, ...]]:
+def _temporal_rows(columns: Sequence[TemporalConsistency | None]) -> list[tuple[str, ...]]:
     first = next((each for each in columns if each is not None), None)
     if first is None:
         return []
-    field, label = (
-        ("error_m", "reprojection (m)") if isinstance(first, ReprojectionConsistency) else ("opw_m", "OPW (m)")
-    )
+    label = "reprojection (m)" if first.measure == "reprojection" else "OPW (m)"
     return [
         (name, *("" if each is None else f"{getattr(each, key):.4f}" for each in columns))
-        for key, name in ((field, label), ("rtc", "rTC"))
+        for key, name in (("error_m", label), ("rtc", "rTC"))
     ]
 
 
@@ -120,8 +118,8 @@ def _spatial_rows(columns: Sequence[SpatialConsistency | None]) -> list[tuple[st
 
 
 def _notes(
-    temporal: Sequence[Temporal | None],
-    truth: Temporal | None,
+    temporal: Sequence[TemporalConsistency | None],
+    truth: TemporalConsistency | None,
     spatial: Sequence[SpatialConsistency | None],
     edges: bool,
 ) -> tuple[str, ...]:
@@ -129,7 +127,7 @@ def _notes(
     notes = []
     first = next((each for each in temporal if each is not None), None)
     if first is not None:
-        how = "seen twice by the poses" if isinstance(first, ReprojectionConsistency) else "followed by optical flow"
+        how = "seen twice by the poses" if first.measure == "reprojection" else "followed by optical flow"
         notes.append(f"in time: {first.pairs} pairs of frames, {first.share_used:.0%} of pixels {how}; not aligned")
         if truth is None:
             notes.append("in time: the true depth has too many holes to be judged itself")
@@ -157,7 +155,7 @@ def baselines_table(kind: DataKind, protocol: Protocol) -> Table:
 def baseline_notes(kind: DataKind, protocol: Protocol) -> tuple[str, ...]:
     """What marks mean, and why figures do not compare where they do not."""
     notes = [f"{each.name}: {each.origin}; {each.note}" for each in baselines_of(kind) if each.note]
-    other = differences(kind, protocol)
+    other = protocol_differences(kind, protocol)
     if other:
         notes.insert(0, f"DO NOT COMPARE with the results above: {'; '.join(other)}")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""Sources behind a `cv2.VideoCapture`. OpenCV's BGR stays inside."""
+"""Sources that read from a `cv2.VideoCapture`. Frames leave this file as RGB; BGR stays inside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 
@@ -15,39 +15,41 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources.source import FrameSource
 
 READ_TIMEOUT_S = 5
-"""How long a camera or a stream may be silent until reading from it fails."""
+"""Time without a frame after which a read from a camera or stream fails."""
 OPEN_TIMEOUT_MS = 10_000
-BAD_FRAMES = 5
-"""So many reads in a row that fail are no accident: the source has ended or is lost."""
-AT_ONCE_S = 1.0
-"""A read that fails later than this waited for a frame in vain: no use to wait as long again."""
+MAX_BAD_FRAMES = 5
+"""Consecutive failed reads after which the source counts as ended or lost."""
+QUICK_FAILURE_S = 1.0
+"""A read that fails later than this has timed out, and is not repeated."""
 
 
 class CaptureSource(FrameSource):
-    """A camera or a stream that OpenCV has opened.
+    """A camera or stream that OpenCV has opened.
 
     Args:
-        name: what the user sees.
-        notes: what is to be told of it.
+        capture: an open capture.
+        name: name for the user.
+        notes: remarks for the user.
     """
 
     live = True
     may_return = True
-    silent = "It opened, then stayed silent."
+    # The reason and the cure in the error message when no frame arrives: at first, and later.
+    never_started = "It opened, but sent no frame."
     lost = "It was unplugged, or another program took it."
-    cure = "Close other programs that use it, plug it in again, and retry."
+    cure = "Close other programs that use it, reconnect it, and retry."
 
     def __init__(self, capture: cv2.VideoCapture, name: str, notes: Sequence[str] = ()) -> None:
         self.name = name
         rate_hz = capture.get(cv2.CAP_PROP_FPS)
         self.rate_hz = rate_hz if 0 < rate_hz <= 1000 else None
         self.frames = 0
-        """Read so far."""
+        """Number of frames read so far."""
         self._notes = tuple(notes)
         self._capture = capture
         self._bgr: Frame | None = None
         self._stopped = threading.Event()
-        # OpenCV crashes when a capture is released while another thread reads from it.
+        # OpenCV crashes if a capture is released while another thread reads from it.
         self._lock = threading.Lock()
 
     @property
@@ -55,33 +57,53 @@ class CaptureSource(FrameSource):
         return self._notes
 
     def read(self, out: Frame | None = None) -> Frame | None:
-        for bad in range(BAD_FRAMES):
+        if not self._advance(self._decode):
+            return None
+        return cv2.cvtColor(self._bgr, cv2.COLOR_BGR2RGB, dst=out)  # type: ignore[arg-type, return-value]
+
+    def _advance(self, fetch: Callable[[], bool]) -> bool:
+        """Go to the next frame that is not damaged.
+
+        Args:
+            fetch: reads one frame; returns False if it fails.
+
+        Returns:
+            False at the end, and after `stop`.
+
+        Raises:
+            InputError: the source sends nothing more although it should.
+        """
+        for bad_frames in range(MAX_BAD_FRAMES):
             begin_s = time.perf_counter()
             if self._stopped.is_set():
-                return None
-            if self._fetch():
-                self.frames += 1
-                self.faults += bad
-                return cv2.cvtColor(self._bgr, cv2.COLOR_BGR2RGB, dst=out)  # type: ignore[arg-type, return-value]
-            if time.perf_counter() - begin_s > AT_ONCE_S:
-                break
-        return self._ended()
-
-    def _fetch(self) -> bool:
-        """Decode the next frame into `_bgr`; False where there is none, or it is broken."""
-        with self._lock:
-            try:
-                ok, bgr = self._capture.read() if self._bgr is None else self._capture.read(self._bgr)
-            except cv2.error:  # a frame that cannot be decoded
                 return False
+            try:
+                with self._lock:
+                    fetched = fetch()
+            except cv2.error:  # the frame cannot be decoded
+                fetched = False
+            if fetched:
+                self.frames += 1
+                self.faults += bad_frames
+                return True
+            if time.perf_counter() - begin_s > QUICK_FAILURE_S:
+                break
+        self._check_end()
+        return False
+
+    def _decode(self) -> bool:
+        """Decode the next frame into `_bgr`."""
+        ok, bgr = self._capture.read() if self._bgr is None else self._capture.read(self._bgr)
         if not ok or bgr is None or bgr.ndim != 3 or bgr.size == 0:
             return False
-        self._bgr = bgr  # type: ignore[assignment]  # another one where the size has changed
+        self._bgr = bgr  # type: ignore[assignment]  # a new array if the frame size has changed
         return True
 
-    def _ended(self) -> Frame | None:
-        """What `read` gives when nothing more can be read."""
-        raise InputError(f"{self.name} delivers no frames.", self.lost if self.frames else self.silent, self.cure)
+    def _check_end(self) -> None:
+        """Raise InputError unless a source without further frames has ended normally."""
+        raise InputError(
+            f"{self.name} delivers no frames.", self.lost if self.frames else self.never_started, self.cure
+        )
 
     def stop(self) -> None:
         self._stopped.set()
@@ -92,30 +114,30 @@ class CaptureSource(FrameSource):
 
 
 class StreamSource(CaptureSource):
-    """A stream from the network, or a file there, which ends."""
+    """A network stream, or a file on a server, which has an end."""
 
-    lost = "The stream's frames ceased: the network or the camera went away."
-    cure = "Start mde live again once it answers; try the address in ffplay."
+    lost = "The stream stopped: the network or the camera is down."
+    cure = "Restart mde live when the stream is back; test the URL with ffplay."
 
-    def _ended(self) -> Frame | None:
-        if self.frames and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
-            return None
-        return super()._ended()
+    def _check_end(self) -> None:
+        is_file = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        if not (self.frames and is_file):
+            super()._check_end()
 
 
 def open_stream(url: str) -> FrameSource:
     """Open a stream by its URL.
 
     Raises:
-        InputError: the host does not answer within ten seconds, or what it sends cannot be decoded.
+        InputError: the host does not answer within ten seconds, or the stream cannot be decoded.
     """
-    name = re.sub(r"//[^/@]*@", "//", url)
+    name = re.sub(r"//[^/@]*@", "//", url)  # without user and password
     read_timeout_ms = READ_TIMEOUT_S * 1000
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_timeout_ms]
-    capture = open_capture(url, cv2.CAP_ANY, limits)
+    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_timeout_ms]
+    capture = open_capture(url, cv2.CAP_ANY, timeouts)
     if capture is None:
         raise InputError(
-            f"{name} does not open.",
+            f"Cannot open {name}.",
             "The host does not answer, the address or password is wrong, or OpenCV cannot decode the stream.",
             "Try the same address in VLC or ffplay on this machine.",
         )
@@ -123,11 +145,11 @@ def open_stream(url: str) -> FrameSource:
 
 
 def open_capture(target: int | str, api: int = cv2.CAP_ANY, params: Sequence[int] = ()) -> cv2.VideoCapture | None:
-    """Open without OpenCV and FFmpeg writing to the terminal; None where it does not open."""
+    """Open a `cv2.VideoCapture` without log output from OpenCV and FFmpeg; None if it does not open."""
     # OpenCV 4 has it at the top, OpenCV 5 in utils.logging; 0 is "silent" in both.
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     set_log_level(0)
-    # Each is read once, when its part of OpenCV is first used.
+    # Each variable is read once, when its part of OpenCV is first used.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(READ_TIMEOUT_S))
     capture = cv2.VideoCapture(target, api, list(params))

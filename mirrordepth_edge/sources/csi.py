@@ -1,4 +1,4 @@
-"""A Jetson's CSI cameras, through NVIDIA's GStreamer source. Not yet run on hardware."""
+"""CSI cameras of a Jetson, through NVIDIA's GStreamer source. Not yet tested on hardware."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ CURE = "sudo systemctl restart nvargus-daemon; then try gst-launch-1.0 nvargusca
 
 
 def csi_pipeline(sensor: int, options: CameraOptions, sink: str) -> str:
-    """GStreamer's description of a camera's way to us (Jetson Linux Developer Guide, Accelerated GStreamer).
+    """Return the GStreamer pipeline of a camera (Jetson Linux Developer Guide, Accelerated GStreamer).
 
     Args:
-        sensor: which camera, from 0.
-        sink: what comes after pixels of 4 bytes (BGRx) in the CPU's memory.
+        sensor: index of the camera, from 0.
+        sink: the elements that receive BGRx frames (4 bytes per pixel) in CPU memory.
 
     Raises:
-        OptionError: a pixel format is asked for.
+        OptionError: a pixel format is requested.
     """
     if options.pixel_format is not None:
-        why = "The image processor takes the sensor's raw pixels and gives NV12."
-        raise OptionError("A CSI camera's pixel format cannot be chosen.", why, "Leave --pixel-format out.")
+        why = "The Jetson's image processor always delivers NV12."
+        raise OptionError("--pixel-format does not apply to CSI cameras.", why, "Leave --pixel-format out.")
     height, width = options.size_hw or SIZE_HW
     exposure_ns = round((options.exposure_ms or 0) * 1e6)
     locked = f' exposuretimerange="{exposure_ns} {exposure_ns}"' if exposure_ns else ""
@@ -49,22 +49,22 @@ def _fraction(rate_hz: float | None) -> str:
 
 
 def open_csi(sensor: int = 0, options: CameraOptions = DEFAULTS) -> FrameSource:
-    """Open a CSI camera, through OpenCV if it was built with GStreamer, otherwise through PyGObject.
+    """Open a CSI camera through OpenCV if it was built with GStreamer, otherwise through PyGObject.
 
     Raises:
         InputError: the camera does not start.
-        MissingError: neither of them is there.
-        OptionError: a pixel format is asked for.
+        MissingError: neither is available.
+        OptionError: a pixel format is requested.
     """
     name = f"CSI camera {sensor}"
     if parse_gstreamer(cv2.getBuildInformation()):
-        # Without limits on time, which JetPack 5's OpenCV 4.5 refuses; its own is 30 s.
+        # Without timeouts, which OpenCV 4.5 of JetPack 5 rejects; its default is 30 s.
         capture = open_capture(
             csi_pipeline(sensor, options, "videoconvert ! video/x-raw,format=BGR ! appsink"), cv2.CAP_GSTREAMER
         )
         if capture is None:
             raise InputError(
-                f"{name} does not start.", "It is not there, in use, or has no such mode.", CURE.format(sensor)
+                f"{name} does not start.", "It is missing, in use, or does not support this mode.", CURE.format(sensor)
             )
         return CaptureSource(capture, name)
     try:
@@ -74,22 +74,22 @@ def open_csi(sensor: int = 0, options: CameraOptions = DEFAULTS) -> FrameSource:
     except (ImportError, ValueError) as error:
         raise MissingError(
             f"{name} needs GStreamer.",
-            f"This OpenCV was built without it, as pip's is, and PyGObject does not work: {error}.",
+            f"This OpenCV was built without GStreamer, as the one from pip, and PyGObject does not work: {error}.",
             "sudo apt install python3-gi gir1.2-gst-plugins-base-1.0 and use a venv made with --system-site-packages; "
-            "or pip uninstall opencv-python there, so that JetPack's OpenCV is found, which has GStreamer.",
+            "or pip uninstall opencv-python, so that JetPack's OpenCV is used, which has GStreamer.",
         ) from error
     return GstSource(gst, csi_pipeline(sensor, options, "appsink name=sink"), name, CURE.format(sensor))
 
 
 class GstSource(FrameSource):
-    """A GStreamer pipeline that ends in an appsink named "sink" which gets BGRx.
+    """A GStreamer pipeline that ends in an appsink named "sink" with BGRx frames.
 
     Args:
         gst: the module `gi.repository.Gst`.
-        cure: what to type where it fails.
+        cure: the cure in error messages.
 
     Raises:
-        InputError: it does not start.
+        InputError: the pipeline does not start.
     """
 
     live = True
@@ -106,18 +106,18 @@ class GstSource(FrameSource):
         self._sink = self._pipeline.get_by_name("sink")
         if self._pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
             self.close()
-            raise InputError(f"{name} does not start.", "It is not there, in use, or has no such mode.", cure)
+            raise InputError(f"{name} does not start.", "It is missing, in use, or does not support this mode.", cure)
 
     def read(self, out: Frame | None = None) -> Frame | None:
         sample = self._sink.emit("try-pull-sample", READ_TIMEOUT_S * self._gst.SECOND)
         if sample is None:
-            raise InputError(f"{self.name} delivers no frames.", "It stopped, or never began.", self._cure)
-        form, buffer = sample.get_caps().get_structure(0), sample.get_buffer()
+            raise InputError(f"{self.name} delivers no frames.", "It stopped, or never started.", self._cure)
+        caps, buffer = sample.get_caps().get_structure(0), sample.get_buffer()
         ok, mapped = buffer.map(self._gst.MapFlags.READ)
         if not ok:
             raise InputError(f"{self.name} delivers no frames.", "A buffer cannot be read.", self._cure)
         try:
-            bgrx = np.frombuffer(mapped.data, np.uint8).reshape(form.get_value("height"), form.get_value("width"), 4)
+            bgrx = np.frombuffer(mapped.data, np.uint8).reshape(caps.get_value("height"), caps.get_value("width"), 4)
             return cv2.cvtColor(bgrx, cv2.COLOR_BGRA2RGB, dst=out)  # type: ignore[return-value]
         finally:
             buffer.unmap(mapped)

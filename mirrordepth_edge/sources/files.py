@@ -1,10 +1,9 @@
-"""Sources that are files: videos, and folders of pictures."""
+"""Sources that read files: videos, and folders of images."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import cv2
@@ -17,17 +16,17 @@ from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.support.files import existing_file
 
 TERMINAL_TEXT = cv2.VideoWriter.fourcc(*"ansi")
-RATE_HZ = 30.0
-"""Of a video whose header gives none and whose frames have no times."""
-LATE_S = 1.0
-"""A video that is so much behind its own times goes on from there instead of hurrying after them."""
+DEFAULT_RATE_HZ = 30.0
+"""Frame rate of a video that has neither a frame rate nor timestamps."""
+MAX_DELAY_S = 1.0
+"""Real-time playback that is later than this continues from where it is; otherwise it catches up."""
 
 
 class VideoSource(CaptureSource):
-    """A video file: frame after frame as they are fetched, or at its own times.
+    """A video file, read as fast as frames are requested or in real time.
 
     Args:
-        realtime: give each frame when it is due, as a camera would; then the newest frame wins.
+        realtime: return each frame at its timestamp, as a camera would; the newest frame wins.
     """
 
     may_return = False
@@ -37,17 +36,17 @@ class VideoSource(CaptureSource):
         self.live = realtime
         length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.length = length if length > 0 else None
-        self._over = False
+        self._ended = False
         self._start_s: float | None = None
-        """When the video's time 0 was, or would have been."""
+        """`perf_counter` at the video's timestamp 0."""
         self._position_s = -1.0
 
     @property
     def notes(self) -> tuple[str, ...]:
         missing = (self.length or 0) - self.frames
-        if not self._over or missing <= max(2, (self.length or 0) // 50):  # headers are off by a frame or two
+        if not self._ended or missing <= max(2, (self.length or 0) // 50):  # headers are off by a frame or two
             return ()
-        return (f"{self.name} declares {self.length} frames and has {self.frames} that can be read: it is damaged.",)
+        return (f"{self.name} is damaged: only {self.frames} of {self.length} frames can be read.",)
 
     def read(self, out: Frame | None = None) -> Frame | None:
         frame = super().read(out)
@@ -55,48 +54,52 @@ class VideoSource(CaptureSource):
             self._wait_until_due()
         return frame
 
+    def skip(self) -> bool:
+        """Go past the next frame without converting its colours, which is faster than `read`.
+
+        Returns:
+            False at the end.
+        """
+        return self._advance(self._capture.grab)
+
     def _wait_until_due(self) -> None:
         position_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-        if not position_s > self._position_s:  # no time, or a broken one
-            position_s = self._position_s + 1 / (self.rate_hz or RATE_HZ)
+        if not position_s > self._position_s:  # the timestamp is missing or wrong
+            position_s = self._position_s + 1 / (self.rate_hz or DEFAULT_RATE_HZ)
         self._position_s = position_s
         now_s = time.perf_counter()
-        if self._start_s is None or now_s - self._start_s - position_s > LATE_S:
+        if self._start_s is None or now_s - self._start_s - position_s > MAX_DELAY_S:
             self._start_s = now_s - position_s
         self._stopped.wait(max(0.0, self._start_s + position_s - now_s))
 
-    def _ended(self) -> Frame | None:
-        self._over = True
-        if self.frames:
-            return None
-        raise InputError(
-            f"{self.name} holds no frame that can be read.",
-            "It is damaged, cut short, or coded in a way this OpenCV cannot decode.",
-            "Convert it, for example with ffmpeg -i IN -c:v libx264 OUT.mp4.",
-        )
+    def _check_end(self) -> None:
+        self._ended = True
+        if not self.frames:
+            raise InputError(
+                f"{self.name} has no readable frame.",
+                "It is damaged, truncated, or in a codec that this OpenCV cannot decode.",
+                "Convert it, for example with ffmpeg -i IN -c:v libx264 OUT.mp4.",
+            )
 
 
-class PictureFolder(FrameSource):
-    """The pictures of a folder in order of their names. One that cannot be read is passed over and told.
-
-    Args:
-        folder: where they are, not deeper.
+class ImageFolder(FrameSource):
+    """The images of a folder, without subfolders, sorted by name. Unreadable images are skipped and counted.
 
     Raises:
-        InputError: there are none.
+        InputError: the folder has no images.
     """
 
     live = False
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        pictures = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-        self._paths = sorted(pictures, key=lambda path: path.name)
+        images = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        self._paths = sorted(images, key=lambda path: path.name)
         if not self._paths:
             raise InputError(
-                f"There are no pictures in {folder}.",
-                f"None of its files ends in {', '.join(PICTURE_SUFFIXES)}.",
-                "Name another folder, or a video.",
+                f"No images found in {folder}.",
+                f"Expected files that end in {', '.join(PICTURE_SUFFIXES)}.",
+                "Pass another folder, or a video.",
             )
         self.length = len(self._paths)
         self._next = 0
@@ -106,7 +109,7 @@ class PictureFolder(FrameSource):
     def notes(self) -> tuple[str, ...]:
         if not self._unreadable:
             return ()
-        return (f"{len(self._unreadable)} of {self.length} pictures cannot be read, such as {self._unreadable[0]}.",)
+        return (f"{len(self._unreadable)} of {self.length} images cannot be read, such as {self._unreadable[0]}.",)
 
     def read(self, out: Frame | None = None) -> Frame | None:
         while self._next < len(self._paths):
@@ -118,70 +121,65 @@ class PictureFolder(FrameSource):
                 self._unreadable.append(path.name)
                 self.faults += 1
                 if self.faults == len(self._paths):
-                    raise  # not one of them is a picture
+                    raise  # none of the files is an image
         return None
 
 
-def open_video(path: Path, *, realtime: bool = False) -> FrameSource:
+def open_video(path: Path, *, realtime: bool = False) -> VideoSource:
     """Open a video file.
 
     Args:
-        realtime: at the video's own times, as `VideoSource` describes it.
+        realtime: play at the video's own timestamps; see `VideoSource`.
 
     Raises:
-        InputError: it is missing, empty or no video.
+        InputError: the file is missing, empty or not a video.
     """
     existing_file(path, "video")
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        raise InputError(f"{path} is a picture, not a video.", "It has one frame.", f"mde run {path}")
+        raise InputError(f"{path} is an image, not a video.", "It has one frame.", f"mde run {path}")
     capture = open_capture(str(path))
-    # FFmpeg would render a text file as pictures of a terminal.
+    # FFmpeg would decode a text file as images of a terminal.
     if capture is None or capture.get(cv2.CAP_PROP_FOURCC) == TERMINAL_TEXT:
         raise InputError(
-            f"{path} is no readable video.",
-            "OpenCV could not open it: it is damaged, cut short or of another kind.",
-            "Pass a video (mp4, avi, mkv, mov, webm); ffprobe FILE tells what it holds.",
+            f"{path} cannot be read as a video.",
+            "OpenCV could not open it: it is damaged, truncated or of another type.",
+            "Pass a video (mp4, avi, mkv, mov, webm); ffprobe FILE shows what a file contains.",
         )
     return VideoSource(capture, str(path), realtime=realtime)
 
 
-BAD_FRAMES = 5
-"""So many reads in a row that fail are a video's end."""
-
-
-def video_frames(path: Path, numbers: Container[int]) -> Iterator[tuple[int, Frame]]:
-    """Frames of a video with their numbers, counted from 0 over those that can be read.
+def video_frames(path: Path, numbers: Collection[int]) -> Iterator[tuple[int, Frame]]:
+    """Yield the frames of a video that have the given numbers, with their numbers.
 
     Args:
-        numbers: which ones; the others are passed over, which is faster than to turn them into colours.
+        numbers: frame numbers, counted from 0 over the frames that can be read. Those beyond the end are ignored.
 
     Yields:
-        The number, and uint8 RGB `[H, W, 3]`. Nothing where the file is no video.
+        The number, and uint8 RGB `[H, W, 3]`.
+
+    Raises:
+        InputError: the file is not a video, or has no readable frame.
     """
-    for number, capture in _grabbed(path):
-        if number in numbers:
-            read, bgr = capture.retrieve()
-            if read and bgr is not None and bgr.ndim == 3:
-                yield number, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)  # type: ignore[misc]
+    last = max(numbers, default=-1)
+    with open_video(path) as video:
+        # Decoding from the start: seeking by frame number is inexact in many formats.
+        while (number := video.frames) <= last:
+            if number not in numbers:
+                if not video.skip():
+                    return
+            elif (frame := video.read()) is not None:
+                yield number, frame
+            else:
+                return
 
 
 def video_length(path: Path) -> int:
-    """Frames of a video that can be read, counted one by one, where its header does not say it."""
-    return sum(1 for _ in _grabbed(path))
+    """Count the readable frames of a video by decoding it, for videos whose header does not state their length.
 
-
-def _grabbed(path: Path) -> Iterator[tuple[int, cv2.VideoCapture]]:
-    """The video at one frame after the other, with their numbers."""
-    # What is wrong with a damaged file goes to the terminal otherwise; read once, when FFmpeg is first used.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        number, bad = 0, 0
-        while bad < BAD_FRAMES:
-            if capture.grab():
-                yield number, capture
-                number, bad = number + 1, 0
-            else:
-                bad += 1
-    finally:
-        capture.release()
+    Raises:
+        InputError: the file is not a video, or has no readable frame.
+    """
+    with open_video(path) as video:
+        while video.skip():
+            pass
+        return video.frames

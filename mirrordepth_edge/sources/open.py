@@ -1,4 +1,4 @@
-"""Frames from what the user named: cameras, streams, videos, folders of pictures and a test pattern."""
+"""Open a source from the user's specification: a camera, stream, video, folder of images or the test pattern."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.cameras import DEFAULTS, CameraOptions, open_camera
 from mirrordepth_edge.sources.capture import CaptureSource, open_stream
 from mirrordepth_edge.sources.csi import open_csi
-from mirrordepth_edge.sources.files import PictureFolder, VideoSource, open_video
+from mirrordepth_edge.sources.files import ImageFolder, VideoSource, open_video
 from mirrordepth_edge.sources.source import FrameSource, SourceState
 from mirrordepth_edge.sources.synthetic import RATE_HZ, SIZE_HW, SyntheticSource
 
@@ -21,7 +21,7 @@ __all__ = [
     "CameraOptions",
     "CaptureSource",
     "FrameSource",
-    "PictureFolder",
+    "ImageFolder",
     "SourceState",
     "SyntheticSource",
     "VideoSource",
@@ -30,45 +30,56 @@ __all__ = [
 ]
 
 SYNTHETIC = "synthetic"
+CLI_OPTIONS = {
+    "size_hw": "--size",
+    "rate_hz": "--rate",
+    "pixel_format": "--pixel-format",
+    "exposure_ms": "--exposure",
+}
+"""Fields of `CameraOptions` and their names on the command line."""
 
 
 def open_source(spec: str, options: CameraOptions = DEFAULTS, *, realtime: bool = False) -> FrameSource:
-    """Open what the user named. `reconnect.reconnecting` keeps it open.
+    """Open a source. `reconnect.reconnecting` reopens it when it is lost.
 
     Args:
-        spec: a camera's index (`0`) or device (`/dev/video0`), a Jetson's CSI camera (`csi`, `csi:1`), a URL
-            (`rtsp://…`, `http://…`), a video file, a folder of pictures, or `synthetic`.
-        options: what a camera is asked for; size and rate also for the pattern.
-        realtime: give a video's frames at their own times, the newest one wins, instead of one after the other.
+        spec: camera index (`0`) or device (`/dev/video0`), CSI camera of a Jetson (`csi`, `csi:1`), URL (`rtsp://…`,
+            `http://…`), video file, folder of images, or `synthetic`.
+        options: the requested camera mode; size and rate also apply to the test pattern.
+        realtime: play a video at its own timestamps, where the newest frame wins, instead of frame after frame.
 
     Raises:
-        InputError: it is missing or cannot be used.
-        MissingError: it needs a package that is not here.
-        OptionError: it has no such option.
+        InputError: the source is missing or cannot be used.
+        MissingError: a package that the source needs is not installed.
+        OptionError: an option does not apply to this source.
     """
     path = Path(spec)
     device = path.resolve()  # /dev/v4l/by-id/… are links to /dev/videoN
     number = re.fullmatch(r"video(\d+)", device.name) if device.parent == v4l2.DEVICES else None
     csi = re.fullmatch(r"csi(?::(\d+))?", spec)
-    what, video = f"Source {spec}", False
-    source: Callable[[], FrameSource]
+    unsupported, is_video = options, False
+    opener: Callable[[], FrameSource]
     if spec == SYNTHETIC:
-        source = partial(SyntheticSource, options.size_hw or SIZE_HW, options.rate_hz or RATE_HZ)
-        refused = replace(options, size_hw=None, rate_hz=None)
+        kind = "the test pattern"
+        opener = partial(SyntheticSource, options.size_hw or SIZE_HW, options.rate_hz or RATE_HZ)
+        unsupported = replace(options, size_hw=None, rate_hz=None)
     elif csi:
-        source, refused = partial(open_csi, int(csi[1] or 0), options), DEFAULTS
+        kind, unsupported = "a CSI camera", DEFAULTS
+        opener = partial(open_csi, int(csi[1] or 0), options)
     elif number or spec.isdecimal():
-        source, refused = partial(open_camera, int(number[1] if number else spec), options), DEFAULTS
+        kind, unsupported = "a camera", DEFAULTS
+        opener = partial(open_camera, int(number[1] if number else spec), options)
     elif "://" in spec:
-        source, refused, what = partial(open_stream, spec), options, "A stream"
+        kind, opener = "a stream", partial(open_stream, spec)
     elif path.is_dir():
-        source, refused = partial(PictureFolder, path), options
+        kind, opener = "a folder", partial(ImageFolder, path)
     else:
-        source, refused, video = partial(open_video, path, realtime=realtime), options, True
-    if realtime and not video:
-        why = "Cameras and streams have no other pace, and pictures have no times."
-        raise OptionError(f"{what} cannot be given in real time.", why, "Leave --realtime out.")
-    if refused != DEFAULTS:
-        why = "What it is like was settled where it was made; cameras can be asked."
-        raise OptionError(f"{what} cannot be asked for another mode.", why, "Leave the camera's options out.")
-    return source()
+        kind, opener, is_video = "a video file", partial(open_video, path, realtime=realtime), True
+    if realtime and not is_video:
+        why = f"{spec} is a folder, which has no timestamps." if path.is_dir() else f"{spec} always runs in real time."
+        raise OptionError("--realtime works only with video files.", why, "Leave --realtime out.")
+    if unsupported != DEFAULTS:
+        names = " and ".join(name for field, name in CLI_OPTIONS.items() if getattr(unsupported, field) is not None)
+        why = "The test pattern has only a size and a rate." if spec == SYNTHETIC else f"The source is {kind}."
+        raise OptionError(f"{names} applies only to cameras.", why, f"Leave {names} out.")
+    return opener()

@@ -1,4 +1,4 @@
-"""A camera or stream that may go away and come back."""
+"""Reopen a camera or stream that was lost."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from mirrordepth_edge.errors import MdeError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 STALL_S = 1.5
-"""A source that is silent for so long is called stalled; it may go on, or fail and be opened anew."""
+"""Time without a frame after which a source is reported as stalled. It may continue, or fail and be reopened."""
 
 
 def reconnecting(factory: Callable[[], FrameSource]) -> FrameSource:
-    """Open a source, and open it again whenever it is lost.
+    """Open a source, and reopen it whenever it is lost.
 
     Args:
-        factory: opens it, such as `lambda: open_source("0")`.
+        factory: opens the source, such as `lambda: open_source("0")`.
 
     Returns:
-        the source itself where it cannot come back.
+        A source that reopens itself; the plain source if reopening cannot help, as for files.
 
     Raises:
-        Whatever the factory raises at first: a typing error does not become a camera by waiting.
+        MdeError: the first attempt fails. It is not repeated, since a wrong name stays wrong.
     """
     source = factory()
     return Reconnecting(source, factory) if source.may_return else source
 
 
 class Reconnecting(FrameSource):
-    """A live source that is closed and opened anew when it fails, after 0.5 s, 1 s, 2 s … and 10 s at most.
+    """A live source that is closed and reopened when it fails, after 0.5 s, 1 s, 2 s … up to 10 s.
 
-    One that fails before its first frame is not tried again: it has never worked.
+    A source that fails before its first frame is not reopened: it has never worked.
 
     Args:
-        source: open.
+        source: the open source.
         factory: opens it again.
-        wait: sleeps for some seconds and returns whether it was woken by `stop`.
+        wait: sleeps for a number of seconds; returns True if `stop` woke it.
     """
 
     live = True
@@ -55,7 +55,7 @@ class Reconnecting(FrameSource):
         self._reading_since_s: float | None = None
         self._wait_s = FIRST_WAIT_S
         self._faults_before = 0
-        self._works = False
+        self._has_worked = False
         self._adopt(source)
 
     @property
@@ -69,7 +69,7 @@ class Reconnecting(FrameSource):
         if lost is not None:
             return lost
         if since_s is not None and time.perf_counter() - since_s > STALL_S:
-            return SourceState("stalled", f"{self.name} sends nothing.")
+            return SourceState("stalled", f"{self.name} sends no frames.")
         return LIVE
 
     def read(self, out: Frame | None = None) -> Frame | None:
@@ -78,14 +78,14 @@ class Reconnecting(FrameSource):
             try:
                 frame = self._source.read(out)
             except MdeError as error:
-                if not self._works:
+                if not self._has_worked:
                     raise
                 self._reopen(error)
                 continue
             finally:
                 self._reading_since_s = None
             self.faults = self._faults_before + self._source.faults
-            self._lost, self._wait_s, self._works = None, FIRST_WAIT_S, True
+            self._lost, self._wait_s, self._has_worked = None, FIRST_WAIT_S, True
             return frame
         return None
 
@@ -97,21 +97,21 @@ class Reconnecting(FrameSource):
         self._source.close()
 
     def _reopen(self, error: MdeError) -> None:
-        """Close, and try to open until it succeeds or `stop` is called."""
+        """Close the source, and try to open it until that succeeds or `stop` is called."""
         self._lost = SourceState("reconnecting", error.what)
         self._notes = list(self.notes)
-        self._source.close()  # at once, so that the system can give the camera its old number again
+        self._source.close()  # before waiting, so that the camera can get its old device number back
         self._faults_before += self._source.faults + 1
         self.faults = self._faults_before
         while not self._wait(self._wait_s):
-            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
             try:
                 source = self._factory()
-            except MdeError as again:
-                self._lost = SourceState("reconnecting", again.what)
+            except MdeError as retry_error:
+                self._lost = SourceState("reconnecting", retry_error.what)
                 continue
             self._adopt(source)
-            if self._stopped.is_set():  # it was the old source that was told
+            if self._stopped.is_set():  # `stop` may have reached only the old source
                 source.stop()
             return
 

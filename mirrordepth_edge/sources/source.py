@@ -1,23 +1,25 @@
-"""What every source of frames is."""
+"""The interface of all frame sources."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mirrordepth_edge.imaging.preprocess import Frame
+
+Source = TypeVar("Source", bound="FrameSource")
 
 
 @dataclass(frozen=True)
 class SourceState:
-    """How a source is doing, for people to see."""
+    """The state of a source, to show to the user."""
 
     kind: Literal["live", "stalled", "reconnecting"] = "live"
-    """`stalled`: it is open and silent. `reconnecting`: it was lost, and is tried again and again."""
+    """`stalled`: open, but no frames arrive. `reconnecting`: lost, and being opened again."""
     detail: str = ""
-    """What happened, in a sentence; empty while live."""
+    """One sentence on what happened; empty while live."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
@@ -27,56 +29,56 @@ LIVE = SourceState()
 
 
 class FrameSource(ABC):
-    """Where frames come from; a context manager.
+    """A source of frames; a context manager.
 
-    One thread reads. `stop` and `state` are for other threads; `close` comes when nobody reads any more.
+    One thread calls `read`. `stop` and `state` may be used from any thread. `close` is called after the last `read`.
     """
 
     name: str
-    """What the user sees, without credentials."""
+    """Name for the user, without credentials."""
     live: bool
-    """True where frames appear at their own rate (camera, stream), False where they wait (file)."""
+    """True if frames arrive at their own rate (camera, stream), False if they wait to be read (file)."""
     may_return: bool = False
-    """Once it has failed, it may work again when it is opened anew: cameras and streams."""
+    """Whether opening the source again after a failure can help: True for cameras and streams."""
     rate_hz: float | None = None
-    """Frames per second as the source declares it; None where it does not."""
+    """Nominal frame rate; None if unknown."""
     length: int | None = None
-    """Frames in a video file as its header declares it, which may be off; None where unknown."""
+    """Number of frames according to the file's header, which may be inexact; None if unknown."""
     faults: int = 0
-    """Frames so far that could not be read, and times that the source was lost and came back."""
+    """Number of frames that could not be read, plus the times that the source was lost and reopened."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know and need not act on, a sentence each: another mode than was asked for, a file
-        that broke off. Complete when the source has ended."""
+        """Remarks for the user that need no action, one sentence each, such as a mode that the camera changed or a
+        damaged file. Complete once the source has ended."""
         return ()
 
     @property
     def state(self) -> SourceState:
-        """How it is doing now; cheap, and from any thread."""
+        """The current state. Cheap; may be read from any thread."""
         return LIVE
 
     @abstractmethod
     def read(self, out: Frame | None = None) -> Frame | None:
-        """The next frame. Returns within seconds where none comes.
+        """Read the next frame. Returns within seconds even if none arrives.
 
         Args:
-            out: uint8 `[H, W, 3]`, filled and returned if it has the frame's shape.
+            out: uint8 `[H, W, 3]`; filled and returned if it has the frame's shape.
 
         Returns:
-            uint8 RGB `[H, W, 3]`, which the source does not touch again, or None at the end.
+            uint8 RGB `[H, W, 3]`, which the source does not change afterwards; None at the end.
 
         Raises:
             InputError: nothing can be read, or a camera stopped.
         """
 
-    def stop(self) -> None:  # noqa: B027 - most sources do not wait for long
-        """Make a `read` that waits return soon, with None; from any thread."""
+    def stop(self) -> None:  # noqa: B027 - most sources never wait for long
+        """Make a waiting `read` return None soon. May be called from any thread."""
 
-    def close(self) -> None:  # noqa: B027 - most sources hold nothing
-        """Give the device or file back."""
+    def close(self) -> None:  # noqa: B027 - most sources hold no resources
+        """Release the device or file."""
 
-    def __enter__(self) -> FrameSource:
+    def __enter__(self: Source) -> Source:
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""A moving pattern whose depth is known, paced like a camera: the whole path without any hardware."""
+"""A moving test pattern with known depth, paced like a camera, to run live depth without hardware."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mirrordepth_edge.support.clock import Clock
 SIZE_HW = (480, 640)
 RATE_HZ = 30.0
 STEP_PX = 4
-"""How far the pattern moves to the left from one frame to the next."""
+"""Shift of the pattern to the left per frame."""
 MIDDLE_M, SWING_M = 3.0, 2.0
-"""Depth is `MIDDLE_M` give or take `SWING_M`."""
+"""Depth is `MIDDLE_M` ± `SWING_M`."""
 
 
 class SleepingClock:
-    """`perf_counter` and sleep. It spins for nothing, since that would keep Python from the thread that infers."""
+    """`perf_counter` and sleep, without spinning, which would take the GIL from the inference thread."""
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()
@@ -37,17 +37,17 @@ SLEEPING_CLOCK = SleepingClock()
 class SyntheticSource(FrameSource):
     """A pattern that moves to the left; frame k, counted from 0, is the same in every run.
 
-    It shows a wall with waves: blue is how far each pixel is away, 255 at `MIDDLE_M + SWING_M` and 0 at
-    `MIDDLE_M - SWING_M`, rounded down.
+    It shows a wavy wall. The blue channel is the depth of each pixel: 0 at `MIDDLE_M - SWING_M`, 255 at
+    `MIDDLE_M + SWING_M`, rounded down.
 
     Args:
-        size_hw: of the frames.
-        rate_hz: frames a second, above 0. As with a camera, those that nobody fetches in time are lost, but
-            they have no number: the next one that is read is the next one of the pattern.
-        clock: the real one, or a simulated one.
+        size_hw: frame size.
+        rate_hz: frames per second, above 0. Frames that are not read in time are lost, as with a camera, but they do
+            not count: the next frame that is read is the next one of the pattern.
+        clock: a real or simulated clock.
 
     Raises:
-        OptionError: there is no such size or rate.
+        OptionError: invalid size or rate.
     """
 
     name = "synthetic pattern"
@@ -57,14 +57,14 @@ class SyntheticSource(FrameSource):
         height, width = size_hw
         if min(size_hw) < 1 or not 0 < rate_hz <= 1000:
             raise OptionError(
-                f"No pattern of {width}x{height} pixels at {rate_hz:g} Hz can be shown.",
-                "It needs a width, a height, and a rate of at most 1000 Hz.",
-                "Leave them out, or pass such as 640x480 and 30.",
+                f"The test pattern cannot have {width}x{height} pixels at {rate_hz:g} Hz.",
+                "Width and height must be at least 1, and the rate above 0 and at most 1000 Hz.",
+                "--size 640x480 --rate 30",
             )
         self.rate_hz = rate_hz
         self._size_hw = size_hw
         y, x = np.mgrid[:height, : 2 * width]
-        # Periodic in `width`, so that every frame is a window into this one array.
+        # Two periods of `width` pixels, so that every frame is a window into this one array.
         phase = 2 * np.pi * x / width
         waves = np.sin(phase), np.cos(3 * phase), np.sin(phase + 2 * np.pi * y / height)
         self._pattern = np.stack([127.5 + 127.5 * wave for wave in waves], axis=-1).astype(np.uint8)
@@ -75,7 +75,7 @@ class SyntheticSource(FrameSource):
 
     def read(self, out: Frame | None = None) -> Frame:
         period_ns = round(1e9 / (self.rate_hz or RATE_HZ))
-        # As a camera does, lose the frames that nobody fetched in time instead of sending a burst.
+        # Lose the frames that were not read in time, as a camera does, instead of sending a burst.
         self._due_ns = max(self._due_ns + period_ns, self._clock.now_ns() - period_ns)
         self._clock.sleep_until_ns(self._due_ns)
         window = self._window(self._index)
@@ -86,13 +86,13 @@ class SyntheticSource(FrameSource):
         return out
 
     def depth_m(self, number: int) -> DepthMap:
-        """The exact depth of a frame.
+        """Return the exact depth of a frame.
 
         Args:
-            number: of the frame, from 0: `number + dropped` of a `LiveResult`.
+            number: frame number from 0: `number + dropped` of a `LiveResult`.
 
         Returns:
-            float32 `[H, W]`, metres; a view that is not to be written.
+            float32 `[H, W]`, metres; a view that must not be modified.
         """
         return self._pattern_m[:, self._window(number)]
 

@@ -1,7 +1,7 @@
-"""The cameras of a Linux machine and what they can do, asked of the kernel (Video4Linux2) through ctypes.
+"""List the cameras of a Linux machine and their modes, through Video4Linux2 ioctls.
 
-Structures, numbers and their meaning: linux/videodev2.h. All fields are 32 bits wide or bytes, so that the
-structures are the same on x86-64 and aarch64.
+Structures and constants follow linux/videodev2.h. All fields are bytes or 32 bits wide, so the structures are the same
+on x86-64 and aarch64.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mirrordepth_edge.errors import MissingError
 
 DEVICES = Path("/dev")
 Ioctl = Callable[[int, int, Any], int]
-"""As `fcntl.ioctl`: an open file, a request, a structure that is read and written in place; raises OSError."""
+"""Like `fcntl.ioctl`: file descriptor, request, structure to read and write in place; raises OSError."""
 
-Filled = TypeVar("Filled", bound=ctypes.Structure)
+Struct = TypeVar("Struct", bound=ctypes.Structure)
 
 CAP_VIDEO_CAPTURE, CAP_VIDEO_CAPTURE_MPLANE, CAP_DEVICE_CAPS = 0x1, 0x1000, 0x80000000
 BUF_TYPE_VIDEO_CAPTURE, BUF_TYPE_VIDEO_CAPTURE_MPLANE = 1, 9
 MEMORY_MMAP = 1
 DISCRETE = 1
-"""Of V4L2_FRMSIZE_TYPE and V4L2_FRMIVAL_TYPE alike; 2 is continuous and 3 stepwise."""
+"""In both V4L2_FRMSIZE_TYPE and V4L2_FRMIVAL_TYPE; 2 is continuous and 3 stepwise."""
 COMMON_SIZES = ((640, 480), (800, 600), (1280, 720), (1280, 960), (1920, 1080), (2560, 1440), (3840, 2160))
-MOST = 1024
-"""No driver lists more; one that never ends is not asked for ever."""
+MAX_ENTRIES = 1024
+"""Limit for enumerations, in case a driver never ends one."""
 
 
 class Capability(ctypes.Structure):
@@ -64,7 +64,7 @@ class FormatDescription(ctypes.Structure):
 
 
 class FrameSize(ctypes.Structure):
-    """v4l2_frmsizeenum; `size` is width and height, or the least, most and step of the width, then of the height."""
+    """v4l2_frmsizeenum; `size` is width and height, or min, max and step of the width, then of the height."""
 
     _fields_ = (
         ("index", c_uint32),
@@ -76,7 +76,7 @@ class FrameSize(ctypes.Structure):
 
 
 class FrameInterval(ctypes.Structure):
-    """v4l2_frmivalenum; `interval` is seconds as a fraction, or the shortest, the longest and the step."""
+    """v4l2_frmivalenum; `interval` is a fraction of seconds, or the min, max and step fractions."""
 
     _fields_ = (
         ("index", c_uint32),
@@ -103,7 +103,7 @@ class RequestBuffers(ctypes.Structure):
 
 
 def request(number: int, structure: type[ctypes.Structure], *, write: bool = True) -> int:
-    """_IOR or _IOWR of 'V' (asm-generic/ioctl.h): direction, size of the structure, type, number."""
+    """Return the ioctl request code: _IOR or _IOWR of type 'V' (asm-generic/ioctl.h)."""
     direction = 3 if write else 2
     return direction << 30 | ctypes.sizeof(structure) << 16 | ord("V") << 8 | number
 
@@ -117,123 +117,123 @@ ENUM_FRAMEINTERVALS = request(75, FrameInterval)
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSize:
-    """One size that a camera can send, and how often."""
+    """A frame size that a camera supports, with its frame rates."""
 
     width_px: int
     height_px: int
     rates_hz: tuple[float, ...]
-    """The highest first; empty where the driver does not say."""
+    """Highest first; empty if the driver does not report them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraFormat:
-    """One way in which a camera can send pixels."""
+    """A pixel format that a camera supports."""
 
     pixel_format: str
     """FOURCC, such as "MJPG" or "YUYV"."""
     description: str
     sizes: tuple[CameraSize, ...]
     any_size: bool
-    """The driver gives a range; `sizes` are its ends and common ones in between."""
+    """True if the driver reports a range; `sizes` then has its ends and common sizes in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraInfo:
-    """A camera that this machine has."""
+    """A camera of this machine."""
 
     device: str
     name: str
-    """As the driver calls it; empty where it could not be asked."""
+    """Name from the driver; empty if it could not be queried."""
     driver: str
     bus: str
-    """Where it is plugged in: stays when the numbers of devices change."""
+    """Physical port; unlike the device number, it does not change."""
     formats: tuple[CameraFormat, ...]
     problem: str | None
-    """Why it could not be asked."""
+    """Why the camera could not be queried; None if it could."""
 
 
 def list_cameras(folder: Path | None = None, ioctl: Ioctl | None = None) -> list[CameraInfo]:
-    """The cameras of this machine, in order of their numbers. Devices that send no pictures are left out.
+    """List the cameras of this machine by device number. Devices that send no video are left out.
 
     Raises:
-        MissingError: this is not Linux.
+        MissingError: the system is not Linux.
     """
-    found = (_ask(path, ioctl or _ioctl()) for path in video_devices(folder))
-    return [camera for camera in found if camera is not None]
+    cameras = (_query(path, ioctl or _ioctl()) for path in video_devices(folder))
+    return [camera for camera in cameras if camera is not None]
 
 
 def video_devices(folder: Path | None = None) -> list[Path]:
-    """`/dev/video0` and so on, in order of their numbers."""
+    """Return `/dev/video0` and so on, sorted by number."""
     devices = (path for path in (folder or DEVICES).glob("video*") if re.fullmatch(r"video\d+", path.name))
     return sorted(devices, key=lambda path: int(path.name.removeprefix("video")))
 
 
-def sends_pictures(descriptor: int, ioctl: Ioctl | None = None) -> bool:
-    """Whether an open device is a camera, not a camera's metadata or an encoder.
+def sends_video(descriptor: int, ioctl: Ioctl | None = None) -> bool:
+    """Whether an open device sends video, unlike a camera's metadata device or an encoder.
 
     Raises:
-        OSError: it is no Video4Linux2 device.
+        OSError: it is not a Video4Linux2 device.
     """
-    return _capture_type(_filled(ioctl or _ioctl(), descriptor, QUERYCAP, Capability())) is not None
+    return _capture_type(_call(ioctl or _ioctl(), descriptor, QUERYCAP, Capability())) is not None
 
 
 def is_busy(descriptor: int, ioctl: Ioctl | None = None) -> bool:
-    """Whether another program streams from an open device: the driver does not give its buffers to us then."""
+    """Whether another program streams from an open device; the driver then refuses to allocate buffers."""
     ioctl = ioctl or _ioctl()
     try:
-        kind = _capture_type(_filled(ioctl, descriptor, QUERYCAP, Capability()))
-        if kind is not None:  # none are asked for, so that an idle device stays as it is
-            _filled(ioctl, descriptor, REQBUFS, RequestBuffers(count=0, type=kind, memory=MEMORY_MMAP))
+        kind = _capture_type(_call(ioctl, descriptor, QUERYCAP, Capability()))
+        if kind is not None:  # a request for 0 buffers, which changes nothing on an idle device
+            _call(ioctl, descriptor, REQBUFS, RequestBuffers(count=0, type=kind, memory=MEMORY_MMAP))
     except OSError as error:
         return error.errno == errno.EBUSY
     return False
 
 
-def _ask(path: Path, ioctl: Ioctl) -> CameraInfo | None:
+def _query(path: Path, ioctl: Ioctl) -> CameraInfo | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError as error:
-        return _unknown(path, error)
+        return _unreadable(path, error)
     try:
-        about = _filled(ioctl, descriptor, QUERYCAP, Capability())
-        kind = _capture_type(about)
+        capability = _call(ioctl, descriptor, QUERYCAP, Capability())
+        kind = _capture_type(capability)
         if kind is None:
             return None
         return CameraInfo(
             device=str(path),
-            name=_text(about.card),
-            driver=_text(about.driver),
-            bus=_text(about.bus_info),
+            name=_text(capability.card),
+            driver=_text(capability.driver),
+            bus=_text(capability.bus_info),
             formats=tuple(_formats(ioctl, descriptor, kind)),
             problem=None,
         )
     except OSError as error:
-        return _unknown(path, error)
+        return _unreadable(path, error)
     finally:
         os.close(descriptor)
 
 
-def _unknown(path: Path, error: OSError) -> CameraInfo:
+def _unreadable(path: Path, error: OSError) -> CameraInfo:
     return CameraInfo(device=str(path), name="", driver="", bus="", formats=(), problem=error.strerror or str(error))
 
 
-def _capture_type(about: Capability) -> int | None:
-    """The v4l2_buf_type of its pictures; None where it sends none."""
-    # `capabilities` are those of all devices of a camera together, such as a webcam's pictures and metadata.
-    flags = about.device_caps if about.capabilities & CAP_DEVICE_CAPS else about.capabilities
+def _capture_type(capability: Capability) -> int | None:
+    """Return the v4l2_buf_type for video capture; None if the device sends no video."""
+    # `capabilities` is the union over all devices of a camera, such as a webcam's video and metadata devices.
+    flags = capability.device_caps if capability.capabilities & CAP_DEVICE_CAPS else capability.capabilities
     if flags & CAP_VIDEO_CAPTURE:
         return BUF_TYPE_VIDEO_CAPTURE
     return BUF_TYPE_VIDEO_CAPTURE_MPLANE if flags & CAP_VIDEO_CAPTURE_MPLANE else None
 
 
 def _formats(ioctl: Ioctl, descriptor: int, kind: int) -> Iterator[CameraFormat]:
-    for found in _listed(ioctl, descriptor, ENUM_FMT, lambda index: FormatDescription(index=index, type=kind)):
-        sizes, any_size = _sizes(ioctl, descriptor, found.pixelformat)
+    for entry in _enumerate(ioctl, descriptor, ENUM_FMT, lambda index: FormatDescription(index=index, type=kind)):
+        sizes, any_size = _sizes(ioctl, descriptor, entry.pixelformat)
         yield CameraFormat(
-            pixel_format=fourcc_text(found.pixelformat),
-            description=_text(found.description),
+            pixel_format=fourcc_text(entry.pixelformat),
+            description=_text(entry.description),
             sizes=tuple(
-                CameraSize(width_px=w, height_px=h, rates_hz=_rates(ioctl, descriptor, found.pixelformat, w, h))
+                CameraSize(width_px=w, height_px=h, rates_hz=_rates(ioctl, descriptor, entry.pixelformat, w, h))
                 for w, h in sizes
             ),
             any_size=any_size,
@@ -241,54 +241,54 @@ def _formats(ioctl: Ioctl, descriptor: int, kind: int) -> Iterator[CameraFormat]
 
 
 def _sizes(ioctl: Ioctl, descriptor: int, pixel_format: int) -> tuple[list[tuple[int, int]], bool]:
-    """Widths and heights, and whether others between them are possible."""
+    """Return widths and heights, and whether sizes in between are possible."""
     sizes = []
-    for found in _listed(
+    for entry in _enumerate(
         ioctl, descriptor, ENUM_FRAMESIZES, lambda index: FrameSize(index=index, pixel_format=pixel_format)
     ):
-        if found.type != DISCRETE:
-            low_w, high_w, step_w, low_h, high_h, step_h = found.size
+        if entry.type != DISCRETE:
+            min_w, max_w, step_w, min_h, max_h, step_h = entry.size
             common = [
                 (w, h)
                 for w, h in COMMON_SIZES
-                if low_w <= w <= high_w and low_h <= h <= high_h
-                if (w - low_w) % max(1, step_w) == 0 and (h - low_h) % max(1, step_h) == 0
+                if min_w <= w <= max_w and min_h <= h <= max_h
+                if (w - min_w) % max(1, step_w) == 0 and (h - min_h) % max(1, step_h) == 0
             ]
-            return sorted({(low_w, low_h), *common, (high_w, high_h)}), True
-        sizes.append((found.size[0], found.size[1]))
+            return sorted({(min_w, min_h), *common, (max_w, max_h)}), True
+        sizes.append((entry.size[0], entry.size[1]))
     return sizes, False
 
 
 def _rates(ioctl: Ioctl, descriptor: int, pixel_format: int, width: int, height: int) -> tuple[float, ...]:
     rates_hz = set()
-    asked = {"pixel_format": pixel_format, "width": width, "height": height}
-    for found in _listed(ioctl, descriptor, ENUM_FRAMEINTERVALS, lambda index: FrameInterval(index=index, **asked)):
-        seconds, per = found.interval[0::2], found.interval[1::2]
-        fractions = list(zip(seconds, per, strict=True))[: 1 if found.type == DISCRETE else 2]
+    mode = {"pixel_format": pixel_format, "width": width, "height": height}
+    for entry in _enumerate(ioctl, descriptor, ENUM_FRAMEINTERVALS, lambda index: FrameInterval(index=index, **mode)):
+        numerators, denominators = entry.interval[0::2], entry.interval[1::2]
+        fractions = list(zip(numerators, denominators, strict=True))[: 1 if entry.type == DISCRETE else 2]
         rates_hz |= {round(d / n, 3) for n, d in fractions if n}
-        if found.type != DISCRETE:
+        if entry.type != DISCRETE:
             break
     return tuple(sorted(rates_hz, reverse=True))
 
 
-def _listed(ioctl: Ioctl, descriptor: int, number: int, asked: Callable[[int], Filled]) -> Iterator[Filled]:
-    """What a driver lists, until it has no more (EINVAL), or does not list such things at all (ENOTTY)."""
-    for index in range(MOST):
+def _enumerate(ioctl: Ioctl, descriptor: int, number: int, entry: Callable[[int], Struct]) -> Iterator[Struct]:
+    """Yield what a driver lists, until it has no more (EINVAL) or does not support the request (ENOTTY)."""
+    for index in range(MAX_ENTRIES):
         try:
-            yield _filled(ioctl, descriptor, number, asked(index))
+            yield _call(ioctl, descriptor, number, entry(index))
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOTTY):
                 raise
             return
 
 
-def _filled(ioctl: Ioctl, descriptor: int, number: int, structure: Filled) -> Filled:
+def _call(ioctl: Ioctl, descriptor: int, number: int, structure: Struct) -> Struct:
     ioctl(descriptor, number, structure)
     return structure
 
 
 def fourcc_text(code: int) -> str:
-    """A pixel format's four characters, the first one lowest (v4l2_fourcc); bit 31 only tells the byte order."""
+    """Return the four characters of a pixel format, lowest byte first (v4l2_fourcc). Bit 31 is the byte order."""
     return "".join(chr(code >> shift & 0xFF) for shift in (0, 8, 16)) + chr(code >> 24 & 0x7F)
 
 
@@ -298,9 +298,7 @@ def _text(raw: bytes) -> str:
 
 def _ioctl() -> Ioctl:
     if not sys.platform.startswith("linux"):
-        raise MissingError(
-            "Cameras can be listed on Linux only.", "Their formats are asked of Video4Linux2.", "--source 0"
-        )
+        raise MissingError("Cameras can be listed only on Linux.", "The list comes from Video4Linux2.", "--source 0")
     from fcntl import ioctl
 
     return ioctl

@@ -1,8 +1,8 @@
-"""What a trained mirror is worth, and what it says.
+"""Analysis of a trained mirror: ablation of the text feature, and nearest words.
 
-"CLIP Can Understand Depth" (arXiv 2402.03251) claims that the mirror beats human prompts and random
-mirrors, and that it drifts toward objects such as humans and windows. `ablate` and `read_mirror`
-check both on one model; `draw_reading` makes the second a picture.
+"CLIP Can Understand Depth" (arXiv 2402.03251) claims that the mirror outperforms human prompts and random mirrors, and
+that it moves towards objects such as humans and windows. `ablate` and `read_mirror` check both claims for a model;
+`explain_picture.draw_reading` draws the second result.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ EXPLAIN_VERSION = 1
 TRAINED, RANDOM, PROMPT, ZEROS, SHUFFLED = "trained mirror", "random mirror", "prompt", "zeros", "shuffled rows"
 HUMAN_PROMPT = "How far is this location from the camera?"
 RANDOM_SEEDS = (1001, 1002, 1003)
-"""Not such as trainings are given: with a training's own seed this is the mirror that it began with."""
+"""Unusual values: with the seed of a training, the random mirror would be the one the training started from."""
 SHUFFLE_SEED = 0
-LITTLE, MUCH = 0.01, 0.1
-"""Relative changes of AbsRel: below the first the decoder does the work, from the second on it relies on its text."""
+SMALL_CHANGE, LARGE_CHANGE = 0.01, 0.1
+"""Relative changes of AbsRel below which the decoder hardly uses its text feature, and from which it relies on it."""
 CAVEAT = (
-    "These replace the mirror after training, and the decoder was trained with this mirror: "
+    "The mirror was replaced after training, and the decoder was trained with it: "
     "a fair comparison of prompts retrains the decoder for each."
 )
 
@@ -54,31 +54,31 @@ WORDS = (
     *("half a metre away", "1 metre away", "3 metres away", "10 metres away", "100 metres away"),
     *("a photo", "light", "shadow", "texture"),
 )
-"""Objects, people, surfaces and distances, of rooms and streets."""
+"""People, objects, surfaces and distances, indoors and outdoors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """Errors of one model under several text features."""
+    """Errors of one model with different text features."""
 
     prompt: str | None
-    """None where this CLIP reads no words."""
+    """None if this CLIP has no vocabulary."""
     results: dict[str, tuple[Evaluation, ...]]
-    """The trained mirror first; one evaluation a seed."""
+    """By name of the text feature, the trained mirror first; one evaluation per seed."""
 
     def mean(self, name: str, metric: str) -> float:
         return float(np.mean(self._values(name, metric)))
 
     def spread(self, name: str, metric: str) -> float:
-        """Sample standard deviation over seeds; at least two."""
+        """Sample standard deviation over at least two seeds."""
         return float(np.std(self._values(name, metric), ddof=1))
 
     def change(self, name: str, metric: str) -> float:
-        """By what share of the trained mirror's a mean differs from it."""
+        """Relative change of a mean to that of the trained mirror."""
         return self.mean(name, metric) / self.mean(TRAINED, metric) - 1
 
     def extremes(self) -> tuple[tuple[str, float], tuple[str, float]]:
-        """The best and the worst single replacement, and the share by which AbsRel changes with each."""
+        """Name and relative change of AbsRel of the best and of the worst single replacement."""
         trained = self.mean(TRAINED, "abs_rel")
         changes = [
             (name if len(runs) == 1 else f"one {name}", value / trained - 1)
@@ -89,34 +89,34 @@ class Ablation:
         return min(changes, key=itemgetter(1)), max(changes, key=itemgetter(1))
 
     def verdict(self) -> str:
-        """What the text side is worth in this model, in one sentence."""
+        """Conclusion about the text feature, in one sentence."""
         (best, least), (worst, most) = self.extremes()
         largest = max(abs(least), abs(most))
         if largest == 0:
-            return "Replacing the mirror changes nothing at all: the decoder does not use its text feature."
-        if largest < LITTLE:
-            worth = f"under {LITTLE:.0%}, the decoder does the work"
-        elif largest < MUCH:
-            worth = f"between {LITTLE:.0%} and {MUCH:.0%}, the decoder relies a little on its text feature"
+            return "Replacing the mirror changes nothing: the decoder does not use its text feature."
+        if largest < SMALL_CHANGE:
+            conclusion = f"below {SMALL_CHANGE:.0%}, the decoder hardly uses its text feature"
+        elif largest < LARGE_CHANGE:
+            conclusion = f"{SMALL_CHANGE:.0%} to {LARGE_CHANGE:.0%}, the decoder relies a little on its text feature"
         else:
-            worth = f"{MUCH:.0%} or more, the decoder relies on its text feature"
-        if largest >= LITTLE > least:
-            worth += f", though not on this mirror: {best} does no worse"
+            conclusion = f"{LARGE_CHANGE:.0%} or more, the decoder relies on its text feature"
+        if largest >= SMALL_CHANGE > least:
+            conclusion += f", but not on this mirror: {best} is at least as good"
         change = f"{100 * least:+.1f} % ({best}) to {100 * most:+.1f} % ({worst})"
-        return f"Replacing the mirror changes AbsRel by {change}: {worth}."
+        return f"Replacing the mirror changes AbsRel by {change}: {conclusion}."
 
     def remarks(self) -> list[str]:
-        """What belongs under the figures."""
+        """Lines to print below the results: prompt, conclusion, caveat."""
         return [*([] if self.prompt is None else [f"prompt: {self.prompt}"]), self.verdict(), CAVEAT]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, every picture's errors included."""
+        """Plain values, including the errors of every image."""
         return {
             "prompt": self.prompt,
             "random_seeds": RANDOM_SEEDS,
             "verdict": self.verdict(),
             "caveat": CAVEAT,
-            "results": {name: [each.to_json() for each in runs] for name, runs in self.results.items()},
+            "results": {name: [run.to_json() for run in runs] for name, runs in self.results.items()},
         }
 
     def _values(self, name: str, metric: str) -> list[float]:
@@ -125,13 +125,17 @@ class Ablation:
 
 @torch.no_grad()
 def text_features(network: DepthNetwork, prompt: str | None) -> dict[str, list[Tensor]]:
-    """What the decoder may be told, shape `[feature]` each, one a seed: the mirror's own text feature first.
+    """Text features for the ablation, the mirror's own first.
 
     Args:
-        prompt: a sentence; None leaves it out.
+        network: the model.
+        prompt: a sentence; None for none.
+
+    Returns:
+        By name, one text feature `[feature]` per seed.
 
     Raises:
-        OptionError: a prompt for a CLIP that reads no words, or one too long for it.
+        OptionError: the CLIP has no vocabulary, or the prompt is too long.
     """
     own = network.mirror()
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
@@ -144,62 +148,65 @@ def text_features(network: DepthNetwork, prompt: str | None) -> dict[str, list[T
     if prompt is None:
         return features
     if (vocabulary := vocabulary_of(network)) is None:
-        why = "Its text tower has no vocabulary of words."
+        why = "Its text tower has no vocabulary."
         raise OptionError(f"{network.config.preset} cannot be given a prompt.", why, "Leave --prompt out.")
     return features | {PROMPT: [vocabulary.features([prompt])[0]]}
 
 
 def vocabulary_of(network: DepthNetwork) -> Vocabulary | None:
-    """The network's way from words to text features; None where it has none."""
+    """Vocabulary of a network's CLIP; None if it has none."""
     return open_vocabulary(network.clip, network.config.clip_model)
 
 
 def why_unread(network: DepthNetwork) -> str | None:
-    """Why its mirror is not held against words, as the rest of a sentence on the model; None where it is."""
+    """Why a mirror cannot be compared with words, as a clause; None if it can."""
     if not knows_words(network.config):
-        return "its text tower was never trained on text, so words mean nothing to it"
-    return "it reads words with another tokenizer than CLIP's own" if vocabulary_of(network) is None else None
+        return "its text tower was never trained on text, so its features of words are random"
+    return "it uses another tokenizer than CLIP's" if vocabulary_of(network) is None else None
 
 
 def random_mirror(network: DepthNetwork, seed: int) -> Tensor:
-    """A mirror as training starts with, `[length, width]`."""
+    """A mirror as initialised for training, `[length, width]`."""
     own = network.mirror()
     return (torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)) * INITIAL_STD).to(own.device)
 
 
 def ablate(network: DepthNetwork, samples: Iterable[Sample], protocol: Protocol, prompt: str | None = None) -> Ablation:
-    """Evaluate a network under its own text feature and under others in its place.
+    """Evaluate a network with its own text feature and with replacements of it.
 
-    The frozen image tower runs once a picture; only the decoder runs anew for each text feature.
-    Frames, preprocessing and metrics are those of a checkpoint's evaluation.
+    Frames, preprocessing and metrics are those of `evaluate`. The image tower runs once per image, only the decoder
+    runs for each text feature.
 
     Args:
-        prompt: `HUMAN_PROMPT` where None, and none at all for a CLIP that reads no words.
+        network: the model.
+        samples: images with depth.
+        protocol: evaluation protocol.
+        prompt: a human prompt; None for `HUMAN_PROMPT`, or for none if the CLIP has no vocabulary.
 
     Raises:
-        InputError: there are no pictures, or one cannot be evaluated.
-        OptionError: a prompt for a CLIP that reads no words, or one too long for it.
+        InputError: there are no images, or one cannot be evaluated.
+        OptionError: the CLIP has no vocabulary, or the prompt is too long.
     """
     if prompt is None and vocabulary_of(network) is not None:
         prompt = HUMAN_PROMPT
     features = text_features(network, prompt)
-    pictures: dict[str, list[list[PictureResult]]] = {name: [[] for _ in each] for name, each in features.items()}
+    pictures: dict[str, list[list[PictureResult]]] = {name: [[] for _ in seeds] for name, seeds in features.items()}
     for sample in samples:
-        tower = _RememberedTower(network)
-        for name, each in features.items():
-            for feature, done in zip(each, pictures[name], strict=True):
-                done += evaluate(_Told(tower, feature), [sample], protocol).pictures
+        tower = _CachedTower(network)
+        for name, seeds in features.items():
+            for feature, results_of_seed in zip(seeds, pictures[name], strict=True):
+                results_of_seed += evaluate(_FixedTextPredictor(tower, feature), [sample], protocol).pictures
     results = {
         name: tuple(Evaluation(protocol=protocol, pictures=tuple(run)) for run in runs)
         for name, runs in pictures.items()
     }
     ablation = Ablation(prompt=prompt, results=results)
-    ablation.mean(TRAINED, "abs_rel")  # says so if there was no picture
+    ablation.mean(TRAINED, "abs_rel")  # raises if there was no image
     return ablation
 
 
-class _RememberedTower:
-    """The image tower, run once for each frame it is shown."""
+class _CachedTower:
+    """The image tower with a cache of its features by frame."""
 
     def __init__(self, network: DepthNetwork) -> None:
         self.network = network
@@ -216,10 +223,10 @@ class _RememberedTower:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A predictor whose decoder is told a given text feature."""
+class _FixedTextPredictor:
+    """A predictor whose decoder gets a fixed text feature."""
 
-    tower: _RememberedTower
+    tower: _CachedTower
     feature: Tensor
 
     @torch.no_grad()
@@ -231,20 +238,20 @@ class _Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A mirror held against words; all values are cosines."""
+    """Cosine similarities of a mirror and words."""
 
     words: tuple[str, ...]
     cosines: tuple[float, ...]
-    """Of the mirror's text feature with each word's."""
+    """Of the mirror's text feature and the text feature of each word."""
     by_chance: tuple[float, ...]
-    """The same, mean over random mirrors: only what lies beyond it has been learnt."""
+    """The same for random mirrors, on average: the baseline of an untrained mirror."""
     rows: tuple[tuple[tuple[str, float], ...], ...]
-    """The nearest entries of the vocabulary to each row of the mirror, nearest first."""
+    """Vocabulary entries nearest to each row of the mirror, with their cosines, nearest first."""
     rows_by_chance: float
-    """Cosine of a random mirror's row with its nearest entry, mean over rows and random mirrors."""
+    """Mean cosine of the rows of random mirrors and their nearest entry."""
     epochs: tuple[int, ...] = ()
     epoch_cosines: tuple[tuple[float, ...], ...] = ()
-    """The cosines after each epoch of a training."""
+    """`cosines` after each of `epochs`."""
 
     @property
     def order(self) -> list[int]:
@@ -275,24 +282,26 @@ def read_mirror(
     nearest: int = 3,
     force: bool = False,
 ) -> Reading | None:
-    """Hold the mirror against words.
+    """Compare a mirror with words.
 
     Args:
-        epochs: mirrors of a training by epoch, `[length, width]` each.
-        nearest: entries of the vocabulary to name for each row.
-        force: read even what was never trained on text.
+        network: the model.
+        words: words or phrases.
+        epochs: mirrors `[length, width]` of a training, by epoch.
+        nearest: number of vocabulary entries per row.
+        force: also compare if the text tower was never trained on text.
 
     Returns:
-        None where there is a reason not to (`why_unread`).
+        None if a comparison is meaningless (`why_unread`).
     """
     vocabulary = vocabulary_of(network)
     if vocabulary is None or (why_unread(network) and not force):
         return None
     with torch.no_grad():
-        of_words = vocabulary.features(words)
+        word_features = vocabulary.features(words)
 
-        def to_words(mirror: Tensor) -> Tensor:
-            return _cosines(network.text(mirror.to(of_words.device))[None], of_words)[0]
+        def cosines_to_words(mirror: Tensor) -> Tensor:
+            return _cosines(network.text(mirror.to(word_features.device))[None], word_features)[0]
 
         randoms = [random_mirror(network, seed) for seed in RANDOM_SEEDS]
         table = vocabulary.embeddings
@@ -300,20 +309,20 @@ def read_mirror(
         chance = torch.cat([_cosines(mirror, table).amax(1) for mirror in randoms])
         return Reading(
             words=tuple(words),
-            cosines=tuple(to_words(network.mirror()).tolist()),
-            by_chance=tuple(torch.stack([to_words(mirror) for mirror in randoms]).mean(0).tolist()),
+            cosines=tuple(cosines_to_words(network.mirror()).tolist()),
+            by_chance=tuple(torch.stack([cosines_to_words(mirror) for mirror in randoms]).mean(0).tolist()),
             rows=tuple(
                 tuple((vocabulary.spelling(entry), cosine) for entry, cosine in zip(entries, cosines, strict=True))
                 for entries, cosines in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ),
             rows_by_chance=chance.mean().item(),
             epochs=tuple(epochs or ()),
-            epoch_cosines=tuple(tuple(to_words(mirror).tolist()) for mirror in (epochs or {}).values()),
+            epoch_cosines=tuple(tuple(cosines_to_words(mirror).tolist()) for mirror in (epochs or {}).values()),
         )
 
 
 def to_json(info: CheckpointInfo, ablation: Ablation | None, reading: Reading | None) -> dict[str, Any]:
-    """All that was found out of a checkpoint, as plain values."""
+    """Results for a checkpoint as plain values."""
     return {
         "schema_version": EXPLAIN_VERSION,
         "mirrordepth_edge": __version__,
@@ -324,52 +333,52 @@ def to_json(info: CheckpointInfo, ablation: Ablation | None, reading: Reading | 
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    """`[m, width]` and `[n, width]` to `[m, n]`."""
+    """Cosine similarities `[m, n]` of `[m, width]` and `[n, width]`."""
     return torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
 
 
 def read_words(path: Path) -> list[str]:
-    """Words or prompts from a text file, one a line; empty lines and repeated ones do not count.
+    """Read words or prompts from a text file, one per line, without empty and repeated lines.
 
     Raises:
-        InputError: the file is missing, no UTF-8 text, or holds none.
+        InputError: the file is missing, not UTF-8, or empty.
     """
     existing_file(path, "list of words")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text.", f"It is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
+        raise InputError(f"{path} is not text.", f"It is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     if not any(lines):
-        raise InputError(f"{path} holds no words.", "All of its lines are empty.", "Write one word or prompt a line.")
+        raise InputError(f"{path} has no words.", "All lines are empty.", "Write one word or prompt per line.")
     return [line for line in dict.fromkeys(lines) if line]
 
 
 def read_run(run: Path, checkpoint: Path, info: CheckpointInfo) -> dict[int, Tensor]:
-    """The mirrors that a training left after its epochs, `[length, width]` each, by epoch.
+    """Read the mirrors after each epoch of a training, `[length, width]` each, by epoch.
 
     Args:
-        run: the training's folder, with `checkpoints/epoch-*.safetensors`.
+        run: folder of the training, with `checkpoints/epoch-*.safetensors`.
         checkpoint, info: the model that they must belong to.
 
     Raises:
-        InputError: there are none, or they are of another model.
+        InputError: there are no checkpoints, or they are of another model.
     """
     folder = run / "checkpoints"
-    found = ((re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("epoch-*"))
-    files = dict(sorted((int(match[1]), path) for match, path in found if match))
+    matches = ((re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("epoch-*"))
+    files = dict(sorted((int(match[1]), path) for match, path in matches if match))
     if not files:
-        why = f"{folder} holds no epoch-*.safetensors." if folder.is_dir() else f"It has no folder {folder.name}."
+        why = f"{folder} has no epoch-*.safetensors." if folder.is_dir() else f"It has no folder {folder.name}."
         cure = "Name the folder of a training: --run RUN_DIR"
-        raise InputError(f"There are no checkpoints of epochs in {run}.", why, cure)
+        raise InputError(f"{run} has no epoch checkpoints.", why, cure)
     mirrors = {}
     for epoch, path in files.items():
         other = read_checkpoint_info(path)
         if other.model != info.model or other.clip_sha256 != info.clip_sha256:
             what = "other CLIP weights" if other.model == info.model else "another tower, size or decoder"
             raise InputError(
-                f"{path} is of another model than {checkpoint}.",
+                f"{path} has another model than {checkpoint}.",
                 f"It was trained with {what} ({other.model.preset}).",
-                f"Name the run that {checkpoint.name} comes from, or leave --run out.",
+                f"Name the run of {checkpoint.name}, or leave --run out.",
             )
         try:
             with safe_open(path, framework="pt") as tensors:

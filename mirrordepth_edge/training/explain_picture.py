@@ -1,4 +1,4 @@
-"""What `core.explain` read from a mirror, as a picture: bars of cosines, or their way over the epochs."""
+"""Charts of a `Reading`: cosines of a mirror and words, as bars or over epochs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ GAP_PX = 8
 DOT_PX = 6
 LABEL_CHARACTERS = 32
 CURVE_COLOURS = ((0, 90, 160), (200, 80, 0), (0, 130, 90), (150, 60, 150), (170, 140, 0), (90, 90, 90))
-"""RGB, dark enough for white paper; one a curve."""
+"""RGB of each curve, readable on white."""
 GRID = (225, 225, 225)
 
 
 def draw_reading(reading: Reading) -> Frame:
-    """A reading as a picture: bars of the cosines, or words by epochs above the curves of the nearest words.
+    """Draw a reading: a bar chart, or with epochs a heat map and the curves of the nearest words.
 
     Returns:
         uint8 RGB `[H, W, 3]`.
@@ -33,7 +33,7 @@ def draw_reading(reading: Reading) -> Frame:
     if not reading.epochs:
         return draw.titled(_bars(reading), "cosine of the mirror's text feature to words (marks: random mirrors)")
     heat = draw.titled(_heat_map(reading), "cosine of the mirror's text feature to words")
-    return draw.stacked([heat, draw.titled(_curves(reading), "the same, of the words nearest in the end")])
+    return draw.stacked([heat, draw.titled(_curves(reading), "the same for the nearest words after the last epoch")])
 
 
 def _bars(reading: Reading) -> Frame:
@@ -73,7 +73,7 @@ def _heat_map(reading: Reading) -> Frame:
 
 
 def _curves(reading: Reading) -> Frame:
-    """Cosines over epochs of the words nearest in the end; the columns are those of the heat map."""
+    """Cosines of the finally nearest words over epochs, aligned with the columns of the heat map."""
     shown = reading.order[: len(CURVE_COLOURS)]
     values = np.array(reading.epoch_cosines, np.float32).T[shown]
     low, high = _limits(values.ravel().tolist())
@@ -101,7 +101,7 @@ def _curves(reading: Reading) -> Frame:
 
 
 def _framed(labels: Frame, plot: Frame, axis: Frame, right: Frame | None = None, gap: int = GAP_PX) -> Frame:
-    """Labels, plot and what stands right of it, with the plot's axis below."""
+    """Arrange labels, plot, an optional panel on the right, and the axis below."""
     inside = draw.side_by_side([labels, plot], gap=GAP_PX)
     body = inside if right is None else draw.side_by_side([inside, right], gap=gap)
     below = draw.side_by_side([_paper(len(axis), labels.shape[1]), axis], gap=GAP_PX)
@@ -133,7 +133,7 @@ def _epoch_axis(reading: Reading) -> Frame:
 
 
 def _axis(ticks: Mapping[int, str], title: str, width: int) -> Frame:
-    """Labels by column, and what they count."""
+    """Axis with tick labels by column and a title."""
     canvas = _paper(AXIS_PX, width)
     for column, text in ticks.items():
         cv2.line(canvas, (column, 0), (column, draw.TICK_PX - 1), draw.INK)
@@ -144,7 +144,7 @@ def _axis(ticks: Mapping[int, str], title: str, width: int) -> Frame:
 
 
 def _spread(rows: list[int]) -> list[int]:
-    """Rows moved as little as keeps them a label apart and inside the curves' plot."""
+    """Move label rows so that they do not overlap and stay inside the plot."""
     order = sorted(range(len(rows)), key=lambda index: rows[index])
     places = [rows[index] for index in order]
     for index in range(1, len(places)):
@@ -161,7 +161,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
 
 
 def _width(reading: Reading) -> int:
-    """Of a plot over epochs: a whole number of pixels an epoch."""
+    """Width of a plot over epochs: a multiple of the number of epochs."""
     return -(-PLOT_PX // len(reading.epochs)) * len(reading.epochs)
 
 
@@ -170,7 +170,7 @@ def _left(reading: Reading) -> int:
 
 
 def _label(word: str) -> str:
-    """What OpenCV's fonts can draw of a word."""
+    """A word as OpenCV's ASCII fonts can draw it."""
     text = word if len(word) <= LABEL_CHARACTERS else f"{word[: LABEL_CHARACTERS - 3]}..."
     return text.encode("ascii", "replace").decode()
 

@@ -1,10 +1,9 @@
-"""The frozen tower's features on disk, so that an epoch costs only the decoder.
+"""Feature cache: outputs of the frozen image tower on disk, so that an epoch only computes the decoder.
 
-A cache holds N augmented copies of a data set. A view is one row of float16 numbers: the taps,
-deepest first, then the depth in metres (whose rounding is at most 0.05 %). Rows lie in `.npy` shards
-that training maps into memory; a shard is written whole or not at all, so that an interrupted cache
-goes on where it stopped. `cache.json` says what the features were computed from, and a cache that
-was computed from anything else is refused.
+A cache holds N augmented copies of a data set. A view is one row of float16 values: the taps, deepest first, then depth
+in metres (rounded by at most 0.05 %). Rows are stored in `.npy` shards that training maps into memory. Shards are
+written atomically, so an interrupted cache continues where it stopped. `cache.json` describes what the features were
+computed from; a cache with another description is refused.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_json
 from mirrordepth_edge.support.schema import read_strict
-from mirrordepth_edge.training.processes import barrier, rank, world_size
-from mirrordepth_edge.training.views import Draw, FreshViews, Problem, View, collate, one_thread_each
+from mirrordepth_edge.training.distributed import barrier, rank, world_size
+from mirrordepth_edge.training.views import Draw, FreshViews, UnreadableSample, View, collate, limit_worker_threads
 
 CACHE_VERSION = 1
 SHARD_BYTES = 128 * 2**20
 FLOAT16_MAX = 65504.0
 CHUNK = 16
-"""Pictures that go through the tower together."""
+"""Batch size of the image tower."""
 AUGMENTATION = ("seed", "flip_probability", "zoom_min", "rotate_deg", "jitter", "bf16")
-"""What of a training's settings changes its views or their features."""
+"""Training settings that affect views or their features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo(Strict):
-    """What the features of a cache were computed from, and how they lie."""
+    """Contents of `cache.json`: what the features were computed from, and their layout."""
 
     version: int = CACHE_VERSION
     clip_sha256: str
@@ -57,7 +56,7 @@ class CacheInfo(Strict):
     """Fingerprint of the data set."""
     samples: int
     skip_bad: bool
-    """Whether readable pictures may stand in for unreadable ones."""
+    """Whether unreadable samples may be replaced by readable ones."""
     copies: int
     tap_shapes: tuple[tuple[int, ...], ...]
     prefix: int
@@ -65,7 +64,7 @@ class CacheInfo(Strict):
 
     @property
     def row_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of what a row holds: the taps, then the depth."""
+        """Shapes of the parts of a row: taps, then depth."""
         return (*self.tap_shapes, self.size_hw)
 
     @property
@@ -82,7 +81,7 @@ class CacheInfo(Strict):
 
 
 class CachedViews(Dataset):
-    """Views of a finished cache: epoch e sees copy e mod N."""
+    """Views of a complete cache; epoch e uses copy e mod N."""
 
     def __init__(self, folder: Path, info: CacheInfo) -> None:
         self.folder = folder
@@ -94,7 +93,7 @@ class CachedViews(Dataset):
     def __getitem__(self, draw: Draw) -> View:
         epoch, index = draw
         shard, place = divmod(epoch % self.info.copies * self.info.samples + index, self.info.rows_per_shard)
-        # Opened each time: a map keeps its file open, and there are more shards than a process may open.
+        # Opened on each access: there may be more shards than a process may keep open.
         row = torch.from_numpy(np.array(np.load(shard_path(self.folder, shard), mmap_mode="r")[place]))
         shapes = self.info.row_shapes
         *taps, truth_m = (part.view(shape) for part, shape in zip(row.split([*map(prod, shapes)]), shapes, strict=True))
@@ -110,25 +109,29 @@ def cached_views(
     workers: int = 0,
     skip_bad: bool = False,
     on_rows: Callable[[int, int], None] = lambda done, rows: None,
-    on_problem: Callable[[Problem], None] = lambda problem: None,
+    on_problem: Callable[[UnreadableSample], None] = lambda problem: None,
 ) -> CachedViews:
-    """Open the cache in `folder`; make it, or what is missing of it, first.
+    """Open the feature cache in `folder`; compute what is missing first.
 
-    Several processes share the work, a shard each in turn.
+    Training processes share the work by shards.
 
     Args:
-        network: its tower computes the features, on the device it is on.
-        config: `feature_copies` copies are made; copy k is what epoch k would see without a cache.
-        workers: processes that read and augment.
-        on_rows: called with how many views of how many are there.
+        network: its image tower computes the features, on its device.
+        dataset: images with depth.
+        config: `feature_copies` copies are computed; copy k equals the views of epoch k without a cache.
+        folder: folder of the cache.
+        workers: number of data loader processes.
+        skip_bad: replace unreadable samples by readable ones.
+        on_rows: called with the number of finished views and of all views.
+        on_problem: called for each unreadable sample.
 
     Raises:
-        InputError: the folder holds another cache, the disk is too small, a sample cannot be read,
-            or a feature does not fit into float16.
+        InputError: the folder holds another cache, the disk is too small, a sample cannot be read, or a feature
+            exceeds the range of float16.
     """
     info = cache_info(network, dataset, config, skip_bad=skip_bad)
     if rank() == 0:
-        _claim(folder, info)
+        _create_or_check(folder, info)
     barrier()
     missing = [shard for shard in range(info.shards) if not shard_path(folder, shard).is_file()]
     _check_space(folder, info, len(missing))
@@ -149,12 +152,12 @@ def cached_views(
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Name of a shard."""
+    """Path of a shard."""
     return folder / f"{shard:05d}.npy"
 
 
 def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig, *, skip_bad: bool) -> CacheInfo:
-    """Description of the cache that these settings need."""
+    """Describe the cache for these settings."""
     model = network.config
     with torch.no_grad():
         taps = network.tower(torch.zeros(1, 3, *model.size_hw, device=next(network.parameters()).device))
@@ -178,26 +181,26 @@ def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig
     )
 
 
-def _claim(folder: Path, info: CacheInfo) -> None:
-    """Write `cache.json`, or hold it against what is there."""
+def _create_or_check(folder: Path, info: CacheInfo) -> None:
+    """Write `cache.json`, or compare it with the existing one."""
     ensure_folder(folder)
     description = folder / "cache.json"
     if not description.is_file():
         write_json(description, asdict(info))
         return
-    cure = f"Name another folder with --cache-features, or delete {folder} to compute it anew."
+    cure = f"Name another folder with --cache-features, or delete {folder} to recompute it."
     try:
-        found = read_strict(CacheInfo, json.loads(description.read_text(encoding="utf-8")), str(description), cure)
+        existing = read_strict(CacheInfo, json.loads(description.read_text(encoding="utf-8")), str(description), cure)
     except ValueError as error:
-        raise InputError(f"{description} is no valid JSON.", str(error), cure) from error
-    if found == info:
+        raise InputError(f"{description} is not valid JSON.", str(error), cure) from error
+    if existing == info:
         return
-    if replace(found, skip_bad=True) == info:  # all that is there could be read: the same rows
+    if replace(existing, skip_bad=True) == info:  # computed without unreadable samples: the rows are the same
         write_json(description, asdict(info))
         return
-    there, here = asdict(found), asdict(info)
+    there, here = asdict(existing), asdict(info)
     name = next(name for name in here if there[name] != here[name])
-    words = {"clip_sha256": "other CLIP weights", "data": "other pictures"}.get(name, f"another {name}")
+    words = {"clip_sha256": "other CLIP weights", "data": "other images"}.get(name, f"another {name}")
     raise InputError(
         f"The feature cache in {folder} was made with {words}.",
         f"{name} is {there[name]} there and {here[name]} here.",
@@ -211,9 +214,8 @@ def _check_space(folder: Path, info: CacheInfo, missing: int) -> None:
     if needed > free:
         raise InputError(
             f"The feature cache does not fit into {folder}.",
-            f"{info.copies} copies of {info.samples} pictures take {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are "
-            "free.",
-            "Make fewer copies (--copies), free space, or name a folder on another disk.",
+            f"{info.copies} copies of {info.samples} images need {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.",
+            "Reduce --copies, free space, or name a folder on another disk.",
         )
 
 
@@ -227,16 +229,16 @@ def _features(
     config: TrainConfig,
     rows: list[int],
     workers: int,
-    on_problem: Callable[[Problem], None],
+    on_problem: Callable[[UnreadableSample], None],
 ) -> Iterator[npt.NDArray[np.float16]]:
-    """Rows of a cache, some at a time, in order."""
+    """Compute rows of the cache in order, in chunks `[n, row_length]`."""
     draws: list[Draw] = [divmod(row, len(views)) for row in rows]
     loader = DataLoader(
         views,
         batch_sampler=[draws[start : start + CHUNK] for start in range(0, len(draws), CHUNK)],
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=one_thread_each,
+        worker_init_fn=limit_worker_threads,
     )
     for batch in loader:
         for problem in batch.problems:
@@ -244,20 +246,20 @@ def _features(
         if not batch.inputs:
             raise batch.unreadable()
         taps = tower_features(network, batch.inputs[0], config)
-        truth_m = batch.truth_m.where(batch.truth_m.abs() <= FLOAT16_MAX, 0.0)  # NaN compares false: no depth
+        truth_m = batch.truth_m.where(batch.truth_m.abs() <= FLOAT16_MAX, 0.0)  # and NaN, which compares false
         parts = [*taps.features, truth_m.to(taps.features[0].device)]
         chunk = torch.cat([part.flatten(1).half() for part in parts], dim=1)
         if not torch.isfinite(chunk).all():
             raise InputError(
                 "A feature of the image tower does not fit into 16 bits.",
-                f"It is beyond {FLOAT16_MAX:.0f}, or not a number.",
+                f"It exceeds {FLOAT16_MAX:.0f} or is NaN.",
                 "Train without --cache-features.",
             )
         yield chunk.cpu().numpy()
 
 
 def tower_features(network: DepthNetwork, frames: Tensor, config: TrainConfig) -> Taps:
-    """The frozen tower on uint8 frames `[B, H, W, 3]`, in bfloat16 where `config` says so; float32 out."""
+    """Run the frozen image tower on uint8 frames `[B, H, W, 3]`, in bfloat16 if configured; returns float32 taps."""
     device = next(network.parameters()).device
     images = normalise_pixels(frames.to(device, non_blocking=True), network.config.preprocess)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):

@@ -1,4 +1,4 @@
-"""A whole training: data, network, epochs, and after each what a `kill -9` cannot take away."""
+"""A complete training run: data, network, epochs, checkpoints. It can be killed at any time and resumed."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.model.checkpoint import save_checkpoint, start_from
 from mirrordepth_edge.model.nano import create_nano
 from mirrordepth_edge.model.network import DepthNetwork, create_network
+from mirrordepth_edge.training.distributed import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.features import CachedViews, cached_views
-from mirrordepth_edge.training.processes import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
 from mirrordepth_edge.training.trainer import Progress, Resources, Trainer, evaluate, predictor
-from mirrordepth_edge.training.views import FreshViews, Problem
+from mirrordepth_edge.training.views import FreshViews, UnreadableSample
 
-PICTURES = 4
-"""Depth pictures an epoch, for TensorBoard."""
+TENSORBOARD_IMAGES = 4
+"""Number of depth images per epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Who is told how training goes; in one process only, the first."""
+    """Progress callbacks; called in the first process only."""
 
     step: Callable[[Progress], None] = lambda progress: None
     epoch: Callable[[EpochResult], None] = lambda result: None
-    problem: Callable[[Problem], None] = lambda problem: None
-    """A sample was skipped; told once for each."""
+    problem: Callable[[UnreadableSample], None] = lambda problem: None
+    """Called once for each skipped sample."""
     cached: Callable[[int, int], None] = lambda done, views: None
-    """Views in the feature cache, of how many."""
+    """Called with the number of views in the feature cache and of all views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a training uses beside its settings."""
+    """Options that do not affect the result of a training, except for skipped samples."""
 
     resources: Resources = Resources()  # noqa: RUF009 - frozen
     clip_weights: Path | None = None
     cache: Path | None = None
-    """Folder of the feature cache, where `TrainConfig.feature_copies` asks for one."""
+    """Folder of the feature cache with `TrainConfig.feature_copies` copies; None for no cache."""
     skip_bad: bool = False
     validate_every: int = 1
-    """Epochs between two evaluations; the last is always evaluated."""
+    """Validate every n-th epoch, and always the last."""
 
 
 def datasets(config: RunConfig) -> tuple[DepthDataset, DepthDataset | None]:
-    """Pictures to train on, and those held out."""
+    """Open training and validation data; None for no validation."""
     dataset = choose_dataset(config.data, "train")
     if config.validation is not None:
         return dataset, choose_dataset(config.validation, "test")
@@ -65,7 +65,7 @@ def datasets(config: RunConfig) -> tuple[DepthDataset, DepthDataset | None]:
 
 
 def trainable_network(config: ModelConfig, clip_weights: Path | None, seed: int) -> DepthNetwork:
-    """The model with CLIP's weights, mirror and decoder untrained."""
+    """Create the network with CLIP's weights and an untrained mirror and decoder."""
     if config.preset == "nano":
         return create_nano(config, seed, clip_weights)
     return create_network(config, clip_weights, seed)
@@ -79,18 +79,21 @@ def fit(
     *,
     resume: bool = False,
 ) -> Path:
-    """Train a model as `config` says.
+    """Train a model.
 
     Args:
-        folder: takes everything that comes of it.
-        resume: go on with the run that is in the folder, to the same numbers as without a break.
+        config: all settings that affect the result.
+        folder: folder of the run.
+        options: resources and files.
+        callbacks: progress callbacks.
+        resume: continue the run in the folder; gives the same numbers as without interruption.
 
     Returns:
-        The checkpoint to keep: the epoch of least AbsRel on the held-out pictures, or the last.
+        Path of the checkpoint with the lowest validation AbsRel, or of the last one without validation.
 
     Raises:
-        InputError: data, weights or an earlier run cannot be used, or the loss is not finite.
-        OptionError: settings that do not go together.
+        InputError: data, weights or the earlier run cannot be used, or the loss is not finite.
+        OptionError: settings exclude each other.
         MissingError: a package is not installed.
     """
     if find_spec("tensorboard") is None:
@@ -108,7 +111,7 @@ def fit(
         if rank() == 0:
             if state is None:
                 folder.start(config, about)
-            check_samples(held_out or (), config.protocol)  # now, not after an epoch
+            check_samples(held_out or (), config.protocol)  # fail now, not after the first epoch
         skipped = _Skipped(callbacks.problem)
         views = _views(network.to(options.resources.device), dataset, config, options, callbacks, skipped)
         trainer = Trainer(network, views, config.train, options.resources, folder.bad_batch)
@@ -119,8 +122,8 @@ def fit(
         if rank() == 0:
             shown = dataset if held_out is None else held_out
             with _TensorBoardLogger(folder, trainer, shown, done) as board:
-                keeper = _CheckpointWriter(trainer, config, folder, held_out, about, board, folder.results()[:done])
-                _epochs(trainer, done, keeper, options.validate_every, callbacks, skipped)
+                writer = _CheckpointWriter(trainer, config, folder, held_out, about, board, folder.results()[:done])
+                _epochs(trainer, done, writer, options.validate_every, callbacks, skipped)
         else:
             _epochs(trainer, done, None, options.validate_every, callbacks, skipped)
     return folder.checkpoint(config.train.epochs) if held_out is None else folder.best
@@ -151,19 +154,19 @@ def _views(
 def _epochs(
     trainer: Trainer,
     done: int,
-    keeper: _CheckpointWriter | None,
+    writer: _CheckpointWriter | None,
     validate_every: int,
     callbacks: Callbacks,
     skipped: _Skipped,
 ) -> None:
-    """Train; in the first process, with a keeper, also measure and write."""
+    """Train the remaining epochs; the first process has a writer and also validates and writes checkpoints."""
     last: Progress | None = None
 
     def step(progress: Progress) -> None:
         nonlocal last
         last = progress
-        if keeper is not None:
-            keeper.board.step(progress)
+        if writer is not None:
+            writer.board.step(progress)
         callbacks.step(progress)
 
     epochs = trainer.config.epochs
@@ -171,34 +174,34 @@ def _epochs(
         began = time.perf_counter()
         loss = trainer.run_epoch(epoch - 1, step, skipped)
         seconds, count = time.perf_counter() - began, skipped.count()
-        if keeper is not None and last is not None:
+        if writer is not None and last is not None:
             due = epoch % validate_every == 0 or epoch == epochs
             result = EpochResult(
                 epoch=epoch, loss=loss, learning_rate=last.learning_rate, seconds=seconds, skipped=count, metrics=None
             )
-            callbacks.epoch(keeper.keep(result, validate=due))
+            callbacks.epoch(writer.write(result, validate=due))
         barrier()
 
 
 class _Skipped:
-    """Samples that were skipped: each told once, and counted over all processes."""
+    """Reports each skipped sample once, and counts them over all processes."""
 
-    def __init__(self, tell: Callable[[Problem], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[UnreadableSample], None]) -> None:
+        self._report = report
         self._samples: set[int] = set()
 
-    def __call__(self, problem: Problem) -> None:
+    def __call__(self, problem: UnreadableSample) -> None:
         if problem.sample not in self._samples:
             self._samples.add(problem.sample)
-            self._tell(problem)
+            self._report(problem)
 
     def count(self) -> int:
-        """To be called in every process."""
+        """Number of skipped samples; must be called in every process."""
         return len(all_gather(self._samples))
 
 
 class _CheckpointWriter:
-    """Measures and writes what an epoch gave."""
+    """Validates and writes checkpoint, history and state after each epoch."""
 
     def __init__(
         self,
@@ -215,8 +218,8 @@ class _CheckpointWriter:
         self._training = {**about, "settings": asdict(config.train)}
         self._results = results
 
-    def keep(self, result: EpochResult, *, validate: bool) -> EpochResult:
-        """Checkpoint, history and state of an epoch; the result with its metrics."""
+    def write(self, result: EpochResult, *, validate: bool) -> EpochResult:
+        """Write the files of an epoch; returns its result with validation metrics."""
         with self._trainer.averaged_weights():
             training = {**self._training, "epoch": result.epoch}
             if self._held_out is not None and validate:
@@ -231,13 +234,13 @@ class _CheckpointWriter:
                 save_checkpoint(self._trainer.network, path, training=training)
             self.board.epoch(result)
         self._folder.write_history(self._results)
-        # Last, so that it never speaks of files that are not there.
+        # Last, so that the state never refers to files that were not written.
         self._folder.write_state({"epochs": result.epoch, "trainer": self._trainer.state()})
         return result
 
 
 class _TensorBoardLogger:
-    """TensorBoard's files of a run."""
+    """TensorBoard log of a run: scalars, and depth of a few images."""
 
     def __enter__(self) -> _TensorBoardLogger:
         return self
@@ -245,18 +248,18 @@ class _TensorBoardLogger:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, shown: DepthDataset, done: int) -> None:
+    def __init__(self, folder: RunFolder, trainer: Trainer, dataset: DepthDataset, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._network = trainer.network
         self._step = done * trainer.steps // trainer.config.epochs
-        # What a killed epoch left behind is dropped.
+        # Drop events of an interrupted epoch.
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=self._step + 1)
-        spread = sorted({len(shown) * place // PICTURES for place in range(PICTURES)})
-        self._shown = []
-        for index in spread:
-            with suppress(InputError):  # pictures are nice to have; whoever needs this one says so
-                self._shown.append(shown[index])
+        indices = sorted({len(dataset) * place // TENSORBOARD_IMAGES for place in range(TENSORBOARD_IMAGES)})
+        self._samples = []
+        for index in indices:
+            with suppress(InputError):  # these images are optional; training reports unreadable samples itself
+                self._samples.append(dataset[index])
 
     def step(self, progress: Progress) -> None:
         self._step = progress.step
@@ -267,7 +270,7 @@ class _TensorBoardLogger:
         for name, value in (asdict(result.metrics) if result.metrics else {}).items():
             self._writer.add_scalar(f"validation/{name}", value, self._step)
         predict, limits_m = predictor(self._network), self._network.config.depth_limits_m
-        for sample in self._shown:
+        for sample in self._samples:
             depths = (colourise(depth_m, limits_m) for depth_m in (predict(sample.frame), sample.depth_m))
             row = side_by_side([sample.frame, *depths])
             self._writer.add_image(sample.name, row, self._step, dataformats="HWC")

@@ -1,7 +1,7 @@
-"""Losses on metric depth. Predictions and truth in metres, truth <= 0 or not finite is no value.
+"""Losses on metric depth. Predictions and truth are in metres; truth that is <= 0 or not finite is no value.
 
-Every loss here is a function of sums over valid pixels. Sums add up over processes, so that several
-of them compute the very loss of one with the whole batch.
+Every loss is a function of sums over valid pixels. Sums are added over processes, so distributed training computes the
+same loss as one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ EDGE_SCALES = 4
 
 
 def log_error(prediction_m: Tensor, truth_m: Tensor, valid: Tensor) -> Tensor:
-    """`ln p - ln y`, zero where not valid; same shape. Masked before the logarithm, never after.
+    """Log error `ln p - ln y`, zero where not valid; same shape as the inputs.
 
     Args:
-        prediction_m, truth_m: metres, shape `[B, H, W]`.
-        valid: bool, same shape.
+        prediction_m, truth_m: `[B, H, W]`, metres.
+        valid: bool `[B, H, W]`.
     """
+    # Masked before the logarithm: masking afterwards would leave NaN in the gradient.
     one = torch.ones((), device=prediction_m.device)
     return torch.log(torch.where(valid, prediction_m, one)) - torch.log(torch.where(valid, truth_m, one))
 
 
 def error_sums(error: Tensor, valid: Tensor, *, edges: bool = False) -> Tensor:
-    """What the losses are made of, float32 `[6]`: n, sum g, sum g^2, sum |g|; pairs, sum over pairs.
+    """Sums from which the losses are computed: n, sum g, sum g^2, sum |g|, pairs, sum |g - g'| over pairs.
 
     Args:
-        error: log errors g, shape `[B, H, W]`, zero where not valid.
-        valid: bool, same shape.
-        edges: also compare neighbours, at `EDGE_SCALES` scales (MegaDepth, arXiv 1804.00607): pairs
-            of valid pixels and the sum of |g - g'| over them. Zeros otherwise.
+        error: log errors g, `[B, H, W]`, zero where not valid.
+        valid: bool `[B, H, W]`.
+        edges: compute the last two, over neighbouring valid pixels at `EDGE_SCALES` scales (gradient matching of
+            MegaDepth, arXiv 1804.00607); else they are 0.
+
+    Returns:
+        float32 `[6]`.
     """
     parts = [valid.sum(), error.sum(), error.square().sum(), error.abs().sum()]
     pairs, differences = error.new_zeros(()), error.new_zeros(())
@@ -49,10 +53,10 @@ def error_sums(error: Tensor, valid: Tensor, *, edges: bool = False) -> Tensor:
     return torch.stack([part.float() for part in (*parts, pairs, differences)])
 
 
-def over_all_processes(sums: Tensor) -> Tensor:
-    """The sums of all processes together; the gradient is that of this process's share alone.
+def sum_over_processes(sums: Tensor) -> Tensor:
+    """Add the sums of all processes; the gradient is that of this process's summands only.
 
-    DistributedDataParallel then averages gradients, so multiply the loss by the number of processes.
+    DistributedDataParallel averages gradients, so the loss must be multiplied by the number of processes.
     """
     if not dist.is_initialized():
         return sums
@@ -62,10 +66,11 @@ def over_all_processes(sums: Tensor) -> Tensor:
 
 
 def depth_loss(sums: Tensor, config: TrainConfig) -> Tensor:
-    """SILog plus what `config` adds to it.
+    """SILog loss plus the L1 and edge terms of `config`.
 
     Args:
-        sums: of `error_sums`, float32 `[6]`.
+        sums: result of `error_sums`, float32 `[6]`.
+        config: weights of the terms.
     """
     n, g, g_squared, g_absolute, pairs, differences = sums
     loss = silog(g_squared / n, g / n, config.silog_lambda) + config.log_l1_weight * g_absolute / n
@@ -73,10 +78,10 @@ def depth_loss(sums: Tensor, config: TrainConfig) -> Tensor:
 
 
 def silog(mean_of_squares: Tensor, mean: Tensor, lam: float = 0.85) -> Tensor:
-    """Scale-invariant log loss `10 * sqrt(mean(g^2) - lam * mean(g)^2)` (Eigen 2014; form of BTS).
+    """Scale-invariant log loss `10 * sqrt(mean(g^2) - lam * mean(g)^2)` (Eigen et al. 2014, as in BTS).
 
     Args:
-        mean_of_squares, mean: of log errors g.
-        lam: share of a global scale error that is forgiven.
+        mean_of_squares, mean: of the log errors g.
+        lam: degree of scale invariance, 0 to 1.
     """
     return 10.0 * torch.sqrt(torch.clamp(mean_of_squares - lam * mean.square(), min=1e-12))

@@ -1,14 +1,14 @@
-"""The folder of a training run: settings, history, a checkpoint an epoch, and what to resume from.
+"""The folder of a training run: settings, history, checkpoints and state.
 
-config.json        settings, resolved; --recipe takes it again
+config.json        resolved settings, accepted by --recipe
 environment.json   machine and versions
-data.json          what was trained and validated on, with fingerprints
-history.jsonl      an epoch a line: loss, learning rate, seconds, errors on the held-out pictures
-checkpoints/       epoch-001.safetensors, ...: each a whole model, by its running mean of weights
-best.safetensors   the one of least AbsRel
-state.pt           to resume from
-tensorboard/       scalars and depth pictures
-bad-batch-0.safetensors   what made the loss not finite, if anything did
+data.json          training and validation data with fingerprints
+history.jsonl      one line per epoch: loss, learning rate, seconds, validation metrics
+checkpoints/       epoch-001.safetensors, ...: complete models with averaged weights
+best.safetensors   the checkpoint with the lowest AbsRel
+state.pt           state to resume from
+tensorboard/       scalars and depth images
+bad-batch-0.safetensors   the batch that made the loss not finite, if any
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mirrordepth_edge.evaluation.metrics import DepthMetrics
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, write_json
 from mirrordepth_edge.support.schema import read_strict
-from mirrordepth_edge.training.processes import rank
+from mirrordepth_edge.training.distributed import rank
 
 PACKAGES = ("mirrordepth-edge", "torch", "open_clip_torch", "timm", "numpy", "opencv-python")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Strict):
-    """Everything that decides what a training gives."""
+    """All settings that affect the result of a training."""
 
     model: ModelConfig
     train: TrainConfig
     data: DataConfig
     validation: DataConfig | None = None
     hold_out: float = 0.0
-    """Share of the training scenes kept for validation."""
+    """Share of the training data held out for validation."""
     start_from: Path | None = None
-    """Checkpoint whose mirror and decoder are trained on; fresh ones where None."""
+    """Checkpoint to initialise mirror and decoder from; None for random ones."""
     protocol: Protocol
-    """How the held-out pictures are evaluated."""
+    """Evaluation protocol of the validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,14 @@ class EpochResult(Strict):
     learning_rate: float
     seconds: float
     skipped: int
-    """Samples that could not be read, since the run or its last resumption began."""
+    """Unreadable samples since the run started or was last resumed."""
     metrics: DepthMetrics | None
-    """On the held-out pictures."""
+    """Validation metrics; None if the epoch was not validated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Where a run keeps everything."""
+    """Paths and files of a training run."""
 
     path: Path
 
@@ -87,21 +87,21 @@ class RunFolder:
         return self.path / f"bad-batch-{rank()}.safetensors"
 
     def checkpoint(self, epoch: int) -> Path:
-        """Model after an epoch, counted from 1."""
+        """Checkpoint of an epoch, counted from 1."""
         return self.path / "checkpoints" / f"epoch-{epoch:03d}.safetensors"
 
     def start(self, config: RunConfig, data: dict[str, Any]) -> None:
-        """Describe a new run.
+        """Create the folder and write the description of a new run.
 
         Raises:
-            OptionError: there is one already.
+            OptionError: the folder already has a run.
             InputError: the folder cannot be written.
         """
         if self.state.is_file():
             raise OptionError(
-                f"There is a training in {self.path} already.",
-                "A new one would overwrite its checkpoints.",
-                f"Add --resume to go on with it, or name another folder: --run-dir {self.path}2",
+                f"{self.path} already holds a training.",
+                "A new training would overwrite its checkpoints.",
+                f"Add --resume to continue it, or name another folder: --run-dir {self.path}2",
             )
         ensure_folder(self.path / "checkpoints")
         about = {
@@ -114,10 +114,10 @@ class RunFolder:
         write_json(self.path / "data.json", data)
 
     def resume(self, config: RunConfig, data: dict[str, Any]) -> dict[str, Any] | None:
-        """State to go on from; None where the run ended before its first epoch did.
+        """Read the state to resume from; None if the run stopped before its first epoch was complete.
 
         Raises:
-            InputError: there is none, or the run had other settings or other data.
+            InputError: there is no run, or it has other settings or data.
         """
         existing_file(self.path / "config.json", "training to resume")
         for name, here in (("config.json", asdict(config)), ("data.json", data)):
@@ -127,7 +127,7 @@ class RunFolder:
                 raise InputError(
                     f"The training in {self.path} was started with other settings.",
                     "; ".join(different[:5]) + ".",
-                    f"Give the same options again ({self.path / 'config.json'} has them), or take another --run-dir.",
+                    f"Use the same options ({self.path / 'config.json'}), or another --run-dir.",
                 )
         if not self.state.is_file():
             return None
@@ -135,19 +135,19 @@ class RunFolder:
         return state
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write what `resume` reads."""
-        buffer = BytesIO()  # a full disk is then Python's own error, which `written_whole` knows
+        """Write the state that `resume` reads."""
+        buffer = BytesIO()  # a full disk then raises OSError, which `atomic_write` reports
         torch.save(state, buffer)
         with atomic_write(self.state) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     def write_history(self, results: list[EpochResult]) -> None:
-        """Write an epoch a line."""
+        """Write one line per epoch."""
         with atomic_write(self.history) as temporary:
-            temporary.write_text("".join(json.dumps(asdict(each)) + "\n" for each in results), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
 
     def results(self) -> list[EpochResult]:
-        """History so far."""
+        """Read the history."""
         if not self.history.is_file():
             return []
         lines = self.history.read_text(encoding="utf-8").splitlines()
@@ -155,13 +155,13 @@ class RunFolder:
 
 
 def best_of(results: list[EpochResult]) -> EpochResult | None:
-    """The epoch of least AbsRel; None where nothing was validated."""
+    """The epoch with the lowest AbsRel; None if none was validated."""
     validated = [result for result in results if result.metrics is not None]
     return min(validated, key=lambda result: result.metrics.abs_rel, default=None)  # type: ignore[union-attr]
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, in words; where data lies on the disk does not count."""
+    """List the differences of two JSON values; paths of data are ignored."""
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted({*there, *here} - {"root", "list_file", "depth_root", "start_from"})
         return [

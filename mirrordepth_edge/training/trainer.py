@@ -1,4 +1,4 @@
-"""Training of mirror and decoder on pictures with measured depth."""
+"""Training loop of mirror and decoder on images with measured depth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import save
@@ -27,19 +27,26 @@ from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.support.files import atomic_write
+from mirrordepth_edge.training.distributed import rank, world_size
 from mirrordepth_edge.training.features import CachedViews, tower_features
-from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, over_all_processes
-from mirrordepth_edge.training.processes import rank, world_size
-from mirrordepth_edge.training.views import Batch, EpochOrder, FreshViews, Problem, collate, one_thread_each
+from mirrordepth_edge.training.losses import depth_loss, error_sums, log_error, sum_over_processes
+from mirrordepth_edge.training.views import (
+    Batch,
+    EpochBatchSampler,
+    FreshViews,
+    UnreadableSample,
+    collate,
+    limit_worker_threads,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where training stands after a step."""
+    """State of training after an optimiser step."""
 
     epoch: int
     step: int
-    """Of all epochs together, from 1."""
+    """Counted over all epochs, from 1."""
     steps: int
     loss: float
     learning_rate: float
@@ -47,17 +54,17 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a training may use; nothing here is meant to change its numbers."""
+    """Compute resources of a training; they do not change its result."""
 
     device: str = "cpu"
     workers: int = 0
-    """Processes that read and augment beside the training one."""
+    """Number of data loader processes."""
     compile: bool = False
-    """Let `torch.compile` fuse tower and decoder: worth its minutes on a GPU."""
+    """Apply `torch.compile` to image tower and decoder; takes minutes, pays off on a GPU."""
 
 
 class Learner(nn.Module):
-    """All that learns, with the frozen text tower between its two parts: tower features to depth."""
+    """The trainable part as one module: image features to depth, through mirror, frozen text tower and decoder."""
 
     def __init__(self, network: DepthNetwork) -> None:
         super().__init__()
@@ -70,7 +77,7 @@ class Learner(nn.Module):
 
 @contextmanager
 def _tensor_cores() -> Iterator[None]:
-    """FP32 products in TF32 inside the block: for training on GPUs only, evaluation stays FP32."""
+    """Use TF32 for FP32 matrix products inside the block: for training on GPUs; evaluation stays FP32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -80,30 +87,29 @@ def _tensor_cores() -> Iterator[None]:
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a half cosine from `learning_rate` down to `final_learning_rate`."""
+    """Learning rate of a step: linear warm-up, then cosine decay to `final_learning_rate`."""
     warmup = min(config.warmup_steps, steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    turn = math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
-    return config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (1 + turn)
+    cosine = math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+    return config.final_learning_rate + 0.5 * (config.learning_rate - config.final_learning_rate) * (1 + cosine)
 
 
 class Trainer:
-    """Fits a network's mirror and decoder to views, in place.
+    """Trains mirror and decoder of a network, in place.
 
-    The towers stay as they are: in eval mode, without gradients, unknown to the optimiser. Started
-    by `torchrun`, each process takes its share of every batch and only the gradients of mirror and
-    decoder travel.
+    The towers stay frozen. With `torchrun`, each process computes its part of every batch, and only gradients of mirror
+    and decoder are exchanged.
 
     Args:
-        network: what learns; it is moved to the device.
-        views: what it learns from.
-        config: how.
-        resources: what it may use for it.
-        bad_batch: where the batch goes that made the loss not finite.
+        network: the network; it is moved to the device.
+        views: training views.
+        config: hyperparameters.
+        resources: compute resources.
+        bad_batch: file for a batch that makes the loss not finite; None to write none.
 
     Raises:
-        InputError: there is nothing to train on.
+        InputError: there are no views.
     """
 
     def __init__(
@@ -124,40 +130,41 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
         self.average: AveragedModel | None = None
         if config.ema_decay:
-            self.average = AveragedModel(self._learning_parts(), multi_avg_fn=self._average_in)
+            self.average = AveragedModel(self._trainable_parts(), multi_avg_fn=self._update_average)
         learner: nn.Module = Learner(network)
         self._parallel = DistributedDataParallel(learner, broadcast_buffers=False) if world_size() > 1 else None
         self._learner: Callable[..., Tensor] = self._parallel or learner
         if resources.compile:
             self._learner = torch.compile(self._learner)
             network.tower.compile()
-        self._order = EpochOrder(len(views), config, rank(), world_size())
+        self._sampler = EpochBatchSampler(len(views), config, rank(), world_size())
         self._loader = DataLoader(
             views,
-            batch_sampler=self._order,
+            batch_sampler=self._sampler,
             num_workers=resources.workers,
             collate_fn=collate,
-            worker_init_fn=one_thread_each,
+            worker_init_fn=limit_worker_threads,
             persistent_workers=resources.workers > 0,
             pin_memory=self.device.type == "cuda",
         )
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self._order.steps * self.config.epochs
+        """Number of optimiser steps of the whole training."""
+        return self._sampler.steps * self.config.epochs
 
     def run_epoch(
         self,
         epoch: int,
         on_step: Callable[[Progress], None] = lambda progress: None,
-        on_problem: Callable[[Problem], None] = lambda problem: None,
+        on_problem: Callable[[UnreadableSample], None] = lambda problem: None,
     ) -> float:
-        """Train for one epoch, counted from 0; epochs are taken in order.
+        """Train for one epoch, counted from 0; epochs must be run in order.
 
         Args:
+            epoch: number of the epoch.
             on_step: called after every optimiser step.
-            on_problem: called for every sample that was skipped.
+            on_problem: called for every sample that is skipped.
 
         Returns:
             Mean loss.
@@ -165,19 +172,21 @@ class Trainer:
         Raises:
             InputError: a sample cannot be read, a batch has no depth, or the loss is not finite.
         """
-        self._order.epoch = epoch
+        self._sampler.epoch = epoch
         self.network.train()
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with _tensor_cores() if devices else nullcontext(), torch.random.fork_rng(devices):
-            # What is dropped depends on the epoch alone, whether or not the run was taken up again.
+            # Dropout depends only on seed, epoch and rank, so a resumed run gives the same numbers.
             torch.manual_seed(self.config.seed + epoch * world_size() + rank())
             mean = self._steps(epoch, on_step, on_problem)
         self.network.eval()
         return mean
 
-    def _steps(self, epoch: int, on_step: Callable[[Progress], None], on_problem: Callable[[Problem], None]) -> float:
+    def _steps(
+        self, epoch: int, on_step: Callable[[Progress], None], on_problem: Callable[[UnreadableSample], None]
+    ) -> float:
         batches, losses = iter(self._loader), []
-        for step in range(epoch * self._order.steps, (epoch + 1) * self._order.steps):
+        for step in range(epoch * self._sampler.steps, (epoch + 1) * self._sampler.steps):
             learning_rate = learning_rate_at(step, self.steps, self.config)
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate
@@ -190,10 +199,10 @@ class Trainer:
                 with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
                     parts.append(self._backward(batch, epoch))
             if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)):
-                self._stop(batch, epoch, "the gradient is not finite")
+                self._raise_diverged(batch, epoch, "the gradient is not finite")
             self.optimiser.step()
             if self.average is not None:
-                self.average.update_parameters(self._learning_parts())
+                self.average.update_parameters(self._trainable_parts())
             losses.append(sum(parts) / len(parts))
             on_step(
                 Progress(epoch=epoch, step=step + 1, steps=self.steps, loss=losses[-1], learning_rate=learning_rate)
@@ -201,7 +210,7 @@ class Trainer:
         return sum(losses) / len(losses)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of a batch, over all processes' shares of it.
+        """Compute the loss of a batch, including the parts of the other processes.
 
         Raises:
             InputError: no pixel has a depth inside the model's limits.
@@ -216,17 +225,17 @@ class Trainer:
         valid = (truth_m > near) & (truth_m < far)
         depth_m = self._learner(taps.features, taps.prefix).clamp(min=near)
         error = log_error(depth_m, truth_m, valid)
-        sums = over_all_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
+        sums = sum_over_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
         if not sums[0]:
             raise InputError(
-                "A batch of pictures has no usable depth.",
-                f"No pixel of samples {', '.join(map(str, batch.samples))} lies between {near:g} and {far:g} m.",
-                "Check the depth scale (--units-per-metre) and take pictures without depth away: mde data check ROOT",
+                "A batch of images has no usable depth.",
+                f"No pixel of the samples {', '.join(map(str, batch.samples))} lies between {near:g} and {far:g} m.",
+                "Check the depth scale (--units-per-metre) and remove images without depth: mde data check ROOT",
             )
         return depth_loss(sums, self.config)
 
     def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on as if there had been no break."""
+        """State from which training can be resumed to the same numbers."""
         return {
             "weights": {name: p.detach() for name, p in self.network.trainable().items()},
             "average": None if self.average is None else self.average.state_dict(),
@@ -234,7 +243,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Restore a `state`."""
         with torch.no_grad():
             for name, parameter in self.network.trainable().items():
                 parameter.copy_(state["weights"][name])
@@ -244,11 +253,11 @@ class Trainer:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The network with the running mean of its weights inside the block; as it was outside."""
+        """Use the exponential moving average of the weights inside the block."""
         if self.average is None:
             yield
             return
-        kept = [parameter.detach().clone() for parameter in self.parameters]
+        current = [parameter.detach().clone() for parameter in self.parameters]
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average.module.parameters(), strict=True):
                 parameter.copy_(mean)
@@ -256,45 +265,45 @@ class Trainer:
             yield
         finally:
             with torch.no_grad():
-                for parameter, own in zip(self.parameters, kept, strict=True):
-                    parameter.copy_(own)
+                for parameter, value in zip(self.parameters, current, strict=True):
+                    parameter.copy_(value)
 
-    def _learning_parts(self) -> nn.Module:
+    def _trainable_parts(self) -> nn.Module:
         return nn.ModuleList([self.network.mirror, self.network.decoder])
 
-    def _average_in(self, means: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
-        # Early weights are soon forgotten: the mean reaches back over a tenth of the steps at most.
+    def _update_average(self, means: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        # The decay grows with the number of steps, so that the random initial weights are forgotten soon.
         steps = int(count)
         decay = min(self.config.ema_decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
     def _backward(self, batch: Batch, epoch: int) -> float:
-        """Add the gradient of a part of a batch; its loss."""
+        """Accumulate the gradient of a part of a batch and return its loss."""
         if not batch.inputs:
             raise batch.unreadable()
         loss = self.loss(batch)
         if not torch.isfinite(loss):
-            self._stop(batch, epoch, f"the loss is {loss.item()}")
+            self._raise_diverged(batch, epoch, f"the loss is {loss.item()}")
         (loss * world_size() / self.config.accumulate).backward()
         return loss.item()
 
-    def _stop(self, batch: Batch, epoch: int, how: str) -> None:
-        kept = ""
+    def _raise_diverged(self, batch: Batch, epoch: int, symptom: str) -> NoReturn:
+        saved = ""
         if self.bad_batch is not None:
             tensors = {f"input.{place}": tensor.contiguous() for place, tensor in enumerate(batch.inputs)}
             tensors |= {"truth_m": batch.truth_m.contiguous(), "samples": torch.tensor(batch.samples)}
             with atomic_write(self.bad_batch) as temporary:
                 temporary.write_bytes(save(tensors))
-            kept = f" The batch that did it is in {self.bad_batch}."
+            saved = f" The batch was written to {self.bad_batch}."
         raise InputError(
-            f"Training diverged in epoch {epoch + 1}: {how}.",
-            f"The learning rate is too high or the depth has values out of all proportion.{kept}",
-            "Lower the learning rate, or look at the data: mde data check ROOT",
+            f"Training diverged in epoch {epoch + 1}: {symptom}.",
+            f"The learning rate is too high, or depth has outliers.{saved}",
+            "Lower the learning rate, or check the data: mde data check ROOT",
         )
 
 
 def predictor(network: DepthNetwork) -> Callable[[Frame], Depth]:
-    """A function from frames, uint8 RGB `[H, W, 3]`, to metres at the frame's size, float32 `[H, W]`."""
+    """Return a function from a frame, uint8 RGB `[H, W, 3]`, to its depth, float32 `[H, W]`, metres."""
     network.eval()
     device = next(network.parameters()).device
     preprocess = Preprocessor(network.config.preprocess, io="float")
@@ -308,5 +317,5 @@ def predictor(network: DepthNetwork) -> Callable[[Frame], Depth]:
 
 
 def evaluate(network: DepthNetwork, dataset: Iterable[Sample], protocol: Protocol) -> Evaluation:
-    """Depth errors of `network`, predictions resized to the picture's size."""
+    """Evaluate a network on a data set; predictions are resized to the size of the images."""
     return evaluation.evaluate(predictor(network), dataset, protocol)

@@ -1,7 +1,7 @@
-"""Augmented views of samples, in an order that only the seed decides.
+"""Augmented views of samples and their order, reproducible from the seed.
 
-A view is drawn by `(epoch, index)` alone, and so is the order of an epoch. However many processes
-load or train, and wherever a run is taken up again, they see the same pictures.
+A view depends only on seed, epoch and index, the order of an epoch only on seed and epoch. So the number of processes
+that load or train does not change them, nor does resuming a run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError, OptionError
 
 Draw = tuple[int, int]
-"""Epoch, or copy of the data, and index of the sample."""
+"""Epoch (or copy of the data, in a feature cache) and index of the sample."""
 
 
-class Problem(NamedTuple):
-    """Why a sample could not be read; an exception would not survive the way between processes."""
+class UnreadableSample(NamedTuple):
+    """Why a sample could not be read, in picklable form: an `MdeError` cannot be sent between processes."""
 
     sample: int
     what: str
@@ -34,38 +34,38 @@ class Problem(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the trainer gets of one sample."""
+    """An augmented sample."""
 
     sample: int
     inputs: list[Tensor]
-    """The picture, uint8 `[h, w, 3]`; or the tower's taps of it, float16, deepest first."""
+    """The image uint8 `[h, w, 3]`, or its features of the image tower, float16, deepest first."""
     truth_m: Tensor
-    """float `[h, w]`, metres; 0 where nothing was measured."""
-    problems: tuple[Problem, ...] = ()
+    """float `[h, w]`, metres; 0 is no measurement."""
+    problems: tuple[UnreadableSample, ...] = ()
 
 
 class Batch(NamedTuple):
-    """Views side by side."""
+    """Stacked views."""
 
     samples: list[int]
     inputs: list[Tensor]
     truth_m: Tensor
-    problems: list[Problem]
+    problems: list[UnreadableSample]
 
     def unreadable(self) -> InputError:
-        """Why there is nothing in it."""
+        """The error for a batch without inputs."""
         problem = self.problems[-1]
-        return InputError(problem.what, problem.why, f"{problem.cure} Or leave such samples out: --skip-bad.")
+        return InputError(problem.what, problem.why, f"{problem.cure} To skip such samples, use --skip-bad.")
 
 
 class FreshViews(Dataset):
-    """Samples read and augmented anew each time.
+    """Views that are read and augmented on each access.
 
     Args:
-        dataset: pictures and depth.
-        size_hw: the network's size.
+        dataset: images with depth.
+        size_hw: input size of the network.
         config: augmentation and seed.
-        skip_bad: put the next readable sample in the place of one that cannot be read.
+        skip_bad: replace an unreadable sample by the next readable one.
     """
 
     def __init__(self, dataset: DepthDataset, size_hw: SizeHW, config: TrainConfig, *, skip_bad: bool = False) -> None:
@@ -79,12 +79,12 @@ class FreshViews(Dataset):
 
     def __getitem__(self, draw: Draw) -> View:
         epoch, first = draw
-        problems: list[Problem] = []
+        problems: list[UnreadableSample] = []
         for index in ((first + step) % len(self) for step in range(len(self))):
             try:
                 sample = self.dataset[index]
             except InputError as error:
-                problems.append(Problem(index, error.what, error.why, error.cure))
+                problems.append(UnreadableSample(index, error.what, error.why, error.cure))
                 if not self.skip_bad:
                     break
                 continue
@@ -95,10 +95,7 @@ class FreshViews(Dataset):
 
 
 def collate(views: list[View]) -> Batch:
-    """Stack views.
-
-    A view without a picture makes a batch without pictures, whose problems say why.
-    """
+    """Stack views; the batch has no inputs if a view has none."""
     problems = [problem for view in views for problem in view.problems]
     samples = [view.sample for view in views]
     if any(not view.inputs for view in views):
@@ -107,18 +104,19 @@ def collate(views: list[View]) -> Batch:
     return Batch(samples, inputs, torch.stack([view.truth_m for view in views]), problems)
 
 
-class EpochOrder:
-    """Draws of an epoch in random order, cut into batches: this process's share of each.
+class EpochBatchSampler:
+    """Batch sampler of an epoch: random order, batches split evenly over processes and accumulation steps.
 
-    What does not fill the last batch is left out, another remainder each epoch.
+    Samples that do not fill the last batch are left out, different ones in each epoch.
 
     Args:
-        count: samples.
-        config: batch size, parts a batch is computed in, seed.
-        rank, world: this process, and how many train together.
+        count: number of samples.
+        config: batch size, accumulation steps and seed.
+        rank: of this process.
+        world: number of processes.
 
     Raises:
-        OptionError: the batch cannot be shared out evenly.
+        OptionError: the batch cannot be split evenly.
     """
 
     def __init__(self, count: int, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
@@ -127,16 +125,16 @@ class EpochOrder:
         self.epoch = 0
         shares = world * config.accumulate
         if self.batch_size % shares:
-            fewer = f"Use at most {self.batch_size} shares: fewer processes, or a smaller accumulate."
+            fewer = f"Use at most {self.batch_size} parts: fewer processes, or a smaller accumulate."
             raise OptionError(
-                f"A batch of {self.batch_size} pictures cannot be shared out.",
-                f"{world} processes with {config.accumulate} parts each make {shares} equal shares.",
+                f"A batch of {self.batch_size} images cannot be split evenly.",
+                f"{world} processes with {config.accumulate} accumulation steps each need a multiple of {shares}.",
                 f"--batch-size {self.batch_size // shares * shares}" if self.batch_size > shares else fewer,
             )
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Number of optimiser steps per epoch."""
         return self.count // self.batch_size
 
     def __len__(self) -> int:
@@ -150,6 +148,6 @@ class EpochOrder:
                 yield [(self.epoch, int(index)) for index in part]
 
 
-def one_thread_each(worker: int) -> None:
-    """For processes that load data: they are many, so OpenCV shall not start threads in each."""
+def limit_worker_threads(worker: int) -> None:
+    """Disable OpenCV threads in a data loader process, since there are many of them."""
     cv2.setNumThreads(0)

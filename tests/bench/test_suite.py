@@ -178,7 +178,7 @@ def test_settings_of_a_suite_that_make_no_sense(change: str, words: str, tmp_pat
     ],
 )
 def test_what_is_there_is_taken_as_it_is(wanted: Wanted, path: Path, tmp_path: Path) -> None:
-    assert find_or_make(wanted, tmp_path / "cache") == path
+    assert find_or_make(wanted, tmp_path / "cache").path == path
     assert not (tmp_path / "cache").exists()
 
 
@@ -241,7 +241,7 @@ class Kitchen:
         manifest = read_manifest(onnx_path)
         content = b"plan"
         made = self.manifest(manifest.model, ExportConfig(precision=manifest.precision), content)
-        proven = replace(made.parity, runner=f"{plan.flavour} {plan.version} on a GPU against its ONNX")
+        proven = replace(made.parity, backend=plan.flavour)
         engine = EngineInfo(
             flavour=plan.flavour, version=plan.version, compute_capabilities=("8.7",), build_seconds=1.0
         )
@@ -266,7 +266,7 @@ def test_what_is_not_there_is_made_once(
 ) -> None:
     told: list[str] = []
     wanted = Wanted(model="nano", precision="fp16", size_hw=(64, 96), batch=2)
-    path = find_or_make(wanted, tmp_path, on_stage=told.append)
+    path = find_or_make(wanted, tmp_path, on_stage=told.append).path
     assert path.is_relative_to(tmp_path)
     assert path.name == "nano.64x96.fp16.batch2.onnx"
     assert kitchen.exported == [ExportConfig(precision="fp16", size_hw=(64, 96), batch=2)]
@@ -275,7 +275,7 @@ def test_what_is_not_there_is_made_once(
     assert read_manifest(path).inputs[0].shape == (2, 64, 96, 3)
 
     told.clear()
-    assert find_or_make(wanted, tmp_path, on_stage=told.append) == path
+    assert find_or_make(wanted, tmp_path, on_stage=told.append).path == path
     assert len(kitchen.exported) == 1
     assert not told
     others = (
@@ -284,18 +284,18 @@ def test_what_is_not_there_is_made_once(
         replace(wanted, size_hw=(96, 96)),
         replace(wanted, model=PRESET + "nano"),
     )
-    assert len({path, *(find_or_make(other, tmp_path) for other in others)}) == 5
+    assert len({path, *(find_or_make(other, tmp_path).path for other in others)}) == 5
     assert len(kitchen.exported) == 5
     assert not kitchen.trained, "the preset's weights are random"
 
     path.write_bytes(b"damaged")
-    assert find_or_make(wanted, tmp_path) == path
+    assert find_or_make(wanted, tmp_path).path == path
     assert read_manifest(path).precision == "fp16"
     manifest_path(path).unlink()
-    assert find_or_make(wanted, tmp_path) == path
+    assert find_or_make(wanted, tmp_path).path == path
     assert len(kitchen.exported) == 7
     monkeypatch.setattr(artefacts, "__version__", __version__ + ".1")
-    assert find_or_make(wanted, tmp_path) != path
+    assert find_or_make(wanted, tmp_path).path != path
 
 
 def test_another_checkpoint_of_the_same_name_is_another_artefact(
@@ -303,7 +303,7 @@ def test_another_checkpoint_of_the_same_name_is_another_artefact(
 ) -> None:
     namesake = tmp_path / tiny_checkpoint.name
     shutil.copy(NANO_CHECKPOINT, namesake)
-    first, second = (find_or_make(Wanted(model=str(path)), tmp_path) for path in (tiny_checkpoint, namesake))
+    first, second = (find_or_make(Wanted(model=str(path)), tmp_path).path for path in (tiny_checkpoint, namesake))
     assert first.name == "tiny.64x96.fp32.onnx"
     assert second.name == "tiny.224x288.fp32.onnx"
     assert first.parent != second.parent
@@ -322,13 +322,13 @@ def test_an_engine_is_built_once_for_this_machine(
     plan = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3")
     monkeypatch.setattr(build, "plan_build", lambda target: plan)
     wanted = Wanted(model="nano.fp16", backend="tensorrt")
-    path = find_or_make(wanted, tmp_path)
+    path = find_or_make(wanted, tmp_path).path
     assert path.name == "nano.fp16.tensorrt.plan"
-    assert find_or_make(wanted, tmp_path) == path
+    assert find_or_make(wanted, tmp_path).path == path
     assert kitchen.built == 1
-    assert find_or_make(replace(wanted, precision="fp32"), tmp_path) != path
+    assert find_or_make(replace(wanted, precision="fp32"), tmp_path).path != path
     monkeypatch.setattr(build, "plan_build", lambda target: replace(plan, version="10.4"))
-    assert find_or_make(wanted, tmp_path) != path, "an engine of another version does not load"
+    assert find_or_make(wanted, tmp_path).path != path, "an engine of another version does not load"
     assert kitchen.built == 3
     with pytest.raises(MissingError, match="tensorrt-rtx"):
         find_or_make(replace(wanted, backend="tensorrt-rtx"), tmp_path)

@@ -1,4 +1,4 @@
-"""Cameras: closed forms, crops, and calibrations as the tools themselves write them."""
+"""Cameras: closed forms, crops, and calibration files as OpenCV and ROS write them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge.camera.model import Camera, Lens, camera_of, read_camera, scale_for
+from mirrordepth_edge.camera.model import Camera, Lens, camera_at, camera_of, read_camera, scale_for
 from mirrordepth_edge.config import PRESETS, ModelConfig
 from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.errors import InputError, OptionError
@@ -62,15 +62,15 @@ image_width: 640
 
 
 @pytest.mark.parametrize(("fov_deg", "focal_px"), [(90, 320), (60, 320 * math.sqrt(3)), (120, 320 / math.sqrt(3))])
-def test_field_of_view_is_focal_length(fov_deg: float, focal_px: float) -> None:
+def test_field_of_view_and_focal_length_are_converted(fov_deg: float, focal_px: float) -> None:
     camera = Camera.from_fov(fov_deg, (480, 640))
     assert camera.fx_px == camera.fy_px == pytest.approx(focal_px)
     assert Camera.from_focal(focal_px, (480, 640)).fov_deg == pytest.approx(fov_deg)
 
 
-def test_field_of_view_is_opencvs() -> None:
+def test_field_of_view_agrees_with_opencv() -> None:
     fov_deg = cv2.calibrationMatrixValues(MATRIX, (640, 480), 1.0, 1.0)[0]
-    # OpenCV adds the angles on both sides of the principal point, here beside the middle.
+    # OpenCV adds the angles on both sides of the principal point, which is off the centre here.
     assert READ.fov_deg == pytest.approx(fov_deg, abs=0.02)
     assert str(READ) == f"fx 617.3 px of 640 ({fov_deg:.0f}° wide)"
 
@@ -82,32 +82,50 @@ def test_a_crop_is_a_longer_lens(share: float) -> None:
     assert crop.fx_px == KINECT.fx_px
 
 
-def test_another_lens_and_another_sensor() -> None:
+def test_scale_for_another_lens_and_another_resolution() -> None:
     lens = Camera(fx_px=2 * 518.9, fy_px=2 * 519.5, width_px=640, height_px=480)
     assert scale_for(KINECT.focal, lens) == pytest.approx(2)
     assert scale_for(lens.focal, KINECT) == pytest.approx(0.5)
     half = Camera(fx_px=518.9 / 2, fy_px=519.5 / 2, width_px=320, height_px=240)
-    assert scale_for(KINECT.focal, half) == pytest.approx(1), "a smaller picture of the same view"
+    assert scale_for(KINECT.focal, half) == pytest.approx(1), "a smaller image of the same view"
     stretched = Camera(fx_px=4 * 518.9, fy_px=519.5, width_px=640, height_px=480)
     assert scale_for(KINECT.focal, stretched) == pytest.approx(2), "the geometric mean of 4 and 1"
 
 
-def test_frames_of_another_size_but_the_same_shape() -> None:
+def test_another_resolution_with_the_same_aspect_ratio() -> None:
     half = KINECT.at((240, 320))
     assert (half.fx_px, half.fy_px, half.width_px, half.height_px) == (518.9 / 2, 519.5 / 2, 320, 240)
     assert half.focal == pytest.approx(KINECT.focal)
     wide = Camera.from_fov(70, (720, 1280))
-    assert wide.at((480, 848)).fov_deg == pytest.approx(70), "16:9 as cameras round it"
+    assert wide.at((480, 848)).fov_deg == pytest.approx(70), "16:9, rounded"
 
 
 @pytest.mark.parametrize("size_hw", [(360, 640), (640, 480), (480, 480)])
-def test_frames_of_another_shape_are_another_cameras(size_hw: tuple[int, int]) -> None:
+def test_another_aspect_ratio_is_rejected(size_hw: tuple[int, int]) -> None:
     with pytest.raises(OptionError, match="calibrated at 640x480") as caught:
         KINECT.at(size_hw)
     assert "--focal-px" in caught.value.cure
 
 
-def test_a_lens_waits_for_its_frames() -> None:
+def test_the_camera_of_a_frame_size() -> None:
+    given = Camera.from_focal(500, (240, 320))
+    assert camera_at(given, (0.75, 1.25), (480, 640)) == Camera.from_focal(1000, (480, 640))
+    assert camera_at(Lens(fov_deg=90), None, (100, 200)) == Camera.from_fov(90, (100, 200))
+    assert camera_at(None, (0.75, 1.25), (100, 200)) == Camera.from_focal(150, (100, 200), fy_px=125)
+    assert camera_at(None, None, (100, 200)) is None
+
+
+def test_the_principal_point() -> None:
+    assert (KINECT.cx_px, KINECT.cy_px) == (319.5, 239.5), "the centre of the image by default"
+    assert KINECT.size_hw == (480, 640)
+    camera = Camera(fx_px=500, fy_px=500, width_px=640, height_px=480, principal_point_px=(319.5, 200))
+    assert (camera.cx_px, camera.cy_px) == (319.5, 200)
+    half = camera.at((240, 320))
+    assert (half.cx_px, half.cy_px) == (159.5, 99.75), "pixels (2i, 2i + 1) are merged to pixel i"
+    assert camera.cropped((100, 100)).principal_point_px is None
+
+
+def test_a_lens_becomes_a_camera_with_the_frame_size() -> None:
     assert Lens(fov_deg=90).at((100, 200)) == Camera.from_fov(90, (100, 200))
     assert Lens(fov_deg=90).at((300, 400)).fx_px == pytest.approx(200)
     assert Lens(focal_px=600).at((300, 400)) == Camera(fx_px=600, fy_px=600, width_px=400, height_px=300)
@@ -115,29 +133,29 @@ def test_a_lens_waits_for_its_frames() -> None:
 
 
 @pytest.mark.parametrize("fov_deg", [0.0, -5.0, 180.0, 400.0, math.nan])
-def test_fields_of_view_that_cannot_be(fov_deg: float) -> None:
+def test_invalid_fields_of_view_are_rejected(fov_deg: float) -> None:
     for make in (lambda: Camera.from_fov(fov_deg, (480, 640)), lambda: Lens(fov_deg=fov_deg)):
-        with pytest.raises(OptionError, match="no field of view"):
+        with pytest.raises(OptionError, match="not a valid field of view"):
             make()
 
 
 @pytest.mark.parametrize("focal_px", [0.0, -600.0, math.inf, math.nan])
-def test_focal_lengths_that_cannot_be(focal_px: float) -> None:
+def test_invalid_focal_lengths_are_rejected(focal_px: float) -> None:
     makes = (
         lambda: Camera.from_focal(focal_px, (480, 640)),
         lambda: Camera.from_focal(600, (480, 640), fy_px=focal_px),
         lambda: Lens(focal_px=focal_px),
     )
     for make in makes:
-        with pytest.raises(OptionError, match="no focal length"):
+        with pytest.raises(OptionError, match="not a valid focal length"):
             make()
 
 
-def test_other_cameras_that_cannot_be() -> None:
+def test_other_invalid_cameras_are_rejected() -> None:
     with pytest.raises(OptionError, match="640x0"):
         Camera.from_focal(600, (0, 640))
     for both in ({}, {"focal_px": 600.0, "fov_deg": 70.0}):
-        with pytest.raises(OptionError, match="focal length or by its field of view"):
+        with pytest.raises(OptionError, match="either a focal length or a field of view"):
             Lens(**both)
 
 
@@ -147,7 +165,7 @@ def test_other_cameras_that_cannot_be() -> None:
     [("camera_matrix", "image_width", "image_height"), ("Camera_Matrix", "image_Width", "image_Height")],
     ids=["now", "2.4"],
 )
-def test_what_opencv_writes(suffix: str, names: tuple[str, str, str], tmp_path: Path) -> None:
+def test_opencv_calibrations_are_read(suffix: str, names: tuple[str, str, str], tmp_path: Path) -> None:
     path = tmp_path / f"camera.{suffix}"
     file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
     file.write("calibration_time", "Sun 22 Nov 2026")
@@ -161,13 +179,13 @@ def test_what_opencv_writes(suffix: str, names: tuple[str, str, str], tmp_path: 
 
 
 @pytest.mark.parametrize("text", [ROS, ROS_BLOCK], ids=["flow", "block"])
-def test_what_ros_writes(text: str, tmp_path: Path) -> None:
+def test_ros_calibrations_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text(text)
     assert read_camera(path) == READ
 
 
-def test_what_rendering_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_camera_of_rendered_rooms_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendered, "require_pybullet", lambda: None)  # no room is drawn
     list(rendered.written(rendered.RenderedRooms(count=0, size_hw=(240, 320), fov_deg=90), tmp_path))
     camera = read_camera(tmp_path / "camera.json")
@@ -182,7 +200,7 @@ def test_what_rendering_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("image_width: 640\nimage_height: 480\n", "no camera_matrix"),
         (ROS.replace("image_height", "image_hight"), "no image_width and image_height"),
         (ROS.replace("617.3,", ""), "no camera_matrix"),
-        # Another matrix's values are not the camera's.
+        # The values of another matrix must not be used.
         (ROS.split("  rows", 1)[0] + ROS[ROS.index("rectification_matrix") :], "no camera_matrix"),
         (ROS.replace("617.3", "0").replace("618.1", "0"), "0 px"),
         (ROS.replace("617.3", "-617.3"), "-617.3 px"),
@@ -190,7 +208,7 @@ def test_what_rendering_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ('{"width": 640, "height": 480, "fx": null, "fy": 5}', "no camera_matrix"),
     ],
 )
-def test_calibrations_without_a_camera(text: str, word: str, tmp_path: Path) -> None:
+def test_calibrations_without_a_valid_camera_are_rejected(text: str, word: str, tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match="holds no camera") as caught:
@@ -199,7 +217,7 @@ def test_calibrations_without_a_camera(text: str, word: str, tmp_path: Path) -> 
     assert str(path) in caught.value.what
 
 
-def test_calibrations_that_are_no_text(tmp_path: Path) -> None:
+def test_unreadable_calibrations_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     with pytest.raises(InputError, match="no calibration at"):
         read_camera(path)
@@ -211,34 +229,34 @@ def test_calibrations_that_are_no_text(tmp_path: Path) -> None:
         read_camera(path)
 
 
-def test_a_command_line_describes_one_camera(tmp_path: Path) -> None:
+def test_camera_options_describe_one_camera(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text(ROS)
     assert camera_of(None, None, None) is None
     assert camera_of(600.0, None, None) == Lens(focal_px=600)
     assert camera_of(None, 70.0, None) == Lens(fov_deg=70)
     assert camera_of(None, None, path) == READ
-    for told in ((600.0, 70.0, None), (600.0, None, path), (None, 70.0, path), (0.0, 0.0, path)):
-        with pytest.raises(OptionError, match="exclude one another"):
-            camera_of(*told)
+    for options in ((600.0, 70.0, None), (600.0, None, path), (None, 70.0, path), (0.0, 0.0, path)):
+        with pytest.raises(OptionError, match="cannot be combined"):
+            camera_of(*options)
     with pytest.raises(OptionError, match="0 px"):
         camera_of(0.0, None, None)
 
 
 def described(**changes: Any) -> ModelConfig:
-    """A model as a file describes it."""
+    """Parse a model description."""
     model = {key: value for key, value in asdict(PRESETS["nano"]).items() if key != "focal"}
     return read_strict(ModelConfig, {**model, **changes}, "model.json", "cure")
 
 
-def test_models_of_before_say_no_camera() -> None:
+def test_models_without_a_training_camera_are_read() -> None:
     assert described().focal is None
     assert described(focal=None).focal is None
     assert described(focal=[0.81, 1]).focal == (0.81, 1.0)
 
 
 @pytest.mark.parametrize("focal", [[518.9, 519.5], [0, 1], [-0.8, 1], [0.8], "0.8"])
-def test_a_models_camera_is_shares_of_the_picture(focal: Any) -> None:
+def test_invalid_training_cameras_are_rejected(focal: Any) -> None:
     with pytest.raises(InputError, match=r"model\.json is not valid") as caught:
         described(focal=focal)
     assert "focal" in caught.value.why

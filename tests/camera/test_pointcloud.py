@@ -1,4 +1,4 @@
-"""Points in space against closed forms, and PLY files read by another's rules."""
+"""Point clouds against closed forms, and PLY files read by an independent parser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def frame() -> npt.NDArray[np.uint8]:
 
 
 def test_a_wall_is_a_plane() -> None:
-    """z = 2 everywhere; x and y from pixel to pixel differ by z / f; the middle of the picture is on the axis."""
+    """z = 2 everywhere; x and y from pixel to pixel differ by z / f; the image centre is on the axis."""
     points = points_of(np.full(SIZE_HW, 2.0, np.float32), CAMERA)
     assert points.dtype == np.float32
     assert points.shape == (*SIZE_HW, 3)
@@ -45,8 +45,8 @@ def test_a_wall_is_a_plane() -> None:
             assert points[v, u] == pytest.approx(((u - 3.5) / 7 * 2, (v - 2.0) / 6 * 2, 2.0), abs=1e-6)
 
 
-def test_points_fall_on_the_pixels_they_came_from() -> None:
-    """OpenCV projects them back."""
+def test_points_project_onto_their_pixels() -> None:
+    """Against OpenCV's projection."""
     depth_m = np.random.default_rng(1).uniform(0.3, 9.0, SIZE_HW).astype(np.float32)
     points = points_of(depth_m, CAMERA).reshape(-1, 3).astype(np.float64)
     pixels, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), camera_matrix(CAMERA), np.zeros(5))
@@ -54,37 +54,39 @@ def test_points_fall_on_the_pixels_they_came_from() -> None:
     np.testing.assert_allclose(pixels[:, 0], np.stack([u.ravel(), v.ravel()], axis=1), atol=1e-4)
 
 
-def test_every_third_row_and_column() -> None:
+def test_step_skips_rows_and_columns() -> None:
     depth_m = np.random.default_rng(2).uniform(1, 2, SIZE_HW).astype(np.float32)
     np.testing.assert_array_equal(points_of(depth_m, CAMERA, step=3), points_of(depth_m, CAMERA)[::3, ::3])
 
 
-def test_the_principal_point_is_the_middle_of_the_picture() -> None:
+def test_the_camera_matrix() -> None:
+    camera = Camera(fx_px=7.0, fy_px=6.0, width_px=8, height_px=5, principal_point_px=(3.0, 2.5))
+    np.testing.assert_array_equal(camera_matrix(camera), [[7, 0, 3], [0, 6, 2.5], [0, 0, 1]])
     np.testing.assert_array_equal(camera_matrix(CAMERA), [[7, 0, 3.5], [0, 6, 2], [0, 0, 1]])
 
 
-def test_whose_camera() -> None:
+def test_the_camera_of_a_point_cloud() -> None:
     given = Camera(fx_px=70, fy_px=60, width_px=80, height_px=50)
     assert camera_for(given, (0.5, 0.5), SIZE_HW) == CAMERA
     assert camera_for(Lens(focal_px=9.0), None, SIZE_HW) == Camera.from_focal(9.0, SIZE_HW)
     assert camera_for(None, (0.875, 1.2), SIZE_HW) == CAMERA
-    with pytest.raises(OptionError, match="need the camera") as caught:
+    with pytest.raises(OptionError, match="needs the camera's focal length") as caught:
         camera_for(None, None, SIZE_HW)
     assert "--fov-deg" in caught.value.cure
     with pytest.raises(OptionError, match="calibrated at 80x50"):
         camera_for(given, None, (8, 8))
 
 
-def test_where_there_is_depth() -> None:
+def test_pixels_with_depth() -> None:
     np.testing.assert_array_equal(
         has_depth(np.array([0, 1, -1, np.nan, np.inf, -np.inf], np.float32)), [False, True, False, False, False, False]
     )
 
 
 def test_a_ply_file(tmp_path: Path) -> None:
-    picture = frame()
+    image = frame()
     path = tmp_path / "new" / "wall.ply"
-    save_ply(path, np.full(SIZE_HW, 2.0, np.float32), picture, CAMERA)
+    save_ply(path, np.full(SIZE_HW, 2.0, np.float32), image, CAMERA)
     header, vertices = read_ply(path)
     assert [line for line in header if line.startswith("property")] == [
         "property float x",
@@ -95,8 +97,8 @@ def test_a_ply_file(tmp_path: Path) -> None:
         "property uchar blue",
     ]
     assert "comment metres; x right, y down, z forward (OpenCV)" in header
-    assert "comment seen through fx 7.000 fy 6.000 px of 8x5" in header
-    expected = [((u - 3.5) / 7 * 2, (v - 2.0) / 6 * 2, 2.0, *picture[v, u]) for v in range(5) for u in range(8)]
+    assert "comment camera fx 7.000 fy 6.000 px of 8x5" in header
+    expected = [((u - 3.5) / 7 * 2, (v - 2.0) / 6 * 2, 2.0, *image[v, u]) for v in range(5) for u in range(8)]
     np.testing.assert_allclose(vertices, expected, atol=1e-6)
 
 
@@ -105,14 +107,14 @@ def test_pixels_without_depth_give_no_point(tmp_path: Path) -> None:
     depth_m[:, :4] = np.nan
     depth_m[2] = np.inf
     depth_m[1, 6] = 3.0
-    picture = frame()
-    save_ply(tmp_path / "one.ply", depth_m, picture, CAMERA)
+    image = frame()
+    save_ply(tmp_path / "one.ply", depth_m, image, CAMERA)
     _, vertices = read_ply(tmp_path / "one.ply")
     assert len(vertices) == 1
-    assert vertices[0] == pytest.approx((2.5 / 7 * 3, -1 / 6 * 3, 3.0, *picture[1, 6]))
+    assert vertices[0] == pytest.approx((2.5 / 7 * 3, -1 / 6 * 3, 3.0, *image[1, 6]))
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(InputError, match="Cannot write"):
         save_ply(tmp_path / "taken" / "a.ply", np.ones(SIZE_HW, np.float32), frame(), CAMERA)

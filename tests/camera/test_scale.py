@@ -1,10 +1,9 @@
-"""Scales from known distances: closed forms, what is refused, and what is kept."""
+"""Scales from known distances: closed forms, rejected input, and the store."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.camera import scale as known_scale
-from mirrordepth_edge.camera.model import Camera, Lens
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.camera.scale import (
     KnownPoint,
     KnownScale,
@@ -21,7 +20,6 @@ from mirrordepth_edge.camera.scale import (
     ScaleKey,
     ScaleSetter,
     ScaleStore,
-    camera_at,
     camera_identity,
     checkpoint_sha256,
     depth_along_axis,
@@ -29,7 +27,6 @@ from mirrordepth_edge.camera.scale import (
     parse_known,
     scale_of,
 )
-from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.support.files import sha256_of
@@ -59,7 +56,7 @@ def test_lengths(text: str, length_m: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "m", "1.85", "1,85m", "-1m", "0mm", "1.8.5m", "1e3m", "1m2", "1 yd", "nan m"])
-def test_what_is_no_length(text: str) -> None:
+def test_invalid_lengths_are_rejected(text: str) -> None:
     with pytest.raises(OptionError, match="is no length") as caught:
         parse_length(text, "--square", "25mm")
     assert caught.value.cure == "--square 25mm"
@@ -75,12 +72,12 @@ def test_known_points() -> None:
     assert str(second) == "0,7=3m"
 
 
-HALF_SAID = ["", " ", "1.85m", "320=1.85m", "320,240", "320,240=", "320,240=1.85", "320,240=1.85m and so on"]
+INCOMPLETE = ["", " ", "1.85m", "320=1.85m", "320,240", "320,240=", "320,240=1.85", "320,240=1.85m and so on"]
 WRONG = ["-3,240=1m", "3.5,240=1m", "320,240=1m1,1=2m", "320,240=1,85m", "x,y=1m", "1,1=-1m", "1,1=0m", "1,1=5000m"]
 
 
-@pytest.mark.parametrize("text", [*HALF_SAID, *WRONG])
-def test_what_is_no_known_point(text: str) -> None:
+@pytest.mark.parametrize("text", [*INCOMPLETE, *WRONG])
+def test_invalid_points_are_rejected(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_known(text)
     assert "--set-scale 320,240=1.85m" in caught.value.cure
@@ -95,14 +92,14 @@ def test_depth_near_a_pixel_is_the_median_around_it() -> None:
     assert depth_near(depth_m, 29, 19) == 9, "in the corner, of 9"
 
 
-def test_pixels_that_tell_no_depth() -> None:
+def test_pixels_without_a_usable_depth_are_rejected() -> None:
     depth_m = np.full((20, 30), 2.0, np.float32)
     depth_m[:, 10:] = 2.21
     for x, y in ((30, 3), (3, 20), (-1, 3)):
-        with pytest.raises(OptionError, match=f"There is no pixel {x},{y}") as caught:
+        with pytest.raises(OptionError, match=f"Pixel {x},{y} is outside the frame") as caught:
             depth_near(depth_m, x, y)
         assert "29,19" in caught.value.cure
-    with pytest.raises(OptionError, match="8,5 is at an edge") as caught:
+    with pytest.raises(OptionError, match="8,5 lies on an edge") as caught:
         depth_near(depth_m, 8, 5)
     assert "2.00 to 2.21 m" in caught.value.why
     assert depth_near(depth_m, 7, 5) == 2
@@ -115,7 +112,7 @@ def test_pixels_that_tell_no_depth() -> None:
     assert "15 of the 25" in caught.value.why
 
 
-def test_a_tape_measures_to_the_lens() -> None:
+def test_a_distance_is_converted_to_depth() -> None:
     """A wall 3 m ahead: through a lens of 90 degrees, its edge is sqrt(2) times as far."""
     camera = Camera.from_fov(90, (481, 641))
     z_m = 3.0
@@ -128,46 +125,43 @@ def test_a_tape_measures_to_the_lens() -> None:
     assert depth_along_axis(edge, None) == math.sqrt(2)
 
 
-def test_whose_frames_they_are() -> None:
-    model, trained = PRESETS["nano"], replace(PRESETS["nano"], focal=(0.75, 1.25))
-    told = Camera.from_focal(500, (240, 320))
-    assert camera_at(told, trained, (480, 640)) == Camera.from_focal(1000, (480, 640))
-    assert camera_at(Lens(fov_deg=90), model, (100, 200)) == Camera.from_fov(90, (100, 200))
-    assert camera_at(None, trained, (100, 200)) == Camera.from_focal(150, (100, 200), fy_px=125)
-    assert camera_at(None, model, (100, 200)) is None
+def test_the_principal_point_of_the_camera_is_used() -> None:
+    camera = Camera(fx_px=100, fy_px=100, width_px=200, height_px=100, principal_point_px=(0, 0))
+    point = KnownPoint(x_px=0, y_px=100, distance_m=math.sqrt(2))
+    assert depth_along_axis(point, camera) == pytest.approx(1)
 
 
 def test_the_factor_is_the_median_ratio() -> None:
     assert scale_of(readings(1.3)).factor == pytest.approx(1.3)
     assert scale_of(readings(1.2, 1.3)).factor == pytest.approx(math.sqrt(1.2 * 1.3)), "the geometric mean of two"
-    assert scale_of(readings(1.2, 1.3, 12.0)).factor == pytest.approx(1.3), "one was mistyped"
-    assert scale_of(readings(2.0, 0.5)).factor == pytest.approx(1), "twice and half are equally wrong"
+    assert scale_of(readings(1.2, 1.3, 12.0)).factor == pytest.approx(1.3), "one distance is wrong"
+    assert scale_of(readings(2.0, 0.5)).factor == pytest.approx(1), "in logarithms, twice and half are equal errors"
 
 
-def test_the_residual_says_how_far_points_agree() -> None:
+def test_the_residual_measures_how_well_points_agree() -> None:
     alone = scale_of(readings(1.3))
     assert alone.residual_percent is None
-    assert str(alone) == "metres times 1.3 (1 known distance; a second one tells how far to trust it)"
+    assert str(alone) == "metres times 1.3 (1 known distance; add a second to check it)"
     assert scale_of(readings(1.3, 1.3, 1.3)).residual_percent == pytest.approx(0, abs=1e-9)
     # ln 1.2 and ln 1.3 are 0.0800 apart: their standard deviation is that over sqrt(2).
     two = scale_of(readings(1.2, 1.3))
     assert two.residual_percent == pytest.approx(100 * (math.exp(math.log(1.3 / 1.2) / math.sqrt(2)) - 1))
     assert str(two) == "metres times 1.25 (2 known distances, ±5.8 %)"
-    mistyped = scale_of(readings(1.3, 1.3, 13.0)).residual_percent
-    assert mistyped == pytest.approx(100 * (math.exp(math.log(10) / math.sqrt(2)) - 1)), "tells of the mistyped one"
+    wrong = scale_of(readings(1.3, 1.3, 13.0)).residual_percent
+    assert wrong == pytest.approx(100 * (math.exp(math.log(10) / math.sqrt(2)) - 1)), "shows the wrong one"
 
 
 @pytest.mark.parametrize("ratio", [21.0, 1 / 21, 100.0])
-def test_scales_that_cannot_be(ratio: float) -> None:
-    with pytest.raises(OptionError, match="make no scale") as caught:
+def test_implausible_scales_are_rejected(ratio: float) -> None:
+    with pytest.raises(OptionError, match="give no plausible scale") as caught:
         scale_of(readings(ratio))
     assert "2 m" in caught.value.why
     assert scale_of(readings(19.9)).factor == pytest.approx(19.9)
-    with pytest.raises(OptionError, match="make no scale"):
+    with pytest.raises(OptionError, match="give no plausible scale"):
         scale_of([])
 
 
-def test_the_store_keeps_what_it_is_given(tmp_path: Path) -> None:
+def test_scales_are_stored_by_key(tmp_path: Path) -> None:
     path = tmp_path / "config" / "scales.json"
     store, scale, other = ScaleStore(path), scale_of(readings(1.2, 1.3)), scale_of(readings(0.7))
     assert store.get(KEY) is None
@@ -194,14 +188,14 @@ def test_the_store_keeps_what_it_is_given(tmp_path: Path) -> None:
     assert store.forget(KEY.camera, KEY.checkpoint_sha256) == 0
 
 
-def test_forgetting_nothing_writes_nothing(tmp_path: Path) -> None:
+def test_deleting_nothing_writes_nothing(tmp_path: Path) -> None:
     store = ScaleStore(tmp_path / "scales.json")
     assert store.forget("camera", "ab") == 0
     assert store.cameras() == set()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_users_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_store_is_in_the_users_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import platformdirs
 
     monkeypatch.setattr(platformdirs, "user_config_dir", lambda name: str(tmp_path / name))
@@ -225,13 +219,13 @@ STORED = (
         (STORED.replace("480, 640", "480"), "frame_hw"),
         (STORED.replace('"c"', "7"), "camera"),
         (STORED.replace('"camera"', '"kamera"'), "camera"),
-        (STORED.replace(READING, ""), "scale is between"),
-        (STORED.replace("2.0", "90.0"), "scale is between"),
-        (STORED.replace("2.0", "-2.0"), "numbers above 0"),
+        (STORED.replace(READING, ""), "scale must be between"),
+        (STORED.replace("2.0", "90.0"), "scale must be between"),
+        (STORED.replace("2.0", "-2.0"), "greater than 0"),
         (STORED.replace("2.0", '"2.0"'), "true_m"),
     ],
 )
-def test_stores_that_were_damaged(text: str, word: str, tmp_path: Path) -> None:
+def test_a_damaged_store_is_reported_and_left_alone(text: str, word: str, tmp_path: Path) -> None:
     path = tmp_path / "scales.json"
     path.write_text(text, encoding="utf-8")
     for use in (
@@ -247,7 +241,7 @@ def test_stores_that_were_damaged(text: str, word: str, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == text, "nothing was lost"
 
 
-def test_a_store_that_is_right(tmp_path: Path) -> None:
+def test_a_valid_store_is_read(tmp_path: Path) -> None:
     path = tmp_path / "scales.json"
     path.write_text(STORED, encoding="utf-8")
     key = ScaleKey(camera="c", frame_hw=(480, 640), checkpoint_sha256="ab")
@@ -255,7 +249,7 @@ def test_a_store_that_is_right(tmp_path: Path) -> None:
 
 
 class Room:
-    """A wall at 3 m that a network sees at 2 m, flickering, multiplied by what is applied."""
+    """A wall at 3 m that a flickering network predicts at 2 m, times the applied factor."""
 
     def __init__(self) -> None:
         self.factor = 1.25
@@ -264,15 +258,15 @@ class Room:
         self.factor = factor
 
     def shown(self, *flicker: float) -> list[DepthMap]:
-        return [np.full((480, 640), 2 * self.factor * each, np.float32) for each in flicker or (1.0,)]
+        return [np.full((480, 640), 2 * self.factor * noise, np.float32) for noise in flicker or (1.0,)]
 
 
-def test_points_set_the_scale_one_after_the_other(tmp_path: Path) -> None:
+def test_points_are_added_one_after_the_other(tmp_path: Path) -> None:
     room, store = Room(), ScaleStore(tmp_path / "scales.json")
     setter = ScaleSetter(store, KEY, room.apply)
     scale = setter.add(parse_known("320,240=3m"), room.shown(0.9, 1.0, 1.3), room.factor)
     assert (scale.factor, scale.residual_percent) == (pytest.approx(1.5), None)
-    assert room.factor == scale.factor, "of the network's metres, not of those shown before"
+    assert room.factor == scale.factor, "relative to the network's depth, not to the scaled one"
     assert room.shown()[0][0, 0] == pytest.approx(3)
     scale = setter.add(parse_known("100,100=3.3m 500,400=3m"), room.shown(), room.factor)
     assert [reading.network_m for reading in scale.readings] == pytest.approx([2, 2, 2])
@@ -281,14 +275,14 @@ def test_points_set_the_scale_one_after_the_other(tmp_path: Path) -> None:
     assert store.get(KEY) == scale
 
 
-def test_points_are_taken_along_the_axis(tmp_path: Path) -> None:
+def test_points_are_converted_to_depth(tmp_path: Path) -> None:
     room, camera = Room(), Camera.from_fov(90, (480, 640))
     setter = ScaleSetter(ScaleStore(tmp_path / "scales.json"), KEY, room.apply, camera)
     point = KnownPoint(x_px=637, y_px=240, distance_m=3 * math.sqrt(2))
     assert setter.add([point], room.shown(), room.factor).factor == pytest.approx(1.5, rel=0.005)
 
 
-def test_a_point_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+def test_a_rejected_point_changes_nothing(tmp_path: Path) -> None:
     room, store = Room(), ScaleStore(tmp_path / "scales.json")
     setter = ScaleSetter(store, KEY, room.apply)
     scale = setter.add(parse_known("320,240=3m"), room.shown(), room.factor)
@@ -303,10 +297,10 @@ def test_a_point_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     store.path.write_text("{")
     with pytest.raises(InputError):
         setter.add(parse_known("10,10=6m"), room.shown(), room.factor)
-    assert room.factor == pytest.approx(1.5), "what cannot be kept is not applied"
+    assert room.factor == pytest.approx(1.5), "a scale that cannot be stored is not applied"
 
 
-def typed(keys: PointAndType, text: str) -> KnownPoint | None:
+def type_keys(keys: PointAndType, text: str) -> KnownPoint | None:
     points = [point for code in text.encode() if (point := keys.key(code)) is not None]
     return points[-1] if points else None
 
@@ -314,30 +308,30 @@ def typed(keys: PointAndType, text: str) -> KnownPoint | None:
 def test_point_and_type() -> None:
     keys = PointAndType()
     assert keys.prompt is None
-    assert typed(keys, "1.5m\r") is None, "no pixel yet"
+    assert type_keys(keys, "1.5m\r") is None, "no pixel was clicked"
     keys.click(320, 240)
     assert keys.prompt is not None
     assert "320,240" in keys.prompt
-    assert typed(keys, "q1.9\x0885 M") is None
-    assert keys.prompt.endswith(": 1.85 m_"), "a key that is in no length is none"
+    assert type_keys(keys, "q1.9\x0885 M") is None
+    assert keys.prompt.endswith(": 1.85 m_"), "keys that no length contains are ignored"
     assert keys.key(255) is None
     assert keys.key(-1) is None
     assert keys.key(13) == KnownPoint(x_px=320, y_px=240, distance_m=1.85)
     assert keys.prompt is None
 
     keys.click(1, 2)
-    with pytest.raises(OptionError, match="is no known distance"):
-        typed(keys, "1.85\r")
+    with pytest.raises(OptionError, match="is not a known distance"):
+        type_keys(keys, "1.85\r")
     assert keys.prompt is not None
     assert keys.prompt.endswith(": _")
     keys.click(3, 4)
-    assert typed(keys, "2m\n") == KnownPoint(x_px=3, y_px=4, distance_m=2)
+    assert type_keys(keys, "2m\n") == KnownPoint(x_px=3, y_px=4, distance_m=2)
     keys.click(3, 4)
-    assert typed(keys, "2\x1b") is None
+    assert type_keys(keys, "2\x1b") is None
     assert keys.prompt is None
 
 
-def test_a_camera_is_known_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_is_identified_by_its_serial_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, other, by_id = tmp_path / "video0", tmp_path / "video1", tmp_path / "by-id"
     device.touch()
     other.touch()
@@ -349,10 +343,10 @@ def test_a_camera_is_known_by_its_own_name(tmp_path: Path, monkeypatch: pytest.M
     assert camera_identity(str(by_id / "usb-C920_0A1B-video-index0")) == "usb-C920_0A1B-video-index0"
     assert camera_identity(str(other)) == str(other)
     monkeypatch.chdir(tmp_path)
-    assert camera_identity("video1") == str(other), "from wherever it is called"
+    assert camera_identity("video1") == str(other), "relative paths are resolved"
 
 
-def test_other_sources_are_known_by_their_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_sources_are_identified_by_their_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(known_scale, "BY_ID", tmp_path)
     assert camera_identity("rtsp://user:secret@10.0.0.7/live") == "rtsp://10.0.0.7/live"
     assert camera_identity("synthetic") == "synthetic"
@@ -362,7 +356,7 @@ def test_other_sources_are_known_by_their_address(monkeypatch: pytest.MonkeyPatc
     assert camera_identity("977") == "977"
 
 
-def test_what_was_made_from_one_checkpoint_shares_it(tmp_path: Path) -> None:
+def test_files_from_one_checkpoint_share_its_hash(tmp_path: Path) -> None:
     digest = sha256_of(NANO_CHECKPOINT)
     assert {checkpoint_sha256(path) for path in (NANO_CHECKPOINT, *NANO_ONNX.values())} == {digest}
     with pytest.raises(InputError, match="There is no"):

@@ -30,14 +30,14 @@ def describe(path: Path, manifest: Manifest) -> None:
 def test_the_shipped_models(name: str, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["audit", name]) == 0
     out = capsys.readouterr().out
-    assert f"It is {precision}, as asked" in out
+    assert f"The model is {precision}, as requested" in out
     assert "0.621 G multiply-adds" in out  # as mde inspect counts them
     assert "4 FP32" in out
     if precision == "FP32":
         assert "2 of 2 attention blocks cannot run as one TensorRT kernel" in out
         assert "next: Nothing on a CPU; for a GPU, mde export --fp16" in out
     else:
-        assert "2 blocks, 2 that TensorRT can run as one kernel" in out
+        assert "2 blocks, 2 that TensorRT can fuse" in out
 
 
 def test_json_has_all_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_a_file_that_is_not_what_it_is_called(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr()
     assert "attention blocks cannot run" in printed.out
     assert "error: model.onnx is not FP16." in printed.err
-    assert "0.0% of the multiply-adds run in FP16 or lower" in printed.err
+    assert "0.0% of the MACs run in FP16 or lower" in printed.err
     assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["verdict"]["holds"] is False
 
 
@@ -67,7 +67,7 @@ def test_a_foreign_file_gets_no_verdict(capsys: pytest.CaptureFixture[str]) -> N
     assert run_app(["audit", "foreign.onnx"]) == 0
     out = capsys.readouterr().out
     assert "FP16" in out
-    assert "No verdict: it has no manifest" in out
+    assert "No verdict: the file has no manifest" in out
 
 
 def test_a_changed_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_a_changed_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "code", "what", "cure"),
     [
         (str(NANO_CHECKPOINT), 2, "has no precision to audit", "then mde audit nano.onnx"),
-        ("notes.txt", 2, "is no file to audit", "Name an ONNX file"),
+        ("notes.txt", 2, "cannot be audited", "Give an ONNX file"),
         ("missing.onnx", 1, "There is no model at missing.onnx", "Check the path"),
         ("broken.onnx", 1, "no readable ONNX file", "mde export"),
         ("moving.onnx", 1, "is not fixed", "make_dynamic_shape_fixed"),

@@ -11,13 +11,11 @@ import pytest
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig
-from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.engines.progress import BuildProgress
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
 
@@ -61,8 +59,8 @@ def test_options_become_the_builders(
         (["--verbosity", "loud"], "detailed"),
         (["--hardware-compat", "turing"], "ampere+"),
         (["--weights", "thin"], "stripped"),
-        (["--dynamic", "224x288"], "no range of sizes"),
-        (["--dynamic", "224x288,96x128,448x576"], "no range of sizes"),
+        (["--dynamic", "224x288"], "not a range of sizes"),
+        (["--dynamic", "224x288,96x128,448x576"], "not a range of sizes"),
         (["--dynamic", "a,b,c"], "HEIGHTxWIDTH"),
     ],
 )
@@ -84,7 +82,7 @@ def test_ranges_of_sizes() -> None:
         "32x64,32x64,32x64,32x64",
         "0x1,1x1,1x1",
     ):
-        with pytest.raises(OptionError, match="no range"):
+        with pytest.raises(OptionError, match="not a range"):
             parse_range(text)
 
 
@@ -123,8 +121,8 @@ def orin(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         write_artefact(output, b"plan", manifest)
         return manifest
 
-    monkeypatch.setattr(build_module, "plan_build", lambda target: ORIN)
-    monkeypatch.setattr(build_module, "build_engine", built)
+    monkeypatch.setattr(build_command, "plan_build", lambda target: ORIN)
+    monkeypatch.setattr(build_command, "build_engine", built)
     return monkeypatch
 
 
@@ -135,13 +133,13 @@ def test_a_known_problem_is_told_before_building(
     out, err = capfd.readouterr()
     assert "known problem (wrong, reported): TensorRT 10.3" in err
     assert "https://github.com/" in err
-    assert "built in 61.2 s, 1234 MB of main memory at most" in out
+    assert "built in 61.2 s, 1234 MB peak memory" in out
     assert "parity: tensorrt 10.3.0 on Orin" in out
     assert "worst pixel" in out
 
 
 def test_no_problem_no_word(orin: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    orin.setattr(build_module, "problems_of", lambda plan, precision: ())
+    orin.setattr(build_command, "problems_of", lambda plan, precision: ())
     build_command.build_and_report(NANO_ONNX["fp32"], tmp_path / "x.plan", None)
     assert capfd.readouterr().err == ""
 
@@ -153,9 +151,9 @@ def gpu(capability: str) -> Gpu:
 @pytest.mark.parametrize(
     ("gpus", "reason"),
     [
-        ((), "no GPU of its kind is here"),
-        ((gpu("12.0"),), "no GPU of its kind is here"),
-        ((gpu("12.0"), gpu("8.9")), "it is for another GPU than the first one, which is what runs here"),
+        ((), "this machine has no GPU of that kind"),
+        ((gpu("12.0"),), "this machine has no GPU of that kind"),
+        ((gpu("12.0"), gpu("8.9")), "it is for a GPU other than the first one, which is the one that runs engines"),
     ],
 )
 def test_an_engine_that_was_not_run_says_why(
@@ -166,8 +164,8 @@ def test_an_engine_that_was_not_run_says_why(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     plan = replace(ORIN, compute_capabilities=("8.6", "8.9"), runs_here=False)
-    orin.setattr(build_module, "plan_build", lambda target: plan)
-    orin.setattr(device, "nvidia_gpus", lambda: gpus)
+    orin.setattr(build_command, "plan_build", lambda target: plan)
+    orin.setattr(build_command, "nvidia_gpus", lambda: gpus)
     build_command.build_and_report(NANO_ONNX["fp32"], tmp_path / "x.plan", None, BuildConfig())
     out = " ".join(capfd.readouterr().out.split())
-    assert f"note: this engine has not been run: {reason}" in out
+    assert f"note: the engine was not run: {reason}" in out

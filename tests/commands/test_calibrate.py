@@ -12,10 +12,9 @@ import pytest
 
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.terminal import errors
-from mirrordepth_edge.imaging.draw import save_png, saved_video
+from mirrordepth_edge.imaging.draw import save_png, video_writer
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.quantise.calibration_set import load_calibration
-from mirrordepth_edge.sources import open as sources
 from mirrordepth_edge.sources.source import FrameSource
 
 if sys.version_info >= (3, 11):
@@ -55,11 +54,11 @@ def test_a_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]
     assert run_app(["calibrate", "--from", "pictures", "--count", "4", "-o", "office"]) == 0
     told = capsys.readouterr()
     assert told.out == (
-        "8 frames, 8 looked at; dropped: 1 uniform, 1 noise\n"
-        "calib/office.toml: 4 frames, some of them in calib/office.jpg; mde export --int8 --calib office\n"
+        "8 frames, 8 candidates; dropped: 1 uniform, 1 noise\n"
+        "calib/office.toml: 4 frames; preview: calib/office.jpg; next: mde export --int8 --calib office\n"
     )
     assert "1 dropped as noise" in told.err
-    assert "4 frames are few for INT8; 128 or more are better" in told.err
+    assert "INT8 works better with 128 or more frames" in told.err
     made = load_calibration("office")
     assert made.source == pictures
     assert len(list(made.frames())) == 4
@@ -77,8 +76,8 @@ def test_a_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]
 def test_fewer_are_looked_at_and_more_are_wanted(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["calibrate", "--from", "pictures", "--count", "40", "--frames", "4", "-o", "few.toml"]) == 0
     told = capsys.readouterr()
-    assert told.out.startswith("8 frames, 4 looked at; dropped: none\nfew.toml: 4 frames")
-    assert "no more than 4 of 40 are fit and differ" in told.err
+    assert told.out.startswith("8 frames, 4 candidates; dropped: none\nfew.toml: 4 frames; preview: ")
+    assert "only 4 usable frames found (40 requested)" in told.err
     wanted = ["0.png", "4.png", "deep/1.png", "deep/5.png"]  # every second of all eight
     assert [frame.file for frame in load_calibration("few.toml").recipe.frames] == wanted
 
@@ -86,7 +85,7 @@ def test_fewer_are_looked_at_and_more_are_wanted(pictures: Path, capsys: pytest.
 def test_enough_frames_are_not_remarked_upon(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.FEW", 6)
+    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.MIN_RECOMMENDED", 6)
     (pictures / "noise.png").unlink()
     assert run_app(["calibrate", "--from", "pictures", "--count", "6", "-o", "six"]) == 0
     assert "note:" not in capsys.readouterr().err
@@ -106,11 +105,11 @@ def test_noise_alone_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_video(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four scenes of three frames each: one frame of each scene."""
-    with saved_video(here / "clip.mp4", 10.0) as append:
+    with video_writer(here / "clip.mp4", 10.0) as append:
         for number in range(12):
             append(scene(number // 3))
     assert run_app(["calibrate", "--from", "clip.mp4", "-o", "clip"]) == 0
-    assert "12 frames, 12 looked at; dropped: 8 duplicate" in capsys.readouterr().out
+    assert "12 frames, 12 candidates; dropped: 8 duplicate" in capsys.readouterr().out
     made = load_calibration("clip")
     assert [frame.number for frame in made.recipe.frames] == [0, 3, 6, 9]
     for seed, frame in enumerate(made.frames()):
@@ -147,7 +146,7 @@ class Camera(FrameSource):
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
     opened = Camera()
-    monkeypatch.setattr(sources, "open_source", lambda spec: opened)
+    monkeypatch.setattr("mirrordepth_edge.commands.calibrate.open_source", lambda spec: opened)
     yield opened
     assert opened.closed
 
@@ -155,21 +154,21 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
 def test_a_cameras_frames_are_kept(camera: Camera, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["calibrate", "--from", "0", "--count", "3", "--frames", "10", "-o", "desk"]) == 0
     assert camera.given == 10
-    assert "10 frames, 10 looked at; dropped: 5 duplicate" in capsys.readouterr().out
+    assert "10 frames, 10 candidates; dropped: 5 duplicate" in capsys.readouterr().out
     made = load_calibration("desk")
     assert made.recipe.source == "desk"
     assert sorted(path.name for path in Path("calib/desk").iterdir()) == [frame.file for frame in made.recipe.frames]
     assert len(list(made.frames())) == 3
     # Its folder is another set's from now on.
     assert run_app(["calibrate", "--from", "0", "--count", "3", "-o", "desk"]) == 1
-    assert "calib/desk is there already" in capsys.readouterr().err
+    assert "calib/desk already exists" in capsys.readouterr().err
     assert len(list(made.frames())) == 3
 
 
 def test_ctrl_c_ends_the_taking(camera: Camera, capsys: pytest.CaptureFixture[str]) -> None:
     camera.most = 5
     assert run_app(["calibrate", "--from", "0", "-o", "desk"]) == 0
-    assert "5 frames, 5 looked at; dropped: 2 duplicate" in capsys.readouterr().out
+    assert "5 frames, 5 candidates; dropped: 2 duplicate" in capsys.readouterr().out
     assert load_calibration("desk").count == 3
 
 
@@ -183,8 +182,8 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(camera: Camera, here: Path
     ("arguments", "code", "said"),
     [
         (["--from", "nowhere", "-o", "it"], 1, "There is no video at nowhere"),
-        (["--from", "empty", "-o", "it"], 1, "There are no pictures in empty"),
-        (["--from", "empty", "-o", "it", "--model", "some.plan"], 2, "some.plan tells no frames apart"),
+        (["--from", "empty", "-o", "it"], 1, "No images found in empty"),
+        (["--from", "empty", "-o", "it", "--model", "some.plan"], 2, "some.plan cannot compare frames"),
         (["--from", "empty", "-o", "it", "--model", "some.onnx"], 1, "There is no model at some.onnx"),
         (["--from", "empty", "-o", "it", "--count", "0"], 2, "--count"),
         (["--from", "empty", "-o", "photo"], 2, "photo.jpg would be overwritten"),

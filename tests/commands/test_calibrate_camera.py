@@ -24,7 +24,7 @@ SQUARE_PX = 30
 
 def board_at(x: float, y: float, z: float, turn_deg: tuple[float, float, float]) -> Frame:
     """The printed board through a lens without distortion: paper, corner by corner, to where it is projected."""
-    picture = BOARD.picture(round(SQUARE_PX / 0.025 * 0.0254))
+    picture = BOARD.image(round(SQUARE_PX / 0.025 * 0.0254))
     height, width = picture.shape[:2]
     paper = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     on_plane = np.zeros((4, 3))
@@ -69,8 +69,8 @@ def test_a_folder_of_pictures(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert run_app(["calibrate-camera", "--source", str(folder), "--square", "25mm", "-o", str(output)]) == 0
     check(output)
     told = capsys.readouterr()
-    assert "12 that differ, of 640x480 pixels" in told.out
-    assert "59.5° across, 46.4° down" in told.out  # 2 atan(320 / 560), 2 atan(240 / 560), give or take 0.1
+    assert "12 different, 640x480 pixels" in told.out
+    assert "59.5° horizontal, 46.4° vertical" in told.out  # 2 atan(320 / 560), 2 atan(240 / 560), give or take 0.1
     assert told.out.endswith(f"{output}: mde live --calibration {output}\n")
     assert "notes.txt" not in told.err
     assert "yellow" not in told.err
@@ -104,16 +104,16 @@ def test_what_is_not_good_enough_is_not_written(
     assert run_app(command) == 3
     told = capsys.readouterr()
     assert "no board found in empty.png" in told.err
-    assert "views that differ: 4, and it takes 8" in told.err
-    assert "residual" in told.out, "figures come first"
+    assert "only 4 different views; at least 8 are needed" in told.err
+    assert "px RMS" in told.out, "figures come first"
     assert list(tmp_path.iterdir()) == [few]
     assert run_app([*command, "--anyway"]) == 0
-    assert "note: views that differ: 4, and it takes 8" in capsys.readouterr().err
+    assert "note: only 4 different views; at least 8 are needed" in capsys.readouterr().err
     assert read_camera(output).width_px == WIDTH
 
     one = ["calibrate-camera", "--source", str(folder / "00.png"), "-o", str(tmp_path / "one.yaml"), "--anyway"]
     assert run_app(one) == 3
-    assert "Views of the board that differ: 1, too few" in capsys.readouterr().err
+    assert "Too few different views of the board: 1" in capsys.readouterr().err
 
 
 def test_no_board_at_all(boards: list[Frame], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,15 +123,15 @@ def test_no_board_at_all(boards: list[Frame], tmp_path: Path, capsys: pytest.Cap
     output = tmp_path / "camera.yaml"
     assert run_app(["calibrate-camera", "--source", str(blurred), "-o", str(output)]) == 1
     told = capsys.readouterr().err
-    assert "No board of 9x6 inner corners was found" in told
-    assert "one less than squares" in told
+    assert "No board with 9x6 inner corners was found" in told
+    assert "one less than the squares" in told
     assert not output.exists()
 
 
 def test_a_camera_that_shows_no_board(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate_camera, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(calibrate_camera, "TIMEOUT_S", 0.2)
     assert run_app(["calibrate-camera", "--source", "synthetic", "-o", str(tmp_path / "camera.yaml")]) == 1
     assert "was found in synthetic" in capsys.readouterr().err
 
@@ -151,7 +151,9 @@ def test_a_camera_says_when_a_view_is_kept(
     rung: list[int] = []
     asked: list[tuple[str, sources.CameraOptions]] = []
     monkeypatch.setattr(errors, "bell", lambda: rung.append(1))
-    monkeypatch.setattr(sources, "open_source", lambda spec, options: asked.append((spec, options)) or Camera())
+    monkeypatch.setattr(
+        calibrate_camera, "open_source", lambda spec, options: asked.append((spec, options)) or Camera()
+    )
     output = tmp_path / "camera.yaml"
     assert run_app(["calibrate-camera", "--views", "10", "--size", "480x640", "-o", str(output)]) == 0
     check(output)
@@ -162,9 +164,9 @@ def test_a_camera_says_when_a_view_is_kept(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--board", "9"], "is no board"),
+        (["--board", "9"], "is not valid"),
         (["--square", "25"], "is no length"),
-        (["--size", "480"], "is no size"),
+        (["--size", "480"], "is not a size"),
         (["-o", "camera.txt"], "no name for a calibration"),
         (["--print-board", "board.pdf"], "no name for a board to print"),
     ],

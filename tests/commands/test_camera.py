@@ -41,8 +41,8 @@ def test_errors_are_those_of_scaled_metres(
     options = ["--units-per-metre", "3000", "--focal-px", str(focal_px)]
     assert run_app([*common, str(scaled), *options]) == 0
     told = capsys.readouterr()
-    assert f"metric, no alignment; metres scaled to a camera of fx {focal_px:.1f} px" in told.out
-    assert f"camera: fx {focal_px:.1f} px of 80 (68° wide); metres times 1.7" in told.err
+    assert f"metric, no alignment; depth scaled to a camera of fx {focal_px:.1f} px" in told.out
+    assert f"camera: fx {focal_px:.1f} px of 80 (68° wide); depth scaled by 1.7" in told.err
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in (plain, scaled)]
     errors = [report["models"][str(model)]["evaluation"]["mean"]["abs_rel"] for report in reports]
     assert errors[1] == pytest.approx(errors[0], rel=1e-4)
@@ -55,10 +55,10 @@ def test_one_camera_and_a_model_that_knows_its_own(
 ) -> None:
     common = ["evaluate", "--root", str(rgbd_folder), "--device", "cpu"]
     assert run_app([*common, str(model), "--fov-deg", "70", "--focal-px", "60"]) == 2
-    assert "--focal-px and --fov-deg exclude one another" in capsys.readouterr().err
+    assert "--focal-px and --fov-deg cannot be combined" in capsys.readouterr().err
     assert run_app([*common, str(model), "--fov-deg", "200"]) == 2
-    assert "200 degrees are no field of view" in capsys.readouterr().err
+    assert "200 degrees is not a valid field of view" in capsys.readouterr().err
     calibration = rgbd_folder / "camera.json"
     calibration.write_text(json.dumps({"width": 1280, "height": 720, "fx": 900, "fy": 900}))
     assert run_app([*common, str(model), "--calibration", str(calibration)]) == 2
-    assert "Frames of 80x60 are not those of a camera calibrated at 1280x720" in capsys.readouterr().err
+    assert "The frames are 80x60, but the camera was calibrated at 1280x720" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_a_good_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     sheet, result = tmp_path / "new" / "check.png", tmp_path / "new" / "check.json"
     assert run_app(["data", "check", str(root), "--sheet", str(sheet), "--json", str(result)]) == 0
     text = capsys.readouterr().out
-    for words in ("14 of 14 pictures", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "nothing is wrong"):
+    for words in ("14 of 14 images", "64x48", "87.5% of the pixels", "3 to 5 m", "50 %: ", "no problems found"):
         assert words in text
     assert cv2.imread(str(sheet)).shape[2] == 3
     everything = json.loads(result.read_text())
@@ -44,12 +44,14 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
     result = tmp_path / "check.json"
     assert run_app(["data", "check", str(root), "--units-per-metre", "100000", "--json", str(result)]) == 1
     printed = capsys.readouterr()
-    assert printed.out.count("no readable picture. OpenCV") == 10 + 1  # ten, and the first once more in the finding
+    assert (
+        printed.out.count("cannot be read as an image. It is") == 10 + 1
+    )  # ten, and the first once more in the finding
     assert "and 2 more" in printed.out
-    assert "wrong: 12 of 14 pictures cannot be used" in printed.out
+    assert "wrong: 12 of 14 images cannot be used" in printed.out
     assert "--units-per-metre 1000" in printed.out
     message = " ".join(printed.err.split())
-    assert "error: 2 things" in message
+    assert "has 2 problems that would break training" in message
     assert "next: Repair or remove them" in message
     everything = json.loads(result.read_text())
     assert len(everything["unusable"]) == 12
@@ -58,13 +60,13 @@ def test_everything_is_printed_before_it_fails(root: Path, tmp_path: Path, capsy
 
 def test_some_of_the_pictures(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["data", "check", str(root), "--limit", "3"]) == 0
-    assert "3 of 14 pictures" in capsys.readouterr().out
+    assert "3 of 14 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--part", "dev"], 2, "train and test"),
+        (["--part", "dev"], 2, "train or test"),
         (["--sheet", "check.jpg"], 2, "--sheet check.png"),
         (["--data", "sun"], 2, "auto, folder, nyu or kitti"),
         (["--limit", "0"], 2, "--limit"),

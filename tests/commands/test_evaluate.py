@@ -38,7 +38,7 @@ def test_models_are_compared_side_by_side(folder: Path, capsys: pytest.CaptureFi
     arguments = ["evaluate", "--root", str(folder), "--device", "cpu", "--json", str(output), "nano", "nano.fp16"]
     assert run_app(arguments) == 0
     text = capsys.readouterr().out
-    assert f"{MOVING} pictures; no crop, 0.001 to 10 m" in text
+    assert f"{MOVING} images; no crop, 0.001 to 10 m" in text
     assert "published" not in text
     models = json.loads(output.read_text())["models"]
     assert list(models) == ["nano", "nano.fp16"]
@@ -79,7 +79,7 @@ def test_poses_take_the_place_of_flow(folder: Path, capsys: pytest.CaptureFixtur
     assert "OPW" not in text
     (folder / "poses.txt").write_text("0 0 0 0 0 0 0 1\n")
     assert run_app(arguments) == 1
-    assert "no pose for 3 pictures" in capsys.readouterr().err
+    assert "no pose for 3 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_one_picture_has_no_consistency_in_time(folder: Path, capfd: pytest.Capt
         (folder / "rgb" / f"{index}.png").unlink()
         (folder / "depth" / f"{index}.png").unlink()
     assert run_app(["evaluate", "--root", str(folder), "--device", "cpu", "--temporal"]) == 1
-    assert "in time cannot be told" in capfd.readouterr().err
+    assert "consistency cannot be measured" in capfd.readouterr().err

@@ -72,12 +72,12 @@ def test_what_nanos_mirror_is_worth(pictures: Path, capsys: pytest.CaptureFixtur
     common = ["--root", str(pictures), "--device", "cpu"]
     assert run_app(["explain", "nano", *common, "--json", "explain.json", "--limit", "9"]) == 0
     text = capsys.readouterr().out
-    assert "3 pictures; no crop, 0.001 to 10 m" in text
+    assert "3 images; no crop, 0.001 to 10 m" in text
     for row in ("trained mirror", "random mirror", "spread of 3 seeds", "zeros", "shuffled rows"):
         assert row in text
     assert "Replacing the mirror changes AbsRel by" in text
     assert "retrains the decoder for each" in text
-    assert "its text tower was never trained on text, so words mean nothing to it" in text
+    assert "its text tower was never trained on text, so its features of words are random" in text
     assert "prompt:" not in text
     assert not Path("explain.png").exists()
 
@@ -96,7 +96,7 @@ def test_what_nanos_mirror_is_worth(pictures: Path, capsys: pytest.CaptureFixtur
 def test_some_of_the_pictures_evenly_spread(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", "nano", "--root", str(pictures), "--device", "cpu", "--json", "explain.json"]
     assert run_app([*arguments, "--limit", "2"]) == 0
-    assert "2 pictures" in capsys.readouterr().out
+    assert "2 images" in capsys.readouterr().out
     (trained,) = json.loads(Path("explain.json").read_text())["ablation"]["results"]["trained mirror"]
     assert [picture["name"] for picture in trained["pictures"]] == ["0", "1"]
 
@@ -105,7 +105,7 @@ def test_a_mirror_is_read_without_pictures(reader: list[str], capsys: pytest.Cap
     Path("words.txt").write_text("a window\na [dog]\nfar away\n")
     assert run_app([*reader, "--words", "words.txt", "--json", "out.json", "-o", "bars.png"]) == 0
     text = capsys.readouterr().out
-    for words in ("a window", "a [dog]", "random mirror", "row ", "wrote bars.png"):
+    for words in ("a window", "a [dog]", "random prompt", "row ", "wrote bars.png"):
         assert words in text
     assert "AbsRel" not in text
     data = json.loads(Path("out.json").read_text())
@@ -149,7 +149,7 @@ def check(arguments: list[str], code: int, *words: str, capfd: pytest.CaptureFix
 
 @pytest.mark.parametrize("model", ["nano.fp16", str(NANO_ONNX["fp32"]), "model.plan"])
 def test_an_exported_model_has_no_mirror(model: str, capfd: pytest.CaptureFixture[str]) -> None:
-    check(["explain", model, "--root", "."], 2, "mirror is a constant", "Name the checkpoint", capfd=capfd)
+    check(["explain", model, "--root", "."], 2, "has no mirror prompt", "Give the checkpoint", capfd=capfd)
 
 
 def test_a_checkpoint_without_its_clip(
@@ -158,7 +158,7 @@ def test_a_checkpoint_without_its_clip(
     def offline(*arguments: object, **options: object) -> None:
         raise OSError("no route to host")
 
-    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "no CLIP weights at absent.pt", capfd=capfd)
+    check([*reader[:2], "--clip-weights", "absent.pt"], 1, "CLIP weights absent.pt do not exist", capfd=capfd)
     monkeypatch.setattr(open_clip, "create_model", offline)
     check(reader[:2], 1, "no route to host", "--clip-weights FILE", capfd=capfd)
 
@@ -170,18 +170,18 @@ def test_words_and_runs_that_cannot_be_read(
     Path("blank.txt").write_text("\n \n")
     Path("other/checkpoints").mkdir(parents=True)
     check([*reader, "--words", "empty.txt"], 1, "empty.txt is empty", capfd=capfd)
-    check([*reader, "--words", "blank.txt"], 1, "blank.txt holds no words", capfd=capfd)
-    check([*reader, "--run", "other"], 1, "no checkpoints of epochs in other", capfd=capfd)
+    check([*reader, "--words", "blank.txt"], 1, "blank.txt has no words", capfd=capfd)
+    check([*reader, "--run", "other"], 1, "other has no epoch checkpoints", capfd=capfd)
     save_checkpoint(tiny_network, Path("other/checkpoints/epoch-001.safetensors"))
-    check([*reader, "--run", "other"], 1, "epoch-001.safetensors is of another model", capfd=capfd)
+    check([*reader, "--run", "other"], 1, "epoch-001.safetensors has another model", capfd=capfd)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ("nothing to say", "never trained on text", "--root DATA")),
-        (["--limit", "3"], ("go with pictures", "--root DATA")),
-        (["--prompt", "how far?"], ("go with pictures", "--root DATA")),
+        ([], ("nothing to show", "never trained on text", "--root DATA")),
+        (["--limit", "3"], ("require --root", "--root DATA")),
+        (["--prompt", "how far?"], ("require --root", "--root DATA")),
         (["--root", "pictures", "--prompt", "how far?"], ("cannot be given a prompt", "Leave --prompt out")),
         (["--root", "pictures", "--crop", "half"], ("--crop 'half' is unknown",)),
         (["--root", "pictures", "--device", "tpu"], ("auto, cpu or cuda",)),

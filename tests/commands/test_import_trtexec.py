@@ -33,7 +33,7 @@ def test_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3].split() == ["latency", "110.946", "112.938", "112.567", "114.427", "115.415", "115.703", "115.703"]
     for line, label in zip(lines[4:8], ("host to device", "compute", "device to host", "enqueue (host)"), strict=True):
         assert line.strip().startswith(f"{label} ")
-    assert lines[8] == "throughput: 8.7 queries/s, 29 queries in 3.35 s after 2 to warm up"
+    assert lines[8] == "throughput: 8.7 queries/s, 29 queries in 3.35 s after 2 warm-up queries"
     assert lines[9] == "note: trtexec used no CUDA graph"
     assert lines[10].startswith(
         "warning (trtexec): GPU compute time is unstable, with coefficient of variance = 1.08662%"
@@ -57,7 +57,7 @@ def test_a_log_without_its_head(capsys: pytest.CaptureFixture[str]) -> None:
     run(LOGS / "10.7-cuda-graph.log")
     printed = capsys.readouterr().out
     assert printed.startswith("an unnamed engine  trtexec of TensorRT 10.7.0 on an unnamed GPU\n")
-    assert "the log ends before trtexec said that it passed" in printed
+    assert "the log ends before trtexec reports that it passed" in printed
 
 
 def test_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,15 +67,15 @@ def test_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = read_result(path)
     assert printed.startswith("nano.fp16.onnx  FP16  trtexec of TensorRT 10.3.0 on made-up GPU\n")
     assert f"p50 of the raw samples: {stored.latency.p50_ms:.3f} ms (" in printed
-    assert "its depth was not looked at" in printed
+    assert "depth: not checked" in printed
     assert "note: the log names depth.plan" in printed
-    assert "summary without raw samples" not in printed
+    assert "needs raw samples" not in printed
     assert json.loads(path.read_text(encoding="utf-8"))["trtexec"]["command"].startswith("trtexec --loadEngine")
 
 
 @pytest.mark.parametrize("words", [["--times", "t.json"], ["--model", NANO], ["--here"]])
 def test_options_that_go_together(words: list[str]) -> None:
-    with pytest.raises(OptionError, match="go together"):
+    with pytest.raises(OptionError, match="require each other"):
         run(LOGS / "10.3-copies.log", *words)
 
 

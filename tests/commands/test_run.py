@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mirrordepth_edge import predictor as runtime
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.commands.run import run
+from mirrordepth_edge.cli import run_app
+from mirrordepth_edge.commands.run import command
+from mirrordepth_edge.commands.run.command import run
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.postprocess import colourise
@@ -43,12 +44,12 @@ def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Se
     """Every opening of a model; tests run in an empty folder."""
     calls: list[tuple[str, SessionOptions]] = []
 
-    def load(model: str, options: SessionOptions, camera: Camera | Lens | None = None) -> DepthPredictor:
+    def load(model: str, options: SessionOptions, camera: Camera | Lens | None = None, **more: Any) -> DepthPredictor:
         calls.append((model, options))
         focal = None if model == "silent.onnx" else (1.0, 1.0)
-        return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera)
+        return DepthPredictor(BrightnessSession(), replace(PRESETS["nano"], focal=focal), camera=camera, **more)
 
-    monkeypatch.setattr(runtime, "load", load)
+    monkeypatch.setattr(command, "load", load)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -156,10 +157,10 @@ def test_another_camera(capfd: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(np.load("out/hall.depth.npy")[:, [0, -1]], [[2 * times, 3 * times]] * 48, rtol=1e-6)
     np.testing.assert_allclose(np.load("out/hall2.depth.npy")[:, [0, -1]], [[times, 2 * times]] * 48, rtol=1e-6)
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("camera:")]
-    assert told == ["camera: fx 128.0 px of 64 (28° wide); metres times 2.24"]
+    assert told == ["camera: fx 128.0 px of 64 (28° wide); depth scaled by 2.24"]
     run(pictures, output=Path("out"), formats="npy", focal_px=32.0)  # 0.5 of the width, 0.667 of the height
     np.testing.assert_allclose(np.load("out/hall.depth.npy")[0, 0], 2 * (0.5 / 0.75) ** 0.5 * 0.5**0.5, rtol=1e-6)
-    assert "camera: fx 32.0 px of 64 (90° wide); metres times 0.577" in capfd.readouterr().err
+    assert "camera: fx 32.0 px of 64 (90° wide); depth scaled by 0.577" in capfd.readouterr().err
     by_focal = np.load("out/hall.depth.npy")
     run(pictures, output=Path("out"), formats="npy", fov_deg=90.0)
     np.testing.assert_allclose(np.load("out/hall.depth.npy"), by_focal, rtol=1e-6)
@@ -168,7 +169,7 @@ def test_another_camera(capfd: pytest.CaptureFixture[str]) -> None:
 def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> None:
     hall = [picture(Path("hall.png"))]
     for options, word in (
-        ({"focal_px": 600.0, "fov_deg": 70.0}, "exclude"),
+        ({"focal_px": 600.0, "fov_deg": 70.0}, "cannot be combined"),
         ({"fov_deg": 190.0}, "--fov-deg|190"),
         ({"focal_px": -1.0}, "-1 px"),
     ):
@@ -177,7 +178,7 @@ def test_cameras_that_make_no_sense(loads: list[tuple[str, SessionOptions]]) -> 
     with pytest.raises(InputError, match=r"absent\.yaml"):
         run(hall, output=Path("out"), calibration=Path("absent.yaml"))
     assert not loads
-    with pytest.raises(OptionError, match="with which camera it was trained"):
+    with pytest.raises(OptionError, match="which camera it was trained with"):
         run(hall, output=Path("out"), model="silent.onnx", fov_deg=70.0)
     assert not Path("out").exists()
 
@@ -203,10 +204,10 @@ def test_points_in_space() -> None:
 
 
 def test_points_that_cannot_be(loads: list[tuple[str, SessionOptions]]) -> None:
-    with pytest.raises(OptionError, match=r"no points of clip\.avi"):
+    with pytest.raises(OptionError, match=r"--ply does not fit clip\.avi"):
         run([picture(Path("hall.png")), video(Path("clip.avi"))], output=Path("out"), ply=True)
     assert not loads
-    with pytest.raises(OptionError, match="need the camera"):
+    with pytest.raises(OptionError, match="needs the camera's focal length"):
         run([Path("hall.png")], output=Path("out"), model="silent.onnx", ply=True)
     assert not Path("out").exists()
 
@@ -233,7 +234,7 @@ def test_a_missing_file_is_said_before_anything_is_opened(loads: list[tuple[str,
     with pytest.raises(InputError, match="0 bytes"):
         run([good, Path("empty.mp4")], output=Path("out"))
     Path("bare").mkdir()
-    with pytest.raises(InputError, match="no pictures in bare"):
+    with pytest.raises(InputError, match="bare contains no images"):
         run([good, Path("bare")], output=Path("out"))
     assert not loads
     assert not Path("out").exists()
@@ -257,14 +258,19 @@ def test_brackets_in_names_are_printed_as_they_are(capfd: pytest.CaptureFixture[
     ("options", "word"),
     [
         ({"formats": "png,exr"}, "'exr'"),
-        ({"formats": ""}, "no format ''"),
+        ({"formats": ""}, "--formats '' is unknown"),
         ({"near": 5.0, "far": 1.0}, "--near"),
-        ({"device": "tpu"}, "--device"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], word: str) -> None:
     with pytest.raises(OptionError, match=word):
         run([picture(Path("hall.png"))], output=Path("out"), **options)
+    assert not Path("out").exists()
+
+
+def test_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["run", "hall.png", "-o", "out", "--device", "tpu"]) == 2
+    assert "--device 'tpu' is unknown" in capsys.readouterr().err
     assert not Path("out").exists()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.train import train
+from mirrordepth_edge.commands.train.command import train
 from mirrordepth_edge.config import TRAINING
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_kitti_is_trained_to_80_m_whatever_the_recipe(asked: list[RunConfig], tm
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--validation", "rgbd", "--hold-out", "0.2"], "exclude one another"),
+        (["--validation", "rgbd", "--hold-out", "0.2"], "exclude each other"),
         (["--copies", "3"], "--cache-features"),
         (["--clip-weights", "clip.pt"], "does not apply"),
         (["--seed", "-1"], "seed"),

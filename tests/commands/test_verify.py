@@ -32,7 +32,7 @@ def test_the_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 NaN, 0 infinite, 0 not above 0 m" in printed.out
     assert "soak, same depth" in printed.out
     assert "temperature" in printed.out or "°C" in printed.out
-    assert "nano holds on cpu" in printed.out
+    assert "nano passed on cpu" in printed.out
     assert "FAIL" not in printed.out
     data = json.loads(Path("sub/verify.json").read_text(encoding="utf-8"))
     assert data["holds"] is True
@@ -40,7 +40,7 @@ def test_the_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["soak"]["runs"] > 0
     assert data["comparisons"][0]["mean_relative"] < 1e-4
     assert data["machine"]["cores"] >= 1
-    assert "temperatures" in data["context"]
+    assert "temperatures" in data["telemetry"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_wrong_depth_fails(
         monkeypatch.setattr(session, "infer", infer, raising=False)
         return session, manifest
 
-    monkeypatch.setattr(registry, "open_session", opened)
+    monkeypatch.setattr("mirrordepth_edge.commands.verify.open_session", opened)
     assert run_app(["verify", "nano", "--device", "cpu", "--json", "verify.json"]) == 3
     printed = capsys.readouterr()
     assert "FAIL" in printed.out
@@ -93,12 +93,12 @@ def test_notes_say_what_was_not_looked_at(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "what", "cure"),
     [
-        (["model.safetensors"], 2, "has nothing to be held to", "mde verify model.onnx"),
+        (["model.safetensors"], 2, "has no reference to compare with", "mde verify model.onnx"),
         (["missing.onnx"], 1, "There is no model at missing.onnx", "Check the path"),
         (["alone.plan"], 1, "alone.plan has no manifest", "--trust"),
         (["alone.plan", "--trust"], 1, "its ONNX file has none here", "alone.onnx.manifest.json"),
         (["nano", "--trust"], 2, "no use for --trust", "Leave --trust out"),
-        (["nano", "--device", "npu"], 2, "no device", "--device auto"),
+        (["nano", "--device", "npu"], 2, "--device 'npu' is unknown", "--device auto"),
     ],
 )
 def test_what_is_refused(

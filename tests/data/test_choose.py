@@ -153,7 +153,7 @@ def test_nyu_as_fast_depth_has_it(kind: str, written: object, tmp_path: Path) ->
     assert kind_of(DataConfig(root=root)) == "nyu"
 
 
-def test_which_form_of_nyu_wins_is_as_documented(tmp_path: Path) -> None:
+def test_precedence_of_nyu_forms_is_as_documented(tmp_path: Path) -> None:
     root = write_h5(tmp_path / "nyu")
     write_labelled(root)
     assert metres(chosen(root, kind="nyu")) == [4], "the .mat before HDF5 files"
@@ -169,7 +169,7 @@ FORMS = {"bts": lambda root: write_bts_nyu(root, root), "mat": write_labelled, "
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_is_learnt_from_nyus_border(form: str, tmp_path: Path) -> None:
+def test_nyu_training_part_has_no_depth_at_the_border(form: str, tmp_path: Path) -> None:
     root = tmp_path / "nyu"
     FORMS[form](root)
     (train,) = chosen(root, "train", kind="nyu")
@@ -181,7 +181,7 @@ def test_nothing_is_learnt_from_nyus_border(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_data_sets_travel_to_other_processes(part: Part, tmp_path: Path) -> None:
+def test_data_sets_can_be_pickled(part: Part, tmp_path: Path) -> None:
     write_kitti(tmp_path / "kitti", tmp_path / "kitti")
     FORMS["bts"](tmp_path / "nyu")
     for root in (tmp_path / "kitti", tmp_path / "nyu"):
@@ -228,7 +228,7 @@ def test_depth_of_kitti_with_train_and_val_in_one_folder(tmp_path: Path) -> None
     assert metres(chosen(tmp_path, "train")) == [1, 2]
 
 
-def test_a_depth_root_wins(tmp_path: Path) -> None:
+def test_depth_root_takes_precedence(tmp_path: Path) -> None:
     root = write_kitti(tmp_path / "kitti", tmp_path / "kitti", depth="gts")
     write_kitti(tmp_path / "other", tmp_path / "other", depth="truth")
     for path in (tmp_path / "other" / "truth").rglob("*.png"):
@@ -238,7 +238,7 @@ def test_a_depth_root_wins(tmp_path: Path) -> None:
     assert f"no folder {tmp_path / 'nowhere'}" in error.what
 
 
-def test_a_named_list_wins_and_says_what_it_is_of(tmp_path: Path) -> None:
+def test_named_list_takes_precedence(tmp_path: Path) -> None:
     root = write_kitti(tmp_path / "kitti", tmp_path / "kitti")
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -256,7 +256,7 @@ def test_a_named_list_wins_and_says_what_it_is_of(tmp_path: Path) -> None:
 # --- options -------------------------------------------------------------------------------------
 
 
-def test_the_kb_crop_is_kittis_unless_one_says_otherwise(tmp_path: Path) -> None:
+def test_kb_crop_is_the_default_for_kitti_only(tmp_path: Path) -> None:
     root = write_kitti(tmp_path / "kitti", tmp_path / "kitti")
     assert chosen(root)[0].depth_m.shape == (352, 1216)
     assert chosen(root, kb_crop=False)[0].depth_m.shape == (375, 1242)
@@ -280,7 +280,7 @@ def test_the_camera_is_the_data_sets(tmp_path: Path) -> None:
     assert whole == pytest.approx((721.5377 / 1242, 721.5377 / 375))
 
 
-def test_the_camera_of_a_folder_is_the_one_it_tells(tmp_path: Path) -> None:
+def test_camera_of_a_folder_is_read_from_its_file(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     assert training_focal(DataConfig(root=root)) is None
     (root / "camera.json").write_text(json.dumps({"width": 1280, "height": 720, "fx": 640, "fy": 648.0}))
@@ -305,11 +305,11 @@ def test_units_are_the_kinds_own_unless_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("units_per_metre", 1000.0), ("depth_root", Path())], ids=["units", "depth-root"]
 )
-def test_options_that_do_not_go_with_hdf5(form: str, option: str, value: object, tmp_path: Path) -> None:
+def test_options_that_do_not_apply_to_hdf5(form: str, option: str, value: object, tmp_path: Path) -> None:
     FORMS[form](tmp_path / "nyu")
     error = refused(tmp_path / "nyu", kind="nyu", **{option: value})
     assert isinstance(error, OptionError)
-    assert f"--{option.replace('_', '-')} does not go with" in error.what
+    assert f"--{option.replace('_', '-')} does not apply to" in error.what
 
 
 def test_a_list_with_the_labelled_file(tmp_path: Path) -> None:
@@ -340,18 +340,19 @@ def test_a_labelled_file_that_does_not_exist(kind: str, tmp_path: Path) -> None:
         ("nyu", ["nyudepthv2_test_files_with_gt.txt", "official_splits/test", "nyu_depth_v2_labeled.mat", "val/SCENE"]),
         ("kitti", ["eigen_test_files_with_gt.txt", "kitti_eigen_test_files_with_gt.txt", "raw", "gts", "--depth-root"]),
         ("folder", ["rgb", "depth"]),
-        ("auto", ["nyudepthv2_test_files_with_gt.txt", "eigen_test_files_with_gt.txt", "val-NUMBER.tar", "rgb/NAME"]),
+        ("auto", ["rgb/NAME", "depth/NAME"]),
     ],
 )
-def test_an_empty_root_lists_what_was_looked_for(kind: str, words: list[str], tmp_path: Path) -> None:
+def test_empty_root_lists_what_was_expected(kind: str, words: list[str], tmp_path: Path) -> None:
     error = refused(tmp_path, kind=kind)
     assert isinstance(error, InputError)
     assert str(tmp_path) in error.what
     assert not [word for word in words if word not in error.why]
     assert "--root" in error.cure
+    assert ("--data nyu or --data kitti" in error.cure) == (kind == "auto")
 
 
-def test_what_was_looked_for_is_of_the_part(tmp_path: Path) -> None:
+def test_expected_files_depend_on_the_part(tmp_path: Path) -> None:
     error = refused(tmp_path, "train", kind="nyu")
     assert "nyudepthv2_train_files_with_gt.txt" in error.why
     assert "train/SCENE" in error.why
@@ -371,7 +372,7 @@ def test_the_wrong_kind(tmp_path: Path) -> None:
     error = refused(file, kind="kitti")
     assert isinstance(error, OptionError)
     assert error.cure == "--data nyu"
-    assert "has no folder of pictures" in refused(nyu, kind="folder").what
+    assert "has no folder of images" in refused(nyu, kind="folder").what
 
 
 def test_a_folder_with_one_half_of_a_pair(tmp_path: Path) -> None:
@@ -398,16 +399,16 @@ def test_lists_beside_a_root_that_they_are_not_of(tmp_path: Path) -> None:
     assert metres(chosen(tmp_path / "kitti")) == [3]
 
 
-def test_a_list_whose_pictures_are_not_there(tmp_path: Path) -> None:
+def test_list_with_missing_images(tmp_path: Path) -> None:
     write_bts_nyu(tmp_path, tmp_path)
     (tmp_path / "sync").rename(tmp_path / "moved")
     error = refused(tmp_path, "train", kind="nyu")
     assert "kitchen_0028b/rgb_00045.jpg" in error.what
-    assert "1 of 1 pictures" in error.what
+    assert "1 of 1 images" in error.what
     assert "--root" in error.cure
 
 
-def test_a_broken_list_is_named_only_where_it_is_needed(tmp_path: Path) -> None:
+def test_broken_list_is_reported_only_if_needed(tmp_path: Path) -> None:
     (tmp_path / "nyudepthv2_test_files_with_gt.txt").write_bytes(b"\xff\xfe\x00")
     assert metres(chosen(write_folder(tmp_path / "mine"))) == [1]
-    assert "is no list of files" in refused(tmp_path, kind="nyu").what
+    assert "is not a list of files" in refused(tmp_path, kind="nyu").what

@@ -55,18 +55,18 @@ def refused(root: Path) -> InputError:
     return caught.value
 
 
-def test_a_root_that_is_not_there_or_a_file(tmp_path: Path) -> None:
+def test_missing_root_or_file(tmp_path: Path) -> None:
     assert f"There is no folder {tmp_path / 'nowhere'}" in refused(tmp_path / "nowhere").what
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(tmp_path / "file").what
 
 
 def test_empty_folders(tmp_path: Path) -> None:
-    assert "has no folder of pictures" in refused(tmp_path).what
+    assert "has no folder of images" in refused(tmp_path).what
     (tmp_path / "rgb").mkdir()
     assert "has no folder of depth" in refused(tmp_path).what
     (tmp_path / "depth").mkdir()
-    assert "no pictures in" in refused(tmp_path).what
+    assert "no images in" in refused(tmp_path).what
     assert "empty" in refused(tmp_path).why
     (tmp_path / "rgb" / "1.npy").write_bytes(b"x")
     assert "1.npy" in refused(tmp_path).why
@@ -79,7 +79,7 @@ def test_mixed_folders(tmp_path: Path) -> None:
     (tmp_path / "images").rmdir()
     write_pair(tmp_path, "1.a", ".png")  # sorts between the two that share a name
     write_pair(tmp_path, "1", ".png")
-    assert "Several pictures" in refused(tmp_path).what
+    assert "Several images" in refused(tmp_path).what
     assert "1.png" in refused(tmp_path).why
 
 
@@ -88,7 +88,7 @@ def test_missing_partners(tmp_path: Path) -> None:
         write_pair(tmp_path, name)
     (tmp_path / "depth" / "b.png").unlink()
     (tmp_path / "depth" / "c.png").unlink()
-    assert refused(tmp_path).what.startswith("2 pictures")
+    assert refused(tmp_path).what.startswith("2 images")
     assert "b.png" in refused(tmp_path).what
 
 

@@ -65,9 +65,9 @@ def test_a_picture_too_small_for_the_crop(nyu: FilePairs, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no pictures with depth"), ("a.png None 1\n", "no pictures with depth"), ("a.png\n", "Line 1")],
+    [("", "no image with depth"), ("a.png None 1\n", "no image with depth"), ("a.png\n", "Line 1")],
 )
-def test_lists_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_lists(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(text or "\n")
     with pytest.raises(InputError, match=message):
         len(choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt"), "test"))
@@ -82,9 +82,9 @@ def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path
         list(nyu)
 
 
-def test_a_list_that_is_no_text(tmp_path: Path) -> None:
+def test_list_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    with pytest.raises(InputError, match=r"list\.txt is no list of files"):
+    with pytest.raises(InputError, match=r"list\.txt is not a list of files"):
         choose_dataset(DataConfig(root=tmp_path, list_file=tmp_path / "list.txt"), "test")
 
 
@@ -96,9 +96,9 @@ def test_a_list_saved_by_a_windows_editor(nyu: FilePairs, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("absent", "what", "cure"),
-    [("sync_depth_1.png", "1 of 2 depth files", "--depth-root"), ("rgb_1.png", "1 of 2 pictures", "--root")],
+    [("sync_depth_1.png", "1 of 2 depth files", "--depth-root"), ("rgb_1.png", "1 of 2 images", "--root")],
 )
-def test_files_that_a_list_names_and_that_are_not_there(absent: str, what: str, cure: str, tmp_path: Path) -> None:
+def test_list_with_missing_files(absent: str, what: str, cure: str, tmp_path: Path) -> None:
     lines = []
     for scene in ("kitchen", "office"):
         write_pair(tmp_path, f"{scene}/rgb_1.png", f"{scene}/sync_depth_1.png", (4, 4), 1000)

@@ -63,19 +63,19 @@ def test_missing_and_wrong_files(labelled: Path, tmp_path: Path) -> None:
         len(NyuLabelled(file=labelled, part="test"))
 
 
-def test_a_file_that_is_no_hdf5(labelled: Path) -> None:
+def test_file_that_is_not_hdf5(labelled: Path) -> None:
     labelled.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
-    with pytest.raises(InputError, match="no labelled NYU"):
+    with pytest.raises(InputError, match="not a labelled NYU"):
         list(NyuLabelled(file=labelled, part="test"))
 
 
-def test_a_split_that_counts_beyond_the_file(labelled: Path, tmp_path: Path) -> None:
+def test_split_index_out_of_range(labelled: Path, tmp_path: Path) -> None:
     savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1449]])})
-    with pytest.raises(InputError, match="no labelled NYU"):
+    with pytest.raises(InputError, match="not a labelled NYU"):
         list(NyuLabelled(file=labelled, part="test"))
 
 
-def test_the_fingerprint_knows_part_depth_and_split(labelled: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_part_depth_and_split(labelled: Path, tmp_path: Path) -> None:
     def fingerprints() -> set[str]:
         kinds = [("train", False), ("test", False), ("test", True)]
         return {NyuLabelled(file=labelled, part=part, infilled=how).fingerprint() for part, how in kinds}  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_the_fingerprint_knows_part_depth_and_split(labelled: Path, tmp_path: Pa
     assert not before & fingerprints()
 
 
-def test_it_travels_to_another_process(labelled: Path) -> None:
+def test_data_set_can_be_pickled(labelled: Path) -> None:
     data = NyuLabelled(file=labelled, part="train")
     data[0]
     again = pickle.loads(pickle.dumps(data))

@@ -100,7 +100,7 @@ def digest(data: DepthDataset) -> float:
     return float(sum(sample.depth_m.sum() + sample.frame.sum() for sample in data))
 
 
-def test_it_travels_to_another_process(root: Path) -> None:
+def test_data_set_can_be_pickled(root: Path) -> None:
     data = read(root)
     data[0]  # nothing of what reading opened may be left
     expected = digest(data)
@@ -123,7 +123,7 @@ def test_as_the_download_unpacks(folders: Path, tmp_path: Path) -> None:
     assert len(read(tmp_path)) == len(TRAIN)
 
 
-def test_what_macos_packs_beside_files_is_passed_over(folders: Path, tmp_path: Path) -> None:
+def test_macos_files_in_shards_are_ignored(folders: Path, tmp_path: Path) -> None:
     (folders / "train" / "bath_0001" / "._00001.h5").write_bytes(b"attributes")
     with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
         tar.add(folders / "train", "train")
@@ -131,7 +131,7 @@ def test_what_macos_packs_beside_files_is_passed_over(folders: Path, tmp_path: P
         assert len(list(read(root))) == len(TRAIN)
 
 
-def test_a_picture_that_is_there_twice(shards: Path) -> None:
+def test_image_that_exists_twice(shards: Path) -> None:
     again = shards / "data" / "train-000002.tar"
     again.write_bytes((shards / "data" / "train-000001.tar").read_bytes())
     with pytest.raises(InputError, match="twice, such as bath_0001/00001") as caught:
@@ -162,20 +162,20 @@ def header_overwritten(content: bytes) -> bytes:
 def test_a_damaged_shard(damage: object, shards: Path) -> None:
     shard = shards / "data" / "train-000000.tar"
     shard.write_bytes(damage(shard.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(InputError, match=r"train-000000\.tar is no whole tar file") as caught:
+    with pytest.raises(InputError, match=r"train-000000\.tar is not a complete tar file") as caught:
         packed_dataset(shards, "train")
     assert "Download train-000000.tar again" in caught.value.cure
 
 
 def test_a_damaged_picture_in_a_whole_shard(shards: Path) -> None:
     shard = shards / "data" / "train-000000.tar"
-    piece = read(shards).pieces[1]
+    piece = read(shards).entries[1]
     content = bytearray(shard.read_bytes())
     content[piece.offset : piece.offset + 64] = b"\0" * 64
     shard.write_bytes(content)
     data = read(shards)
     data[0]
-    with pytest.raises(InputError, match=rf"{TRAIN[1]} in .*train-000000\.tar is no NYU picture"):
+    with pytest.raises(InputError, match=rf"{TRAIN[1]} in .*train-000000\.tar is not a NYU image"):
         data[1]
 
 
@@ -197,9 +197,9 @@ def test_a_damaged_file(content: bytes, folders: Path) -> None:
         {"depth": np.zeros((WIDTH, HEIGHT), np.float32)},
     ],
 )
-def test_arrays_of_another_kind(changed: dict[str, np.ndarray], folders: Path) -> None:
+def test_arrays_of_wrong_type_or_shape(changed: dict[str, np.ndarray], folders: Path) -> None:
     write_h5(folders / "train" / f"{TRAIN[0]}.h5", 0, **changed)
-    with pytest.raises(InputError, match="holds no picture with depth"):
+    with pytest.raises(InputError, match="is not an image with depth"):
         list(read(folders))
 
 

@@ -27,7 +27,7 @@ def test_a_png_that_claims_to_be_huge(tmp_path: Path) -> None:
         read_depth_png(path, 1000)
 
 
-def test_a_jpeg_that_broke_off(tmp_path: Path) -> None:
+def test_truncated_jpeg(tmp_path: Path) -> None:
     path = tmp_path / "half.jpg"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8))
     path.write_bytes(path.read_bytes()[:9000])

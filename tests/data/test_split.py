@@ -110,12 +110,12 @@ def test_any_number_of_pictures(count: int, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan")])
-def test_shares_that_are_none(share: float) -> None:
+def test_invalid_shares(share: float) -> None:
     with pytest.raises(OptionError, match="cannot be held out"):
         hold_out(Named(recording()), share)
 
 
-def test_too_few_pictures() -> None:
+def test_too_few_images() -> None:
     for everything in ([], ["only"]):
         with pytest.raises(InputError, match="too few"):
             hold_out(Named(everything), 0.1)

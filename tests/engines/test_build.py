@@ -24,7 +24,7 @@ from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.backends.base import Arrays, Available, Missing
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.backends.trt.plan import _weights_of
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
 from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines import process as build_process
@@ -237,7 +237,7 @@ def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
 
 def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "tiny.onnx")
-    with pytest.raises(OptionError, match="sizes are fixed") as caught:
+    with pytest.raises(OptionError, match="needs an ONNX file with dynamic shapes") as caught:
         build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
     assert f"mde export --dynamic {SIZES}" in caught.value.cure
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.onnx.manifest.json"}
@@ -250,7 +250,7 @@ def test_sizes_must_suit_the_model(tmp_path: Path) -> None:
         build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96")))
     assert "32x64" in caught.value.cure
     for beyond in ("32x32,64x96,64x96", "32x64,64x96,160x192", "1x32x64,1x64x96,2x64x96"):
-        with pytest.raises(OptionError, match="more than the ONNX file takes") as caught:
+        with pytest.raises(OptionError, match="exceeds the range of the ONNX file") as caught:
             build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
         assert str(SIZES) in caught.value.cure
 

@@ -96,7 +96,7 @@ class Board:
         info = EngineInfo(flavour=plan.flavour, version=plan.version, compute_capabilities=(), build_seconds=1.0)
         made = replace(source, kind="plan", artefact_sha256=sha256_of(output), engine=info)
         if self.proves:
-            made = replace(made, parity=replace(source.parity, runner=f"{plan.flavour} {plan.version} on Orin"))
+            made = replace(made, parity=replace(source.parity, backend=plan.flavour))
         write_artefact(output, content, replace(made, parent_sha256=source.artefact_sha256))
 
     def engine(self, **about: Any) -> Cached:

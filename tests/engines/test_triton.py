@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, SessionOptions, SizeRange
 from mirrordepth_edge.engines.triton import CLIENT, config_pbtxt, write_triton_repository
 from mirrordepth_edge.errors import InputError, OptionError
@@ -124,7 +124,7 @@ def test_the_configuration_by_tritons_schema(manifest: Manifest) -> None:
 
 def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
     inputs, outputs = (
-        tuple(spec.at(sizes.opt).open(sizes.dynamic_axes) for spec in specs)
+        tuple(spec.at(sizes.opt).with_dynamic_axes(sizes.dynamic_axes) for spec in specs)
         for specs in (manifest.inputs, manifest.outputs)
     )
     return replace(manifest, sizes=sizes, inputs=inputs, outputs=outputs)

@@ -10,7 +10,7 @@ import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.trtexec import trtexec_command, trtexec_commands
 from mirrordepth_edge.errors import OptionError
@@ -106,9 +106,9 @@ def test_sizes_go_with_files_that_leave_them_open(manifest: Manifest) -> None:
     assert "--optShapes=image:1x224x288x3" in flags(opened(manifest), "11.1")
     narrower = flags(opened(manifest), "11.1", BuildConfig(dynamic=parse_range("224x224,224x288,224x288")))
     assert "--minShapes=image:1x224x224x3" in narrower
-    with pytest.raises(OptionError, match="sizes are fixed") as caught:
+    with pytest.raises(OptionError, match="needs an ONNX file with dynamic shapes") as caught:
         flags(manifest, "11.1", EVERYTHING)
-    assert "leave --dynamic out" in caught.value.cure
+    assert "omit --dynamic" in caught.value.cure
     with pytest.raises(OptionError, match="takes no shapes"):
         flags(opened(manifest, "a,b"), "11.1", EVERYTHING)
 

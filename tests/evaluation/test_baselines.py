@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mirrordepth_edge.config import DataKind
-from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, differences
+from mirrordepth_edge.evaluation.baselines import BASELINES, Baseline, baselines_of, protocol_differences
 from mirrordepth_edge.evaluation.evaluate import Protocol
 
 NYU = Protocol(limits_m=(1e-3, 10.0), crop="eigen")
@@ -19,14 +19,14 @@ def by_name(kind: DataKind) -> dict[str, Baseline]:
     return {baseline.name: baseline for baseline in baselines_of(kind)}
 
 
-def test_folders_have_none() -> None:
+def test_folders_have_no_baselines() -> None:
     assert baselines_of("folder") == ()
     assert baselines_of("nyu")
     assert baselines_of("kitti")
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_every_figure_has_a_source_and_is_possible(kind: DataKind) -> None:
+def test_every_value_has_a_source_and_is_plausible(kind: DataKind) -> None:
     baselines = baselines_of(kind)
     assert len(by_name(kind)) == len(baselines)
     assert [each.abs_rel for each in baselines] == sorted(each.abs_rel for each in baselines)
@@ -48,30 +48,30 @@ def test_clip2depths_error_is_derived_as_its_note_says(kind: DataKind, below: fl
     assert derived.abs_rel == pytest.approx((1 - below) * auty.abs_rel, abs=5e-4)
 
 
-def test_the_measured_one_says_so() -> None:
+def test_measured_baseline_is_marked() -> None:
     measured = [each for kind in BASELINES for each in baselines_of(kind) if each.origin == "measured"]
     assert [each.name for each in measured] == ["METER-XXS"]
     assert "in-filled" in measured[0].note
 
 
-def test_the_fields_protocol_compares() -> None:
-    assert differences("nyu", NYU) == []
-    assert differences("kitti", KITTI) == []
-    assert differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
+def test_standard_protocols_are_comparable() -> None:
+    assert protocol_differences("nyu", NYU) == []
+    assert protocol_differences("kitti", KITTI) == []
+    assert protocol_differences("nyu", replace(NYU, flip=True)) == [], "published figures have it or not"
 
 
 @pytest.mark.parametrize(
     ("protocol", "why"),
     [
         (replace(NYU, crop="none"), "the crop is none, not eigen"),
-        (replace(NYU, limits_m=(1e-3, 80.0)), "to 80 m, not to 10 m"),
+        (replace(NYU, limits_m=(1e-3, 80.0)), "the depth cap is 80 m, not 10 m"),
         (replace(NYU, align="median"), "aligned"),
     ],
 )
-def test_other_protocols_do_not_compare(protocol: Protocol, why: str) -> None:
-    (found,) = differences("nyu", protocol)
+def test_other_protocols_are_not_comparable(protocol: Protocol, why: str) -> None:
+    (found,) = protocol_differences("nyu", protocol)
     assert why in found
 
 
 def test_every_difference_is_named() -> None:
-    assert len(differences("kitti", Protocol(limits_m=(1e-3, 10.0), align="lsq"))) == 3
+    assert len(protocol_differences("kitti", Protocol(limits_m=(1e-3, 10.0), align="lsq"))) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -12,14 +12,15 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from mirrordepth_edge.camera.model import Camera
+from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.consistency import (
+    ConsistencyMeter,
     FlowMeter,
-    Intrinsics,
     ReprojectionMeter,
+    TemporalConsistency,
     read_camera_path,
-    reprojection_consistency,
-    temporal_consistency,
 )
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -42,13 +43,29 @@ def depth_map(seed: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Depth:
     return np.random.default_rng(seed).uniform(1, 5, size_hw).astype(np.float32)
 
 
-# In time, by flow
+def measure(meter: ConsistencyMeter, views: Iterable[npt.NDArray], depths_m: Iterable[Depth]) -> TemporalConsistency:
+    for view, depth_m in zip(views, depths_m, strict=True):
+        meter.add(view, depth_m)
+    (result,) = meter.results()
+    assert result is not None
+    return result
+
+
+def along_flow(frames: Iterable[Frame], depths_m: Iterable[Depth]) -> TemporalConsistency:
+    return measure(FlowMeter(), frames, depths_m)
+
+
+def along_path(depths_m: Iterable[Depth], poses: Iterable[npt.NDArray]) -> TemporalConsistency:
+    return measure(ReprojectionMeter(CAMERA), poses, depths_m)
+
+
+# Along optical flow
 
 
 def test_a_still_scene_is_consistent() -> None:
     frame, depth_m = window(texture(), 0, 0), depth_map()
-    result = temporal_consistency([frame] * 3, [depth_m] * 3)
-    assert (result.opw_m, result.rtc, result.pairs, result.share_used) == (0.0, 1.0, 2, 1.0)
+    result = along_flow([frame] * 3, [depth_m] * 3)
+    assert (result.error_m, result.rtc, result.pairs, result.share_used) == (0.0, 1.0, 2, 1.0)
 
 
 @pytest.mark.parametrize("step", [(3, 0), (0, -2), (5, 4)])
@@ -59,22 +76,22 @@ def test_depth_that_moves_with_the_picture_is_consistent(step: tuple[int, int]) 
     depth_all = (2 + 0.01 * columns + 0.02 * rows).astype(np.float32)
     corners = [(30 + k * step[0], 30 + k * step[1]) for k in range(3)]
     frames = [window(picture, *corner) for corner in corners]
-    moving = temporal_consistency(frames, [window(depth_all, *corner) for corner in corners])
-    assert moving.opw_m < 2e-3
+    moving = along_flow(frames, [window(depth_all, *corner) for corner in corners])
+    assert moving.error_m < 2e-3
     assert moving.rtc == 1
     # Nearly all that stayed in the frame was followed, and nothing that left it.
     stays = (SIZE_HW[1] - abs(step[0])) * (SIZE_HW[0] - abs(step[1])) / (SIZE_HW[0] * SIZE_HW[1])
     assert 0.85 * stays < moving.share_used <= stays + 0.01
     # Depth that stays where it is while the picture moves is off by its slope along the motion.
-    stuck = temporal_consistency(frames, [window(depth_all, *corners[0])] * 3)
-    assert stuck.opw_m == pytest.approx(abs(0.01 * step[0] + 0.02 * step[1]), rel=0.05)
+    stuck = along_flow(frames, [window(depth_all, *corners[0])] * 3)
+    assert stuck.error_m == pytest.approx(abs(0.01 * step[0] + 0.02 * step[1]), rel=0.05)
 
 
-def test_flicker_of_30_percent_is_what_opw_and_rtc_say() -> None:
+def test_opw_and_rtc_of_30_percent_flicker() -> None:
     frame, depth_m = window(texture(), 0, 0), depth_map()
     flickering = [depth_m * np.float32(1.3 if k % 2 else 1) for k in range(4)]
-    result = temporal_consistency([frame] * 4, flickering)
-    assert result.opw_m == pytest.approx(0.3 * depth_m.mean(dtype=np.float64), rel=1e-5)
+    result = along_flow([frame] * 4, flickering)
+    assert result.error_m == pytest.approx(0.3 * depth_m.mean(dtype=np.float64), rel=1e-5)
     assert result.rtc == 0
 
 
@@ -84,7 +101,7 @@ def test_flicker_of_30_percent_is_what_opw_and_rtc_say() -> None:
 def test_a_ratio_of_exactly_1_25_is_not_the_same_depth(first_m: float, second_m: float, rtc: float) -> None:
     frame = window(texture(), 0, 0)
     depths = [np.full(SIZE_HW, value, np.float32) for value in (first_m, second_m)]
-    assert temporal_consistency([frame] * 2, depths).rtc == rtc
+    assert along_flow([frame] * 2, depths).rtc == rtc
 
 
 def test_each_pair_counts_once_and_only_pixels_with_depth_count() -> None:
@@ -92,8 +109,8 @@ def test_each_pair_counts_once_and_only_pixels_with_depth_count() -> None:
     whole, shifted, holed = (np.full(SIZE_HW, value, np.float32) for value in (2.0, 2.1, 2.3))
     holed[:48] = 0
     holed[48:, :4], holed[48:, 4:8] = np.nan, np.inf
-    result = temporal_consistency([frame] * 3, [whole, shifted, holed])
-    assert result.opw_m == pytest.approx((0.1 + 0.2) / 2, rel=1e-5)
+    result = along_flow([frame] * 3, [whole, shifted, holed])
+    assert result.error_m == pytest.approx((0.1 + 0.2) / 2, rel=1e-5)
     assert result.share_used == pytest.approx((1 + 48 * 120 / (96 * 128)) / 2, abs=1e-3)
 
 
@@ -103,18 +120,18 @@ def test_bilinear_samples_leave_holes_out() -> None:
     frames = [np.ascontiguousarray(picture[:96, offset : offset + 256 : 2]) for offset in (40, 41)]
     depth_m = np.full(SIZE_HW, 4, np.float32)
     depth_m[:, ::9] = 0
-    result = temporal_consistency(frames, [depth_m] * 2)
-    assert result.opw_m < 1e-5
+    result = along_flow(frames, [depth_m] * 2)
+    assert result.error_m < 1e-5
     assert result.share_used < 7 / 9 + 0.02
 
 
-def test_a_cut_is_not_followed() -> None:
-    """Another scene altogether: flow forth and back disagree, so that little of it counts."""
+def test_a_scene_cut_has_few_correspondences() -> None:
+    """Forward and backward flow disagree between different scenes."""
     frames = [window(texture(seed), 0, 0) for seed in (1, 2)]
-    assert temporal_consistency(frames, [depth_map()] * 2).share_used < 0.5
+    assert along_flow(frames, [depth_map()] * 2).share_used < 0.5
 
 
-def test_depths_are_read_one_after_another_through_one_array() -> None:
+def test_reused_depth_arrays_are_copied() -> None:
     """As a predictor does it: the array of one frame is overwritten by the next."""
     frame, reused = window(texture(), 0, 0), np.empty(SIZE_HW, np.float32)
 
@@ -123,7 +140,7 @@ def test_depths_are_read_one_after_another_through_one_array() -> None:
             reused[:] = value
             yield reused
 
-    assert temporal_consistency(iter([frame] * 2), depths()).opw_m == 1
+    assert along_flow(iter([frame] * 2), depths()).error_m == 1
 
 
 def test_two_depth_videos_share_the_flow() -> None:
@@ -133,16 +150,15 @@ def test_two_depth_videos_share_the_flow() -> None:
         meter.add(frame, np.full(SIZE_HW, value, np.float32), empty)
     first, second = meter.results()
     assert first is not None
-    assert first.opw_m == 0.5
-    assert second is None, "without depth there is nothing to tell"
+    assert first.error_m == 0.5
+    assert second is None, "a video without depth has no result"
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_one_frame_has_no_consistency(count: int) -> None:
-    with pytest.raises(InputError, match="cannot be told"):
-        temporal_consistency([window(texture(), 0, 0)] * count, [depth_map()] * count)
-    with pytest.raises(InputError, match="cannot be told"):
-        reprojection_consistency([depth_map()] * count, [np.eye(4)] * count, CAMERA)
+def test_one_frame_has_no_consistency() -> None:
+    for meter, view in ((FlowMeter(), window(texture(), 0, 0)), (ReprojectionMeter(CAMERA), np.eye(4))):
+        assert meter.results() == []
+        meter.add(view, depth_map())
+        assert meter.results() == [None]
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
@@ -156,9 +172,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         FlowMeter().add(texture(size_hw=(8, 40)), depth_map(size_hw=(8, 40)))
 
 
-# In time, by poses
+# Along camera poses
 
-CAMERA = Intrinsics(fx=110.0, fy=105.0, cx=66.0, cy=45.0)
+CAMERA = Camera(fx_px=110.0, fy_px=105.0, width_px=SIZE_HW[1], height_px=SIZE_HW[0], principal_point_px=(66.0, 45.0))
 
 
 def pose(turn: tuple[float, float, float] = (0, 0, 0), at: tuple[float, float, float] = (0, 0, 0)) -> npt.NDArray:
@@ -171,7 +187,9 @@ def pose(turn: tuple[float, float, float] = (0, 0, 0), at: tuple[float, float, f
 def seen_plane(camera: npt.NDArray, normal: tuple[float, float, float], distance_m: float) -> Depth:
     """Depth of the world's plane `normal . x = distance_m`, by the ray of every pixel."""
     rows, columns = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
-    rays = np.stack([(columns - CAMERA.cx) / CAMERA.fx, (rows - CAMERA.cy) / CAMERA.fy, np.ones(SIZE_HW)], axis=-1)
+    rays = np.stack(
+        [(columns - CAMERA.cx_px) / CAMERA.fx_px, (rows - CAMERA.cy_px) / CAMERA.fy_px, np.ones(SIZE_HW)], axis=-1
+    )
     in_world = rays @ camera[:3, :3].T
     return ((distance_m - np.dot(normal, camera[:3, 3])) / (in_world @ normal)).astype(np.float32)
 
@@ -179,33 +197,33 @@ def seen_plane(camera: npt.NDArray, normal: tuple[float, float, float], distance
 def test_walking_towards_a_wall_with_exact_poses_has_no_error() -> None:
     path = [pose(at=(0, 0, step)) for step in (0, 0.4, 1.0)]
     depths = [np.full(SIZE_HW, 5 - step, np.float32) for step in (0, 0.4, 1.0)]
-    result = reprojection_consistency(depths, path, CAMERA)
+    result = along_path(depths, path)
     assert result.error_m == pytest.approx(0, abs=1e-6)
     assert (result.rtc, result.pairs) == (1, 2)
     # Walking forwards, all that is seen was seen before.
     assert result.share_used == 1
     # With the truth forgotten, the wall comes along: every point is off by the step.
-    stuck = reprojection_consistency([depths[0]] * 3, path, CAMERA)
+    stuck = along_path([depths[0]] * 3, path)
     assert stuck.error_m == pytest.approx((0.4 + 0.6) / 2, rel=1e-5)
 
 
 def test_a_still_camera_uses_every_pixel_to_the_border() -> None:
     depth_m = depth_map()
     somewhere = pose((0.3, -0.2, 0.1), (1, 2, 3))
-    result = reprojection_consistency([depth_m] * 2, [somewhere] * 2, CAMERA)
+    result = along_path([depth_m] * 2, [somewhere] * 2)
     assert result.error_m < 1e-3, "what positions in float32 leave"
     assert result.share_used > 0.95
 
 
 @pytest.mark.parametrize("turn", [(0, 0.05, 0), (0.04, -0.03, 0.1)])
 def test_a_turning_camera_before_a_slanted_wall(turn: tuple[float, float, float]) -> None:
-    """Tells camera-to-world from world-to-camera, rows from columns and fx from fy."""
+    """Distinguishes camera-to-world from world-to-camera, rows from columns and fx from fy."""
     path = [pose(), pose(turn, (0.2, -0.1, 0.3))]
     depths = [seen_plane(camera, (0.2, 0.1, 0.97), 4.0) for camera in path]
-    right = reprojection_consistency(depths, path, CAMERA)
+    right = along_path(depths, path)
     assert right.error_m < 1e-3, "bilinear sampling of a plane's depth is nearly exact"
     assert right.rtc == 1
-    wrong = reprojection_consistency(depths, [np.linalg.inv(camera) for camera in path], CAMERA)
+    wrong = along_path(depths, [np.linalg.inv(camera) for camera in path])
     assert wrong.error_m > 0.05
 
 
@@ -214,14 +232,19 @@ def test_reprojection_agrees_with_scipy_pixel_by_pixel() -> None:
     smooth = [gaussian_filter(depth_map(seed, SIZE_HW), 6) + np.float32(seed) for seed in (1, 2)]
     turns, places = ((0.02, -0.03, 0.05), (-0.04, 0.01, 0.0)), ((0.1, 0.2, -0.1), (0.0, 0.1, 0.2))
     path = [pose(turn, place) for turn, place in zip(turns, places, strict=True)]
-    ours = reprojection_consistency(smooth, path, CAMERA)
+    ours = along_path(smooth, path)
 
     rows, columns = (part.ravel() for part in np.mgrid[: SIZE_HW[0], : SIZE_HW[1]])
     z = smooth[1].ravel().astype(np.float64)
-    points = np.stack([(columns - CAMERA.cx) / CAMERA.fx * z, (rows - CAMERA.cy) / CAMERA.fy * z, z], axis=-1)
+    points = np.stack(
+        [(columns - CAMERA.cx_px) / CAMERA.fx_px * z, (rows - CAMERA.cy_px) / CAMERA.fy_px * z, z], axis=-1
+    )
     before, now = (Rotation.from_rotvec(turn) for turn in turns)
     there = before.inv().apply(now.apply(points) + places[1] - np.array(places[0]))
-    u, v = CAMERA.fx * there[:, 0] / there[:, 2] + CAMERA.cx, CAMERA.fy * there[:, 1] / there[:, 2] + CAMERA.cy
+    u, v = (
+        CAMERA.fx_px * there[:, 0] / there[:, 2] + CAMERA.cx_px,
+        CAMERA.fy_px * there[:, 1] / there[:, 2] + CAMERA.cy_px,
+    )
     inside = (u >= 0) & (u <= SIZE_HW[1] - 1) & (v >= 0) & (v <= SIZE_HW[0] - 1)
     sampled = map_coordinates(smooth[0].astype(np.float64), [v[inside], u[inside]], order=1)
     assert ours.share_used == pytest.approx(inside.mean(), abs=1e-3)
@@ -242,6 +265,10 @@ def write_path(folder: Path, poses: str, intrinsics: str | None = "110 105 66 45
     return folder
 
 
+def named(*names: str) -> InMemory:
+    return InMemory(samples=[Sample(name, window(texture(), 0, 0), depth_map()) for name in names])
+
+
 def test_poses_are_read_by_name_as_tum_writes_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     turns = Rotation.random(2, rng=rng)
@@ -253,23 +280,23 @@ def test_poses_are_read_by_name_as_tum_writes_them(tmp_path: Path) -> None:
     folder = write_path(
         tmp_path, "# timestamp tx ty tz qx qy qz qw\n" + "\n".join(lines) + "\n\n9 0 0 0 0 0 0 1 # more\n"
     )
-    path = read_camera_path(folder, ["1.5", "2.5"])
+    path = read_camera_path(folder, named("1.5", "2.5"))
     assert path is not None
-    assert path.intrinsics == CAMERA
+    assert path.camera == CAMERA
     for found, turn, place in zip(path.poses, reversed(turns), reversed(places), strict=True):
         np.testing.assert_allclose(found[:3, :3], turn.as_matrix(), atol=1e-12)
         np.testing.assert_allclose(found[:, 3], [*place, 1])
 
 
 def test_without_poses_there_is_no_path(tmp_path: Path) -> None:
-    assert read_camera_path(tmp_path, ["1"]) is None
+    assert read_camera_path(tmp_path, named("1")) is None
 
 
 @pytest.mark.parametrize(
     ("poses", "intrinsics", "why"),
     [
         ("1 0 0 0 0 0 0 1", None, "no camera's intrinsics"),
-        ("2 0 0 0 0 0 0 1", "1 1 0 0", "no pose for 1 pictures, such as 1"),
+        ("2 0 0 0 0 0 0 1", "1 1 0 0", "no pose for 1 images, such as 1"),
         ("1 0 0 0 0 0 1", "1 1 0 0", "cannot be read"),
         ("1 0 0 0 0 0 0 1 5", "1 1 0 0", "cannot be read"),
         ("1 0 0 x 0 0 0 1", "1 1 0 0", "cannot be read"),
@@ -282,4 +309,4 @@ def test_without_poses_there_is_no_path(tmp_path: Path) -> None:
 )
 def test_poses_that_cannot_be_used_are_refused(tmp_path: Path, poses: str, intrinsics: str | None, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        read_camera_path(write_path(tmp_path, poses, intrinsics), ["1"])
+        read_camera_path(write_path(tmp_path, poses, intrinsics), named("1"))

@@ -99,14 +99,14 @@ def test_an_invented_edge_costs_completeness_only() -> None:
     assert found.completeness_px == pytest.approx(10 / 3), "a third of all edge pixels is 10 off"
 
 
-def test_true_depth_without_edges_tells_nothing() -> None:
+def test_true_depth_without_edges_has_no_result() -> None:
     flat = np.full((60, 90), 3, np.float32)
     assert boundary_errors(step_edge(40), flat, everywhere(flat)) is None
     assert boundary_errors(step_edge(40), flat, ~everywhere(flat)) is None
 
 
 @pytest.mark.parametrize("hole_m", [0, 60, np.nan, np.inf])
-def test_edges_near_holes_are_not_judged(hole_m: float) -> None:
+def test_edges_near_holes_are_ignored(hole_m: float) -> None:
     truth = step_edge(40)
     valid = everywhere(truth)
     valid[:, 20:24] = False
@@ -243,7 +243,7 @@ def test_agrees_with_plain_loops(seed: int, apart_px: int) -> None:
     assert (ours.f1, ours.precision, ours.recall) == pytest.approx(expected, rel=1e-9)
 
 
-def test_it_is_the_published_figure_where_every_kind_is_there() -> None:
+def test_equals_the_published_code_if_every_direction_occurs() -> None:
     """And not where one is missing: there the published code gives a perfect prediction less than 1."""
     rng = np.random.default_rng(0)
     truth = rng.uniform(1, 2, (20, 24)).astype(np.float32)
@@ -257,7 +257,7 @@ def test_it_is_the_published_figure_where_every_kind_is_there() -> None:
 
 
 @pytest.mark.parametrize("apart_px", [1, 16])
-def test_blur_makes_it_fall(apart_px: int) -> None:
+def test_f1_falls_with_blur(apart_px: int) -> None:
     truth = boxes()
     blurred = [truth, *(gaussian_filter(truth, sigma) for sigma in (1, 2, 4, 8))]
     found = [score(each, truth, apart_px).f1 for each in blurred]
@@ -265,7 +265,7 @@ def test_blur_makes_it_fall(apart_px: int) -> None:
     assert all(sharp > soft for sharp, soft in pairwise(found))
 
 
-def test_farther_apart_soft_edges_still_tell() -> None:
+def test_larger_distance_measures_soft_edges() -> None:
     truth = boxes()
     soft, softer = (gaussian_filter(truth, sigma) for sigma in (8, 12))
     assert score(soft, truth).f1 < 0.02
@@ -289,7 +289,7 @@ def test_a_shifted_edge_is_missed_unless_pixels_are_farther_apart(shift: int) ->
     assert (near.f1, near.predicted, near.true) == (pytest.approx(1 - shift / 16), 16 * 60, 16 * 60)
 
 
-def test_an_edge_the_wrong_way_round_is_none() -> None:
+def test_inverted_edge_does_not_match() -> None:
     assert score(step_edge(40, near_m=4, far_m=2), step_edge(40)).f1 == 0
 
 

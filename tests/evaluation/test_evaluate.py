@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.consistency import CameraPath, Intrinsics, ReprojectionConsistency, TemporalConsistency
+from mirrordepth_edge.evaluation.consistency import CameraPath
 from mirrordepth_edge.evaluation.evaluate import (
     DEPTH_BINS,
     Align,
@@ -19,7 +20,7 @@ from mirrordepth_edge.evaluation.evaluate import (
     Protocol,
     align,
     evaluate,
-    evaluated_depth,
+    predict_by_protocol,
 )
 from mirrordepth_edge.evaluation.metrics import Depth, garg_crop
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -44,7 +45,7 @@ def test_a_perfect_predictor() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.3])
-def test_a_wrong_scale_is_metric_error_and_no_error_once_aligned(factor: float) -> None:
+def test_wrong_scale_is_removed_by_alignment_only(factor: float) -> None:
     def scaled(frame: Frame) -> Depth:
         return right(frame) * np.float32(factor)
 
@@ -193,7 +194,7 @@ def test_depth_as_it_is_compared() -> None:
     truth_m[100:110] = 0
     one = Sample("halves", np.zeros((480, 640, 3), np.uint8), truth_m)
     protocol = Protocol(limits_m=(1e-3, 6.0), crop="eigen", align="median")
-    depth_m, counted = evaluated_depth(lambda _: truth_m / 2 + np.float32(1), one, protocol)
+    depth_m, counted = predict_by_protocol(lambda _: truth_m / 2 + np.float32(1), one, protocol)
     inside = np.zeros_like(counted)
     inside[45:471, 41:601] = True
     np.testing.assert_array_equal(counted, inside & (truth_m == 4))
@@ -223,7 +224,7 @@ class Flicker:
         return self.depth_m * (self.factor if self.calls % 2 == 0 else np.float32(1))
 
 
-def test_consistency_is_measured_only_where_asked() -> None:
+def test_consistency_is_optional() -> None:
     frames = video()
     result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, PROTOCOL)
     assert (result.temporal, result.temporal_truth, result.spatial, result.edges) == (None, None, None, False)
@@ -235,15 +236,16 @@ def test_flicker_is_measured_before_alignment(how: Align) -> None:
     frames = video()
     protocol = replace(PROTOCOL, align=how)
     result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, protocol, temporal=True)
-    assert isinstance(result.temporal, TemporalConsistency)
-    assert isinstance(result.temporal_truth, TemporalConsistency)
-    assert result.temporal.opw_m == pytest.approx(0.1 * 3, rel=1e-4)
+    assert result.temporal is not None
+    assert result.temporal_truth is not None
+    assert result.temporal.measure == result.temporal_truth.measure == "flow"
+    assert result.temporal.error_m == pytest.approx(0.1 * 3, rel=1e-4)
     assert result.temporal.rtc == 1
-    assert (result.temporal_truth.opw_m, result.temporal_truth.pairs) == (0, 2)
+    assert (result.temporal_truth.error_m, result.temporal_truth.pairs) == (0, 2)
 
 
 @pytest.mark.parametrize(("every", "dense"), [(2, True), (1, False)])
-def test_sparse_truth_is_no_reference_in_time(every: int, dense: bool) -> None:
+def test_sparse_truth_is_no_temporal_reference(every: int, dense: bool) -> None:
     frames = video()
     for one in frames:
         one.depth_m[:, ::2] = 0
@@ -253,7 +255,7 @@ def test_sparse_truth_is_no_reference_in_time(every: int, dense: bool) -> None:
     assert (result.temporal_truth is not None) == dense
 
 
-def test_depth_beyond_the_limits_is_no_reference_in_time() -> None:
+def test_depth_beyond_the_limits_is_no_temporal_reference() -> None:
     frames = video()
     near = replace(PROTOCOL, limits_m=(1e-3, 3.0))
     result = evaluate(Flicker(frames[0].depth_m, 1), frames, near, temporal=True)
@@ -261,17 +263,20 @@ def test_depth_beyond_the_limits_is_no_reference_in_time() -> None:
     assert result.temporal_truth.share_used == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_camera_path_takes_the_place_of_flow() -> None:
+def test_camera_path_replaces_flow() -> None:
     """The camera walks a metre towards a wall whose true depth follows; the predictor does not notice."""
     frames = [Sample(str(k), np.zeros((48, 64, 3), np.uint8), np.full((48, 64), 5 - k, np.float32)) for k in range(2)]
     poses = tuple(np.eye(4) for _ in range(2))
     poses[1][2, 3] = 1
-    path = CameraPath(poses=poses, intrinsics=Intrinsics(fx=60, fy=60, cx=32, cy=24))
+    path = CameraPath(
+        poses=poses, camera=Camera(fx_px=60, fy_px=60, width_px=64, height_px=48, principal_point_px=(32, 24))
+    )
     result = evaluate(
         lambda frame: np.full(frame.shape[:2], 4, np.float32), frames, PROTOCOL, temporal=True, camera_path=path
     )
-    assert isinstance(result.temporal, ReprojectionConsistency)
-    assert isinstance(result.temporal_truth, ReprojectionConsistency)
+    assert result.temporal is not None
+    assert result.temporal_truth is not None
+    assert result.temporal.measure == result.temporal_truth.measure == "reprojection"
     assert result.temporal.error_m == pytest.approx(1)
     assert result.temporal_truth.error_m == pytest.approx(0, abs=1e-6)
     short = replace(path, poses=poses[:1])
@@ -279,9 +284,9 @@ def test_a_camera_path_takes_the_place_of_flow() -> None:
         evaluate(right, frames, PROTOCOL, temporal=True, camera_path=short)
 
 
-def test_one_picture_has_no_consistency_in_time() -> None:
+def test_one_image_has_no_temporal_consistency() -> None:
     frames = video(1)
-    with pytest.raises(InputError, match="in time cannot be told"):
+    with pytest.raises(InputError, match="consistency cannot be measured"):
         evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)
 
 

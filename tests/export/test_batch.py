@@ -106,10 +106,10 @@ def test_a_predictor_for_a_batch_fills_it_with_the_frame(
 
 
 def test_a_batch_is_refused_where_a_camera_is_meant(pair: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(OptionError, match="takes 2 frames at once, and is given 1"):
+    with pytest.raises(OptionError, match="batch size 2, not 1"):
         load(pair, CPU)
     picture = pair.with_name("picture.png")
     cv2.imwrite(str(picture), np.full((48, 64, 3), 90, np.uint8))
     assert run_app(["run", "--model", str(pair), str(picture), "-o", str(pair.with_name("out"))]) == 2
-    assert "2 frames at once" in capfd.readouterr().err
+    assert "batch size 2" in capfd.readouterr().err
     assert run_app(["bench", "--engine", str(pair)]) == 2

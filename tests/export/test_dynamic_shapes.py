@@ -17,13 +17,14 @@ import onnx
 import torch
 import torch.nn.functional as F
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.backends.openvino import probe as probe_openvino
 from mirrordepth_edge.backends.registry import open_session
-from mirrordepth_edge.commands.sizes import parse_range
+from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.engines.build import build_engine, plan_build
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.export.dynamic_shapes import at_every_size, fixed
+from mirrordepth_edge.export.dynamic_shapes import fix_shapes, options_per_size
 from mirrordepth_edge.export.fold import OpenPositions, resize_weights
 from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.export.trace import export_onnx
@@ -116,7 +117,7 @@ def test_other_sizes_are_refused(size: tuple[int, int, int], opened: Path, netwo
         pytest.skip("80 is a multiple of a ViT's patch")
     with pytest.raises(OptionError, match="cannot run") as caught:
         open_session(opened, at(size))
-    assert "64 to 96 pixels high" in caught.value.why
+    assert "heights of 64 to 96" in caught.value.why
     assert "--network-size 64x96" in caught.value.cure
 
 
@@ -135,7 +136,7 @@ def test_what_is_written_says_what_it_takes(opened: Path, frames: list[Frame]) -
     assert manifest.sizes == SIZES
     assert (manifest.inputs[0].shape, manifest.outputs[0].shape) == ((-1, -1, -1, 3), (-1, -1, -1))
     assert manifest.parity.frames == 3 * len(frames)
-    assert [(each.batch, each.network_hw) for each in at_every_size(manifest, CPU)] == [
+    assert [(each.batch, each.network_hw) for each in options_per_size(manifest, CPU)] == [
         (1, (64, 64)),
         (1, (64, 96)),
         (3, (96, 128)),
@@ -184,12 +185,12 @@ def test_an_open_graph_costs_what_a_fixed_one_does(
     size: tuple[int, int, int], opened: Path, network: DepthNetwork
 ) -> None:
     model, manifest = onnx.load(opened), read_manifest(opened).at(size[1:], size[0])
-    at_size = fixed(model, manifest.inputs)
+    at_size = fix_shapes(model, manifest.inputs)
     single = export_onnx(network.at(size[1:]), ExportConfig(batch=size[0]))
     assert graph_cost(at_size).macs == graph_cost(single).macs
     names = {node.name for node in model.graph.node}
     assert {node.name for node in at_size.graph.node} <= names
-    assert fixed(single, ()) is single
+    assert fix_shapes(single, ()) is single
     with pytest.raises(InputError, match="not fixed"):
         graph_cost(model)
 
@@ -198,11 +199,11 @@ def test_it_is_verified_at_any_size(opened: Path) -> None:
     session, manifest = open_session(opened, CPU)
     assert manifest is not None
     with session:
-        assert verify(session, opened, manifest).holds
+        assert verify(session, Artefact.open(opened), manifest).holds
     session, manifest = open_session(opened, at((1, 96, 128)))
     assert manifest is not None
     with session, pytest.raises(InputError, match="nothing to hold") as caught:
-        verify(session, opened, manifest)
+        verify(session, Artefact.open(opened), manifest)
     assert "another size than 96x128" in caught.value.why
 
 
@@ -229,18 +230,17 @@ def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames:
     pictures.mkdir()
     for number, frame in enumerate(frames):
         cv2.imwrite(str(pictures / f"{number}.png"), frame[:, :, ::-1])
-    workshop = Int8Quantizer(
-        fp32=opened,
-        manifest=read_manifest(opened),
+    quantizer = Int8Quantizer(
+        fp32=Artefact.open(opened),
         calibration=pictures_as_set(pictures),
         config=QuantiseConfig(scheme="gpu", force=True),
         folder=tmp_path,
     )
-    assert not [name for name in workshop.nodes if name.startswith(POSITIONS_PREFIX)]
+    assert not [name for name in quantizer.nodes if name.startswith(POSITIONS_PREFIX)]
     eight = tmp_path / "eight.onnx"
-    quantised = workshop.write(eight, workshop.fit(), "1" * 64)
+    quantised = quantizer.write(eight, quantizer.fit(), "1" * 64)
     assert quantised.sizes == SIZES
-    assert audit_onnx(fixed(onnx.load(eight), quantised.at().inputs), quantised).share("INT8") > 0.5
+    assert audit_onnx(fix_shapes(onnx.load(eight), quantised.at().inputs), quantised).share("INT8") > 0.5
     assert quantised.parity.mean_relative < 0.1
     for path in (half, eight):
         session, _ = open_session(path, at((2, 64, 128)))

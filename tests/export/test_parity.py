@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.errors import GateError
@@ -82,7 +82,8 @@ def engine_parity(found_m: Any, depths_m: Any, monkeypatch: pytest.MonkeyPatch, 
     """The engine's gate, with ONNX Runtime's depth as known."""
     manifest = replace(read_manifest(NANO_ONNX["fp32"]), precision=precision)
     monkeypatch.setattr(module, "OnnxRuntimeSession", lambda *_: Stored(manifest, depths_m))
-    return measure_engine_parity(Stored(manifest, found_m), NANO_ONNX["fp32"], manifest)
+    source = Artefact(path=NANO_ONNX["fp32"], kind="onnx", sidecar=manifest)
+    return measure_engine_parity(Stored(manifest, found_m), source)
 
 
 @pytest.mark.parametrize("patch", PATCHES)
@@ -159,12 +160,12 @@ def test_the_figure_is_the_worst_blocks_mean(monkeypatch: pytest.MonkeyPatch) ->
     found = known.copy()
     found[0, 9, 10] = 3.0  # half too far, one pixel of 64
     found[0, 19, 27] = 2.2  # a tenth too far, one pixel of 16
-    parity = module._compare([(found, known)], "", "")
+    parity = module._compare([(found, known)], "", "", "")
     assert parity.block_relative == pytest.approx(0.5 / 64)
     assert parity.max_relative == pytest.approx(0.5)
     assert parity.mean_relative == pytest.approx(0.6 / 560)
     found[0, 0, 0] = np.nan
-    assert module._compare([(found, known)], "", "").block_relative == np.inf
+    assert module._compare([(found, known)], "", "", "").block_relative == np.inf
 
 
 def test_of_several_sizes_the_worst_block_counts() -> None:

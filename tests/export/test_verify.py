@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.config import SessionOptions
@@ -111,7 +111,7 @@ def ticking(step_s: float = 0.5) -> Callable[[], float]:
 def test_what_is_right_holds(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     device = Device(manifest)
-    found = verify(device, plan, manifest)
+    found = verify(device, Artefact.open(plan), manifest)
     assert found.holds
     check_verification(found, "tiny.plan")
     stored, onnx_depth = found.comparisons
@@ -192,7 +192,7 @@ def nearly(run: int, depth: Any) -> Any:
 @pytest.mark.filterwarnings("error")
 def test_what_is_wrong_is_found(fault: Fault, failing: set[str], files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
-    found = verify(Device(manifest, fault), plan, manifest)
+    found = verify(Device(manifest, fault), Artefact.open(plan), manifest)
     failed = {check.what for check in found.checks() if not check.holds}
     assert {next((name for name in failing if what.startswith(name)), what) for what in failed} == failing
     with pytest.raises(GateError, match=r"tiny\.plan fails on Fake GPU") as caught:
@@ -204,24 +204,24 @@ def test_what_is_wrong_is_found(fault: Fault, failing: set[str], files: tuple[Pa
 
 def test_the_figures_are_those_of_the_fault(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
-    found = verify(Device(manifest, scaled), plan, manifest)
+    found = verify(Device(manifest, scaled), Artefact.open(plan), manifest)
     for each in found.comparisons:
         assert each.mean_relative == pytest.approx(0.05, rel=1e-5)
         assert each.max_relative == pytest.approx(0.05, rel=1e-4)
     # 3 runs against the reference, 3 against ONNX, 3 first ones: run 23 is the 14th of the repeats, on the 2nd frame.
     reference = read_reference(plan)
     assert reference is not None
-    found = verify(Device(manifest, one_pixel), plan, manifest)
+    found = verify(Device(manifest, one_pixel), Artefact.open(plan), manifest)
     assert (found.repeats.differing, found.repeats.first_differing) == (1, 14)
     assert found.repeats.max_relative == pytest.approx(0.2, rel=1e-5)
     assert found.repeats.max_m == pytest.approx(0.2 * reference.depth_m[1, 1, 2], rel=1e-5)
-    found = verify(Device(manifest, nan_once), plan, manifest)
+    found = verify(Device(manifest, nan_once), Artefact.open(plan), manifest)
     assert (found.repeats.nan, found.repeats.infinite, found.repeats.not_positive) == (HEIGHT, 0, 0)
     assert math.isinf(found.repeats.max_relative)
     assert found.to_json()["repeats"]["max_relative"] is None
-    found = verify(Device(manifest, always_nan), plan, manifest)
+    found = verify(Device(manifest, always_nan), Artefact.open(plan), manifest)
     assert (found.repeats.nan, found.repeats.differing) == (10 * FRAMES * HEIGHT, 0)  # always the same bits
-    found = verify(Device(manifest, negative), plan, manifest)
+    found = verify(Device(manifest, negative), Artefact.open(plan), manifest)
     assert found.repeats.not_positive == found.repeats.values
 
 
@@ -231,7 +231,7 @@ def test_roundings_that_differ_are_told_and_do_not_matter(files: tuple[Path, Man
     def rounding(run: int, depth: Any) -> Any:
         return np.nextafter(depth, np.float32(np.inf)) if run % 2 else depth
 
-    found = verify(Device(manifest, rounding), plan, manifest)
+    found = verify(Device(manifest, rounding), Artefact.open(plan), manifest)
     assert found.holds
     assert found.repeats.differing > 0
     assert 0 < found.repeats.max_relative <= 2**-23
@@ -261,7 +261,11 @@ def test_roundings_are_those_of_what_is_multiplied_in(
         once = np.float32(1 + off)
         device = Device(manifest, lambda run, depth, once=once: depth * (once if run == 25 else np.float32(1)))
         device.precision, device.device = precision, on
-        (_, same) = [check for check in verify(device, plan, manifest).checks() if check.what.startswith("repeats")]
+        (_, same) = [
+            check
+            for check in verify(device, Artefact.open(plan), manifest).checks()
+            if check.what.startswith("repeats")
+        ]
         assert same.holds is holds, same.found
         assert "1 not bit-identical" in same.found
 
@@ -274,7 +278,12 @@ def test_soak_finds_what_comes_late(files: tuple[Path, Manifest]) -> None:
 
     told: list[float] = []
     found = verify(
-        Device(manifest, after_a_while), plan, manifest, soak_s=100.0, on_soak=told.append, clock=ticking(0.5)
+        Device(manifest, after_a_while),
+        Artefact.open(plan),
+        manifest,
+        soak_s=100.0,
+        on_soak=told.append,
+        clock=ticking(0.5),
     )
     assert found.repeats.differing == 0
     assert found.soak is not None
@@ -299,7 +308,7 @@ def test_a_device_that_becomes_slow_is_told(files: tuple[Path, Manifest]) -> Non
         return calm_infer(feeds)
 
     device.infer = infer  # type: ignore[method-assign]
-    found = verify(device, plan, manifest, soak_s=8.0, clock=lambda: now[0])
+    found = verify(device, Artefact.open(plan), manifest, soak_s=8.0, clock=lambda: now[0])
     assert found.soak is not None
     assert found.soak.first_ms == pytest.approx(4)
     assert found.soak.last_ms == pytest.approx(6)
@@ -312,19 +321,22 @@ def test_a_device_that_becomes_slow_is_told(files: tuple[Path, Manifest]) -> Non
 def test_without_a_reference_the_onnx_file_is_enough(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     reference_path(plan).unlink()
-    found = verify(Device(manifest), plan, manifest)
+    found = verify(Device(manifest), Artefact.open(plan), manifest)
     assert found.holds
     assert len(found.comparisons) == 1
     assert "tiny.plan.reference.npz" in found.notes[0]
-    assert not verify(Device(manifest, scaled), plan, manifest).holds
+    assert not verify(Device(manifest, scaled), Artefact.open(plan), manifest).holds
 
 
 def test_without_the_onnx_file_the_reference_is_enough(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     other = replace(manifest, parent_sha256="0" * 64)
-    assert "tiny.onnx is not the file that it was built from" in verify(Device(manifest), plan, other).notes[0]
+    assert (
+        "tiny.onnx is not the file that it was built from"
+        in verify(Device(manifest), Artefact.open(plan), other).notes[0]
+    )
     plan.with_suffix(".onnx").unlink()
-    found = verify(Device(manifest), plan, manifest)
+    found = verify(Device(manifest), Artefact.open(plan), manifest)
     assert found.holds
     assert "tiny.onnx with its manifest is not beside it" in found.notes[0]
 
@@ -334,7 +346,7 @@ def test_without_both_there_is_nothing_to_say(files: tuple[Path, Manifest]) -> N
     reference_path(plan).unlink()
     plan.with_suffix(".onnx").unlink()
     with pytest.raises(InputError, match="nothing to hold the depth") as caught:
-        verify(Device(manifest), plan, manifest)
+        verify(Device(manifest), Artefact.open(plan), manifest)
     assert "tiny.plan.reference.npz" in caught.value.cure
 
 
@@ -343,7 +355,7 @@ def test_a_changed_onnx_file_is_refused(files: tuple[Path, Manifest]) -> None:
     path = plan.with_suffix(".onnx")
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(InputError, match="not the file its manifest describes"):
-        verify(Device(manifest), plan, manifest)
+        verify(Device(manifest), Artefact.open(plan), manifest)
 
 
 def test_a_plan_of_the_packages_model_finds_it(tmp_path: Path) -> None:
@@ -351,7 +363,7 @@ def test_a_plan_of_the_packages_model_finds_it(tmp_path: Path) -> None:
     source = read_manifest(NANO_ONNX["fp16"])
     manifest = replace(source, kind="plan", parent_sha256=source.artefact_sha256)
     with open_session(NANO_ONNX["fp16"], SessionOptions(device="cpu", threads=1))[0] as session:
-        found = verify(session, tmp_path / "nano.fp16.plan", manifest)
+        found = verify(session, Artefact(path=tmp_path / "nano.fp16.plan", kind="plan", sidecar=manifest), manifest)
     (only,) = found.comparisons
     assert only.against.startswith("nano.fp16.onnx in onnxruntime")
     assert only.max_relative < 1e-3  # threads may add in another order
@@ -362,7 +374,7 @@ def test_an_onnx_file_elsewhere_is_held_to_itself_on_the_cpu(files: tuple[Path, 
     manifest = read_manifest(path)
     device = Device(manifest)
     device.backend, device.precision = "openvino", "fp32"
-    found = verify(device, path, manifest)
+    found = verify(device, Artefact.open(path), manifest)
     (only,) = found.comparisons
     assert only.against.startswith("tiny.onnx in onnxruntime")
     assert only.limits == LIMITS_ELSEWHERE["fp32"]  # other kernels
@@ -374,7 +386,7 @@ def test_the_shipped_model_holds() -> None:
     session, manifest = open_session(path, SessionOptions(device="cpu", threads=1))
     assert manifest is not None
     with session:
-        found = verify(session, path, manifest)
+        found = verify(session, Artefact.open(path), manifest)
     assert found.holds, found.checks()
     assert len(found.comparisons) == 1
     assert 0.1 < found.range_m[0] < found.range_m[1] < 10

@@ -324,7 +324,7 @@ def test_wrong_options_are_refused(shapes: ActivationStatistics, percentile: flo
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 1), (-1, -0.1), (-np.inf, 1), (0, np.nan), (np.nan, 0)])
 def test_a_range_is_finite_and_holds_zero(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="finite and holds zero"):
+    with pytest.raises(ValueError, match="finite and contain zero"):
         Range(low, high)
 
 

@@ -1,4 +1,4 @@
-"""Bars that tell the truth about the colours beside them, and pictures put together."""
+"""Colour scales, titles, images side by side, and image and video files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def colour_of(value: float, limits: tuple[float, float]) -> Frame:
     return colourise(np.array([[value]], np.float32), limits)[0, 0]
 
 
-def test_the_bar_has_the_colours_of_the_depth_beside_it() -> None:
+def test_the_scale_bar_has_the_colours_of_the_depth() -> None:
     bar = draw.scale_bar(300, LIMITS_M)
     assert bar.dtype == np.uint8
     assert bar.shape[0] == 300
@@ -47,13 +47,13 @@ def test_the_bar_has_the_colours_of_the_depth_beside_it() -> None:
         ((0.3, 0.8), [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
     ],
 )
-def test_ticks_stand_where_their_values_are(limits_m: tuple[float, float], values: list[float]) -> None:
+def test_ticks_are_at_their_values(limits_m: tuple[float, float], values: list[float]) -> None:
     near, far = limits_m
     rows = tick_rows(draw.scale_bar(240, limits_m))
     assert rows == sorted(round((far - value) / (far - near) * 239) for value in values)
 
 
-def test_labels_are_metres_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_in_metres_and_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     put = draw.put_text
     monkeypatch.setattr(
@@ -94,7 +94,7 @@ def test_error_colours() -> None:
     assert np.array_equal(draw.error_colours(np.float32([[1.0]]), limit=2.0), draw.error_colours(np.float32([[0.25]])))
 
 
-def test_a_title_stands_above_the_untouched_picture() -> None:
+def test_a_title_is_above_the_unchanged_image() -> None:
     picture = np.full((120, 200, 3), 77, np.uint8)
     result = draw.titled(picture, "depth")
     strip = result[: result.shape[0] - 120]
@@ -104,7 +104,7 @@ def test_a_title_stands_above_the_untouched_picture() -> None:
     assert abs((columns[0] + columns[-1]) / 2 - 100) < 4, "not centred"
 
 
-def test_a_long_title_is_made_to_fit() -> None:
+def test_a_long_title_shrinks_to_fit() -> None:
     result = draw.titled(np.zeros((50, 150, 3), np.uint8), "a title much too long for so narrow a picture")
     inked = (result[:-50] < 128).all(-1)
     assert inked.any()
@@ -132,7 +132,7 @@ def test_stacked_aligns_left_edges_on_white() -> None:
     assert (sheet[3:, 4:] == 255).all()
 
 
-def test_side_by_side_fills_a_sheet_again() -> None:
+def test_side_by_side_reuses_a_canvas() -> None:
     first, second = np.full((6, 4, 3), 10, np.uint8), np.full((6, 4, 3), 20, np.uint8)
     sheet = draw.side_by_side([first, first])
     expected = draw.side_by_side([second, first])
@@ -151,12 +151,12 @@ def test_colour_limits(near: float | None, far: float | None, expected: tuple[fl
 
 
 @pytest.mark.parametrize(("near", "far"), [(5.0, 5.0), (6.0, 2.0), (-1.0, 2.0), (20.0, None), (float("nan"), None)])
-def test_colour_limits_that_make_no_scale(near: float, far: float | None) -> None:
+def test_invalid_colour_limits_are_rejected(near: float, far: float | None) -> None:
     with pytest.raises(OptionError, match="--near"):
         draw.colour_limits(near, far, (1e-3, 10.0))
 
 
-def test_png_keeps_colours_and_sixteen_bits(tmp_path: Path) -> None:
+def test_png_preserves_colours_and_16_bits(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     depths = np.array([[0, 1, 65535]], np.uint16)
     draw.save_png(tmp_path / "colours.png", colours)
@@ -165,10 +165,10 @@ def test_png_keeps_colours_and_sixteen_bits(tmp_path: Path) -> None:
     assert np.array_equal(cv2.imread(str(tmp_path / "depths.png"), cv2.IMREAD_UNCHANGED), depths)
 
 
-def test_a_video_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_video_is_written_atomically(tmp_path: Path) -> None:
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 200
-    with draw.saved_video(tmp_path / "whole.mp4", 10.0) as append:
+    with draw.video_writer(tmp_path / "whole.mp4", 10.0) as append:
         for _ in range(4):
             append(red)
     capture = cv2.VideoCapture(str(tmp_path / "whole.mp4"))
@@ -178,7 +178,7 @@ def test_a_video_is_whole_or_not_there(tmp_path: Path) -> None:
     capture.release()
 
     def broken() -> None:
-        with draw.saved_video(tmp_path / "broken.mp4", 10.0) as append:
+        with draw.video_writer(tmp_path / "broken.mp4", 10.0) as append:
             append(red)
             raise InputError("what", "why", "cure")
 
@@ -187,7 +187,7 @@ def test_a_video_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
 
 
-def test_an_opencv_that_cannot_encode_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_video_encoder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class NoEncoder:
         fourcc = staticmethod(cv2.VideoWriter.fourcc)
         isOpened = open = lambda *_: False  # noqa: N815
@@ -197,7 +197,7 @@ def test_an_opencv_that_cannot_encode_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cv2, "VideoWriter", NoEncoder)
     with (
         pytest.raises(MissingError, match="cannot write MP4"),
-        draw.saved_video(tmp_path / "clip.mp4", 10.0) as append,
+        draw.video_writer(tmp_path / "clip.mp4", 10.0) as append,
     ):
         append(np.zeros((48, 64, 3), np.uint8))
     assert not list(tmp_path.iterdir())

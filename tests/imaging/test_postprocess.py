@@ -1,4 +1,4 @@
-"""Network output to metres, millimetres and colours."""
+"""Resizing predicted depth, millimetres and colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = (0.5, 10.0)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (31, 47), (8, 6), (13, 40)])
-def test_resize_is_scipys_bilinear(size_hw: SizeHW) -> None:
+def test_resizing_agrees_with_scipys_bilinear(size_hw: SizeHW) -> None:
     depth = np.random.default_rng(0).uniform(0.5, 9, (16, 20)).astype(np.float32)
     factors = (size_hw[0] / 16, size_hw[1] / 20)
     expected = ndimage.zoom(depth.astype(np.float64), factors, order=1, mode="nearest", grid_mode=True)
@@ -27,7 +27,7 @@ def test_a_ramp_stays_a_ramp_in_the_same_place() -> None:
     np.testing.assert_allclose(resized, np.tile(centres, (12, 1)), atol=1e-5)
 
 
-def test_postprocessor_reuses_its_buffer_and_follows_the_frames_size() -> None:
+def test_postprocessor_reuses_its_buffer_while_the_size_stays() -> None:
     postprocess = Postprocessor()
     rng = np.random.default_rng(1)
     first_map, second_map = rng.uniform(1, 5, (2, 1, 8, 8)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_millimetres(metres: float, millimetres: int) -> None:
     assert (converted == millimetres).all()
 
 
-def test_a_colour_means_the_same_depth_in_every_picture() -> None:
+def test_a_colour_means_the_same_depth_in_every_frame() -> None:
     alone = colourise(np.full((1, 1), 3, np.float32), LIMITS)
     among = colourise(np.array([[0.6, 3, 9.9, 0, np.nan]], np.float32), LIMITS)
     assert alone.dtype == np.uint8
@@ -78,7 +78,7 @@ def test_near_is_bright_and_far_is_dark() -> None:
     assert colours[0, 0] > 200 > colours[0, 2], "cividis begins yellow, so channels are RGB, not BGR"
 
 
-def test_beyond_the_limits_is_the_limits_colour() -> None:
+def test_depth_outside_the_limits_has_the_colour_of_the_limit() -> None:
     colours = colourise(np.array([[0.1, 0.5, 10, 80]], np.float32), LIMITS)[0]
     np.testing.assert_array_equal(colours[0], colours[1])
     np.testing.assert_array_equal(colours[2], colours[3])
@@ -86,5 +86,5 @@ def test_beyond_the_limits_is_the_limits_colour() -> None:
 
 
 @pytest.mark.parametrize("nothing", [0, -1, np.nan, np.inf, -np.inf])
-def test_no_depth_is_grey(nothing: float) -> None:
+def test_missing_depth_is_grey(nothing: float) -> None:
     assert colourise(np.array([[nothing, 2]], np.float32), LIMITS)[0, 0].tolist() == [128] * 3

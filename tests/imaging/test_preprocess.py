@@ -1,4 +1,4 @@
-"""Frame to network input, against plain NumPy."""
+"""Frames to network input, against a NumPy reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mirrordepth_edge.imaging.preprocess import (
 CONFIG = PreprocessConfig(size_hw=(32, 48), mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def test_shrinking_averages_every_pixel() -> None:
+def test_downscaling_averages_every_pixel() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (128, 144, 3), dtype=np.uint8)
     blocks = frame.astype(np.float64).reshape(32, 4, 48, 3, 3).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, (32, 48)) - blocks).max() <= 0.5
@@ -36,7 +36,7 @@ def area_weights(before: int, after: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("frame_hw", [(480, 640), (720, 1280), (1080, 1920), (300, 400), (450, 288)])
-def test_shrinking_by_any_ratio_is_nearly_the_mean_over_the_area(frames: list[Frame], frame_hw: SizeHW) -> None:
+def test_downscaling_by_any_ratio_is_close_to_the_area_mean(frames: list[Frame], frame_hw: SizeHW) -> None:
     height, width = 224, 288
     for frame in frames:
         large = resize_frame(frame, frame_hw)
@@ -68,18 +68,18 @@ def test_stripes_finer_than_the_new_pixels_become_their_mean() -> None:
         ((240, 320), (480, 640), []),
     ],
 )
-def test_the_way_to_a_size(frame_hw: SizeHW, size_hw: SizeHW, between: list[SizeHW]) -> None:
+def test_intermediate_sizes(frame_hw: SizeHW, size_hw: SizeHW, between: list[SizeHW]) -> None:
     assert sizes_between(frame_hw, size_hw) == between
 
 
-def test_a_resizer_follows_the_frames_size(frames: list[Frame]) -> None:
+def test_a_resizer_accepts_frames_of_any_size(frames: list[Frame]) -> None:
     resize = Resizer((224, 288))
     for frame_hw in ((480, 640), (720, 1280), (480, 640)):
         frame = resize_frame(frames[0], frame_hw)
         np.testing.assert_array_equal(resize(frame), resize_frame(frame, (224, 288)))
 
 
-def test_growing_is_bilinear_with_centred_pixels() -> None:
+def test_upscaling_is_bilinear_with_centred_pixels() -> None:
     frame = np.tile(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], (4, 1, 3))
     grown = resize_frame(frame, (8, 32))
     # The centre of output column j lies at (j + 0.5) / 2 - 0.5 of the source.
@@ -94,7 +94,7 @@ def test_a_flat_frame_stays_flat_at_any_size(size_hw: SizeHW) -> None:
     assert (resized == (10, 120, 250)).all()
 
 
-def test_normalise_is_the_formula_in_planes() -> None:
+def test_normalise_follows_the_formula() -> None:
     frame = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = normalise(frame, CONFIG)
     assert image.shape == (1, 3, 5, 7)
@@ -130,7 +130,7 @@ def test_a_frame_of_the_right_size_is_copied_unchanged() -> None:
     assert not np.shares_memory(image, frame)
 
 
-def test_views_are_read_in_their_own_order(frames: list[Frame]) -> None:
+def test_non_contiguous_frames_are_supported(frames: list[Frame]) -> None:
     mirrored = frames[0][:, ::-1, ::-1]
     expected = Preprocessor(CONFIG)(np.ascontiguousarray(mirrored)).copy()
     np.testing.assert_array_equal(Preprocessor(CONFIG)(mirrored), expected)
@@ -148,7 +148,7 @@ def test_views_are_read_in_their_own_order(frames: list[Frame]) -> None:
     ],
     ids=lambda frame: f"{frame.dtype}{list(frame.shape)}",
 )
-def test_what_is_no_frame_is_refused(frame: np.ndarray) -> None:
+def test_invalid_frames_are_rejected(frame: np.ndarray) -> None:
     with pytest.raises(InputError) as caught:
         check_frame(frame)
     assert str(frame.shape) in caught.value.what

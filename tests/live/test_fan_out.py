@@ -1,4 +1,4 @@
-"""Outputs beside the loop: slow ones, broken ones, ones that need the caller's thread, and what they cost."""
+"""Outputs of the live loop: slow, failing, in the caller's thread, and their memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.live import fan_out as outputs_module
+from mirrordepth_edge.live import fan_out as fan_out_module
 from mirrordepth_edge.live.fan_out import FanOut
 from mirrordepth_edge.live.loop import run_live
 from mirrordepth_edge.live.result import LiveResult
@@ -61,13 +61,13 @@ class Numbered(FrameSource):
 
 
 class Predictor:
-    """Depth is the frame's number, in one buffer that is written anew each time, as a `DepthPredictor` does."""
+    """Depth is the frame's number, in one reused buffer, as with a `DepthPredictor`."""
 
     def __init__(self) -> None:
         self.depth_m: DepthMap = np.empty(SHAPE[:2], np.float32)
         self.threads: set[str] = set()
 
-    def __call__(self, frame: Frame) -> DepthMap:
+    def __call__(self, frame: Frame, time_s: float) -> DepthMap:
         self.threads.add(threading.current_thread().name)
         if self.depth_m.shape != frame.shape[:2]:
             self.depth_m = np.empty(frame.shape[:2], np.float32)
@@ -76,7 +76,7 @@ class Predictor:
 
 
 class Watcher:
-    """Remembers what it is shown, and checks that nobody writes to it meanwhile."""
+    """Records results, and checks that nothing overwrites them meanwhile."""
 
     def __init__(self, seconds: float = 0.0, at: Callable[[int], object] = lambda number: None) -> None:
         self.seconds, self.at = seconds, at
@@ -100,21 +100,21 @@ class Window(Watcher):
     name = "window"
 
 
-def test_a_slow_output_slows_neither_the_loop_nor_another(wait_until: Wait) -> None:
+def test_a_slow_output_slows_neither_the_loop_nor_other_outputs(wait_until: Wait) -> None:
     quick = Watcher()
     slow = Watcher(at=lambda number: wait_until(lambda: quick.numbers[-1:] >= [min(number + 20, 99)]))
     source = Numbered(100, live=True, period_s=0.004, before=lambda n: wait_until(lambda: len(quick.numbers) == n))
     stats = run_live(source, Predictor(), outputs=[slow, quick])
     assert (stats.frames, stats.dropped) == (100, 0), "the loop waited for the slow output"
-    assert quick.numbers == [*range(100)], "another waited for the slow output"
+    assert quick.numbers == [*range(100)], "the other output waited for the slow one"
     assert len(slow.numbers) <= 7
-    for output, told in zip((slow, quick), stats.outputs, strict=True):
+    for output, figures in zip((slow, quick), stats.outputs, strict=True):
         assert output.numbers == sorted(set(output.numbers))
         assert output.numbers[-1] == 99, "the last result is shown"
-        assert told.name == "Watcher"
-        assert told.shown == len(output.numbers)
-        assert told.shown + told.dropped == stats.frames
-        assert told.problem is None
+        assert figures.name == "Watcher"
+        assert figures.shown == len(output.numbers)
+        assert figures.shown + figures.dropped == stats.frames
+        assert figures.problem is None
         assert output.threads == {"mde-output-Watcher"}
     first = stats.outputs[0]
     assert (stats.shown_age_p50_ms, stats.shown_age_p99_ms) == (first.age_p50_ms, first.age_p99_ms)
@@ -123,7 +123,7 @@ def test_a_slow_output_slows_neither_the_loop_nor_another(wait_until: Wait) -> N
     assert "; shown p50 " in str(stats)
 
 
-def test_copies_circulate(wait_until: Wait) -> None:
+def test_copies_are_reused(wait_until: Wait) -> None:
     watchers = [Watcher(seconds=0.001), Watcher(seconds=0.003), Watcher()]
     numbers = watchers[2].numbers
     source = Numbered(250, live=True, period_s=0.0005, before=lambda n: wait_until(lambda: len(numbers) == n))
@@ -134,8 +134,8 @@ def test_copies_circulate(wait_until: Wait) -> None:
     assert sum(len(watcher.numbers) for watcher in watchers) > 3 * len(buffers)
 
 
-def test_no_memory_is_taken_per_frame() -> None:
-    """However many frames go through, no array is made once all buffers are there."""
+def test_no_memory_is_allocated_per_frame() -> None:
+    """Once all buffers exist, no array is allocated."""
     shape = (240, 320, 3)
     frame_bytes = 240 * 320 * 3
     peaks: list[int] = []
@@ -153,7 +153,7 @@ def test_no_memory_is_taken_per_frame() -> None:
 
     # One output that the loop waits for: from the third frame on there are two copies.
     run_live(Numbered(130, live=False, shape=shape), Predictor(), measure, outputs=[Slow()])
-    assert peaks[0] < frame_bytes, "an array of a frame's size was made in mid-run"
+    assert peaks[0] < frame_bytes, "a frame-sized array was allocated"
 
 
 def test_a_file_waits_for_its_slowest_output() -> None:
@@ -164,7 +164,7 @@ def test_a_file_waits_for_its_slowest_output() -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_window_has_the_callers_thread_and_prediction_another(live: bool) -> None:
+def test_a_window_runs_in_the_callers_thread_and_prediction_in_another(live: bool) -> None:
     window, recording, predictor = Window(seconds=0.002), Watcher(), Predictor()
     asked: set[str] = set()
 
@@ -202,7 +202,7 @@ def test_closing_the_window_ends_the_run(live: bool) -> None:
     assert 3 <= len(window.numbers) <= 4
 
 
-def test_enough_frames_end_the_run_with_a_window() -> None:
+def test_max_frames_ends_a_run_with_a_window() -> None:
     window = Window()
     stats = run_live(Numbered(ENDLESS, live=True, period_s=0.001), Predictor(), outputs=[window], max_frames=5)
     assert stats.frames == 5
@@ -221,42 +221,42 @@ def test_ctrl_c_in_the_window_keeps_the_statistics() -> None:
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("kind", [Watcher, Window])
-def test_what_an_output_raises_ends_the_run(kind: type[Watcher], live: bool) -> None:
+def test_an_exception_in_an_output_ends_the_run(kind: type[Watcher], live: bool) -> None:
     def fail(number: int) -> None:
         if number >= 3:
-            raise ValueError("a mistake")
+            raise ValueError("a bug")
 
     source, other = Numbered(ENDLESS, live=live, period_s=0.001), Watcher()
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(ValueError, match="a bug"):
         run_live(source, Predictor(), outputs=[kind(at=fail), other])
     assert other.numbers
 
 
-def test_a_mistake_at_the_last_result_is_raised_as_well() -> None:
+def test_an_exception_at_the_last_result_is_raised() -> None:
     def fail(number: int) -> None:
         time.sleep(0.05)
-        raise ValueError("a mistake")
+        raise ValueError("a bug")
 
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(ValueError, match="a bug"):
         run_live(Numbered(1, live=False), Predictor(), outputs=[Watcher(at=fail)])
 
 
 def test_a_failing_predictor_with_a_window() -> None:
-    def fail(frame: Frame) -> DepthMap:
+    def fail(frame: Frame, time_s: float) -> DepthMap:
         raise ValueError("engine lost")
 
     with pytest.raises(ValueError, match="engine lost"):
         run_live(Numbered(5, live=True), fail, outputs=[Window()])
 
 
-def test_an_output_that_hangs_is_left_behind_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs_module, "STOP_S", 1.0)
+def test_an_output_that_hangs_is_abandoned_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out_module, "STOP_S", 1.0)
     release = threading.Event()
     stuck = Watcher(at=lambda number: release.wait(WAIT_S))
     try:
         stats = run_live(Numbered(20, live=True, period_s=0.001), Predictor(), outputs=[Watcher(), stuck])
         assert stats.outputs[0].problem is None
-        assert "left behind" in str(stats.outputs[1].problem)
+        assert "abandoned" in str(stats.outputs[1].problem)
     finally:
         release.set()
         for thread in threading.enumerate():
@@ -264,7 +264,7 @@ def test_an_output_that_hangs_is_left_behind_and_told(monkeypatch: pytest.Monkey
                 thread.join(WAIT_S)
 
 
-def test_what_an_output_could_not_do_is_in_the_statistics() -> None:
+def test_the_problem_of_an_output_is_in_the_statistics() -> None:
     class Recording(Watcher):
         name = "recording"
         problem = "The disk is full; the recording ends at 00:03."
@@ -273,7 +273,7 @@ def test_what_an_output_could_not_do_is_in_the_statistics() -> None:
     assert stats.outputs[0].problem == Recording.problem
 
 
-def test_frames_that_change_their_size() -> None:
+def test_frames_may_change_size() -> None:
     class Changing(Numbered):
         def read(self, out: Frame | None = None) -> Frame | None:
             self.shape = SHAPE if self.given % 4 < 2 else (8, 10, 3)
@@ -284,7 +284,7 @@ def test_frames_that_change_their_size() -> None:
     assert watcher.numbers == list(range(12))
 
 
-def test_results_that_come_after_the_end_are_not_taken() -> None:
+def test_results_after_the_end_are_ignored() -> None:
     watcher = Watcher()
     result = LiveResult(
         frame=np.zeros(SHAPE, np.uint8),
@@ -295,7 +295,7 @@ def test_results_that_come_after_the_end_are_not_taken() -> None:
         age_ms=1.0,
         dropped=0,
     )
-    with FanOut([watcher], lossless=True) as slots:
-        slots.end()
-        slots.put(result, 0.0)
+    with FanOut([watcher], lossless=True) as fan_out:
+        fan_out.end()
+        fan_out.put(result, 0.0)
     assert watcher.numbers == []

@@ -1,4 +1,4 @@
-"""The live loop: which frames are shown, what is measured, and that it always stops cleanly."""
+"""The live loop: which frames are shown, what is measured, and that it stops cleanly."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live import loop as pipeline
-from mirrordepth_edge.live import stats
-from mirrordepth_edge.live.loop import Ticker, run_live
+from mirrordepth_edge.live import stats as stats_module
+from mirrordepth_edge.live.loop import Predict, Ticker, run_live
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.live.stats import LiveStats, OutputStats
 from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
@@ -55,11 +55,11 @@ class NumberedSource(FrameSource):
         return out
 
 
-def depth_of(frame: Frame) -> DepthMap:
+def depth_of(frame: Frame, time_s: float = 0.0) -> DepthMap:
     return frame[..., 0].astype(np.float32)
 
 
-def run(source: FrameSource, predictor: Callable[[Frame], DepthMap] = depth_of, **options: object) -> list[int]:
+def run(source: FrameSource, predict: Predict = depth_of, **options: object) -> list[int]:
     """The numbers of the frames that were shown."""
     shown: list[int] = []
 
@@ -68,7 +68,7 @@ def run(source: FrameSource, predictor: Callable[[Frame], DepthMap] = depth_of, 
         assert (result.depth_m == result.frame[0, 0, 0]).all()
         shown.append(int(result.frame[0, 0, 0]))
 
-    run_live(source, predictor, show, **options)  # type: ignore[arg-type]
+    run_live(source, predict, show, **options)  # type: ignore[arg-type]
     return shown
 
 
@@ -81,13 +81,13 @@ def _no_thread_stays_behind() -> Iterator[None]:
 
 def test_a_file_loses_no_frame_and_needs_no_thread() -> None:
     source = NumberedSource(20, live=False)
-    assert run(source, lambda frame: time.sleep(0.002) or depth_of(frame)) == list(range(20))
+    assert run(source, lambda frame, time_s: time.sleep(0.002) or depth_of(frame)) == list(range(20))
     assert source.threads == {threading.current_thread()}
     assert len(source.buffers) == 1
 
 
 class Slow:
-    """A predictor that takes as long as its source takes for so many frames, on no clock."""
+    """A predictor that takes as long as its source for this many frames, without a clock."""
 
     def __init__(self, wait_until: Wait, count: int, frames: int, before: Callable[[int], object] = lambda n: None):
         self.begun = 0
@@ -99,7 +99,7 @@ class Slow:
         self.wait_until(lambda: number <= self.frames * self.begun)
         self.also(number)
 
-    def __call__(self, frame: Frame) -> DepthMap:
+    def __call__(self, frame: Frame, time_s: float) -> DepthMap:
         self.begun += 1
         with_the_loop = min(self.source.count, 1 + self.frames * self.begun)
         self.wait_until(lambda: self.source.asked > with_the_loop)
@@ -120,6 +120,26 @@ def test_a_live_source_shows_the_newest_frame_and_counts_the_others(wait_until: 
     assert threading.current_thread() not in source.threads
 
 
+def test_the_time_of_a_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The temporal filter needs the times at which frames were recorded, not those at which a file is read."""
+    times_s: list[float] = []
+
+    def record(frame: Frame, time_s: float) -> DepthMap:
+        times_s.append(time_s)
+        return depth_of(frame)
+
+    film = NumberedSource(3, live=False)
+    run_live(film, record)
+    film = NumberedSource(3, live=False)
+    film.rate_hz = 10.0
+    run_live(film, record)
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: 100.0)
+    run_live(NumberedSource(1, live=True), record)
+    np.testing.assert_allclose(times_s, [0, 1 / 30, 2 / 30, 0, 0.1, 0.2, 100])
+
+
 def test_live_buffers_are_reused_and_never_overwritten_in_use(wait_until: Wait) -> None:
     slow = Slow(wait_until, 250, frames=5)
     shown = run(slow.source, slow)
@@ -133,7 +153,7 @@ def test_age_counts_from_capture_and_latency_from_inference(wait_until: Wait, mo
     predicting = threading.Event()
     results: list[LiveResult] = []
 
-    def slow(frame: Frame) -> DepthMap:
+    def slow(frame: Frame, time_s: float) -> DepthMap:
         nonlocal now_s
         predicting.set()
         wait_until(lambda: source.asked == 3)
@@ -160,24 +180,24 @@ def test_it_stops_after_enough_frames(live: bool) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_it_stops_when_told(live: bool) -> None:
+def test_it_stops_when_should_stop_returns_true(live: bool) -> None:
     answers = iter([False, False, True])
     source = NumberedSource(ENDLESS, live=live, before=lambda number: time.sleep(0.001))
     shown = run(source, should_stop=lambda: next(answers))
     assert len(shown) <= 3
 
 
-def test_it_stops_when_told_while_a_camera_is_silent() -> None:
+def test_it_stops_while_a_camera_sends_nothing() -> None:
     release = threading.Event()
-    told: list[bool] = []
+    stops: list[bool] = []
 
     def should_stop() -> bool:
-        release.set()  # else the thread, which cannot be interrupted, would not end
+        release.set()  # the thread cannot be interrupted, and would not end
         return True
 
-    source = NumberedSource(1, live=True, before=lambda number: told.append(release.wait(WAIT_S)))
+    source = NumberedSource(1, live=True, before=lambda number: stops.append(release.wait(WAIT_S)))
     assert run(source, should_stop=should_stop) == []
-    assert told == [True], "nobody asked while it was silent"
+    assert stops == [True], "should_stop was not called"
 
 
 @pytest.mark.parametrize("live", [True, False])
@@ -195,12 +215,12 @@ def test_a_failing_source_is_raised_in_the_callers_thread(live: bool) -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-@pytest.mark.parametrize("where", ["predictor", "on_result", "should_stop"])
+@pytest.mark.parametrize("where", ["predict", "on_result", "should_stop"])
 def test_failures_of_callbacks_are_raised(where: str, live: bool) -> None:
     def fail(*_: object) -> DepthMap:
         raise ValueError(where)
 
-    callbacks = {"predictor": depth_of, "on_result": lambda result: None, "should_stop": lambda: False} | {where: fail}
+    callbacks = {"predict": depth_of, "on_result": lambda result: None, "should_stop": lambda: False} | {where: fail}
     with pytest.raises(ValueError, match=where):
         run_live(NumberedSource(9, live=live, before=lambda number: time.sleep(0.001)), **callbacks)
 
@@ -209,7 +229,7 @@ def test_failures_of_callbacks_are_raised(where: str, live: bool) -> None:
 def test_ctrl_c_ends_the_run_and_keeps_the_statistics(live: bool) -> None:
     calls: list[Frame] = []
 
-    def interrupted(frame: Frame) -> DepthMap:
+    def interrupted(frame: Frame, time_s: float) -> DepthMap:
         calls.append(frame)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -222,7 +242,7 @@ def test_ctrl_c_ends_the_run_and_keeps_the_statistics(live: bool) -> None:
     assert stats.latency_p50_ms is not None
 
 
-def test_statistics_are_those_of_the_samples() -> None:
+def test_statistics_match_the_results() -> None:
     results: list[LiveResult] = []
     stats = run_live(NumberedSource(40, live=False, before=lambda number: time.sleep(0.002)), depth_of, results.append)
     latency_ms, age_ms = ([getattr(result, name) for result in results] for name in ("latency_ms", "age_ms"))
@@ -244,29 +264,29 @@ def test_statistics_are_those_of_the_samples() -> None:
 def test_only_the_newest_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
-    monkeypatch.setattr(stats, "HISTORY", 8)
+    monkeypatch.setattr(stats_module, "HISTORY", 8)
     results: list[LiveResult] = []
 
-    def slow_at_first(frame: Frame) -> DepthMap:
+    def slow_at_first(frame: Frame, time_s: float) -> DepthMap:
         nonlocal now_s
         now_s += 0.01 if len(results) < 5 else 0.001
         return depth_of(frame)
 
-    told = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
+    stats = run_live(NumberedSource(20, live=False), slow_at_first, results.append)
     newest_ms = [result.latency_ms for result in results[-8:]]
-    assert told.frames == 20
-    assert told.latency_p99_ms == pytest.approx(np.percentile(newest_ms, 99))
-    assert told.latency_p99_ms < results[0].latency_ms
+    assert stats.frames == 20
+    assert stats.latency_p99_ms == pytest.approx(np.percentile(newest_ms, 99))
+    assert stats.latency_p99_ms < results[0].latency_ms
 
 
-def test_no_frame_no_figures() -> None:
+def test_statistics_without_frames() -> None:
     stats = run_live(NumberedSource(0, live=True), depth_of, lambda result: None)
     assert stats.frames == 0
     assert stats.rate_hz is stats.latency_p50_ms is stats.age_p99_ms is None
     assert str(stats) == "0 frames in 0.0 s, 0 dropped"
 
 
-def told(**changes: object) -> LiveStats:
+def statistics(**changes: object) -> LiveStats:
     figures: dict[str, object] = {
         "frames": 300,
         "dropped": 2,
@@ -288,18 +308,18 @@ def told(**changes: object) -> LiveStats:
 
 def test_the_summary_line() -> None:
     begin = "300 frames in 10.0 s, 2 dropped, 30.0 Hz; latency p50 12.3 ms, p99 20.0 ms; age p50 15.0 ms, p99 31.2 ms"
-    assert str(told()) == begin
-    shown = told(shown_age_p50_ms=18.0, shown_age_p99_ms=40.04, faults=1)
-    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; went over 1 fault"
+    assert str(statistics()) == begin
+    shown = statistics(shown_age_p50_ms=18.0, shown_age_p99_ms=40.04, faults=1)
+    assert str(shown) == f"{begin}; shown p50 18.0 ms, p99 40.0 ms; recovered from 1 fault"
 
 
 def test_statistics_become_json() -> None:
     output = OutputStats(name="window", shown=3, dropped=0, age_p50_ms=1.0, age_p99_ms=2.0, problem=None)
-    written = json.loads(json.dumps(asdict(told(outputs=(output,)))))
+    written = json.loads(json.dumps(asdict(statistics(outputs=(output,)))))
     assert written["outputs"][0]["name"] == "window"
 
 
-def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ticker_returns_a_line_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
     ticker = Ticker()
@@ -323,7 +343,7 @@ def test_the_ticker_speaks_once_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
-def test_results_are_numbered_and_dated(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_have_numbers_and_times(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = 10**18
 
     def two_ms_later(number: int) -> None:
@@ -339,7 +359,7 @@ def test_results_are_numbered_and_dated(wait_until: Wait, monkeypatch: pytest.Mo
     assert [result.captured_unix_ns for result in results] == [10**18 + 2_000_000 * (n + 1) for n in arrived]
 
 
-def test_the_rate_of_the_source_counts_what_was_dropped(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_of_the_source_includes_dropped_frames(wait_until: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
 
     def four_ms_later(number: int) -> None:
@@ -348,13 +368,13 @@ def test_the_rate_of_the_source_counts_what_was_dropped(wait_until: Wait, monkey
 
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now_s)
     slow = Slow(wait_until, 60, frames=6, before=four_ms_later)
-    told = run_live(slow.source, slow)
-    assert told.source_hz == pytest.approx(1 / 0.004)
+    stats = run_live(slow.source, slow)
+    assert stats.source_hz == pytest.approx(1 / 0.004)
     # The eleventh, of the last frame, is there as soon as the tenth, which took four frames' time.
-    assert told.rate_hz == pytest.approx(10 / (8 * 6 * 0.004 + 5 * 0.004))
+    assert stats.rate_hz == pytest.approx(10 / (8 * 6 * 0.004 + 5 * 0.004))
 
 
-def test_states_are_told_in_the_callers_thread_and_once() -> None:
+def test_states_are_reported_once_and_in_the_callers_thread() -> None:
     stalled = SourceState("stalled", "numbered sends nothing.")
     release = threading.Event()
 
@@ -367,35 +387,37 @@ def test_states_are_told_in_the_callers_thread_and_once() -> None:
         if number == 1:
             release.wait(WAIT_S)
 
-    told: list[tuple[SourceState, threading.Thread]] = []
+    states: list[tuple[SourceState, threading.Thread]] = []
 
     def on_state(state: SourceState) -> None:
-        told.append((state, threading.current_thread()))
+        states.append((state, threading.current_thread()))
         if state == stalled:
             timer.start()
 
     timer = threading.Timer(0.25, release.set)  # a few looks later
     run_live(Stalling(60, live=True, before=lambda n: (before(n), time.sleep(0.002))), depth_of, on_state=on_state)
     timer.join()
-    assert told == [(stalled, threading.current_thread()), (LIVE, threading.current_thread())]
+    assert states == [(stalled, threading.current_thread()), (LIVE, threading.current_thread())]
 
 
-def test_a_source_that_waits_is_told_to_stop() -> None:
+def test_a_waiting_source_is_stopped() -> None:
     class Patient(NumberedSource):
         def __init__(self) -> None:
-            super().__init__(2, live=True, before=lambda number: number == 1 and told.append(self.stopped.wait(WAIT_S)))
+            super().__init__(
+                2, live=True, before=lambda number: number == 1 and stops.append(self.stopped.wait(WAIT_S))
+            )
             self.stopped = threading.Event()
 
         def stop(self) -> None:
             self.stopped.set()
 
-    told: list[bool] = []
+    stops: list[bool] = []
     run_live(Patient(), depth_of, max_frames=1)
-    assert told in ([], [True]), "it was left waiting"
+    assert stops in ([], [True]), "stop was not called"
 
 
-def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with(wait_until: Wait) -> None:
-    """A predictor that sees depth in the pattern's blue, a source of known depth, and an output beside the loop."""
+def test_depth_belongs_to_the_frame_it_is_shown_with(wait_until: Wait) -> None:
+    """A source with known depth, a predictor that reads depth from its blue channel, and an output."""
 
     class Counted(SyntheticSource):
         reads = 0
@@ -408,7 +430,7 @@ def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with(wait_until
     worst_m: list[float] = []
     seen = 0
 
-    def see(frame: Frame) -> DepthMap:
+    def see(frame: Frame, time_s: float) -> DepthMap:
         nonlocal seen
         enough = source.reads + 3
         wait_until(lambda: source.reads >= enough)  # slower than the source
@@ -422,9 +444,9 @@ def test_the_whole_path_gives_the_depth_of_the_frame_it_is_shown_with(wait_until
             worst_m.append(float(np.abs(result.depth_m - exact_m).max()))
             assert result.frame.flags.c_contiguous
 
-    told = run_live(source, see, outputs=[Check()], max_frames=40)
-    assert told.dropped >= 39
+    stats = run_live(source, see, outputs=[Check()], max_frames=40)
+    assert stats.dropped >= 39
     assert len(worst_m) == 40
     assert max(worst_m) < 1.01 * SWING_M / 255  # half a level of blue
     one_step_m = np.abs(source.depth_m(0) - source.depth_m(1)).max()
-    assert one_step_m > 10 * SWING_M / 255, "a frame's neighbour would be told apart"
+    assert one_step_m > 10 * SWING_M / 255, "the depth of a neighbouring frame would differ"

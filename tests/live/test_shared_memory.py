@@ -20,7 +20,7 @@ import pytest
 
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.live.result import LiveResult
-from mirrordepth_edge.live.shared_memory import MOST_PIXELS, RAM_DISK, SharedDepth
+from mirrordepth_edge.live.shared_memory import MAX_PIXELS, RAM_DISK, SharedDepth
 
 pytestmark = pytest.mark.skipif(not RAM_DISK.is_dir(), reason="the reader is for Linux")
 
@@ -81,9 +81,9 @@ def test_a_fast_writer_never_tears_what_another_process_reads(name: str) -> None
                     output.show(results[written % 1000])
             out, err = reader.communicate()
     assert not err, "no warning of a leak, either"
-    told = json.loads(out)
-    assert told["torn"] == told["backwards"] == 0
-    assert 500 <= told["seen"] <= told["last"] <= written
+    counts = json.loads(out)
+    assert counts["torn"] == counts["backwards"] == 0
+    assert 500 <= counts["seen"] <= counts["last"] <= written
     assert output.problem is None
 
 
@@ -131,7 +131,7 @@ def test_a_reader_before_the_first_frame_and_after_the_last(name: str, monkeypat
 
 
 @pytest.mark.parametrize(("meanwhile", "copies"), [(0, 1), (2, 1), (3, 2), (9, 2)])
-def test_a_reader_copies_again_where_the_writer_may_be_in_its_slot(
+def test_a_reader_copies_again_if_the_writer_may_be_in_its_slot(
     name: str, monkeypatch: pytest.MonkeyPatch, meanwhile: int, copies: int
 ) -> None:
     """With three frames since, the fourth, which may be under way, is in the same slot."""
@@ -154,7 +154,7 @@ def test_a_reader_copies_again_where_the_writer_may_be_in_its_slot(
     assert len(calls) == copies
 
 
-def test_a_name_that_is_taken(name: str) -> None:
+def test_an_existing_name_is_rejected(name: str) -> None:
     with SharedDepth(name):
         with pytest.raises(InputError, match="already") as caught:
             SharedDepth(name).__enter__()
@@ -163,15 +163,15 @@ def test_a_name_that_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "../x", ".hidden", "a b", "ü", "x" * 201])
-def test_names_that_cannot_be(bad: str) -> None:
-    with pytest.raises(OptionError, match="no name for shared memory"):
+def test_invalid_names_are_rejected(bad: str) -> None:
+    with pytest.raises(OptionError, match="not a valid name for shared memory"):
         SharedDepth(bad)
 
 
-def test_frames_that_do_not_fit_are_told_once(name: str) -> None:
+def test_frames_that_do_not_fit_are_reported(name: str) -> None:
     with SharedDepth(name) as output:
         huge = result(1)
-        object.__setattr__(huge, "depth_m", np.broadcast_to(np.float32(1), (2, MOST_PIXELS)))
+        object.__setattr__(huge, "depth_m", np.broadcast_to(np.float32(1), (2, MAX_PIXELS)))
         output.show(huge)
         assert output.problem is not None
         assert "do not fit" in output.problem
@@ -191,10 +191,10 @@ def test_a_full_memory_does_not_kill_the_process(name: str, monkeypatch: pytest.
 
 def test_writing_takes_no_longer_than_copying(name: str) -> None:
     with SharedDepth(name) as output:
-        each = result(1, (480, 640))
+        large = result(1, (480, 640))
         times_s = []
         for _ in range(20):
             begin_s = time.thread_time()
-            output.show(each)
+            output.show(large)
             times_s.append(time.thread_time() - begin_s)
     assert min(times_s) < 0.01

@@ -1,26 +1,38 @@
-"""Depth for a robot's own loop: which frames it gets, and that the camera is free whenever the loop is left."""
+"""`stream`: which frames it yields, that it filters and scales, and that it releases the camera."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
+import platformdirs
 import pytest
 
 import mirrordepth_edge
+from mirrordepth_edge import predictor as runtime
+from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Lens
-from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.camera.scale import CameraScales, KnownScale, Reading
+from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live import stream as stream_module
 from mirrordepth_edge.live.stream import DepthStream, stream
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.sources.cameras import CameraOptions
 from mirrordepth_edge.sources.source import FrameSource
 
 SHAPE = (4, 6, 3)
+SIZE_HW = PRESETS["nano"].size_hw
+MANIFEST = {"model": replace(PRESETS["nano"], focal=(0.9, 1.2)), "trained": True}
 
 
 class Numbered(FrameSource):
@@ -56,7 +68,7 @@ class Predictor:
     def __init__(self) -> None:
         self.closed = 0
 
-    def __call__(self, frame: Frame) -> Any:
+    def __call__(self, frame: Frame, time_s: float) -> Any:
         return frame[..., 0].astype(np.float32)
 
     def close(self) -> None:
@@ -112,7 +124,7 @@ def test_a_file_loses_no_frame() -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_loop_that_is_left_frees_the_camera(live: bool) -> None:
+def test_leaving_the_loop_releases_the_camera(live: bool) -> None:
     frames = opened(10**6, live=live)
     source, predictor = frames.source, frames.predictor
     with frames:
@@ -126,8 +138,8 @@ def test_a_loop_that_is_left_frees_the_camera(live: bool) -> None:
         next(frames)
 
 
-def test_a_stream_that_is_forgotten_frees_the_camera() -> None:
-    """No `with`, no variable: Python forgets it as the loop is left."""
+def test_a_garbage_collected_stream_releases_the_camera() -> None:
+    """Without `with` and without a variable, it is collected when the loop ends."""
     kept: list[Any] = []
 
     def open_and_keep() -> DepthStream:
@@ -141,21 +153,21 @@ def test_a_stream_that_is_forgotten_frees_the_camera() -> None:
     assert is_closed(*kept)
 
 
-def test_an_error_in_the_loop_frees_the_camera() -> None:
+def test_an_error_in_the_loop_releases_the_camera() -> None:
     frames = opened(10**6)
     with pytest.raises(ZeroDivisionError), frames:
         next(frames).number / 0
     assert is_closed(frames.source, frames.predictor)
 
 
-def test_a_stream_that_was_never_asked() -> None:
+def test_an_unused_stream_can_be_closed() -> None:
     frames = opened(5)
     frames.close()
     assert is_closed(frames.source, frames.predictor)
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_camera_that_is_lost_is_told_in_the_loop(live: bool) -> None:
+def test_a_lost_camera_raises_in_the_loop(live: bool) -> None:
     frames = opened(10, live=live, fail_at=4)
     numbers = []
     with pytest.raises(InputError, match="no frames"):
@@ -163,24 +175,82 @@ def test_a_camera_that_is_lost_is_told_in_the_loop(live: bool) -> None:
     assert is_closed(frames.source, frames.predictor)
 
 
-def test_what_is_asked_for_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     camera, options, capture = Lens(fov_deg=70), SessionOptions(device="cpu"), CameraOptions(rate_hz=15)
-    monkeypatch.setattr(stream_module, "load", lambda *given: calls.append(given) or Predictor())
+    monkeypatch.setattr(stream_module, "load", lambda *given, **more: calls.append(given) or Predictor())
     monkeypatch.setattr(stream_module, "open_source", lambda *given: calls.append(given) or Numbered(1))
     with stream("2", model="big.onnx", camera=camera, options=options, capture=capture) as frames:
         assert [frame.number for frame in frames] == [0]
     assert calls == [("big.onnx", options, camera), ("2", capture)]
 
 
-def test_a_source_that_does_not_open_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+class Flickering(CheckedSession):
+    """A network whose depth jumps between 2.00 m and 2.04 m."""
+
+    backend, device, precision, version = "fake", "cpu", "fp32", "1.0"
+    inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, *SIZE_HW, 3), layout="NHWC", range="", unit=""),)
+    outputs = (TensorSpec(name="depth", dtype="float32", shape=(1, *SIZE_HW), layout="NHW", range="", unit="metres"),)
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.frames += 1
+        return {"depth": np.full((1, *SIZE_HW), (2.04, 2.0)[self.frames % 2], np.float32)}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of 6 equal images, a network that flickers, and a stored scale of 1.5 for both."""
+    monkeypatch.setattr(platformdirs, "user_config_dir", lambda name: str(tmp_path / "config" / name))
+    monkeypatch.setattr(runtime, "open_session", lambda path, options: (Flickering(), SimpleNamespace(**MANIFEST)))
+    folder = tmp_path / "film"
+    folder.mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8)
+    for number in range(6):
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    scales = CameraScales(str(folder), model_path("nano"))
+    scales.store.put(scales.key(SIZE_HW), KnownScale(readings=(Reading(true_m=3, network_m=2),)))
+    return folder
+
+
+def flicker_m(depths_m: list[float]) -> float:
+    """The largest change from one frame to the next."""
+    return float(np.abs(np.diff(depths_m)).max())
+
+
+def middles_m(film: Path, **options: Any) -> list[float]:
+    with stream(str(film), **options) as frames:
+        return [float(frame.depth_m[30, 40]) for frame in frames]
+
+
+def test_depth_is_filtered_and_scaled_as_in_mde_live(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    depths_m = middles_m(film)
+    assert depths_m[0] == pytest.approx(1.5 * 2.0)
+    assert flicker_m(depths_m) < 0.5 * 1.5 * 0.04, "flicker is reduced"
+    assert min(depths_m) >= 3
+    assert middles_m(film, camera=Lens(fov_deg=70)) == depths_m, "a stored scale takes precedence"
+    assert capsys.readouterr() == ("", ""), "a library does not print"
+
+
+def test_filter_and_stored_scale_can_be_turned_off(film: Path) -> None:
+    assert middles_m(film, temporal_filter=False) == pytest.approx([3, 3.06] * 3)
+    assert middles_m(film, temporal_filter=False, stored_scale=False) == pytest.approx([2, 2.04] * 3)
+    assert flicker_m(middles_m(film, stored_scale=False)) < 0.5 * 0.04
+
+
+def test_an_unavailable_source_closes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor()
-    monkeypatch.setattr(stream_module, "load", lambda *given: predictor)
+    monkeypatch.setattr(stream_module, "load", lambda *given, **more: predictor)
     with pytest.raises(InputError, match=r"absent\.mp4"):
         mirrordepth_edge.stream("absent.mp4")
     assert predictor.closed
 
 
-def test_it_is_at_the_top_of_the_package() -> None:
+def test_stream_is_exported_by_the_package() -> None:
     assert mirrordepth_edge.stream is stream
     assert "stream" in mirrordepth_edge.__all__

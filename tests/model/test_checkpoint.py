@@ -105,7 +105,7 @@ def test_header_that_names_other_clip_weights(copy: Path) -> None:
 
 def test_header_of_another_width(copy: Path) -> None:
     rewrite(copy, lambda header, tensors: header["model"].update(width=64))
-    check_refused(copy, match="does not fit the model")
+    check_refused(copy, match="does not match its model")
 
 
 def test_header_with_an_unknown_key(copy: Path) -> None:

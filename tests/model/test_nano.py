@@ -73,7 +73,7 @@ def test_a_new_nano_is_what_its_checkpoint_brings_back(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"_conv_stem.weight": torch.zeros(3)}, tmp_path / "other.pt")
     trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    with pytest.raises(InputError, match=r"other\.pt does not fit"):
+    with pytest.raises(InputError, match=r"other\.pt does not match"):
         load_imagenet_weights(trunk, tmp_path / "other.pt")
 
 

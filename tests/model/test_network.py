@@ -236,7 +236,7 @@ def test_a_pyramid_shows_no_checkerboard(tiny_map_config: ModelConfig) -> None:
 
 
 def test_a_pyramid_needs_its_channels(tiny_map_config: ModelConfig) -> None:
-    with pytest.raises(OptionError, match="3 taps and a decoder for 2"):
+    with pytest.raises(OptionError, match="3 taps, but a decoder for 2"):
         create_network(replace(tiny_map_config, pyramid=(96,)))
 
 

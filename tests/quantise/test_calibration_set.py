@@ -1,4 +1,4 @@
-"""Recipes of calibration sets, what is read by them, and the images that are kept of them."""
+"""Recipes of calibration sets, the images that they name, and the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig
 from mirrordepth_edge.errors import InputError, MdeError, OptionError
-from mirrordepth_edge.imaging.draw import saved_video
+from mirrordepth_edge.imaging.draw import video_writer
 from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.quantise import calibration_set as calibset
@@ -51,7 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def office(tmp_path: Path) -> CalibrationSet:
-    """Five pictures of several sizes, one of them deeper, with a recipe in another folder."""
+    """Five images of several sizes, one in a subfolder, with a recipe in another folder."""
     rng = np.random.default_rng(0)
     (tmp_path / "pictures" / "deep").mkdir(parents=True)
     for index, size_hw in enumerate(SIZES):
@@ -69,7 +69,7 @@ def office(tmp_path: Path) -> CalibrationSet:
     return save_calibration(tmp_path / "calib" / "office.toml", recipe)
 
 
-def test_a_recipe_is_toml_that_says_what_it_holds(office: CalibrationSet) -> None:
+def test_the_content_of_a_recipe(office: CalibrationSet) -> None:
     content = office.path.read_bytes()
     assert office.sha256 == hashlib.sha256(content).hexdigest()
     data = tomllib.loads(content.decode())
@@ -87,7 +87,7 @@ def test_a_recipe_is_toml_that_says_what_it_holds(office: CalibrationSet) -> Non
     ]
 
 
-def test_what_was_written_is_loaded(office: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_recipe_is_loaded(office: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_calibration(str(office.path)).recipe == office.recipe
     loaded = load_calibration("office")
@@ -99,7 +99,7 @@ def test_what_was_written_is_loaded(office: CalibrationSet, tmp_path: Path, monk
     assert recipe_path("a.toml") == Path("a.toml")
 
 
-def test_one_of_the_packages_is_found_last(
+def test_recipes_of_the_package_are_found_last(
     office: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibset, "recipe_folder", lambda kind: tmp_path / "calib")
@@ -121,14 +121,14 @@ FRAME = '{ file = "a.png", sha256 = "' + 64 * "0" + '" }'
         ("seed = 0", "seed = 0\ncolour = 1", "colour"),
         ("seed = 0", 'seed = "0"', "seed"),
         ("schema_version = 1", "schema_version = 2", "schema_version"),
-        ("count = 5", "count = 6", "count is 6, and frames are 5"),
+        ("count = 5", "count = 6", "count is 6, but the number of frames is 5"),
         ("noise = 2", "noise = 2, fog = 1", "fog"),
-        ("frames = [", "frames = [ { number = 3 },", "count is 5, and frames are 6"),
-        ("count = 5", 'count = 5\nsource_sha256 = "0"', "a video has a source_sha256"),
+        ("frames = [", "frames = [ { number = 3 },", "count is 5, but the number of frames is 6"),
+        ("count = 5", 'count = 5\nsource_sha256 = "0"', "image files need none"),
         ("count = 5", "count = 5 =", "line"),
     ],
 )
-def test_a_recipe_that_does_not_fit_is_refused(office: CalibrationSet, old: str, new: str, why: str) -> None:
+def test_an_invalid_recipe_is_rejected(office: CalibrationSet, old: str, new: str, why: str) -> None:
     text = office.path.read_text(encoding="utf-8")
     assert text.count(old) == 1
     office.path.write_text(text.replace(old, new), encoding="utf-8")
@@ -146,26 +146,26 @@ def test_a_recipe_that_does_not_fit_is_refused(office: CalibrationSet, old: str,
         (ChosenFrame(file="a", sha256=64 * "0"), ChosenFrame(number=1)),
     ],
 )
-def test_frames_stand_once_and_in_order(office: CalibrationSet, frames: tuple[ChosenFrame, ...]) -> None:
-    with pytest.raises(ValueError, match="frames are"):
+def test_frames_must_be_unique_and_sorted(office: CalibrationSet, frames: tuple[ChosenFrame, ...]) -> None:
+    with pytest.raises(ValueError, match=r"number of frames is 0|frames must be all files or all numbers"):
         replace(office.recipe, count=len(frames), frames=frames, source_sha256=64 * "0")
 
 
-def test_a_frame_is_a_file_or_a_number() -> None:
+def test_a_frame_must_be_a_file_or_a_number() -> None:
     wrong = {}, {"file": "a"}, {"file": "a", "sha256": "abc"}, {"number": -1}, {"number": 1, "sha256": 64 * "0"}
     for given in (*wrong, {"number": 1, "file": "a", "sha256": 64 * "0"}):
-        with pytest.raises(ValueError, match="a file and its sha256, or a number"):
+        with pytest.raises(ValueError, match="either a file and its sha256, or a number"):
             ChosenFrame(**given)  # type: ignore[arg-type]
 
 
-def test_images_are_the_preprocessed_pictures(office: CalibrationSet, cache: Path) -> None:
+def test_images_are_preprocessed(office: CalibrationSet, cache: Path) -> None:
     pictures = [read_picture(office.source / str(frame.file)) for frame in office.recipe.frames]
     for frame, picture in zip(office.frames(), pictures, strict=True):
         np.testing.assert_array_equal(frame, picture)
     for io in ("uint8", "float"):
         prepare = Preprocessor(SMALL, io)
         wanted = np.concatenate([prepare(picture).copy() for picture in pictures])
-        for _ in range(2):  # the second time from what is kept
+        for _ in range(2):  # the second time from the cache
             images = list(office.images(SMALL, io))
             assert {image.shape[0] for image in images} == {1}
             np.testing.assert_array_equal(np.concatenate(images), wanted, strict=True)
@@ -174,14 +174,14 @@ def test_images_are_the_preprocessed_pictures(office: CalibrationSet, cache: Pat
     np.testing.assert_array_equal(np.load(kept[0])[:, :3], np.stack([Preprocessor(SMALL)(p)[0, :3] for p in pictures]))
 
 
-def test_images_outlive_the_pictures(office: CalibrationSet, tmp_path: Path) -> None:
+def test_the_cache_replaces_deleted_images(office: CalibrationSet, tmp_path: Path) -> None:
     first = list(office.images(SMALL))
     shutil.rmtree(tmp_path / "pictures")
     np.testing.assert_array_equal(list(office.images(SMALL)), first)
-    # The same pixels, whatever a network subtracts from them.
+    # The cache does not depend on mean and std.
     np.testing.assert_array_equal(list(office.images(replace(SMALL, mean=(0.0, 0.0, 0.0)))), first)
-    with pytest.raises(InputError, match="another preprocessing") as raised:
-        office.images(LARGE)  # at the call, not at the first image
+    with pytest.raises(InputError, match="only for another preprocessing") as raised:
+        office.images(LARGE)  # raised by the call, not by the first iteration
     assert "24x32" in raised.value.why
     assert "48x40" in raised.value.why
     assert "--size 24x32" in raised.value.cure
@@ -190,7 +190,7 @@ def test_images_outlive_the_pictures(office: CalibrationSet, tmp_path: Path) -> 
     assert "mde calibrate" in raised.value.cure
 
 
-def test_images_of_another_version_are_made_again(
+def test_the_cache_of_another_version_is_not_used(
     office: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = office.shard(SMALL)
@@ -199,28 +199,28 @@ def test_images_of_another_version_are_made_again(
     assert office.shard(SMALL) != old
     monkeypatch.setattr(calibset, "__version__", "100.0")
     shutil.rmtree(tmp_path / "pictures")
-    with pytest.raises(InputError, match="another preprocessing") as raised:
+    with pytest.raises(InputError, match="only for another preprocessing") as raised:
         office.images(SMALL)
     assert "--size" not in raised.value.cure
 
 
-def test_a_missing_and_a_changed_picture_are_told(office: CalibrationSet, cache: Path) -> None:
+def test_missing_and_changed_images_are_reported(office: CalibrationSet, cache: Path) -> None:
     path = office.source / str(office.recipe.frames[2].file)
     content = path.read_bytes()
     path.unlink()
     with pytest.raises(InputError, match=r"3 .*office cannot be used") as raised:
         office.images(SMALL)
-    assert "no such file" in raised.value.why.lower()
+    assert "does not exist" in raised.value.why
     path.write_bytes(content[:-1] + b"\0")
     with pytest.raises(InputError, match=r"3 .*office cannot be used") as raised:
         list(office.frames())
     assert "changed" in raised.value.why
-    assert not list(cache.rglob("*.npy*"))  # nor half of one
+    assert not list(cache.rglob("*.npy*"))  # also no incomplete file
     path.write_bytes(content)
     assert len(list(office.images(SMALL))) == 5
 
 
-def test_damaged_images_are_made_again(office: CalibrationSet) -> None:
+def test_a_damaged_cache_is_rebuilt(office: CalibrationSet) -> None:
     shard = office.shard(SMALL)
     whole = shard.read_bytes()
     for content in (b"", whole[:100], whole[:-1], whole + b"\0", b"x" * len(whole)):
@@ -235,7 +235,7 @@ def test_damaged_images_are_made_again(office: CalibrationSet) -> None:
     assert done == [1, 2, 3, 4, 5]
 
 
-def test_a_cache_that_cannot_be_written_is_told(office: CalibrationSet, cache: Path) -> None:
+def test_a_cache_that_is_not_writable_is_reported(office: CalibrationSet, cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where a folder should be")
     with pytest.raises(MdeError, match="Cannot write"):
@@ -243,7 +243,7 @@ def test_a_cache_that_cannot_be_written_is_told(office: CalibrationSet, cache: P
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
-def test_a_full_disk_is_told(office: CalibrationSet, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(office: CalibrationSet, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Path.open
 
     def full(self: Path, mode: str = "r", *args: object, **options: object) -> object:
@@ -257,7 +257,7 @@ def test_a_full_disk_is_told(office: CalibrationSet, cache: Path, monkeypatch: p
 
 
 def test_memory_stays_flat(office: CalibrationSet) -> None:
-    """A set's images are some megabytes here; one image is a hundredth of that."""
+    """The set has 100 images; only a few may be in memory at once."""
     same = replace(office.recipe.frames[0], file="{:03d}.png")
     source = office.source / str(office.recipe.frames[0].file)
     frames = tuple(replace(same, file=f"{number:03d}.png") for number in range(100))
@@ -266,7 +266,7 @@ def test_memory_stays_flat(office: CalibrationSet) -> None:
     many = replace(office, recipe=replace(office.recipe, count=100, frames=frames), sha256="1" * 64)
     preprocess = replace(SMALL, size_hw=(120, 160))
     image_bytes = 120 * 160 * 3
-    list(office.images(preprocess))  # whatever is imported and set up once
+    list(office.images(preprocess))  # imports and one-time setup
     tracemalloc.start()
     try:
         for io in ("uint8", "float"):
@@ -274,20 +274,20 @@ def test_memory_stays_flat(office: CalibrationSet) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 25 * image_bytes  # float32 four times over, and some room: far from 100
+    assert peak < 25 * image_bytes  # an image as float32 takes 4; far below 100
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """Twelve frames, each as bright as its number tells."""
+    """Twelve frames, each with a brightness of 20 times its number."""
     path = tmp_path / "clip.mp4"
-    with saved_video(path, 10.0) as append:
+    with video_writer(path, 10.0) as append:
         for number in range(12):
             append(np.full((48, 64, 3), 20 * number, np.uint8))
     return path
 
 
-def test_frames_of_a_video_are_found_by_their_numbers(video: Path, tmp_path: Path) -> None:
+def test_frames_of_a_video_are_read_by_number(video: Path, tmp_path: Path) -> None:
     assert video_length(video) == 12
     assert [number for number, _ in video_frames(video, {11, 0, 99})] == [0, 11]
     recipe = Recipe(
@@ -313,6 +313,7 @@ def test_frames_of_a_video_are_found_by_their_numbers(video: Path, tmp_path: Pat
     assert "changed" in raised.value.why
 
 
-def test_what_is_no_video_has_no_frames(tmp_path: Path) -> None:
+def test_a_video_that_cannot_be_decoded_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video" * 100)
-    assert video_length(tmp_path / "clip.mp4") == 0
+    with pytest.raises(InputError, match="cannot be read as a video"):
+        video_length(tmp_path / "clip.mp4")

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import ExportConfig, PreprocessConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.errors import GateError
@@ -25,7 +25,7 @@ from mirrordepth_edge.export.accuracy import check_accuracy
 from mirrordepth_edge.export.fp16 import check_range, to_fp16
 from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.manifest import TensorSpec, read_manifest
+from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet
 from mirrordepth_edge.quantise.pipeline import Int8Quantizer
@@ -61,60 +61,59 @@ def smooth(count: int, seed: int = 0) -> list[Frame]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Int8Quantizer:
-    """Of a ViT with outlier channels, calibrated on 32 pictures and judged on four of them that were held out."""
+def quantizer(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -> Int8Quantizer:
+    """Of a ViT with outlier channels, calibrated on 32 pictures and evaluated on four held-out ones."""
     folder = tmp_path_factory.mktemp("outliers")
     planted = outliers()
     network = planted.with_varied_depth(planted.with_outliers(tiny_network))
     fp32 = folder / "fp32.onnx"
-    manifest = produce_onnx(network, ExportConfig(), fp32, smooth(2), checkpoint_sha256="0" * 64, trained=False)
+    produce_onnx(network, ExportConfig(), fp32, smooth(2), checkpoint_sha256="0" * 64, trained=False)
     return Int8Quantizer(
-        fp32=fp32,
-        manifest=manifest,
+        fp32=Artefact.open(fp32),
         calibration=write_pictures(folder / "pictures", smooth(32)),
         config=QuantiseConfig(scheme="gpu"),
         folder=folder,
     )
 
 
-def test_the_default_placement_survives_outliers(workshop: Int8Quantizer) -> None:
-    fitted = workshop.fit()
+def test_the_default_placement_survives_outliers(quantizer: Int8Quantizer) -> None:
+    fitted = quantizer.fit()
     assert fitted.fp_fallback == ()
     assert fitted.accuracy.loss < 0.005
 
 
-def test_quantising_what_reads_the_residual_sum_is_caught_by_the_gate(workshop: Int8Quantizer) -> None:
-    everything = [name for name in weight_nodes(workshop.model) if not name.startswith("decoder/head/")]
-    assert set(everything) - set(quantisable(workshop.model))
-    tensors = {node.input[0] for node in workshop.model.graph.node if node.name in everything}
+def test_quantising_what_reads_the_residual_sum_is_caught_by_the_gate(quantizer: Int8Quantizer) -> None:
+    everything = [name for name in weight_nodes(quantizer.model) if not name.startswith("decoder/head/")]
+    assert set(everything) - set(quantisable(quantizer.model))
+    tensors = {node.input[0] for node in quantizer.model.graph.node if node.name in everything}
     from mirrordepth_edge.graph.activations import collect
 
-    images = workshop.prepared(smooth(16, seed=1))
-    workshop.ranges.update(collect(workshop.model, sorted(tensors), images).ranges("percentile", symmetric=True))
-    with pytest.raises(GateError, match="more depth than allowed"):
-        check_accuracy(workshop.accuracy(everything))
+    images = quantizer.preprocess(smooth(16, seed=1))
+    quantizer.ranges.update(collect(quantizer.model, sorted(tensors), images).ranges("percentile", symmetric=True))
+    with pytest.raises(GateError, match="more depth accuracy than allowed"):
+        check_accuracy(quantizer.accuracy(everything))
 
 
-def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(workshop: Int8Quantizer) -> None:
+def test_what_model_optimizer_quantises_by_default_is_caught_by_the_gate(quantizer: Int8Quantizer) -> None:
     """It quantises the residual sums, where the outliers set the scale of everything else."""
     quantization = pytest.importorskip("modelopt.onnx.quantization", reason="Model Optimizer is not installed")
-    made = workshop.folder / "model_optimizer.onnx"
-    images: npt.NDArray[Any] = np.concatenate(workshop.prepared(smooth(16)))
+    candidate = quantizer.folder / "model_optimizer.onnx"
+    images: npt.NDArray[Any] = np.concatenate(quantizer.preprocess(smooth(16)))
     quantization.quantize(
-        str(workshop.fp32),
+        str(quantizer.fp32.path),
         calibration_data={"image": images},
         calibration_method="max",
         high_precision_dtype="fp32",
-        output_path=str(made),
+        output_path=str(candidate),
         calibration_eps=["cpu"],
         log_level="ERROR",
     )
-    twins = {name for node in load(made).graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    assert any(node.op_type == "Add" and twins & set(node.input) for node in load(made).graph.node)
-    accuracy = workshop.evaluator.evaluate(made, workshop.described([]), workshop.config.max_loss)
-    with pytest.raises(GateError, match="more depth than allowed"):
+    twins = {name for node in load(candidate).graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    assert any(node.op_type == "Add" and twins & set(node.input) for node in load(candidate).graph.node)
+    accuracy = quantizer.evaluator.evaluate(candidate, quantizer.manifest_of([]), quantizer.config.max_loss)
+    with pytest.raises(GateError, match="more depth accuracy than allowed"):
         check_accuracy(accuracy)
-    assert accuracy.loss > 5 * workshop.accuracy(workshop.nodes).loss
+    assert accuracy.loss > 5 * quantizer.accuracy(quantizer.nodes).loss
 
 
 IMAGE = TensorSpec(name="image", dtype="uint8", shape=(1, 8, 8, 3), layout="NHWC", range="0..255", unit="RGB")
@@ -180,15 +179,14 @@ def test_calibrating_on_noise_is_flagged(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (224, 288, 3), dtype=np.uint8) for _ in range(16)]
     fp32 = NANO_ONNX["fp32"]
-    workshop = Int8Quantizer(
-        fp32=fp32,
-        manifest=read_manifest(fp32),
+    quantizer = Int8Quantizer(
+        fp32=Artefact.open(fp32),
         calibration=write_pictures(tmp_path / "noise", noise),
         config=QuantiseConfig(scheme="gpu"),
         folder=tmp_path,
     )
-    problem = workshop.domain_problem
-    quantisation = workshop.described(workshop.nodes).quantisation
+    problem = quantizer.domain_problem
+    quantisation = quantizer.manifest_of(quantizer.nodes).quantisation
     assert quantisation is not None
     assert quantisation.domain_problem == problem
     assert problem is not None

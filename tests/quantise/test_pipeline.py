@@ -17,7 +17,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from onnx import load
 
-from mirrordepth_edge.commands.export.sweep import estimated
+from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.commands.export.sweep import estimate_cost
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
 from mirrordepth_edge.errors import GateError, InputError, OptionError
@@ -32,7 +33,7 @@ from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load as load_predictor
 from mirrordepth_edge.quantise import sweep as sweeping
 from mirrordepth_edge.quantise.pipeline import Int8Quantizer
-from mirrordepth_edge.quantise.sweep import Cost, picked, point_counts, sweep
+from mirrordepth_edge.quantise.sweep import Cost, pick_point, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
 from mirrordepth_edge.reference import read_reference
@@ -58,10 +59,11 @@ def folder(tiny_map_network: DepthNetwork, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def workshop(folder: Path, tmp_path: Path, config: QuantiseConfig, labelled: GateFrames | None = None) -> Int8Quantizer:
+def quantizer_of(
+    folder: Path, tmp_path: Path, config: QuantiseConfig, labelled: GateFrames | None = None
+) -> Int8Quantizer:
     return Int8Quantizer(
-        fp32=folder / "fp32.onnx",
-        manifest=read_manifest(folder / "fp32.onnx"),
+        fp32=Artefact.open(folder / "fp32.onnx"),
         calibration=pictures_as_set(folder / "pictures"),
         config=config,
         folder=tmp_path,
@@ -80,10 +82,10 @@ def labelled(path: Path, farther: float = 1.1) -> GateFrames:
     )
 
 
-def test_the_fp32_file_itself_costs_nothing(folder: Path, tmp_path: Path) -> None:
+def test_fp32_file_has_no_loss(folder: Path, tmp_path: Path) -> None:
     path = folder / "fp32.onnx"
-    manifest, frames = read_manifest(path), labelled(path)
-    accuracy = AccuracyEvaluator(path, manifest, frames, tmp_path).evaluate(path, manifest, 0.01)
+    fp32 = Artefact.open(path)
+    accuracy = AccuracyEvaluator(fp32, labelled(path), tmp_path).evaluate(path, fp32.manifest, 0.01)
     assert accuracy.loss == 0
     assert accuracy.mean_relative == accuracy.max_relative == 0
     assert accuracy.fp32 == accuracy.figures
@@ -93,7 +95,7 @@ def test_the_fp32_file_itself_costs_nothing(folder: Path, tmp_path: Path) -> Non
 
 def test_figures_are_those_of_an_evaluation(folder: Path, tmp_path: Path) -> None:
     """Of a candidate against measured depth, and pixel by pixel against the FP32 file."""
-    made = workshop(folder, tmp_path, FOR_CPU, labelled(folder / "fp32.onnx"))
+    made = quantizer_of(folder, tmp_path, FOR_CPU, labelled(folder / "fp32.onnx"))
     accuracy = made.accuracy(made.nodes)
     manifest = made.write(tmp_path / "int8.onnx", replace(made.fit(), accuracy=accuracy), "2" * 64)
     frames = made.labelled
@@ -149,8 +151,8 @@ def test_what_is_far_off_on_real_photographs_is_refused(
     """`mde verify` would refuse it afterwards."""
     monkeypatch.setitem(LIMITS_ELSEWHERE, "int8", Limits(mean=1e-6, block=1e-6))
     output = tmp_path / "far.onnx"
-    made = workshop(folder, tmp_path, FOR_CPU)
-    with pytest.raises(GateError, match="package's photographs") as caught:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
+    with pytest.raises(GateError, match="package's photos") as caught:
         made.write(output, made.fit(), "2" * 64)
     assert "--force" in caught.value.cure
     assert not output.exists()
@@ -163,66 +165,65 @@ def test_what_is_far_off_on_real_photographs_is_refused(
     assert "written by --force" in verdict.text
 
 
-def test_too_old_an_opset_is_said_before_anything_is_calibrated(folder: Path, tmp_path: Path) -> None:
+def test_old_opset_is_refused_before_calibration(folder: Path, tmp_path: Path) -> None:
     model = load(folder / "fp32.onnx")
     model.opset_import[0].version = 12
     path = tmp_path / "old.onnx"
     path.write_bytes(model.SerializeToString())
+    artefact = Artefact(path=path, kind="onnx", sidecar=read_manifest(folder / "fp32.onnx"))
     with pytest.raises(InputError, match="its opset is 12"):
-        replace(workshop(folder, tmp_path, FOR_CPU), fp32=path)
+        replace(quantizer_of(folder, tmp_path, FOR_CPU), fp32=artefact)
 
 
-def test_too_few_frames_to_hold_some_out_is_said(folder: Path, tmp_path: Path) -> None:
+def test_description_states_that_no_frames_were_held_out(folder: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
     for file in sorted((folder / "pictures").iterdir())[:4]:
         (few / file.name).write_bytes(file.read_bytes())
-    made = replace(workshop(folder, tmp_path, FOR_CPU), calibration=pictures_as_set(few))
-    assert "calibrated on" in made.evaluator.frames.data
-    assert workshop(folder, tmp_path, FOR_CPU).evaluator.frames.data.endswith("held out")
+    made = replace(quantizer_of(folder, tmp_path, FOR_CPU), calibration=pictures_as_set(few))
+    assert "the same frames as for calibration" in made.evaluator.frames.data
+    assert quantizer_of(folder, tmp_path, FOR_CPU).evaluator.frames.data.endswith("held out")
 
 
-def test_a_depth_that_is_no_number_never_holds() -> None:
+def test_nan_depth_fails_the_gate() -> None:
     assert not accuracy(float("nan"), 0.1, 1.0).holds
 
 
 class Scripted(Int8Quantizer):
-    """Judges by a rule instead of by running: the gate holds once certain groups are floating point."""
+    """Evaluates by a rule instead of running: the gate holds once certain groups are in floating point."""
 
-    guilty: frozenset[str] = frozenset()
-    judged: int = 0
+    sensitive: frozenset[str] = frozenset()
+    evaluations: int = 0
 
     def accuracy(self, nodes: Sequence[str]) -> Accuracy:
-        self.judged += 1
-        bad = {group for group in self.guilty if set(self.groups[group]) & set(nodes)}
+        self.evaluations += 1
+        bad = {group for group in self.sensitive if set(self.groups[group]) & set(nodes)}
         return accuracy(0.1 + 0.01 * len(bad), 0.1, self.config.max_loss)
 
 
-@pytest.mark.parametrize("guilty", [0, 1, 2, 5, 9])
-def test_groups_go_back_in_the_order_of_their_damage_and_no_more_than_needed(
-    folder: Path, tmp_path: Path, guilty: int
-) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
+def test_only_the_most_sensitive_groups_fall_back_to_floating_point(folder: Path, tmp_path: Path, count: int) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     scripted = Scripted(**{name: getattr(made, name) for name in Scripted.__dataclass_fields__ if name != "held_out"})
     order = [*scripted.groups]
-    scripted.__dict__["sensitivity"] = {group: 1.0 - place / 100 for place, group in enumerate(order)}
-    scripted.guilty = frozenset(order[:guilty])
+    scripted.__dict__["sensitivity"] = {group: 1.0 - rank / 100 for rank, group in enumerate(order)}
+    scripted.sensitive = frozenset(order[:count])
     fitted = scripted.fit()
-    assert fitted.fp_fallback == tuple(order[:guilty])
-    assert set(fitted.nodes) == {node for group in order[guilty:] for node in scripted.groups[group]}
+    assert fitted.fp_fallback == tuple(order[:count])
+    assert set(fitted.nodes) == {node for group in order[count:] for node in scripted.groups[group]}
     assert fitted.accuracy.holds
-    assert scripted.judged <= 2 + len(order).bit_length()
+    assert scripted.evaluations <= 2 + len(order).bit_length()
 
 
-def test_where_nothing_holds_nothing_is_written(folder: Path, tmp_path: Path) -> None:
-    made = workshop(folder, tmp_path, replace(FOR_CPU, max_loss=0.0))
-    with pytest.raises(GateError, match="more depth than allowed") as caught:
+def test_gate_fails_if_no_choice_of_groups_holds(folder: Path, tmp_path: Path) -> None:
+    made = quantizer_of(folder, tmp_path, replace(FOR_CPU, max_loss=0.0))
+    with pytest.raises(GateError, match="loses too much depth accuracy") as caught:
         made.fit()
     assert "--sweep" in caught.value.cure
 
 
-def test_by_force_it_is_written_and_marked(folder: Path, tmp_path: Path) -> None:
-    made = workshop(folder, tmp_path, replace(FOR_CPU, max_loss=0.0, force=True))
+def test_forced_file_is_written_and_marked(folder: Path, tmp_path: Path) -> None:
+    made = quantizer_of(folder, tmp_path, replace(FOR_CPU, max_loss=0.0, force=True))
     output = tmp_path / "forced.onnx"
     made.write(output, made.fit(), "2" * 64)
     quantisation = read_manifest(output).quantisation
@@ -232,8 +233,8 @@ def test_by_force_it_is_written_and_marked(folder: Path, tmp_path: Path) -> None
     assert not quantisation.accuracy.holds
 
 
-def test_what_is_written_says_what_it_is(folder: Path, tmp_path: Path) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_manifest_reference_and_size_of_the_written_file(folder: Path, tmp_path: Path) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     output = tmp_path / "int8.onnx"
     made.write(output, made.fit(), "2" * 64)
     manifest = read_manifest(output)
@@ -258,10 +259,10 @@ def test_what_is_written_says_what_it_is(folder: Path, tmp_path: Path) -> None:
     assert 0 < relative.mean() < 0.05
 
 
-def test_for_gpus_the_rest_is_fp16_and_depth_is_the_same(folder: Path, tmp_path: Path) -> None:
+def test_gpu_file_is_int8_and_fp16_with_the_same_depth(folder: Path, tmp_path: Path) -> None:
     """ONNX Runtime's own kernels round wrongly there, so its session must not use them."""
     pytest.importorskip("modelopt.onnx.autocast", reason="Model Optimizer is not installed")
-    made = workshop(folder, tmp_path, QuantiseConfig(scheme="gpu", max_loss=0.05))
+    made = quantizer_of(folder, tmp_path, QuantiseConfig(scheme="gpu", max_loss=0.05))
     output = tmp_path / "int8.onnx"
     manifest = made.write(output, made.fit(), "2" * 64)
     assert manifest.opset == 19
@@ -273,16 +274,16 @@ def test_for_gpus_the_rest_is_fp16_and_depth_is_the_same(folder: Path, tmp_path:
     assert 0 < relative.mean() < 0.05
 
 
-def test_frames_held_out_are_not_calibrated_on(folder: Path, tmp_path: Path) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_held_out_frames_are_not_calibrated_on(folder: Path, tmp_path: Path) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     assert made.statistics.frames == 15
     assert len(made.held_out) == 2
     np.testing.assert_array_equal(made.held_out[0], smooth(17)[7])
 
 
 @pytest.mark.parametrize("change", ["precision", "graph"])
-def test_what_is_quantised_already_is_refused(folder: Path, tmp_path: Path, change: str) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_quantised_file_is_refused(folder: Path, tmp_path: Path, change: str) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     path = folder / "fp32.onnx"
     manifest = read_manifest(path)
     if change == "precision":
@@ -291,11 +292,11 @@ def test_what_is_quantised_already_is_refused(folder: Path, tmp_path: Path, chan
         path = tmp_path / "quantised.onnx"
         path.write_bytes(made.make(made.nodes).SerializeToString())
     with pytest.raises(InputError, match="already"):
-        replace(made, fp32=path, manifest=manifest)
+        replace(made, fp32=Artefact(path=path, kind="onnx", sidecar=manifest))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5, 26, 100])
-def test_points_begin_with_everything_and_end_with_nothing(groups: int) -> None:
+def test_points_range_from_all_groups_to_none(groups: int) -> None:
     counts = point_counts(groups)
     assert counts[0] == 0
     assert counts[-1] == groups
@@ -315,10 +316,8 @@ class Clock:
         return float(1 + self.layers - len(nodes)), float(1 + self.layers)
 
 
-def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_interrupted_sweep_continues(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     few = {group: made.groups[group] for group in [*made.groups][-3:]}
     made.groups, made.nodes = few, tuple(node for nodes in few.values() for node in nodes)
     clock = Clock(len(made.nodes))
@@ -352,15 +351,15 @@ def test_a_sweep_is_stored_as_it_goes_and_goes_on_where_it_was(
     assert clock.asked == asked
     assert again.points == first.points
 
-    fitted = picked(made, cost, store, first, first.points[1].number)
+    fitted = pick_point(made, cost, store, first, first.points[1].number)
     assert set(fitted.nodes) == {node for group in first.points[1].int8_groups for node in few[group]}
     with pytest.raises(OptionError, match="no point 99"):
-        picked(made, cost, store, first, 99)
+        pick_point(made, cost, store, first, 99)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": "another"}', '{"key": 1, "points": []}', "[]"])
-def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(folder: Path, tmp_path: Path, content: str) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_store_of_other_settings_or_damaged_is_ignored(folder: Path, tmp_path: Path, content: str) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     store = tmp_path / "sweep.json"
     store.write_text(content)
     kept = sweeping._Store(store, made, Cost("words", Clock(1)))
@@ -368,8 +367,8 @@ def test_a_store_of_other_settings_or_in_pieces_is_measured_anew(folder: Path, t
     assert kept.points == {}
 
 
-def test_another_setting_is_another_sweep(folder: Path, tmp_path: Path) -> None:
-    made = workshop(folder, tmp_path, FOR_CPU)
+def test_key_depends_on_settings(folder: Path, tmp_path: Path) -> None:
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     key = sweeping.settings_sha256(made, Cost("words", Clock(1)))
     assert key == sweeping.settings_sha256(made, Cost("words", Clock(2)))
     assert key != sweeping.settings_sha256(made, Cost("other words", Clock(1)))
@@ -377,30 +376,30 @@ def test_another_setting_is_another_sweep(folder: Path, tmp_path: Path) -> None:
     assert key != sweeping.settings_sha256(made, Cost("words", Clock(1)))
 
 
-def test_a_target_with_another_figure_is_another_sweep(folder: Path, tmp_path: Path) -> None:
+def test_key_depends_on_the_targets_figures(folder: Path, tmp_path: Path) -> None:
     """Though it kept its name: a copied recipe in which a figure was changed."""
-    made, target = workshop(folder, tmp_path, FOR_CPU), load_target("orin-nano")
+    made, target = quantizer_of(folder, tmp_path, FOR_CPU), load_target("orin-nano")
     assert target.bandwidth_gb_s is not None
     slower = replace(target, bandwidth_gb_s=target.bandwidth_gb_s / 2)
-    key, same, other = (sweeping.settings_sha256(made, estimated(made, [each])) for each in (target, target, slower))
+    key, same, other = (sweeping.settings_sha256(made, estimate_cost(made, [t])) for t in (target, target, slower))
     assert key == same != other
 
 
 def two_groups(folder: Path, tmp_path: Path) -> Int8Quantizer:
-    made = workshop(folder, tmp_path, FOR_CPU)
+    made = quantizer_of(folder, tmp_path, FOR_CPU)
     few = {group: made.groups[group] for group in [*made.groups][-2:]}
     made.groups, made.nodes = few, tuple(node for nodes in few.values() for node in nodes)
     return made
 
 
-def test_fp32_takes_as_long_as_itself(folder: Path, tmp_path: Path) -> None:
+def test_baseline_has_the_run_time_of_fp32(folder: Path, tmp_path: Path) -> None:
     """Whatever a clock says that is 11 % fast."""
     result = sweep(two_groups(folder, tmp_path), Cost("noise", lambda nodes: (8.9, 10.0)), tmp_path / "sweep.json")
     assert (result.baseline.cost_ratio, result.baseline.cost_ms) == (1.0, 10.0)
     assert {point.cost_ratio for point in result.points} == {8.9 / 10.0}
 
 
-def test_time_is_told_over_all_sittings(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duration_includes_interrupted_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that stands still but for 100 s at each point; broken off at the third, which then is timed again."""
     made, now, broken = two_groups(folder, tmp_path), 0.0, False
     monkeypatch.setattr(sweeping, "perf_counter", lambda: now)
@@ -422,21 +421,21 @@ def test_time_is_told_over_all_sittings(folder: Path, tmp_path: Path, monkeypatc
     assert sweep(made, cost, store).seconds == 300
 
 
-def test_a_picked_point_tells_the_damage_that_the_sweep_measured(
+def test_picked_point_reuses_the_measured_sensitivity(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost, store = Cost("layers", lambda nodes: (1.0, 2.0)), tmp_path / "sweep.json"
     result = sweep(two_groups(folder, tmp_path), cost, store)
     made = two_groups(folder, tmp_path)
-    picked(made, cost, store, result, 1)
+    pick_point(made, cost, store, result, 1)
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Int8Quantizer, "measured_sensitivity", never)
+    monkeypatch.setattr(Int8Quantizer, "measure_sensitivity", never)
     assert made.sensitivity == {each.group: each.sensitivity for each in result.groups}
 
 
-def test_a_manifest_of_before_has_no_quantisation(folder: Path) -> None:
+def test_fp32_manifest_has_no_quantisation(folder: Path) -> None:
     manifest: Manifest = read_manifest(folder / "fp32.onnx")
     assert manifest.quantisation is None

@@ -1,4 +1,4 @@
-"""Which frames are fit, which differ most, and the recipe that comes of it."""
+"""Which frames are usable, and which of them are selected."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from mirrordepth_edge.quantise.select_frames import (
     Chooser,
     TowerFeatures,
     brightness,
+    distinct_rows,
     farthest_points,
-    first_of_their_like,
     neighbour_correlation,
     sharpness,
 )
 
 
 def scene(seed: int, size_hw: tuple[int, int] = (180, 240)) -> Frame:
-    """Something natural enough: coloured noise, the stronger the coarser."""
+    """Return an image with natural statistics: coloured noise that is stronger at coarser scales."""
     rng = np.random.default_rng(seed)
     height, width = size_hw
-    picture = np.full((height, width, 3), rng.uniform(90, 160, 3), np.float32)
+    image = np.full((height, width, 3), rng.uniform(90, 160, 3), np.float32)
     for cells, strength in ((2, 40), (4, 30), (10, 20), (30, 12), (90, 10), (180, 8)):
         coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return picture.clip(0, 255).astype(np.uint8)
+        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def features() -> TowerFeatures:
     return TowerFeatures()
 
 
-def test_neighbours_correlate_as_numpy_says() -> None:
+def test_neighbour_correlation_matches_numpy() -> None:
     grey = cv2.cvtColor(scene(0), cv2.COLOR_RGB2GRAY).astype(np.float32)
     across = np.corrcoef(grey[:, 1:].ravel().astype(np.float64), grey[:, :-1].ravel())[0, 1]
     down = np.corrcoef(grey[1:].ravel().astype(np.float64), grey[:-1].ravel())[0, 1]
@@ -56,22 +56,22 @@ def test_neighbours_correlate_as_numpy_says() -> None:
     assert neighbour_correlation(np.zeros((1, 1), np.float32)) == 1
 
 
-def test_sharpness_falls_with_blur_and_not_with_light() -> None:
+def test_sharpness_falls_with_blur_but_not_with_contrast() -> None:
     grey = cv2.cvtColor(scene(0), cv2.COLOR_RGB2GRAY).astype(np.float32)
     assert sharpness(0.25 * grey + 10) == pytest.approx(sharpness(grey), rel=1e-3)
     blurred = [sharpness(cv2.GaussianBlur(grey, (0, 0), sigma)) for sigma in (1, 2, 4)]
     assert sharpness(grey) > blurred[0] > blurred[1] > blurred[2]
-    # Of a wave of w radians a pixel, 4-neighbours differ from it by 2 (1 - cos w) of itself.
+    # The Laplacian of a wave with w radians per pixel is -2 (1 - cos w) times the wave.
     wave = np.sin(0.5 * np.arange(4000, dtype=np.float32))[None].repeat(3, axis=0)
     assert sharpness(wave) == pytest.approx((2 * (1 - np.cos(0.5))) ** 2, rel=0.01)
 
 
-def test_the_farthest_points_are_those_of_a_plain_search() -> None:
+def test_farthest_points_match_a_brute_force_search() -> None:
     points = np.random.default_rng(1).normal(0, 1, (40, 6)) * (1, 10, 100, 1, 1, 0) + 5
     chosen = farthest_points(points, 12, seed=3)
     scaled = (points - points.mean(axis=0))[:, :5] / points.std(axis=0)[:5]
     for place in range(1, 12):
-        to_nearest = [min(np.linalg.norm(each - scaled[other]) for other in chosen[:place]) for each in scaled]
+        to_nearest = [min(np.linalg.norm(point - scaled[other]) for other in chosen[:place]) for point in scaled]
         assert chosen[place] == int(np.argmax(to_nearest))
     assert farthest_points(points, 12, seed=3) == chosen
     assert len({farthest_points(points, 1, seed)[0] for seed in range(20)}) > 5
@@ -79,8 +79,7 @@ def test_the_farthest_points_are_those_of_a_plain_search() -> None:
     assert sorted(farthest_points(np.ones((5, 3)), 5, seed=0)) == list(range(5))
 
 
-def test_groups_are_all_found() -> None:
-    """As many points as there are groups far apart: one of each."""
+def test_one_point_of_each_distant_group_is_selected() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(8), [1, 50, 3, 20, 2, 9, 30, 5])
     centres = rng.normal(0, 100, (8, 4))
@@ -88,16 +87,16 @@ def test_groups_are_all_found() -> None:
     assert sorted(groups[farthest_points(points, 8, seed=5)]) == list(range(8))
 
 
-def test_duplicates_are_told_by_relative_distance() -> None:
+def test_duplicates_are_found_by_relative_distance() -> None:
     base = np.array([3.0, 4.0])
     for scale in (1e-3, 1.0, 1e3):
         near, far = base * 1.19, base * 1.25
-        assert first_of_their_like([scale * base, scale * near, scale * far]) == [0, 2]
-    assert first_of_their_like([base, base, -base, base]) == [0, 2]
-    assert first_of_their_like([]) == []
+        assert distinct_rows([scale * base, scale * near, scale * far]) == [0, 2]
+    assert distinct_rows([base, base, -base, base]) == [0, 2]
+    assert distinct_rows([]) == []
     rng = np.random.default_rng(2)
     vectors = [np.array([1.0, 0.0]) + rng.normal(0, 0.2, 2) for _ in range(60)]
-    kept = first_of_their_like(vectors)
+    kept = distinct_rows(vectors)
 
     def apart(one: int, other: int) -> float:
         a, b = vectors[one], vectors[other]
@@ -108,7 +107,7 @@ def test_duplicates_are_told_by_relative_distance() -> None:
         assert min(apart(place, other) for other in kept if other < place) < 0.2
 
 
-def test_frames_that_are_not_fit_are_counted(features: TowerFeatures) -> None:
+def test_unusable_frames_are_counted(features: TowerFeatures) -> None:
     rng = np.random.default_rng(0)
     good = {f"{seed:02d}.png": scene(seed) for seed in range(8)}
     bad = {
@@ -137,7 +136,7 @@ def test_frames_that_are_not_fit_are_counted(features: TowerFeatures) -> None:
     assert set(half.picked) < set(good)
 
 
-def test_only_noise_is_never_enough(features: TowerFeatures) -> None:
+def test_a_source_of_noise_is_rejected(features: TowerFeatures) -> None:
     chooser = Chooser(features)
     with pytest.raises(InputError, match=r"No frame of /there can be used"):
         chooser.pick(4, 0, "/there")
@@ -151,7 +150,7 @@ def test_only_noise_is_never_enough(features: TowerFeatures) -> None:
 
 
 def tiny_model(path: Path, feature: str, names: str = "tower/") -> Path:
-    """A tower that averages colours over 4x4 blocks, as a map or as tokens, and a decoder that cannot be run."""
+    """Write a model whose tower averages 4x4 blocks of colours, as a map or as tokens, and whose decoder cannot run."""
     nodes = [
         helper.make_node("Cast", ["image"], ["cast"], "preprocess/Cast", to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["cast"], ["first"], f"{names}first", perm=[0, 3, 1, 2]),
@@ -187,7 +186,7 @@ def tiny_model(path: Path, feature: str, names: str = "tower/") -> Path:
 
 
 @pytest.mark.parametrize("feature", ["map", "tokens"])
-def test_the_feature_is_the_towers_last_averaged(feature: str, tmp_path: Path) -> None:
+def test_the_feature_is_the_average_of_the_towers_last_tensor(feature: str, tmp_path: Path) -> None:
     tower = TowerFeatures(str(tiny_model(tmp_path / "tiny.onnx", feature)))
     frame = scene(0, (16, 24))
     np.testing.assert_allclose(tower.of(tower.prepare(frame)), frame.mean(axis=(0, 1)), rtol=1e-5)
@@ -196,7 +195,7 @@ def test_the_feature_is_the_towers_last_averaged(feature: str, tmp_path: Path) -
 
 
 def test_nanos_feature_is_its_deepest_map(features: TowerFeatures, tmp_path: Path) -> None:
-    """Against the whole network, run with its deepest tap, which the decoder takes in, as another output."""
+    """Compare with the whole network, with the decoder's deepest input as a further output."""
     onnxruntime = pytest.importorskip("onnxruntime")
     model = onnx.load(NANO_ONNX["fp32"])
     (tap,) = (node.input[0] for node in model.graph.node if node.name == "decoder/reduces/0/Conv")
@@ -208,17 +207,17 @@ def test_nanos_feature_is_its_deepest_map(features: TowerFeatures, tmp_path: Pat
     np.testing.assert_allclose(features.of(prepared), deepest[0].mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_no_tower_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="tells no frames apart"):
+def test_unsuitable_models_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot compare frames"):
         TowerFeatures(str(NANO_CHECKPOINT))
-    with pytest.raises(InputError, match="no image tower"):
+    with pytest.raises(InputError, match="no known image tower"):
         TowerFeatures(str(tiny_model(tmp_path / "other.onnx", "map", names="backbone/")))
     path = tiny_model(tmp_path / "batch.onnx", "map")
     manifest = read_manifest(path)
     write_artefact(
         path, path.read_bytes(), replace(manifest, inputs=(replace(manifest.inputs[0], shape=(4, 16, 24, 3)),))
     )
-    with pytest.raises(OptionError, match="4 frames at once"):
+    with pytest.raises(OptionError, match="batch size 4"):
         TowerFeatures(str(path))
     manifest_path(path).unlink()
     with pytest.raises(InputError, match="no manifest"):

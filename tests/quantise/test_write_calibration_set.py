@@ -1,4 +1,4 @@
-"""From pictures and cameras to a recipe and its contact sheet, whole or not at all."""
+"""Recipes and contact sheets from images and cameras."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from mirrordepth_edge.quantise.write_calibration_set import (
 
 
 def scene(seed: int, size_hw: tuple[int, int] = (180, 240)) -> Frame:
-    """Something natural enough: coloured noise, the stronger the coarser."""
+    """Return an image with natural statistics: coloured noise that is stronger at coarser scales."""
     rng = np.random.default_rng(seed)
     height, width = size_hw
-    picture = np.full((height, width, 3), rng.uniform(90, 160, 3), np.float32)
+    image = np.full((height, width, 3), rng.uniform(90, 160, 3), np.float32)
     for cells, strength in ((2, 40), (4, 30), (10, 20), (30, 12), (90, 10), (180, 8)):
         coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return picture.clip(0, 255).astype(np.uint8)
+        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_pictures_are_found_at_any_depth(folder: Path) -> None:
+def test_images_are_found_in_subfolders(folder: Path) -> None:
     for name in ("deep/.hidden/9.png", ".9.png", "deep/set.jpg", "set.jpg", "9.PNG"):
         cv2.imwrite(str(folder / "9.png"), scene(9, (20, 20)))
         (folder / "9.png").replace(folder / name)
@@ -67,23 +67,23 @@ def test_pictures_are_found_at_any_depth(folder: Path) -> None:
     assert [frame.file for frame in named.recipe.frames] == wanted
     np.testing.assert_array_equal(next(named.frames()), scene(0))
     (folder / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="No images found"):
         pictures_as_set(folder / "empty")
 
 
-def looked(features: TowerFeatures, candidates: Iterable[tuple[Key, Frame | None]]) -> Chooser:
+def examine(features: TowerFeatures, candidates: Iterable[tuple[Key, Frame | None]]) -> Chooser:
     chooser = Chooser(features)
     for key, frame in candidates:
         chooser.look(key, frame)
     return chooser
 
 
-def test_the_same_pictures_give_the_same_recipe(features: TowerFeatures, folder: Path, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_recipe(features: TowerFeatures, folder: Path, tmp_path: Path) -> None:
     (folder / "torn.png").write_bytes(b"no picture")
     written = []
     for name in ("one", "two"):
         files = picture_files(folder)
-        chooser = looked(features, pictures_of(folder, files if name == "one" else files[::-1]))
+        chooser = examine(features, pictures_of(folder, files if name == "one" else files[::-1]))
         path = tmp_path / name / "same.toml"
         made = make_set(path, folder, chooser.pick(4, 7, "it"), seed=7, found=len(files), features=features)
         assert [frame.shape for frame in made.frames()] == [(180, 240, 3)] * 4
@@ -94,23 +94,23 @@ def test_the_same_pictures_give_the_same_recipe(features: TowerFeatures, folder:
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["same.jpg", "same.toml"]
 
 
-def test_a_recipe_is_whole_or_not_at_all(features: TowerFeatures, folder: Path, tmp_path: Path) -> None:
-    chooser = looked(features, pictures_of(folder, picture_files(folder)))
+def test_nothing_is_written_if_a_frame_cannot_be_read(features: TowerFeatures, folder: Path, tmp_path: Path) -> None:
+    chooser = examine(features, pictures_of(folder, picture_files(folder)))
     choice = chooser.pick(6, 0, "it")
-    (folder / "0.png").write_bytes(b"changed meanwhile")
-    with pytest.raises(InputError, match=r"0\.png is no readable picture"):
+    (folder / "0.png").write_bytes(b"changed in between")
+    with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
         make_set(tmp_path / "sets" / "it.toml", folder, choice, seed=0, found=6, features=features)
     assert not (tmp_path / "sets").exists() or not list((tmp_path / "sets").iterdir())
 
 
-def test_a_contact_sheet_counts_what_it_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_title_of_a_contact_sheet_counts_its_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(write_calibset, "titled", lambda picture, title: titles.append(title) or picture)
+    monkeypatch.setattr(write_calibset, "titled", lambda image, title: titles.append(title) or image)
     monkeypatch.setattr(write_calibset, "SHEET_COLUMNS", 2)
     whole = pictures_as_set(folder, "bür")
     full = contact_sheet(whole)
     assert full.shape == (3 * 96 + 2 * 4, 2 * 128 + 4, 3)
-    monkeypatch.setattr(write_calibset, "SHEET_MOST", 3)
+    monkeypatch.setattr(write_calibset, "MAX_SHEET_IMAGES", 3)
     part = contact_sheet(whole)
     assert titles == ["b?r: 6 of 6 frames", "b?r: 3 of 6 frames"]
     # 180x240 fits 96x128 exactly; the third shown is the fifth of six.
@@ -118,7 +118,7 @@ def test_a_contact_sheet_counts_what_it_shows(folder: Path, monkeypatch: pytest.
     assert np.abs(full[:96, :128].mean(axis=(0, 1)) - scene(0).mean(axis=(0, 1))).max() < 2
 
 
-def test_spreading() -> None:
+def test_items_are_spread_evenly() -> None:
     assert spread_evenly(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread_evenly("abc", 9) == ["a", "b", "c"]
     assert spread_evenly([], 5) == []
@@ -126,7 +126,7 @@ def test_spreading() -> None:
     assert set(steps) == {3, 4}
 
 
-def test_a_cameras_folder_is_new_and_goes_with_a_failure(features: TowerFeatures, tmp_path: Path) -> None:
+def test_the_folder_of_a_camera_is_new_and_deleted_after_a_failure(features: TowerFeatures, tmp_path: Path) -> None:
     folder = tmp_path / "sets" / "camera"
     chooser = Chooser(features)
     with new_folder(folder):
@@ -138,7 +138,7 @@ def test_a_cameras_folder_is_new_and_goes_with_a_failure(features: TowerFeatures
     kept = next(pictures_of(folder, ["000002.jpg"]))[1]
     assert kept is not None
     assert np.abs(brightness(kept) - brightness(scene(1))).mean() < 3
-    with pytest.raises(InputError, match="is there already"), new_folder(folder):
+    with pytest.raises(InputError, match="already exists"), new_folder(folder):
         pass
     assert len(list(folder.iterdir())) == 2
     for error in (KeyboardInterrupt(), InputError("a", "b", "c")):
@@ -148,7 +148,7 @@ def test_a_cameras_folder_is_new_and_goes_with_a_failure(features: TowerFeatures
         assert not (tmp_path / "other").exists()
 
 
-def test_a_picture_of_the_users_is_no_contact_sheet(folder: Path) -> None:
+def test_a_contact_sheet_does_not_overwrite_an_image_of_the_user(folder: Path) -> None:
     recipe = folder / "garden.toml"
     refuse_foreign_sheet(recipe)
     sheet_path(recipe).write_bytes(b"a garden")

@@ -9,7 +9,7 @@ import pytest
 
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.evaluation.baselines import baselines_of
-from mirrordepth_edge.evaluation.consistency import ReprojectionConsistency, TemporalConsistency
+from mirrordepth_edge.evaluation.consistency import TemporalConsistency
 from mirrordepth_edge.evaluation.edges import BoundaryErrors
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol, evaluate
 from mirrordepth_edge.report.tables import (
@@ -30,7 +30,7 @@ def result(factor: float) -> Evaluation:
     return evaluate(lambda _: depth_m * np.float32(factor), [one], Protocol(limits_m=(1e-3, 10.0)))
 
 
-FLOW = TemporalConsistency(opw_m=0.25, rtc=0.75, pairs=7, share_used=0.5)
+FLOW = TemporalConsistency(measure="flow", error_m=0.25, rtc=0.75, pairs=7, share_used=0.5)
 
 
 def test_metrics_are_under_their_models() -> None:
@@ -58,7 +58,7 @@ def test_boundary_f1_is_shown_where_there_is_something_to_compare() -> None:
 
 
 def test_consistency_in_time_with_that_of_the_true_depth() -> None:
-    flat = replace(FLOW, opw_m=0.0, rtc=1.0)
+    flat = replace(FLOW, error_m=0.0, rtc=1.0)
     table = results_table({"a": replace(result(1), temporal=FLOW, temporal_truth=flat), "b": result(1)})
     assert table.header == ("metric", "a", "b", TRUE_DEPTH)
     rows = {row[0]: row[1:] for row in table.rows}
@@ -76,7 +76,7 @@ def test_a_sparse_truth_is_said_to_be_none() -> None:
 
 
 def test_by_poses_it_is_another_figure() -> None:
-    by_pose = ReprojectionConsistency(error_m=0.5, rtc=0.9, pairs=2, share_used=1.0)
+    by_pose = TemporalConsistency(measure="reprojection", error_m=0.5, rtc=0.9, pairs=2, share_used=1.0)
     table = consistency_table({"a": replace(result(1), temporal=by_pose, temporal_truth=by_pose)})
     assert table.rows == (("reprojection (m)", "0.5000", "0.5000"), ("rTC", "0.9000", "0.9000"))
     assert "seen twice by the poses" in table.notes[0]

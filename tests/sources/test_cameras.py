@@ -1,4 +1,4 @@
-"""Cameras by number, on stand-ins: what they are asked for, what is told, and which faults are gone over."""
+"""Local cameras, with fakes: requested modes, error messages, and damaged frames."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ NAMES = {getattr(cv2, f"CAP_PROP_{name}"): name for name in SETTINGS}
 
 
 class FakeCapture:
-    """A `cv2.VideoCapture` that reads a script: frames, False for a failure, or an error to raise; then failures."""
+    """A `cv2.VideoCapture` that follows a script: frames, False for a failure, or an error to raise; then failures."""
 
     def __init__(self, script: Iterable[object] = (), **properties: float) -> None:
         self.script = list(script)
         self.properties = {getattr(cv2, f"CAP_PROP_{name}"): value for name, value in properties.items()}
-        self.asked: dict[str, float] = {}
+        self.requested: dict[str, float] = {}
         self.released = False
 
     def isOpened(self) -> bool:  # noqa: N802
@@ -46,7 +46,7 @@ class FakeCapture:
         return self.properties.get(key, 0.0)
 
     def set(self, key: int, value: float) -> bool:
-        self.asked[NAMES[key]] = value
+        self.requested[NAMES[key]] = value
         return True
 
     def read(self, out: Frame | None = None) -> tuple[bool, object]:
@@ -82,16 +82,16 @@ def opened(
 
 @pytest.mark.parametrize("spec", ["0", "{}/video0"])
 def test_no_camera_at_all(spec: str, devices: Path) -> None:
-    with pytest.raises(InputError, match="There is no camera") as caught:
+    with pytest.raises(InputError, match="does not exist") as caught:
         open_source(spec.format(devices))
     assert "no" in caught.value.why
     assert "synthetic" in caught.value.cure
 
 
-def test_other_cameras_are_named_in_order_of_their_numbers(devices: Path) -> None:
+def test_the_error_lists_other_cameras_by_number(devices: Path) -> None:
     for number in (10, 2):
         (devices / f"video{number}").touch()
-    with pytest.raises(InputError, match="There is no camera") as caught:
+    with pytest.raises(InputError, match="does not exist") as caught:
         open_source("0")
     assert f"{devices / 'video2'}, {devices / 'video10'}" in caught.value.why
     assert caught.value.cure == f"--source {devices / 'video2'}"
@@ -119,33 +119,33 @@ def test_a_camera_without_permission(
     device.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(grp, "getgrgid", name_of)
-    with pytest.raises(InputError, match="may not use") as caught:
+    with pytest.raises(InputError, match="No permission to use") as caught:
         open_source("0")
     assert f"group '{group or device.stat().st_gid}'" in caught.value.why
     assert caught.value.cure == cure.format(device if group else device.stat().st_gid)
 
 
 class Driver:
-    """The kernel's answers: a camera or not, somebody else's or not."""
+    """A fake driver: of a camera or not, in use or not."""
 
-    def __init__(self, *, pictures: bool = True, requested: int = 0) -> None:
-        self.pictures, self.requested = pictures, requested
+    def __init__(self, *, video: bool = True, buffer_error: int = 0) -> None:
+        self.video, self.buffer_error = video, buffer_error
 
     def __call__(self, descriptor: int, request: int, structure: Any) -> int:
         if request == v4l2.QUERYCAP:
-            structure.capabilities = 0x1 if self.pictures else 0x00800000
-        elif request == v4l2.REQBUFS and self.requested:
-            raise OSError(self.requested, os.strerror(self.requested))
+            structure.capabilities = 0x1 if self.video else 0x00800000
+        elif request == v4l2.REQBUFS and self.buffer_error:
+            raise OSError(self.buffer_error, os.strerror(self.buffer_error))
         return 0
 
 
 @pytest.mark.parametrize(
     ("driver", "word"),
     [
-        (Driver(pictures=False), "metadata"),
-        (Driver(requested=errno.EBUSY), "Another program uses it"),
-        (Driver(requested=errno.EINVAL), "in any of its formats"),
-        (None, "It is no camera"),  # a file that is none answers ENOTTY by itself
+        (Driver(video=False), "metadata"),
+        (Driver(buffer_error=errno.EBUSY), "Another program uses it"),
+        (Driver(buffer_error=errno.EINVAL), "none of its formats"),
+        (None, "It is not a camera"),  # a regular file answers ENOTTY
     ],
 )
 def test_why_a_camera_does_not_open(
@@ -154,7 +154,7 @@ def test_why_a_camera_does_not_open(
     (devices / "video977").touch()  # a number that no machine has, so that OpenCV fails
     if driver is not None:
         monkeypatch.setattr(v4l2, "_ioctl", lambda: driver)
-    with pytest.raises(InputError, match="does not open") as caught:
+    with pytest.raises(InputError, match="Cannot open") as caught:
         open_source("977")
     assert word in caught.value.why
 
@@ -163,7 +163,7 @@ def test_why_a_camera_does_not_open(
     ("number", "word"),
     [(errno.EBUSY, "Another program uses it"), (errno.EPERM, "container"), (errno.ENODEV, os.strerror(errno.ENODEV))],
 )
-def test_why_a_device_cannot_even_be_opened(
+def test_why_a_device_file_does_not_open(
     number: int, word: str, devices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
@@ -171,26 +171,26 @@ def test_why_a_device_cannot_even_be_opened(
 
     (devices / "video977").touch()
     monkeypatch.setattr(cameras.os, "open", refuse)
-    with pytest.raises(InputError, match="does not open") as caught:
+    with pytest.raises(InputError, match="Cannot open") as caught:
         open_source("977")
     assert word in caught.value.why
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-def test_the_program_that_uses_a_camera_is_named(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_program_that_uses_a_camera(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = devices / "video977"
     device.touch()
-    monkeypatch.setattr(v4l2, "_ioctl", lambda: Driver(requested=errno.EBUSY))
+    monkeypatch.setattr(v4l2, "_ioctl", lambda: Driver(buffer_error=errno.EBUSY))
     with device.open("w") as handle, subprocess.Popen(["sleep", "600"], stdout=handle) as user:
         try:
-            with pytest.raises(InputError, match="does not open") as caught:
+            with pytest.raises(InputError, match="Cannot open") as caught:
                 open_source("977")
         finally:
             user.terminate()
     assert caught.value.why == f"Another program uses it: sleep ({user.pid})."
 
 
-def test_a_camera_is_opened_by_any_of_its_names(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_opens_by_index_device_and_link(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (devices / "video3").touch()
     (devices / "by-id").symlink_to(devices / "video3")
     targets: list[tuple[object, ...]] = []
@@ -210,11 +210,11 @@ def test_a_camera_is_opened_by_any_of_its_names(devices: Path, monkeypatch: pyte
     assert targets == [(3, cv2.CAP_V4L2)] * 3
 
 
-def test_a_camera_is_asked_in_the_order_that_drivers_need(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_is_set_in_the_order_that_drivers_need(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = CameraOptions(size_hw=(720, 1280), rate_hz=60.0, pixel_format="MJPG", exposure_ms=12.5)
     given = {"FRAME_WIDTH": 1280, "FRAME_HEIGHT": 720, "FPS": 60.0, "FOURCC": MJPG, "EXPOSURE": 125.0}
     source, capture = opened(devices, monkeypatch, options, **given)
-    assert list(capture.asked.items()) == [
+    assert list(capture.requested.items()) == [
         ("FOURCC", MJPG),
         ("FRAME_WIDTH", 1280),
         ("FRAME_HEIGHT", 720),
@@ -227,46 +227,46 @@ def test_a_camera_is_asked_in_the_order_that_drivers_need(devices: Path, monkeyp
     assert source.rate_hz == 60
 
 
-def test_what_a_camera_gives_instead_is_told(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_reports_a_mode_that_differs_from_the_requested_one(
+    devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = CameraOptions(size_hw=(720, 1280), rate_hz=60.0, pixel_format="MJPG", exposure_ms=12.5)
     given = {"FRAME_WIDTH": 640, "FRAME_HEIGHT": 480, "FPS": 30.0, "FOURCC": YUYV}
     source, _ = opened(devices, monkeypatch, options, **given)
     assert source.notes == (
-        f"{devices}/video0 was asked for 1280x720, 60 Hz, MJPG, an exposure of 12.5 ms "
-        "and gives 640x480, 30 Hz, YUYV, an automatic one.",
+        f"{devices}/video0 uses 640x480, 30 Hz, YUYV, automatic exposure "
+        "instead of 1280x720, 60 Hz, MJPG, 12.5 ms exposure.",
     )
     given = {"FRAME_WIDTH": 1280, "FRAME_HEIGHT": 720, "FPS": 0.0, "FOURCC": -1.0, "EXPOSURE": 100.0}
     source, _ = opened(devices, monkeypatch, options, **given)
     assert source.notes == (
-        f"{devices}/video0 was asked for 60 Hz, MJPG, an exposure of 12.5 ms "
-        "and gives a rate it does not tell, a format it does not tell, one of 10 ms.",
+        f"{devices}/video0 uses an unknown rate, an unknown format, 10 ms exposure "
+        "instead of 60 Hz, MJPG, 12.5 ms exposure.",
     )
 
 
-def test_nothing_is_asked_of_a_camera_that_nobody_wants_otherwise(
-    devices: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_options_only_the_buffers_are_set(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, capture = opened(devices, monkeypatch, CameraOptions(), FRAME_WIDTH=640, FRAME_HEIGHT=480, FPS=30.0)
-    assert list(capture.asked) == ["BUFFERSIZE"]
+    assert list(capture.requested) == ["BUFFERSIZE"]
     assert source.notes == ()
 
 
 @pytest.mark.parametrize(
     "wrong", [{"size_hw": (0, 640)}, {"rate_hz": 0.0}, {"pixel_format": "MJPEG"}, {"exposure_ms": -1.0}]
 )
-def test_options_that_no_camera_has(wrong: dict[str, Any]) -> None:
+def test_invalid_options(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as caught:
         CameraOptions(**wrong)
     assert caught.value.cure.startswith("--")
 
 
-def test_exposure_is_refused_where_it_has_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exposure_works_only_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(OptionError, match="Linux only"):
+    with pytest.raises(OptionError, match="only on Linux"):
         open_camera(0, CameraOptions(exposure_ms=5.0))
 
 
-def test_corrupt_frames_are_gone_over_and_counted() -> None:
+def test_damaged_frames_are_skipped_and_counted() -> None:
     grey, empty = np.zeros((4, 6), np.uint8), np.zeros((0, 0, 3), np.uint8)
     source = source_of([GOOD, False, cv2.error("corrupt JPEG"), GOOD, grey, empty, False, GOOD])
     for faults in (0, 2, 5):
@@ -277,11 +277,11 @@ def test_corrupt_frames_are_gone_over_and_counted() -> None:
     with pytest.raises(InputError, match="delivers no frames") as caught:
         source.read()
     assert "unplugged" in caught.value.why
-    assert source.faults == 5, "frames that never came are no faults of reading"
+    assert source.faults == 5, "failures at the end are not faults"
 
 
-def test_a_silent_camera_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "AT_ONCE_S", 0.01)
+def test_a_timeout_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "QUICK_FAILURE_S", 0.01)
     waited: list[float] = []
 
     class Silent(FakeCapture):
@@ -292,11 +292,11 @@ def test_a_silent_camera_is_not_waited_for_again_and_again(monkeypatch: pytest.M
 
     with pytest.raises(InputError, match="delivers no frames") as caught:
         CaptureSource(Silent(), "camera 0").read()  # type: ignore[arg-type]
-    assert "stayed silent" in caught.value.why
+    assert "sent no frame" in caught.value.why
     assert len(waited) == 1
 
 
-def test_another_resolution_in_mid_stream() -> None:
+def test_the_resolution_changes_in_mid_stream() -> None:
     larger = np.full((8, 10, 3), 7, np.uint8)
     source = source_of([GOOD, larger, GOOD])
     buffer = np.empty(GOOD.shape, np.uint8)
@@ -309,7 +309,7 @@ def test_another_resolution_in_mid_stream() -> None:
     assert shapes == [(4, 6, 3), (8, 10, 3), (4, 6, 3)]
 
 
-def test_a_stopped_camera_reads_no_more_and_is_given_back() -> None:
+def test_a_stopped_camera_returns_none_and_is_released() -> None:
     capture = FakeCapture([GOOD, GOOD])
     with CaptureSource(capture, "camera 0") as source:  # type: ignore[arg-type]
         assert source.read() is not None

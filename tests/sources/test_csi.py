@@ -1,4 +1,4 @@
-"""A Jetson's cameras, without a Jetson: the pipeline's text, and both ways to it on stand-ins."""
+"""CSI cameras without a Jetson: the pipeline text, and reading it through fakes of OpenCV and PyGObject."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mirrordepth_edge.sources.open import open_source
 WITH, WITHOUT = "    GStreamer:                   YES (1.20.3)\n", "    GStreamer:                   NO\n"
 
 
-def test_the_pipeline_of_a_camera_nobody_asked_anything_of() -> None:
+def test_the_default_pipeline() -> None:
     assert csi_pipeline(0, CameraOptions(), "appsink") == (
         "nvarguscamerasrc sensor-id=0 ! "
         "video/x-raw(memory:NVMM),width=1280,height=720,format=NV12,framerate=30/1 ! "
@@ -33,20 +33,20 @@ def test_size_rate_and_exposure_are_in_the_pipeline() -> None:
     text = csi_pipeline(1, options, "appsink")
     assert 'sensor-id=1 exposuretimerange="8500000 8500000" !' in text  # nanoseconds
     assert "width=1920,height=1080,format=NV12,framerate=59940/1000 !" in text
-    with pytest.raises(OptionError, match="cannot be chosen"):
+    with pytest.raises(OptionError, match="does not apply to CSI cameras"):
         csi_pipeline(0, CameraOptions(pixel_format="MJPG"), "appsink")
 
 
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """OpenCV built with GStreamer."""
-    fake = SimpleNamespace(opens=True, asked=[])
+    fake = SimpleNamespace(opens=True, calls=[])
     fake.isOpened = lambda: fake.opens
     fake.get = lambda key: 30.0 if key == cv2.CAP_PROP_FPS else 0.0
     fake.read = lambda *_: (True, np.full((4, 6, 3), (1, 2, 3), np.uint8))
     fake.release = lambda: None
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: WITH)
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: fake.asked.append(arguments) or fake)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: fake.calls.append(arguments) or fake)
     return fake
 
 
@@ -56,7 +56,7 @@ def test_through_opencv(capture: SimpleNamespace) -> None:
         frame = source.read()
     assert frame is not None
     assert frame[0, 0].tolist() == [3, 2, 1]
-    ((pipeline, api, _),) = capture.asked
+    ((pipeline, api, _),) = capture.calls
     assert api == cv2.CAP_GSTREAMER
     assert pipeline == csi_pipeline(1, CameraOptions(), "videoconvert ! video/x-raw,format=BGR ! appsink")
     capture.opens = False
@@ -66,13 +66,13 @@ def test_through_opencv(capture: SimpleNamespace) -> None:
     assert "sensor-id=1" in caught.value.cure
 
 
-def modules(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
-    """OpenCV built without GStreamer, and these modules."""
+def install(monkeypatch: pytest.MonkeyPatch, modules: dict[str, Any]) -> None:
+    """Fake an OpenCV without GStreamer, and importable modules."""
 
     def import_module(name: str) -> Any:
-        if name not in found:
+        if name not in modules:
             raise ModuleNotFoundError(f"No module named '{name}'")
-        return found[name]
+        return modules[name]
 
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: WITHOUT)
     monkeypatch.setattr(csi.importlib, "import_module", import_module)
@@ -82,9 +82,9 @@ def without_gst(*_: str) -> None:
     raise ValueError("Namespace Gst not available")
 
 
-@pytest.mark.parametrize("found", [{}, {"gi": SimpleNamespace(require_version=without_gst)}])
-def test_without_gstreamer_both_ways_are_told(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    modules(monkeypatch, found)
+@pytest.mark.parametrize("modules", [{}, {"gi": SimpleNamespace(require_version=without_gst)}])
+def test_without_gstreamer_the_error_names_both_cures(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, modules)
     with pytest.raises(MissingError, match="needs GStreamer") as caught:
         open_csi()
     assert "python3-gi" in caught.value.cure
@@ -92,7 +92,7 @@ def test_without_gstreamer_both_ways_are_told(found: dict[str, Any], monkeypatch
 
 
 class FakeGst:
-    """As much of GStreamer's module as is used, with one camera that sends `frames` and then nothing."""
+    """The used part of GStreamer's module, with a camera that sends `frames` and then nothing."""
 
     SECOND = 1_000_000_000
     State = SimpleNamespace(PLAYING="playing", NULL="null")
@@ -143,9 +143,9 @@ class FakeGst:
 def test_through_pygobject(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = np.full((4, 6, 4), (1, 2, 3, 0), np.uint8), np.full((8, 10, 4), (4, 5, 6, 0), np.uint8)
     gst = FakeGst([small, small, large])
-    asked: list[tuple[str, str]] = []
-    gi = SimpleNamespace(require_version=lambda *names: asked.append(names))
-    modules(monkeypatch, {"gi": gi, "gi.repository.Gst": gst})
+    versions: list[tuple[str, str]] = []
+    gi = SimpleNamespace(require_version=lambda *names: versions.append(names))
+    install(monkeypatch, {"gi": gi, "gi.repository.Gst": gst})
     out = np.empty((4, 6, 3), np.uint8)
     with open_source("csi") as source:
         assert source.live
@@ -157,7 +157,7 @@ def test_through_pygobject(monkeypatch: pytest.MonkeyPatch) -> None:
         assert frame.shape == (8, 10, 3)
         with pytest.raises(InputError, match="delivers no frames"):
             source.read()
-    assert asked == [("Gst", "1.0")]
+    assert versions == [("Gst", "1.0")]
     assert gst.launched == csi_pipeline(0, CameraOptions(), "appsink name=sink")
     assert gst.states == ["playing", "null"]
     assert gst.waits_ns == [5_000_000_000] * 4
@@ -175,7 +175,7 @@ def test_a_pipeline_that_does_not_start() -> None:
     gst = FakeGst([], change="failure")
     with pytest.raises(InputError, match="does not start"):
         GstSource(gst, "pipeline", "CSI camera 0", "cure")
-    assert gst.states == ["playing", "null"], "the camera was not given back"
+    assert gst.states == ["playing", "null"], "the camera was not released"
     gst.parse_launch = failing('no element "nvarguscamerasrc"')  # type: ignore[method-assign]
     with pytest.raises(InputError, match="does not start") as caught:
         GstSource(gst, "pipeline", "CSI camera 0", "cure")

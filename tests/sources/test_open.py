@@ -1,4 +1,4 @@
-"""What opens by which name, streams, and what a user is told."""
+"""Which specification opens which source, streams, and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.sources import capture
 from mirrordepth_edge.sources import open as sources
 from mirrordepth_edge.sources.cameras import CameraOptions
-from mirrordepth_edge.sources.files import PictureFolder
+from mirrordepth_edge.sources.files import ImageFolder
 from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.sources.synthetic import SyntheticSource
 
@@ -32,7 +32,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_names_and_what_they_open(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_specification_opens_which_source(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     for name in ("open_camera", "open_csi", "open_stream", "open_video"):
 
@@ -57,7 +57,7 @@ def test_names_and_what_they_open(picture: Path, monkeypatch: pytest.MonkeyPatch
         ("open_video", Path("csi.mp4"), ("realtime", False)),
         ("open_video", Path("video1"), ("realtime", False)),
     ]
-    assert isinstance(open_source(str(picture.parent)), PictureFolder)
+    assert isinstance(open_source(str(picture.parent)), ImageFolder)
     pattern = open_source("synthetic", CameraOptions(size_hw=(24, 32), rate_hz=60.0))
     assert isinstance(pattern, SyntheticSource)
     assert pattern.rate_hz == 60
@@ -65,20 +65,21 @@ def test_names_and_what_they_open(picture: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("spec", ["rtsp://camera/stream", "clip.mp4", "{}"])
-def test_only_cameras_are_asked_for_a_mode(spec: str, picture: Path) -> None:
-    with pytest.raises(OptionError, match="another mode"):
+def test_only_cameras_have_modes(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="--size applies only to cameras"):
         open_source(spec.format(picture.parent), CameraOptions(size_hw=(480, 640)))
-    with pytest.raises(OptionError, match="another mode"):
-        open_source("synthetic", CameraOptions(exposure_ms=5.0))
+    with pytest.raises(OptionError, match="--exposure applies only to cameras") as caught:
+        open_source("synthetic", CameraOptions(size_hw=(48, 64), exposure_ms=5.0))
+    assert caught.value.cure == "Leave --exposure out."
 
 
 @pytest.mark.parametrize("spec", ["0", "csi", "rtsp://camera/stream", "{}", "synthetic"])
-def test_only_videos_have_times(spec: str, picture: Path) -> None:
-    with pytest.raises(OptionError, match="real time"):
+def test_only_videos_play_in_real_time(spec: str, picture: Path) -> None:
+    with pytest.raises(OptionError, match="--realtime works only with video files"):
         open_source(spec.format(picture.parent), realtime=True)
 
 
-def test_opencv_and_ffmpeg_keep_silent(tmp_path: Path) -> None:
+def test_opencv_and_ffmpeg_log_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes.mp4").write_text("no video\n" * 100)
     (tmp_path / "video977").touch()
     # Port 9 of this machine refuses at once. A process of its own: FFmpeg reads its log level only once.
@@ -101,18 +102,18 @@ for spec in ("notes.mp4", "977", "http://127.0.0.1:9/stream"):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_stream_that_does_not_open_keeps_its_password() -> None:
-    with pytest.raises(InputError, match="does not open") as caught:
-        open_source("http://user:secret@127.0.0.1:9/stream")  # port 9 of this machine: refused at once
+def test_the_error_about_a_stream_hides_its_password() -> None:
+    with pytest.raises(InputError, match="Cannot open") as caught:
+        open_source("http://user:secret@127.0.0.1:9/stream")  # port 9 on this machine: refused immediately
     assert "secret" not in str(caught.value)
     assert "127.0.0.1" in caught.value.what
 
 
-def test_a_host_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "OPEN_TIMEOUT_MS", 300)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start_s = time.perf_counter()
-        with pytest.raises(InputError, match="does not open"):
+        with pytest.raises(InputError, match="Cannot open"):
             open_source(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/stream")
         assert 0.2 < time.perf_counter() - start_s < 25, "OpenCV's own limit is 30 s"
 
@@ -121,20 +122,20 @@ JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), (200, 100, 50), np.uint8))[1].t
 
 
 class MotionJpeg(BaseHTTPRequestHandler):
-    """A network camera that sends so many pictures and then hangs up, or falls silent."""
+    """A network camera that sends some images and then closes the connection, or sends nothing more."""
 
-    pictures = 12
-    falls_silent = False
+    images = 12
+    goes_silent = False
     over = threading.Event()
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
-        for _ in range(self.pictures):
+        for _ in range(self.images):
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             self.wfile.write(head.encode() + JPEG + b"\r\n")
-        if self.falls_silent:
+        if self.goes_silent:
             self.over.wait(120)
 
     def log_message(self, *_: object) -> None: ...
@@ -152,11 +153,11 @@ def network_camera() -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("falls_silent", [False, True])
-def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MotionJpeg, "falls_silent", falls_silent)
+@pytest.mark.parametrize("goes_silent", [False, True])
+def test_a_stream_that_stops(goes_silent: bool, network_camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MotionJpeg, "goes_silent", goes_silent)
     monkeypatch.setattr(capture, "READ_TIMEOUT_S", 2)
-    monkeypatch.setattr(capture, "AT_ONCE_S", 0.5)
+    monkeypatch.setattr(capture, "QUICK_FAILURE_S", 0.5)
     with open_source(network_camera) as source:
         assert source.live
         assert source.may_return
@@ -166,13 +167,13 @@ def test_a_stream_that_ceases_is_told(falls_silent: bool, network_camera: str, m
         with pytest.raises(InputError, match="delivers no frames") as caught:
             frames.extend(source.read() for _ in range(1000))
         assert time.perf_counter() - start_s < 100, "it waited until the camera hung up"
-    assert "ceased" in caught.value.why
+    assert "stopped" in caught.value.why
     assert len(frames) >= 8, "what had arrived was lost"
     assert frames[0] is not None
     np.testing.assert_allclose(frames[0][10, 10], (50, 100, 200), atol=4)  # RGB
 
 
-def test_a_file_on_a_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_on_a_server_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     class Served:
         def isOpened(self) -> bool:  # noqa: N802
             return True

@@ -1,4 +1,4 @@
-"""Sources that go away and come back, on scripts."""
+"""Reopening of lost sources, with scripted fakes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mirrordepth_edge.sources.reconnect import Reconnecting, reconnecting
 from mirrordepth_edge.sources.source import LIVE, FrameSource, SourceState
 
 LOST = InputError("/dev/video0 delivers no frames.", "why", "cure")
-ABSENT = InputError("There is no camera /dev/video0.", "why", "cure")
+ABSENT = InputError("Camera /dev/video0 does not exist.", "why", "cure")
 
 
 class Scripted(FrameSource):
-    """Gives frames of these values, raises these errors; then ends."""
+    """A source that returns frames of these values and raises these errors, then ends."""
 
     live = True
     may_return = True
@@ -53,7 +53,7 @@ class Scripted(FrameSource):
 
 
 class Port:
-    """Opens what is plugged in, in turn; remembers how long was waited in between."""
+    """Opens these sources in turn, and records the waiting times in between."""
 
     def __init__(self, *plugged: FrameSource | Exception) -> None:
         self.plugged = list(plugged)
@@ -76,17 +76,17 @@ def opened(*plugged: FrameSource | Exception) -> tuple[Reconnecting, Port]:
 
 
 def values(source: FrameSource) -> list[int]:
-    found = []
+    numbers = []
     while (frame := source.read()) is not None:
-        found.append(int(frame[0, 0, 0]))
-    return found
+        numbers.append(int(frame[0, 0, 0]))
+    return numbers
 
 
-def test_a_camera_that_is_plugged_in_again_goes_on() -> None:
+def test_a_reconnected_camera_continues() -> None:
     first, second = Scripted(1, 2, LOST), Scripted(3, name="camera again")
     source, port = opened(first, ABSENT, ABSENT, second)
     assert values(source) == [1, 2, 3]
-    assert first.closed, "a device that is kept open comes back under another number"
+    assert first.closed, "a device that stays open gets another number"
     assert port.waits_s == [0.5, 1.0, 2.0]
     assert source.faults == 1
     assert source.name == "camera again"
@@ -94,21 +94,21 @@ def test_a_camera_that_is_plugged_in_again_goes_on() -> None:
     assert second.closed
 
 
-def test_waits_grow_to_ten_seconds_and_begin_anew_after_a_frame() -> None:
+def test_waits_grow_to_ten_seconds_and_restart_after_a_frame() -> None:
     source, port = opened(Scripted(1, LOST), *[ABSENT] * 7, Scripted(2, LOST), ABSENT, Scripted(3))
     assert values(source) == [1, 2, 3]
     assert port.waits_s == [0.5, 1, 2, 4, 8, 10, 10, 10, 0.5, 1]
 
 
-def test_a_camera_that_opens_and_gives_nothing_is_not_hammered() -> None:
+def test_waits_also_grow_if_the_camera_opens_without_frames() -> None:
     source, port = opened(Scripted(1, LOST), Scripted(LOST), Scripted(LOST), Scripted(2))
     assert values(source) == [1, 2]
     assert port.waits_s == [0.5, 1.0, 2.0]
     assert source.faults == 3
 
 
-def test_what_was_wrong_at_first_is_raised_at_once() -> None:
-    with pytest.raises(InputError, match="There is no camera"):
+def test_a_failure_before_the_first_frame_is_raised() -> None:
+    with pytest.raises(InputError, match="does not exist"):
         reconnecting(Port(ABSENT).open)
     source, port = opened(Scripted(LOST), Scripted(1))
     with pytest.raises(InputError, match="delivers no frames"):
@@ -116,14 +116,14 @@ def test_what_was_wrong_at_first_is_raised_at_once() -> None:
     assert port.waits_s == []
 
 
-def test_mistakes_are_no_faults() -> None:
+def test_program_errors_are_raised() -> None:
     source, _ = opened(Scripted(1, ValueError("a mistake")), Scripted(2))
     assert source.read() is not None
     with pytest.raises(ValueError, match="a mistake"):
         source.read()
 
 
-def test_what_cannot_come_back_is_left_as_it_is() -> None:
+def test_files_are_not_reopened() -> None:
     video, camera = Scripted(), Scripted()
     video.may_return = False
     assert reconnecting(lambda: video) is video
@@ -131,19 +131,21 @@ def test_what_cannot_come_back_is_left_as_it_is() -> None:
 
 
 def test_faults_and_notes_add_up() -> None:
-    gives = "camera was asked for 60 Hz and gives 30 Hz."
-    other = "camera was asked for 60 Hz and gives 15 Hz."
-    source, _ = opened(Scripted(1, LOST, faults=3, note=gives), Scripted(2, LOST, faults=2, note=gives), Scripted(3))
-    assert source.notes == (gives,)
+    first_note = "camera uses 30 Hz instead of 60 Hz."
+    second_note = "camera uses 15 Hz instead of 60 Hz."
+    source, _ = opened(
+        Scripted(1, LOST, faults=3, note=first_note), Scripted(2, LOST, faults=2, note=first_note), Scripted(3)
+    )
+    assert source.notes == (first_note,)
     assert values(source) == [1, 2, 3]
     assert source.faults == 3 + 1 + 2 + 1
-    assert source.notes == (gives,)
-    source, _ = opened(Scripted(1, LOST, note=gives), Scripted(2, note=other))
+    assert source.notes == (first_note,)
+    source, _ = opened(Scripted(1, LOST, note=first_note), Scripted(2, note=second_note))
     assert values(source) == [1, 2]
-    assert source.notes == (gives, other)
+    assert source.notes == (first_note, second_note)
 
 
-def test_states_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(reconnect.time, "perf_counter", lambda: now_s[0])
     seen: list[SourceState] = []
@@ -165,14 +167,14 @@ def test_states_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Reconnecting(port.open(), port.open, wait)
     assert source.state == LIVE
     source.read()
-    stalled = SourceState("stalled", "/dev/video0 sends nothing.")
+    stalled = SourceState("stalled", "/dev/video0 sends no frames.")
     assert seen == [LIVE, LIVE, stalled]
     assert source.state == LIVE
     seen.clear()
     source.read()
     assert seen[3:] == [SourceState("reconnecting", LOST.what), SourceState("reconnecting", ABSENT.what)]
     assert source.state == LIVE
-    assert [str(stalled), str(LIVE)] == ["stalled: /dev/video0 sends nothing.", "live"]
+    assert [str(stalled), str(LIVE)] == ["stalled: /dev/video0 sends no frames.", "live"]
 
 
 def test_stop_ends_the_wait_for_a_camera() -> None:
@@ -186,11 +188,11 @@ def test_stop_ends_the_wait_for_a_camera() -> None:
     timer.start()
     start_s = time.perf_counter()
     assert source.read() is None
-    assert time.perf_counter() - start_s < 120, "it waited for its next try"
+    assert time.perf_counter() - start_s < 120, "it waited for its next attempt"
     timer.join()
 
 
-def test_stop_reaches_the_source_that_reads_and_one_that_is_just_opened() -> None:
+def test_stop_reaches_the_current_source_and_one_that_is_being_opened() -> None:
     first, second = Scripted(1, LOST), Scripted(2)
     port = Port(first)
 
@@ -206,7 +208,7 @@ def test_stop_reaches_the_source_that_reads_and_one_that_is_just_opened() -> Non
 
 
 class Unplugged(Scripted):
-    """A camera at 500 Hz that is unplugged after so many frames, when `seen` lets it."""
+    """A 500 Hz camera that is unplugged after its frames, once `seen` returns."""
 
     def __init__(self, values: Iterable[int], seen: Callable[[], None]) -> None:
         super().__init__(*values, LOST)
@@ -219,7 +221,7 @@ class Unplugged(Scripted):
         return super().read(out)
 
 
-def test_the_loop_goes_on_and_shows_the_states(
+def test_the_loop_continues_and_reports_states(
     wait_until: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconnect, "FIRST_WAIT_S", 0.01)
@@ -234,7 +236,7 @@ def test_the_loop_goes_on_and_shows_the_states(
     )
 
     def opens() -> FrameSource:
-        """Not before the loop has seen that a camera is away."""
+        """Open once the loop has seen that the camera is lost."""
         if shown:
             wait_until(lambda: states[-1:] == ["reconnecting"])
         return port.open()
@@ -242,7 +244,7 @@ def test_the_loop_goes_on_and_shows_the_states(
     with reconnecting(opens) as source:
         stats = run_live(
             source,
-            lambda frame: frame[..., 0].astype(np.float32),
+            lambda frame, time_s: frame[..., 0].astype(np.float32),
             lambda result: shown.append(int(result.frame[0, 0, 0])),
             on_state=lambda state: states.append(state.kind),
         )
@@ -251,14 +253,14 @@ def test_the_loop_goes_on_and_shows_the_states(
     assert {*range(10, 20)} & {*shown}
     assert shown[-1] == 20
     assert stats.faults == 2
-    assert "went over 2 faults" in str(stats)
+    assert "recovered from 2 faults" in str(stats)
     assert stats.frames + stats.dropped == 21
-    # The end may come before anybody looks whether the camera is live again.
+    # The run may end before the last "live" is reported.
     assert states[:3] == ["reconnecting", "live", "reconnecting"]
     assert set(threading.enumerate()) <= before
 
 
-def test_the_loop_can_be_stopped_while_a_camera_is_away() -> None:
+def test_the_loop_can_be_stopped_while_a_camera_is_lost() -> None:
     def factory() -> FrameSource:
         raise ABSENT
 
@@ -269,7 +271,7 @@ def test_the_loop_can_be_stopped_while_a_camera_is_away() -> None:
     states: list[SourceState] = []
     stats = run_live(
         source,
-        lambda frame: frame[..., 0].astype(np.float32),
+        lambda frame, time_s: frame[..., 0].astype(np.float32),
         should_stop=lambda: bool(states),
         on_state=states.append,
     )

@@ -1,4 +1,4 @@
-"""The pattern: the same in every run, paced, and of known depth."""
+"""The test pattern: reproducible, paced, with known depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mirrordepth_edge.sources.synthetic import MIDDLE_M, STEP_PX, SWING_M, Synth
 
 
 class Simulated:
-    """A clock that moves when it is slept on, or told to."""
+    """A clock that advances when it sleeps."""
 
     def __init__(self) -> None:
         self.now = 5_000_000_000
@@ -34,7 +34,7 @@ def test_the_pattern_moves_and_repeats() -> None:
     for frame in frames:
         assert frame.shape == (480, 640, 3)
         assert np.array_equal(frame, again.read())
-    assert np.array_equal(np.roll(frames[0], -STEP_PX, axis=1), frames[1])  # a step to the left, and seamless
+    assert np.array_equal(np.roll(frames[0], -STEP_PX, axis=1), frames[1])  # one step to the left, seamless
     assert frames[0].std((0, 1)).min() > 40
 
 
@@ -47,26 +47,26 @@ def test_blue_is_the_depth(size_hw: tuple[int, int]) -> None:
             assert frame.shape == (*size_hw, 3)
             assert depth_m.shape == size_hw
             assert depth_m.dtype == np.float32
-            seen_m = MIDDLE_M - SWING_M + 2 * SWING_M * (frame[..., 2] + 0.5) / 255
-            np.testing.assert_allclose(depth_m, seen_m, atol=1.01 * SWING_M / 255)
+            depth_of_blue_m = MIDDLE_M - SWING_M + 2 * SWING_M * (frame[..., 2] + 0.5) / 255
+            np.testing.assert_allclose(depth_m, depth_of_blue_m, atol=1.01 * SWING_M / 255)
     assert depth_m.min() >= MIDDLE_M - SWING_M - 1e-6
 
 
-def test_frames_come_at_the_rate_and_never_in_a_burst() -> None:
+def test_frames_keep_the_rate_without_bursts() -> None:
     clock = Simulated()
     source = SyntheticSource((4, 6), rate_hz=50.0, clock=clock)
     start = clock.now
     for _ in range(4):
         source.read()
-        clock.now += 3_000_000  # what the reader does with it takes no time from the pace
+        clock.now += 3_000_000  # work of the reader does not delay the next frame
     clock.now += 500_000_000
     for _ in range(3):
         source.read()
     waits_ms = [(woken - start) / 1e6 for woken in clock.woken]
     assert waits_ms[:4] == [20, 40, 60, 80]
     late = waits_ms[4]
-    assert late == 583, "the frame that is due is given at once"
-    assert np.diff(waits_ms[4:]).tolist() == [0, 20]  # one was waiting, as in a camera, and no more
+    assert late == 583, "a late frame is returned immediately"
+    assert np.diff(waits_ms[4:]).tolist() == [0, 20]  # at most one frame waits, as in a camera
 
 
 def test_the_real_clock_is_never_early() -> None:
@@ -86,6 +86,6 @@ def test_buffers_of_another_size_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("size_hw", "rate_hz"), [((0, 6), 30.0), ((4, 6), 0.0), ((4, 6), float("nan"))])
-def test_patterns_that_cannot_be(size_hw: tuple[int, int], rate_hz: float) -> None:
-    with pytest.raises(OptionError, match="can be shown"):
+def test_invalid_patterns(size_hw: tuple[int, int], rate_hz: float) -> None:
+    with pytest.raises(OptionError, match="test pattern cannot have"):
         SyntheticSource(size_hw, rate_hz)

@@ -19,7 +19,7 @@ from mirrordepth_edge.errors import MissingError
 from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.v4l2 import CameraSize, list_cameras
 
-# Names in linux/videodev2.h: of the structure, its request and its fields, ours beside theirs where they differ.
+# Names in linux/videodev2.h of the structure, its request, and those fields whose names differ from ours.
 STRUCTURES: dict[type[ctypes.Structure], tuple[str, str, int, dict[str, str]]] = {
     v4l2.Capability: ("v4l2_capability", "VIDIOC_QUERYCAP", v4l2.QUERYCAP, {}),
     v4l2.FormatDescription: ("v4l2_fmtdesc", "VIDIOC_ENUM_FMT", v4l2.ENUM_FMT, {}),
@@ -34,7 +34,7 @@ STRUCTURES: dict[type[ctypes.Structure], tuple[str, str, int, dict[str, str]]] =
 }
 
 
-def test_the_numbers_of_requests() -> None:
+def test_request_codes() -> None:
     # The ABI of x86-64 and aarch64 alike: direction, size of the structure, "V", number.
     assert [hex(number) for _, _, number, _ in STRUCTURES.values()] == [
         "0x80685600",
@@ -49,20 +49,20 @@ def test_the_numbers_of_requests() -> None:
     shutil.which("cc") is None or not Path("/usr/include/linux/videodev2.h").is_file(),
     reason="needs a C compiler and the kernel's headers",
 )
-def test_structures_are_those_of_the_kernels_header(tmp_path: Path) -> None:
+def test_structures_match_the_kernel_header(tmp_path: Path) -> None:
     lines, ours = [], []
     for structure, (name, request, number, renamed) in STRUCTURES.items():
         lines.append(f'printf("%lx %zu\\n", (unsigned long) {request}, sizeof(struct {name}));')
         ours.append(f"{number:x} {ctypes.sizeof(structure)}")
         for field, *_ in structure._fields_:
-            about = getattr(structure, field)
+            descriptor = getattr(structure, field)
             theirs = renamed.get(field, field)
             if (name, field) == ("v4l2_requestbuffers", "flags"):
-                continue  # younger than some headers, in what was reserved
+                continue  # newer than some headers, in formerly reserved bytes
             lines.append(
                 f'printf("%zu %zu\\n", offsetof(struct {name}, {theirs}), sizeof(((struct {name} *) 0)->{theirs}));'
             )
-            ours.append(f"{about.offset} {about.size}")
+            ours.append(f"{descriptor.offset} {descriptor.size}")
     names = {
         "V4L2_CAP_VIDEO_CAPTURE": v4l2.CAP_VIDEO_CAPTURE,
         "V4L2_CAP_VIDEO_CAPTURE_MPLANE": v4l2.CAP_VIDEO_CAPTURE_MPLANE,
@@ -87,7 +87,7 @@ MJPG, YUYV, GREY = (int.from_bytes(name, "little") for name in (b"MJPG", b"YUYV"
 
 
 class Driver:
-    """A camera as the kernel would answer for it, in bytes packed by hand from linux/videodev2.h."""
+    """A fake kernel driver, with bytes packed by hand from linux/videodev2.h."""
 
     capabilities, device_caps = 0x84A00001, 0x04200001
     kind = 1
@@ -146,11 +146,15 @@ def devices(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_camera_with_all_it_can_do(devices: Path) -> None:
+def test_a_camera_with_all_its_modes(devices: Path) -> None:
     second, tenth = list_cameras(devices, Driver())
     assert (second.device, tenth.device) == (str(devices / "video2"), str(devices / "video10"))
-    about = second.name, second.driver, second.bus, second.problem
-    assert about == ("HD Webcam: HD Webcam", "uvcvideo", "usb-0000:00:14.0-1", None)
+    assert (second.name, second.driver, second.bus, second.problem) == (
+        "HD Webcam: HD Webcam",
+        "uvcvideo",
+        "usb-0000:00:14.0-1",
+        None,
+    )
     mjpg, yuyv, grey = second.formats
     assert (mjpg.pixel_format, mjpg.description, mjpg.any_size) == ("MJPG", "Motion-JPEG", False)
     assert mjpg.sizes == (
@@ -166,11 +170,11 @@ def test_a_camera_with_all_it_can_do(devices: Path) -> None:
     assert asdict(second)["formats"][0]["sizes"][1]["rates_hz"] == (30.0, 29.97), "plain data"
 
 
-def test_devices_that_send_no_pictures_are_left_out(devices: Path) -> None:
+def test_devices_that_send_no_video_are_left_out(devices: Path) -> None:
     driver = Driver()
     driver.device_caps = 0x04A00000  # the metadata of the same camera
     assert list_cameras(devices, driver) == []
-    driver.capabilities = 0x04A00001  # a driver of old, which does not tell devices apart
+    driver.capabilities = 0x04A00001  # an old driver without device_caps
     assert len(list_cameras(devices, driver)) == 2
 
 
@@ -180,29 +184,29 @@ def test_a_camera_of_many_planes(devices: Path) -> None:
     assert len(list_cameras(devices, driver)[0].formats) == 3
 
 
-def test_a_camera_that_cannot_be_asked_says_why(devices: Path) -> None:
+def test_a_camera_that_cannot_be_queried_says_why(devices: Path) -> None:
     def lost(*_: object) -> int:
         raise OSError(errno.ENODEV, "No such device")
 
-    found = list_cameras(devices, lost)
-    assert [(camera.problem, camera.formats) for camera in found] == [("No such device", ())] * 2
+    cameras = list_cameras(devices, lost)
+    assert [(camera.problem, camera.formats) for camera in cameras] == [("No such device", ())] * 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ioctl is Linux's")
-def test_files_are_no_cameras(devices: Path) -> None:
+def test_regular_files_are_reported_as_problems(devices: Path) -> None:
     assert [camera.problem for camera in list_cameras(devices)] == [os.strerror(errno.ENOTTY)] * 2
     (devices / "video2").unlink()
     (devices / "video2").symlink_to(devices / "gone")
     assert list_cameras(devices)[0].problem == os.strerror(errno.ENOENT)
 
 
-def test_other_systems_are_told(monkeypatch: pytest.MonkeyPatch, devices: Path) -> None:
+def test_other_systems_are_rejected(monkeypatch: pytest.MonkeyPatch, devices: Path) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(MissingError, match="Linux only"):
+    with pytest.raises(MissingError, match="only on Linux"):
         list_cameras(devices)
 
 
-def test_a_driver_that_never_ends_its_list(devices: Path) -> None:
+def test_a_driver_that_never_ends_an_enumeration(devices: Path) -> None:
     class Endless(Driver):
         def enum_frameintervals(self, asked: bytes) -> bytes | None:
             index, code, width, height = struct.unpack_from("=4I", asked)
@@ -214,7 +218,7 @@ def test_a_driver_that_never_ends_its_list(devices: Path) -> None:
 
 
 @pytest.mark.parametrize(("refusal", "busy"), [(None, False), (errno.EBUSY, True), (errno.ENOTTY, False)])
-def test_who_streams_has_the_buffers(refusal: int | None, busy: bool) -> None:
+def test_a_busy_camera_refuses_buffers(refusal: int | None, busy: bool) -> None:
     asked: list[int] = []
 
     def driver(descriptor: int, request: int, structure: Any) -> int:
@@ -227,7 +231,7 @@ def test_who_streams_has_the_buffers(refusal: int | None, busy: bool) -> None:
         return 0
 
     assert v4l2.is_busy(0, driver) is busy
-    assert asked == [0], "buffers were taken from an idle camera"
+    assert asked == [0], "buffers of an idle camera were allocated"
 
 
 @pytest.mark.skipif(not list(Path("/dev").glob("video*")), reason="this machine has no camera")

@@ -92,7 +92,7 @@ def test_a_prompt_is_open_clips_encode_text(tiny_network: DepthNetwork) -> None:
     torch.testing.assert_close(told[0], encoded(tiny_network, PROMPTS)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_no_random_mirror_is_one_that_a_training_began_with(tiny_network: DepthNetwork) -> None:
+def test_random_mirrors_differ_from_initial_mirrors(tiny_network: DepthNetwork) -> None:
     """Else it would stand in for the trained one, which is what became of it."""
     begun = tiny_network.mirror()  # with the default seed, and untrained
     assert torch.equal(begun, explain.random_mirror(tiny_network, 0)), "this test has no point any more"
@@ -122,7 +122,7 @@ class SeenBy(nn.Module):
         return embeddings.sum(0)
 
 
-def test_replacements_are_what_they_are_called(own_network: DepthNetwork) -> None:
+def test_replacements_match_their_names(own_network: DepthNetwork) -> None:
     own_network.text = SeenBy()
     assert PROMPT not in text_features(own_network, None)
     seen = own_network.text.seen
@@ -158,7 +158,7 @@ def test_the_trained_mirrors_errors_are_those_of_plain_evaluation(
     assert ablate(network, samples, protocol).results[TRAINED] == (expected,)
 
 
-def test_the_tower_runs_once_a_picture(own_network: DepthNetwork, samples: list[Sample]) -> None:
+def test_tower_runs_once_per_image(own_network: DepthNetwork, samples: list[Sample]) -> None:
     runs: list[int] = []
     own_network.tower.register_forward_hook(lambda *_: runs.append(1))
     ablate(own_network, samples, PROTOCOL)
@@ -174,7 +174,7 @@ class FirstNumberAhead(nn.Module):
         return (3 + text_feature[0]).expand(1, *size_hw)
 
 
-def test_errors_of_a_decoder_that_only_listens(own_network: DepthNetwork, frames: list[Frame]) -> None:
+def test_errors_of_a_decoder_driven_by_text_only(own_network: DepthNetwork, frames: list[Frame]) -> None:
     own_network.text, own_network.decoder = SeenBy(), FirstNumberAhead()
     with torch.no_grad():
         own_network.mirror.embeddings.zero_()
@@ -203,14 +203,14 @@ def with_text_weights(network: DepthNetwork, factor: float) -> DepthNetwork:
     return network
 
 
-def test_a_decoder_that_does_not_listen(own_network: DepthNetwork, samples: list[Sample]) -> None:
+def test_a_decoder_that_ignores_its_text_feature(own_network: DepthNetwork, samples: list[Sample]) -> None:
     ablation = ablate(with_text_weights(own_network, 0.0), samples, PROTOCOL)
     assert {run.mean for runs in ablation.results.values() for run in runs} == {ablation.results[TRAINED][0].mean}
     assert ablation.extremes()[0][1] == ablation.extremes()[1][1] == 0
-    assert "changes nothing at all" in ablation.verdict()
+    assert "changes nothing" in ablation.verdict()
 
 
-def test_a_decoder_that_listens(own_network: DepthNetwork, samples: list[Sample]) -> None:
+def test_a_decoder_that_uses_its_text_feature(own_network: DepthNetwork, samples: list[Sample]) -> None:
     """The change is that of the same network with another mirror in its checkpoint."""
     with torch.no_grad():
         own_network.decoder.head[2].weight.mul_(5)  # an untrained one sees the same everywhere
@@ -224,7 +224,7 @@ def test_a_decoder_that_listens(own_network: DepthNetwork, samples: list[Sample]
     assert without.change(SHUFFLED, "abs_rel") == 0, "rows of zeros have no order"
 
 
-def test_no_pictures(tiny_network: DepthNetwork) -> None:
+def test_ablation_without_images(tiny_network: DepthNetwork) -> None:
     with pytest.raises(InputError, match="nothing to average"):
         ablate(tiny_network, [], PROTOCOL)
 
@@ -246,16 +246,16 @@ def ablation_of(**abs_rel: float | list[float]) -> Ablation:
 @pytest.mark.parametrize(
     ("random", "zeros", "words"),
     [
-        ([0.2, 0.2], 0.2, "changes nothing at all"),
+        ([0.2, 0.2], 0.2, "changes nothing"),
         (
             [0.2, 0.2012],
             0.1996,
-            "by -0.2 % (zeros) to +0.6 % (one random mirror): under 1%, the decoder does the work.",
+            "by -0.2 % (zeros) to +0.6 % (one random mirror): below 1%, the decoder hardly uses its text feature.",
         ),
         (
             [0.203, 0.204],
             0.21,
-            "to +5.0 % (zeros): between 1% and 10%, the decoder relies a little on its text feature.",
+            "to +5.0 % (zeros): 1% to 10%, the decoder relies a little on its text feature.",
         ),
         (
             [0.3, 0.25],
@@ -265,23 +265,23 @@ def ablation_of(**abs_rel: float | list[float]) -> Ablation:
         (
             [0.3, 0.201],
             0.5,
-            "10% or more, the decoder relies on its text feature, though not on this mirror: one random mirror does",
+            "10% or more, the decoder relies on its text feature, but not on this mirror: one random mirror is at",
         ),
-        ([0.19, 0.2], 0.2, "between 1% and 10%, the decoder relies a little on its text feature, though not on this"),
+        ([0.19, 0.2], 0.2, "1% to 10%, the decoder relies a little on its text feature, but not on this"),
     ],
 )
-def test_the_verdict(random: list[float], zeros: float, words: str) -> None:
+def test_verdict(random: list[float], zeros: float, words: str) -> None:
     """By single replacements, not by their means."""
     assert words in ablation_of(trained_mirror=0.2, random_mirror=random, zeros=zeros).verdict()
 
 
-def test_a_far_better_replacement_is_no_reliance_on_this_mirror() -> None:
+def test_verdict_if_a_replacement_is_better() -> None:
     verdict = ablation_of(trained_mirror=0.2, zeros=0.1).verdict()
     assert "-50.0 % (zeros)" in verdict
-    assert "not on this mirror: zeros does no worse" in verdict
+    assert "not on this mirror: zeros is at least as good" in verdict
 
 
-def test_remarks_name_the_prompt_and_what_this_is_not() -> None:
+def test_remarks_name_prompt_and_caveat() -> None:
     ablation = ablation_of(trained_mirror=0.2, zeros=0.4)
     assert [len(ablation.remarks()), len(replace(ablation, prompt="how far?").remarks())] == [2, 3]
     assert "retrains the decoder for each" in ablation.remarks()[-1]
@@ -305,7 +305,7 @@ def test_a_prompt_longer_than_the_text_tower(tiny_network: DepthNetwork) -> None
 # What the mirror says
 
 
-def test_words_are_only_read_where_they_mean_something(
+def test_untrained_text_tower_is_not_compared_with_words(
     network: DepthNetwork, tiny_map_network: DepthNetwork, tiny_vit_config: ModelConfig
 ) -> None:
     assert read_mirror(network) is None
@@ -341,7 +341,7 @@ def test_cosines_with_words(tiny_network: DepthNetwork) -> None:
     assert json.loads(json.dumps(reading.to_json()))["words"]["a window"]["cosine"] == reading.cosines[1]
 
 
-def test_a_mirror_that_says_a_prompt(own_network: DepthNetwork) -> None:
+def test_mirror_of_a_prompts_embeddings(own_network: DepthNetwork) -> None:
     """Its text feature is that prompt's, and its rows are that prompt's words."""
     tokens = open_clip.tokenize("the window is far")[0]
     tokens = tokens[: int(tokens.argmax()) + 1]
@@ -393,7 +393,7 @@ def test_a_list_of_words(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("a door\n\n  ein Fenster für dich \na door\n", encoding="utf-8")
     assert read_words(path) == ["a door", "ein Fenster für dich"]
-    for content, words in ((b"", "is empty"), (b" \n\n", "holds no words"), (b"\xff\xfe\x00w", "is no text")):
+    for content, words in ((b"", "is empty"), (b" \n\n", "has no words"), (b"\xff\xfe\x00w", "is not text")):
         path.write_bytes(content)
         with pytest.raises(InputError, match=words):
             read_words(path)
@@ -439,14 +439,14 @@ def test_a_run_without_checkpoints(run: Path, tmp_path: Path, tiny_checkpoint: P
     info = read_checkpoint_info(tiny_checkpoint)
     for path in (run / "checkpoints").glob("epoch-*0*"):
         path.unlink()
-    with pytest.raises(InputError, match="no checkpoints of epochs") as caught:
+    with pytest.raises(InputError, match="has no epoch checkpoints") as caught:
         read_run(tmp_path, tiny_checkpoint, info)
     assert "no folder checkpoints" in caught.value.why
     for path in (run / "checkpoints").glob("epoch-?.safetensors"):
         path.unlink()
-    with pytest.raises(InputError, match="no checkpoints of epochs") as caught:
+    with pytest.raises(InputError, match="has no epoch checkpoints") as caught:
         read_run(run, tiny_checkpoint, info)
-    assert "holds no epoch-*.safetensors" in caught.value.why
+    assert "has no epoch-*.safetensors" in caught.value.why
 
 
 @pytest.mark.parametrize(("change", "word"), [({"pretrained": "random-9"}, "tower"), ({"width": 16}, "decoder")])
@@ -554,7 +554,7 @@ def caught_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 40, 700])
-def test_pictures_of_all_lengths_are_labelled(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charts_are_labelled_for_any_number_of_epochs(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = caught_texts(monkeypatch)
     values = np.random.default_rng(0).normal(0.2, 0.1, (epochs, 9))
     picture = draw_reading(reading_of(values, epochs=tuple(range(1, epochs + 1))))
@@ -567,7 +567,7 @@ def test_pictures_of_all_lengths_are_labelled(epochs: int, monkeypatch: pytest.M
     assert len(numbers) <= 40
 
 
-def test_pictures_of_hard_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charts_with_unusual_words(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = caught_texts(monkeypatch)
     words = ("a sentence that is much too long to stand beside a bar", "für [dich]")
     for epochs in ((), (1, 2)):
@@ -578,7 +578,7 @@ def test_pictures_of_hard_words(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(len(text) for text in texts if text.startswith("a sentence")) == explain_picture.LABEL_CHARACTERS
 
 
-def test_labels_of_curves_keep_apart() -> None:
+def test_curve_labels_do_not_overlap() -> None:
     for rows in ([100] * 6, [230, 5, 120, 121, 122, 236], [0, 1, 2, 3, 4, 5]):
         places = explain_picture._spread(rows)
         assert [places[i] for i in np.argsort(rows, kind="stable")] == sorted(places)

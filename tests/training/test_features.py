@@ -41,7 +41,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SHARD_BYTES", 300_000)
 
 
-def test_a_row_is_the_towers_taps_of_the_fresh_view(
+def test_cached_row_equals_the_features_of_the_view(
     network: DepthNetwork, dataset: DepthDataset, tmp_path: Path
 ) -> None:
     told: list[tuple[int, int]] = []
@@ -60,7 +60,9 @@ def test_a_row_is_the_towers_taps_of_the_fresh_view(
     assert torch.equal(cache[2, 3].inputs[0], cache[0, 3].inputs[0])  # copies in turn
 
 
-def test_training_on_the_cache_is_training(tiny_map_config: ModelConfig, dataset: DepthDataset, tmp_path: Path) -> None:
+def test_training_on_the_cache_equals_training_without(
+    tiny_map_config: ModelConfig, dataset: DepthDataset, tmp_path: Path
+) -> None:
     def losses(cached: bool) -> list[float]:
         network, told = create_network(tiny_map_config), []
         fresh = FreshViews(dataset, tiny_map_config.size_hw, CONFIG)
@@ -75,7 +77,7 @@ def test_training_on_the_cache_is_training(tiny_map_config: ModelConfig, dataset
     assert cached == pytest.approx(fresh, rel=2e-2)  # rounding grows from step to step
 
 
-def test_an_interrupted_cache_goes_on(tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path) -> None:
+def test_interrupted_cache_is_completed(tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path) -> None:
     whole = cached_views(tiny_network, dataset, CONFIG, tmp_path)
     before = whole[1, 7].inputs[0].clone()
     last = whole.info.shards - 1
@@ -88,7 +90,9 @@ def test_an_interrupted_cache_goes_on(tiny_network: DepthNetwork, dataset: Depth
     assert torch.equal(again[1, 7].inputs[0], before)
 
 
-def test_a_finished_cache_runs_no_tower(tiny_vit_config: ModelConfig, dataset: DepthDataset, tmp_path: Path) -> None:
+def test_complete_cache_does_not_run_the_tower(
+    tiny_vit_config: ModelConfig, dataset: DepthDataset, tmp_path: Path
+) -> None:
     network = create_network(tiny_vit_config)
     cached_views(network, dataset, CONFIG, tmp_path)
     network.tower.register_forward_hook(lambda module, images, taps: passed.append(len(images[0])))
@@ -97,7 +101,7 @@ def test_a_finished_cache_runs_no_tower(tiny_vit_config: ModelConfig, dataset: D
     assert sum(passed) <= 1  # one black picture, for the shapes
 
 
-def test_the_cache_travels_to_other_processes_without_its_maps(
+def test_cache_is_pickled_without_memory_maps(
     tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path
 ) -> None:
     cache = cached_views(tiny_network, dataset, CONFIG, tmp_path)
@@ -116,7 +120,7 @@ def test_the_cache_travels_to_other_processes_without_its_maps(
         ({"model": {"size_hw": (32, 96)}}, "size_hw"),
     ],
 )
-def test_a_cache_of_something_else_is_refused(
+def test_mismatching_cache_is_refused(
     change: dict[str, dict[str, Any]],
     words: str,
     tiny_vit_config: ModelConfig,
@@ -131,20 +135,20 @@ def test_a_cache_of_something_else_is_refused(
     assert "--cache-features" in caught.value.cure
 
 
-def test_settings_that_change_no_feature_keep_the_cache(
+def test_cache_is_reused_if_features_do_not_change(
     tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path
 ) -> None:
     cached_views(tiny_network, dataset, CONFIG, tmp_path)
     cached_views(tiny_network, dataset, replace(CONFIG, learning_rate=1.0, epochs=9, batch_size=2), tmp_path)
 
 
-def test_other_pictures_are_another_cache(
+def test_cache_of_other_images_is_refused(
     tiny_network: DepthNetwork, dataset: DepthDataset, rgbd_folder: Path, tmp_path: Path
 ) -> None:
     cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache")
     for part in ("rgb", "depth"):
         shutil.copy(rgbd_folder / part / "03.png", rgbd_folder / part / "99.png")
-    with pytest.raises(InputError, match="other pictures"):
+    with pytest.raises(InputError, match="other images"):
         cached_views(tiny_network, folder_dataset(rgbd_folder), CONFIG, tmp_path / "cache")
 
 
@@ -156,7 +160,7 @@ def test_a_damaged_description(text: str, tiny_network: DepthNetwork, dataset: D
         cached_views(tiny_network, dataset, CONFIG, tmp_path / "cache")
 
 
-def test_a_disk_that_is_too_small_is_told_before(
+def test_too_little_disk_space_is_reported_first(
     tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage(NamedTuple):
@@ -169,7 +173,7 @@ def test_a_disk_that_is_too_small_is_told_before(
         cached_views(tiny_network, dataset, CONFIG, tmp_path)
 
 
-def test_a_disk_that_fills_up_loses_nothing_that_was_finished(
+def test_full_disk_keeps_complete_shards(
     tiny_network: DepthNetwork, dataset: DepthDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, saved = features.np.save, []
@@ -191,7 +195,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_finished(
     assert isinstance(cached_views(tiny_network, dataset, CONFIG, tmp_path), CachedViews)
 
 
-def test_a_cache_that_read_everything_takes_skipping_up(
+def test_complete_cache_accepts_skip_bad(
     tiny_network: DepthNetwork,
     dataset: DepthDataset,
     rgbd_folder: Path,
@@ -237,7 +241,7 @@ def test_depth_beyond_float16_is_no_depth(tiny_network: DepthNetwork, samples: D
     assert truth_m.max() < 10
 
 
-def test_an_unreadable_picture_is_told_or_counted(
+def test_unreadable_image_raises_or_is_counted(
     tiny_network: DepthNetwork, dataset: DepthDataset, rgbd_folder: Path, tmp_path: Path
 ) -> None:
     (rgbd_folder / "rgb" / "04.png").write_bytes(b"no picture")
@@ -250,7 +254,9 @@ def test_an_unreadable_picture_is_told_or_counted(
     assert problems == [4, 4]  # once a copy
 
 
-def test_features_beyond_float16_are_told(tiny_vit_config: ModelConfig, dataset: DepthDataset, tmp_path: Path) -> None:
+def test_features_beyond_float16_are_refused(
+    tiny_vit_config: ModelConfig, dataset: DepthDataset, tmp_path: Path
+) -> None:
     network = create_network(tiny_vit_config)
     with torch.no_grad():
         network.clip.visual.transformer.resblocks[0].mlp.c_proj.bias.fill_(1e5)

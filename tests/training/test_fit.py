@@ -77,7 +77,7 @@ def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after:
     return subprocess.run(command, env=environment, check=False, capture_output=True, timeout=600).returncode
 
 
-def test_a_run_leaves_all_one_needs_to_know(config: RunConfig, tmp_path: Path) -> None:
+def test_run_folder_contents(config: RunConfig, tmp_path: Path) -> None:
     folder, told = RunFolder(path=tmp_path / "run"), []
     best = fit(config, folder, callbacks=Callbacks(epoch=told.append))
     assert best == folder.best
@@ -95,7 +95,7 @@ def test_a_run_leaves_all_one_needs_to_know(config: RunConfig, tmp_path: Path) -
     assert not folder.bad_batch.exists()
 
 
-def test_checkpoints_say_what_they_were_measured_at(config: RunConfig, tmp_path: Path) -> None:
+def test_checkpoint_stores_its_validation_metrics(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
     fit(config, folder)
     network, info = load_checkpoint(folder.checkpoint(2))
@@ -106,7 +106,7 @@ def test_checkpoints_say_what_they_were_measured_at(config: RunConfig, tmp_path:
     assert folder.results()[1].metrics == pytest.approx(again)
 
 
-def test_the_best_epoch_is_that_of_least_absrel(config: RunConfig, tmp_path: Path) -> None:
+def test_best_epoch_has_lowest_absrel(config: RunConfig, tmp_path: Path) -> None:
     # The rate grows from epoch to epoch until it spoils what was learned.
     wild = replace(config.train, learning_rate=0.01, final_learning_rate=3.0, epochs=4, ema_decay=0)
     folder = RunFolder(path=tmp_path / "run")
@@ -118,7 +118,7 @@ def test_the_best_epoch_is_that_of_least_absrel(config: RunConfig, tmp_path: Pat
     assert info.training["epoch"] == errors.index(min(errors)) + 1
 
 
-def test_without_held_out_pictures_the_last_epoch_is_kept(config: RunConfig, tmp_path: Path) -> None:
+def test_last_epoch_is_returned_without_validation(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
     best = fit(replace(config, validation=None), folder)
     assert best == folder.checkpoint(3)
@@ -126,7 +126,7 @@ def test_without_held_out_pictures_the_last_epoch_is_kept(config: RunConfig, tmp
     assert best_of(folder.results()) is None
 
 
-def test_training_goes_on_from_a_checkpoint(config: RunConfig, tmp_path: Path) -> None:
+def test_training_starts_from_a_checkpoint(config: RunConfig, tmp_path: Path) -> None:
     first = fit(config, RunFolder(path=tmp_path / "first"))
     frozen = replace(config.train, epochs=1, learning_rate=1e-30, final_learning_rate=0.0, weight_decay=0.0)
     second = RunFolder(path=tmp_path / "second")
@@ -137,7 +137,7 @@ def test_training_goes_on_from_a_checkpoint(config: RunConfig, tmp_path: Path) -
     assert described["started_from"] == read_checkpoint_info(first).weights_sha256
 
 
-def test_a_checkpoint_of_another_model_is_no_start(config: RunConfig, tmp_path: Path) -> None:
+def test_starting_from_another_model_is_refused(config: RunConfig, tmp_path: Path) -> None:
     first = fit(replace(config, validation=None), RunFolder(path=tmp_path / "first"))
     wider = replace(config.model, width=64)
     with pytest.raises(InputError, match="width is 128, here it is 64"):
@@ -156,7 +156,7 @@ def test_held_out_scenes_are_not_trained_on(config: RunConfig, tmp_path: Path) -
     assert data["fingerprint"] != data["held_out_fingerprint"]
 
 
-def test_tensorboard_has_scalars_and_pictures(config: RunConfig, tmp_path: Path) -> None:
+def test_tensorboard_has_scalars_and_images(config: RunConfig, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder, steps = RunFolder(path=tmp_path / "run"), []
@@ -220,7 +220,7 @@ def test_a_run_resumes_with_its_own_clip_only(config: RunConfig, tiny_vit_config
     assert "clip_sha256" in caught.value.why
 
 
-def test_a_run_that_ended_before_its_first_epoch_did_begins_again(config: RunConfig, tmp_path: Path) -> None:
+def test_run_without_a_complete_epoch_restarts(config: RunConfig, tmp_path: Path) -> None:
     class StopError(Exception):
         pass
 
@@ -234,16 +234,16 @@ def test_a_run_that_ended_before_its_first_epoch_did_begins_again(config: RunCon
     assert len(folder.results()) == 3
 
 
-def test_a_held_out_picture_that_is_none_is_told_before_the_first_epoch(config: RunConfig, tmp_path: Path) -> None:
+def test_invalid_validation_image_is_reported_before_training(config: RunConfig, tmp_path: Path) -> None:
     victim, steps = config.data.root / "depth" / "05.png", []
     cv2.imwrite(str(victim), np.zeros((60, 80), np.uint16))
     folder = RunFolder(path=tmp_path / "run")
-    with pytest.raises(InputError, match="05 has no depth that counts"):
+    with pytest.raises(InputError, match="05 has no valid depth"):
         fit(config, folder, callbacks=Callbacks(step=steps.append))
     assert not steps
 
 
-def test_an_epoch_without_validation_has_no_other_epochs_figures(config: RunConfig, tmp_path: Path) -> None:
+def test_epoch_without_validation_has_no_metrics(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
     fit(config, folder, TrainOptions(validate_every=2))
     told = [read_checkpoint_info(folder.checkpoint(epoch)).training or {} for epoch in (1, 2, 3)]
@@ -251,12 +251,12 @@ def test_an_epoch_without_validation_has_no_other_epochs_figures(config: RunConf
     assert [result.metrics is not None for result in folder.results()] == [False, True, True]
 
 
-def test_there_must_be_something_to_resume(config: RunConfig, tmp_path: Path) -> None:
+def test_resume_without_a_run_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training to resume"):
         fit(config, RunFolder(path=tmp_path / "run"), resume=True)
 
 
-def test_after_a_kill_it_goes_on_to_the_same_numbers(config: RunConfig, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_numbers(config: RunConfig, tmp_path: Path) -> None:
     whole = RunFolder(path=tmp_path / "whole")
     fit(config, whole, TrainOptions(resources=Resources()))
     (tmp_path / "killed").mkdir()
@@ -277,7 +277,7 @@ def test_after_a_kill_it_goes_on_to_the_same_numbers(config: RunConfig, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_learn_as_one(accumulate: int, config: RunConfig, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(accumulate: int, config: RunConfig, tmp_path: Path) -> None:
     """With the same batch over both: the same losses, and only mirror and decoder differ from the start."""
     config = replace(config, validation=None, train=replace(config.train, edge_weight=0.5))
     alone: list[float] = []
@@ -295,7 +295,7 @@ def test_two_processes_learn_as_one(accumulate: int, config: RunConfig, tmp_path
             torch.testing.assert_close(one, two, rtol=2e-3, atol=2e-4, msg=name)
 
 
-def test_a_picture_that_breaks_in_the_third_epoch_costs_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_run_resumes_after_an_image_became_unreadable(config: RunConfig, tmp_path: Path) -> None:
     folder, victim = RunFolder(path=tmp_path / "run"), config.data.root / "rgb" / "07.png"
     config = replace(config, validation=None)
     good = victim.read_bytes()
@@ -313,7 +313,7 @@ def test_a_picture_that_breaks_in_the_third_epoch_costs_nothing(config: RunConfi
     assert len(folder.results()) == 3
 
 
-def test_skipped_samples_are_counted_and_told_once(config: RunConfig, tmp_path: Path) -> None:
+def test_skipped_samples_are_counted_and_reported_once(config: RunConfig, tmp_path: Path) -> None:
     (config.data.root / "depth" / "02.png").write_bytes(b"no picture")
     folder, told = RunFolder(path=tmp_path / "run"), []
     fit(
@@ -337,7 +337,7 @@ def test_skipped_samples_are_counted_while_caching(config: RunConfig, tmp_path: 
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_that_fails_ends_both(config: RunConfig, tmp_path: Path) -> None:
+def test_failure_of_one_process_ends_both(config: RunConfig, tmp_path: Path) -> None:
     for place in range(12):  # whichever draws the first of them
         if place % 2:
             (config.data.root / "rgb" / f"{place:02d}.png").write_bytes(b"no picture")
@@ -346,5 +346,5 @@ def test_one_of_two_processes_that_fails_ends_both(config: RunConfig, tmp_path: 
     command += ["--batch-size", "4", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "model.safetensors")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
-    assert "is no readable picture" in done.stderr
+    assert "cannot be read as an image" in done.stderr
     assert not (tmp_path / "model.safetensors").exists()

@@ -58,7 +58,7 @@ def test_the_loss_equals_its_float64_recomputation() -> None:
     assert delivered == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_global_scale_has_no_edges_and_a_ramp_has_its_slope() -> None:
+def test_edge_loss_of_a_constant_and_of_a_ramp() -> None:
     valid = torch.ones(1, 32, 32, dtype=torch.bool)
     flat = error_sums(torch.full((1, 32, 32), 0.4), valid, edges=True)
     assert flat[5].item() == 0
@@ -69,7 +69,7 @@ def test_a_global_scale_has_no_edges_and_a_ramp_has_its_slope() -> None:
     assert one_scale[5].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_sums_of_the_parts_are_the_sum_of_the_whole() -> None:
+def test_sums_are_additive_over_parts() -> None:
     generator = torch.Generator().manual_seed(0)
     error = torch.randn(4, 16, 16, generator=generator)
     valid = torch.rand(4, 16, 16, generator=generator) > 0.3
@@ -79,7 +79,7 @@ def test_sums_of_the_parts_are_the_sum_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("nothing", [0.0, -1.0, math.nan, math.inf])
-def test_pixels_without_depth_have_no_part(nothing: float) -> None:
+def test_pixels_without_depth_are_ignored(nothing: float) -> None:
     prediction = torch.tensor([[[2.0, 0.0, 5.0]]], requires_grad=True)
     truth = torch.tensor([[[4.0, nothing, 4.0]]])
     valid = (truth > 0) & (truth < 10)

@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_bits(tiny_vit_config: ModelConfig, samples
     assert not torch.equal(weights_after(replace(QUICK, seed=2)), first)
 
 
-def test_divergence_is_told_and_its_batch_kept(
+def test_divergence_is_reported_with_its_batch(
     tiny_vit_config: ModelConfig, samples: DepthDataset, tmp_path: Path
 ) -> None:
     config = replace(QUICK, batch_size=4, learning_rate=math.inf)
@@ -167,7 +167,7 @@ def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig
         train(create_network(tiny_vit_config), Blank(of=samples, indices=(2,)), QUICK)
 
 
-def test_parts_of_a_step_add_up_to_the_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+def test_gradient_accumulation_equals_one_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     """Of a loss that is a mean over pixels, where every part has as many of them."""
     same = Selected(of=samples, indices=(0, 0, 0, 0))
     config = replace(STILL, epochs=3, learning_rate=1e-2)
@@ -181,7 +181,7 @@ def test_parts_of_a_step_add_up_to_the_step(tiny_vit_config: ModelConfig, sample
     assert losses(4) == pytest.approx(losses(1), rel=1e-4)
 
 
-def test_the_running_mean_is_what_its_weights_were(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+def test_moving_average_of_weights(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     network, passed = create_network(tiny_vit_config), []
 
     def note(progress: Progress) -> None:
@@ -200,7 +200,7 @@ def test_the_running_mean_is_what_its_weights_were(tiny_vit_config: ModelConfig,
     assert torch.equal(network.mirror.embeddings, own)
 
 
-def test_going_on_from_a_state_is_as_if_nothing_had_happened(
+def test_restored_state_continues_identically(
     tiny_vit_config: ModelConfig, samples: DepthDataset, tmp_path: Path
 ) -> None:
     config = replace(QUICK, epochs=4, ema_decay=0.9, dropout=0.2)
@@ -235,12 +235,12 @@ def test_dropout_is_of_whole_channels_and_of_training_only(
         network.train()
         assert not torch.equal(network.decode(taps, (64, 96)), network.decode(taps, (64, 96)))
         ones = torch.ones(1, 40, 6, 4) if kind == "map" else torch.ones(1, 24, 40)
-        dropped = network.decoder._without_some_channels(ones)
+        dropped = network.decoder._drop_channels(ones)
     channels = dropped.flatten(2)[0] if kind == "map" else dropped[0].T
     assert {tuple(channel.unique().tolist()) for channel in channels} == {(0.0,), (2.0,)}
 
 
-def test_the_optimiser_knows_nothing_frozen(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+def test_optimiser_has_no_frozen_parameters(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     trainer = train(create_network(tiny_vit_config), samples, QUICK)
     (group,) = trainer.optimiser.param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in trainer.network.trainable().values()}

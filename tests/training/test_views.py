@@ -19,24 +19,24 @@ from mirrordepth_edge.config import TrainConfig
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.training.views import EpochOrder, FreshViews, collate, one_thread_each
+from mirrordepth_edge.training.views import EpochBatchSampler, FreshViews, collate, limit_worker_threads
 
 CONFIG = TrainConfig(batch_size=4, seed=5)
 SIZE = (32, 48)
 
 
-def test_an_epoch_shows_every_sample_once_in_another_order() -> None:
-    order = EpochOrder(12, CONFIG)
+def test_epoch_has_every_sample_once_in_a_new_order() -> None:
+    order = EpochBatchSampler(12, CONFIG)
     first = [index for batch in order for _, index in batch]
     order.epoch = 1
     second = [index for batch in order for _, index in batch]
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
-    assert [index for batch in EpochOrder(12, CONFIG) for _, index in batch] == first
+    assert [index for batch in EpochBatchSampler(12, CONFIG) for _, index in batch] == first
 
 
-def test_what_does_not_fill_a_batch_is_another_remainder_each_epoch() -> None:
-    order, left_out = EpochOrder(14, CONFIG), set()
+def test_remainder_differs_by_epoch() -> None:
+    order, left_out = EpochBatchSampler(14, CONFIG), set()
     for epoch in range(20):
         order.epoch = epoch
         seen = {index for batch in order for _, index in batch}
@@ -46,10 +46,10 @@ def test_what_does_not_fill_a_batch_is_another_remainder_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_processes_share_each_batch_of_the_one(accumulate: int) -> None:
+def test_processes_split_the_batches_of_one_process(accumulate: int) -> None:
     config = TrainConfig(batch_size=8, seed=5, accumulate=accumulate)
-    alone = EpochOrder(40, TrainConfig(batch_size=8, seed=5))
-    shares = [EpochOrder(40, config, rank, 2) for rank in (0, 1)]
+    alone = EpochBatchSampler(40, TrainConfig(batch_size=8, seed=5))
+    shares = [EpochBatchSampler(40, config, rank, 2) for rank in (0, 1)]
     assert {len(share) for share in shares} == {5 * accumulate}
     parts = [list(share) for share in shares]
     for step, batch in enumerate(alone):
@@ -58,18 +58,18 @@ def test_processes_share_each_batch_of_the_one(accumulate: int) -> None:
         assert Counter(draw for part in own for draw in part) == Counter(batch)
 
 
-def test_a_batch_that_cannot_be_shared_evenly() -> None:
+def test_batch_that_cannot_be_split_evenly() -> None:
     with pytest.raises(OptionError, match="batch of 8") as caught:
-        EpochOrder(100, TrainConfig(batch_size=8), 0, 3)
+        EpochBatchSampler(100, TrainConfig(batch_size=8), 0, 3)
     assert caught.value.cure == "--batch-size 6"
-    EpochOrder(100, TrainConfig(batch_size=6), 0, 3)  # the cure is one
+    EpochBatchSampler(100, TrainConfig(batch_size=6), 0, 3)  # the cure is one
     with pytest.raises(OptionError, match="batch of 1 ") as caught:
-        EpochOrder(1, TrainConfig(batch_size=8), 0, 2)
+        EpochBatchSampler(1, TrainConfig(batch_size=8), 0, 2)
     assert "fewer processes" in caught.value.cure
 
 
-def test_few_pictures_make_one_batch() -> None:
-    assert EpochOrder(3, TrainConfig(batch_size=16)).steps == 1
+def test_few_images_make_one_batch() -> None:
+    assert EpochBatchSampler(3, TrainConfig(batch_size=16)).steps == 1
 
 
 def test_views_differ_by_epoch_and_sample_and_repeat_by_seed(samples: DepthDataset) -> None:
@@ -82,26 +82,26 @@ def test_views_differ_by_epoch_and_sample_and_repeat_by_seed(samples: DepthDatas
     assert not torch.equal(views[0, 1].inputs[0], first.inputs[0])
 
 
-def test_processes_that_load_give_the_same_batches(rgbd_folder: Path) -> None:
+def test_loader_processes_give_the_same_batches(rgbd_folder: Path) -> None:
     views = FreshViews(folder_dataset(rgbd_folder), SIZE, CONFIG)
 
     def batches(workers: int) -> list[torch.Tensor]:
-        order = EpochOrder(len(views), CONFIG)
+        order = EpochBatchSampler(len(views), CONFIG)
         loader = DataLoader(
-            views, batch_sampler=order, num_workers=workers, collate_fn=collate, worker_init_fn=one_thread_each
+            views, batch_sampler=order, num_workers=workers, collate_fn=collate, worker_init_fn=limit_worker_threads
         )
         return [batch.inputs[0] for batch in loader]
 
     assert all(torch.equal(a, b) for a, b in zip(batches(0), batches(2), strict=True))
 
 
-def test_views_travel_to_other_processes(rgbd_folder: Path) -> None:
+def test_views_can_be_pickled(rgbd_folder: Path) -> None:
     views = FreshViews(folder_dataset(rgbd_folder), SIZE, CONFIG)
     copy = pickle.loads(pickle.dumps(views))
     assert torch.equal(copy[0, 3].inputs[0], views[0, 3].inputs[0])
 
 
-def test_an_unreadable_sample_is_told_or_replaced(rgbd_folder: Path) -> None:
+def test_unreadable_sample_is_reported_or_replaced(rgbd_folder: Path) -> None:
     (rgbd_folder / "rgb" / "04.png").write_bytes(b"no picture")
     cv2.imwrite(str(rgbd_folder / "depth" / "05.png"), np.zeros((60, 80), np.uint8))
     dataset = folder_dataset(rgbd_folder)
@@ -116,7 +116,7 @@ def test_an_unreadable_sample_is_told_or_replaced(rgbd_folder: Path) -> None:
     assert torch.equal(replaced.inputs[0], FreshViews(dataset, SIZE, CONFIG)[2, 6].inputs[0])
 
 
-def test_a_data_set_without_one_readable_sample_ends(rgbd_folder: Path) -> None:
+def test_data_set_without_readable_samples(rgbd_folder: Path) -> None:
     for path in (rgbd_folder / "rgb").iterdir():
         path.write_bytes(b"no picture")
     view = FreshViews(folder_dataset(rgbd_folder), SIZE, CONFIG, skip_bad=True)[0, 7]

@@ -17,15 +17,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from mirrordepth_edge.artefact import SHIPPED
+from mirrordepth_edge.artefact import SHIPPED, Artefact
 from mirrordepth_edge.backends.trt.plan import build_here
 from mirrordepth_edge.backends.trt.vendor import PACKAGES, Flavour, import_runtime
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.known_issues import version_key
 from mirrordepth_edge.machine.system import parse_driver
-from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest, read_manifest
-from mirrordepth_edge.support.files import existing_file, sha256_of
+from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest
+from mirrordepth_edge.support.files import existing_file
 
 DRIVER: Final = Path("/proc/driver/nvidia/version")
 LATER_MAJORS: Final = ((8, 10), (10, 11))
@@ -45,34 +45,47 @@ class CompatibilityReport:
     """What its user should know all the same, a sentence each."""
 
 
-def check_compatibility(path: Path, *, trust: bool = False, wanted: str | None = None) -> CompatibilityReport:
-    """Read a plan's manifest, and hold it to the file and to this machine.
-
-    Without a GPU only the file is looked at: backends say what a plan needs.
+def open_plan(path: Path, *, trust: bool = False) -> Artefact:
+    """Read a plan's manifest and check that it belongs to the file.
 
     Args:
-        trust: take a plan without a manifest. What is known of its ONNX file then stands in.
-        wanted: the runtime that was asked for, for a plan that does not say whose it is.
+        trust: accept a plan without a manifest.
+
+    Raises:
+        InputError: there is no manifest, or the file is not the one that it describes.
+    """
+    if not trust and not manifest_path(path).is_file():
+        existing_file(path, "model")
+        raise InputError(
+            f"{path} has no manifest.",
+            "A plan is native code that runs with your rights, and its "
+            f"{manifest_path(path).name}, which says where it is from and what it takes, is not beside it.",
+            f"Copy the manifest along with it. {build_here(path)}. One that you built yourself: --trust",
+        )
+    return Artefact.open(path, trust=trust)
+
+
+def check_compatibility(
+    plan: Path | Artefact, *, trust: bool = False, wanted: str | None = None
+) -> CompatibilityReport:
+    """Check that a plan runs on this machine; without a GPU, only the file is checked.
+
+    Args:
+        plan: the file, or the file opened already.
+        trust: accept a plan without a manifest. The manifest of its ONNX file is used instead.
+        wanted: the runtime that was asked for, for a plan that does not name its own.
 
     Raises:
         InputError: there is no manifest, the file is not the one that it describes, or it was not built for this
             machine; the last names both sides and how to build it here.
         MissingError: no runtime for it is installed.
     """
+    artefact = plan if isinstance(plan, Artefact) else open_plan(plan, trust=trust)
+    path, manifest = artefact.path, artefact.sidecar
     notes: tuple[str, ...] = ()
-    if manifest_path(path).is_file():
-        manifest = read_manifest(path)
-    else:
-        existing_file(path, "model")
-        if not trust:
-            raise InputError(
-                f"{path} has no manifest.",
-                "A plan is native code that runs with your rights, and its "
-                f"{manifest_path(path).name}, which says where it is from and what it takes, is not beside it.",
-                f"Copy the manifest along with it. {build_here(path)}. One that you built yourself: --trust",
-            )
+    if manifest is None:
         onnx_path = _its_onnx(path)
-        manifest = _stand_in(path, onnx_path, wanted)
+        manifest = _stand_in(artefact, onnx_path, wanted)
         notes = (
             f"{path.name} has no manifest and is trusted: inputs, precision and units are those of "
             f"{onnx_path.name}, and what it was built for is not checked.",
@@ -259,13 +272,13 @@ def _its_onnx(path: Path) -> Path:
     return beside if manifest_path(beside).is_file() else SHIPPED.get(path.stem, beside)
 
 
-def _stand_in(path: Path, onnx_path: Path, wanted: str | None) -> Manifest:
+def _stand_in(plan: Artefact, onnx_path: Path, wanted: str | None) -> Manifest:
     """A manifest for a plan without one: what its ONNX file's manifest says, and what the plan's header does.
 
     Raises:
         InputError: there is no such manifest, or it cannot be read.
     """
-    sidecar = manifest_path(onnx_path)
+    path, sidecar = plan.path, manifest_path(onnx_path)
     if not sidecar.is_file():
         raise InputError(
             f"{path} has no manifest, and its ONNX file has none here either.",
@@ -286,7 +299,7 @@ def _stand_in(path: Path, onnx_path: Path, wanted: str | None) -> Manifest:
     return replace(
         source,
         kind="plan",
-        artefact_sha256=sha256_of(path),
+        artefact_sha256=plan.sha256,
         parent_sha256=source.artefact_sha256,
         engine=EngineInfo(flavour=flavour, version=version, compute_capabilities=(), build_seconds=0.0),
     )

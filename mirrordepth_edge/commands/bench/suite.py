@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mirrordepth_edge.commands.bench.view import counting
+from mirrordepth_edge.bench.measure import Candidate
+from mirrordepth_edge.bench.suite import Row, SuiteResult, load_suite, measure, opened, store
+from mirrordepth_edge.commands.bench.view import counting, report_context
 from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
-
-if TYPE_CHECKING:
-    from mirrordepth_edge.bench.suite import Row, SuiteResult
-    from mirrordepth_edge.config import SessionOptions
-    from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.export.parity import reference_frames
+from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.support.files import ensure_folder
 
 
 def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Path | None) -> None:
-    """Measure a suite and tell what came of it.
+    """Measure a suite, print a table, and write the results.
 
     Args:
-        name_or_path: of the suite.
-        model: of its cases that name none.
-        options: device and CLIP weights.
-        output: folder that takes each result as `DEVICE/SUITE-CASE.json`.
+        name_or_path: Name or file of the suite.
+        model: Model of the cases that name none.
+        options: Device and CLIP weights.
+        output: Folder for the results, as `DEVICE/SUITE-CASE.json`.
 
     Raises:
-        OptionError, InputError: there is no such suite, or it is not valid.
-        MdeError: none of its cases can be measured here; the first one's reason.
+        OptionError, InputError: The suite does not exist or is not valid.
+        MdeError: None of its cases can be measured here; the reason is that of the first case.
     """
-    from mirrordepth_edge.bench.measure import Candidate
-    from mirrordepth_edge.bench.suite import load_suite, measure, opened, store
-    from mirrordepth_edge.export.parity import reference_frames
-    from mirrordepth_edge.support.files import ensure_folder
-
     name, suite = load_suite(name_or_path)
     if output is not None:
         ensure_folder(output)
@@ -50,7 +45,7 @@ def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Pa
                     on_stage=lambda ready, stage: bar.update(task, completed=ready, description=stage),
                 )
             )
-        ready = sum(isinstance(each, Candidate) for each in cases.values())
+        ready = sum(isinstance(case, Candidate) for case in cases.values())
         with counting(ready * suite.iterations) as on_frame:
             result = measure(name, suite, cases, frames, on_frame)
     _report(result)
@@ -62,8 +57,6 @@ def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Pa
 
 
 def _report(result: SuiteResult) -> None:
-    from mirrordepth_edge.commands.bench.view import report_context
-
     print_table(suite_table(result))
     if law := result.law():
         console.print(f"law: {law}")
@@ -73,14 +66,12 @@ def _report(result: SuiteResult) -> None:
     cures = dict.fromkeys(finding.cure for _, measured in result.measured for finding in measured.findings)
     for cure in cures:
         console.print(f"  next: {cure}")
-    for _, measured in result.measured[:1]:  # all cases of a group share it
+    for _, measured in result.measured[:1]:  # the cases share one telemetry
         report_context(measured)
 
 
 def suite_table(result: SuiteResult) -> Table:
-    """A row for each case; notes say why a case was not measured, and what to do about it."""
-    from mirrordepth_edge.report.tables import Table
-
+    """Return one row per case; notes say why a case was not measured and what to do."""
     first = next((row.case.name for row in result.rows if row.result is not None), "")
     header = ("case", "runs as", "p50 ms (95 %)", "p99 ms", "frames/s", f"x {first}")
     notes = []
@@ -101,7 +92,7 @@ def _cells(row: Row, first: str) -> tuple[str, ...]:
         return (row.case.name, "not measured", "", "", "", "")
     latency = row.result.latency
     low_ms, high_ms = latency.p50_interval_ms
-    ratio = "1" if row.case.name == first else "not in turn"
+    ratio = "1" if row.case.name == first else "not interleaved"
     if row.ratio is not None:
         ratio = f"{row.ratio.ratio:.2f} ({row.ratio.low:.2f}–{row.ratio.high:.2f})"
     return (
@@ -115,5 +106,5 @@ def _cells(row: Row, first: str) -> tuple[str, ...]:
 
 
 def _ms(value: float) -> str:
-    """Three figures, so that a table fits a terminal."""
+    """Format with three significant digits, so that the table fits a terminal."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

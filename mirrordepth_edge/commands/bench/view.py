@@ -1,4 +1,4 @@
-"""What `mde bench` tells on the terminal."""
+"""Terminal output of `mde bench`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from mirrordepth_edge.bench.result import BenchResult, Measurement, StreamMeasurement, ThroughputMeasurement
+from mirrordepth_edge.bench.stats import LatencyStats
+from mirrordepth_edge.bench.stream import StreamResult
 from mirrordepth_edge.commands.terminal import console, errors
-
-if TYPE_CHECKING:
-    from mirrordepth_edge.bench.result import BenchResult, Measurement, StreamMeasurement, ThroughputMeasurement
-    from mirrordepth_edge.bench.stats import LatencyStats
-    from mirrordepth_edge.bench.stream import StreamResult
 
 REDRAW_S = 0.5
 
 
 @contextmanager
 def counting(frames: int) -> Iterator[Callable[[], None]]:
-    """A bar that is drawn between frames and at most twice a second: no thread of it disturbs what is timed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
+    """Show a progress bar; the yielded function counts a frame."""
+    # Redrawn between frames and at most twice a second: a refresh thread would disturb the timing.
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn())
     progress = Progress(*columns, console=errors, transient=True, auto_refresh=False)
     task, done, drawn_s = progress.add_task("", total=frames), 0, monotonic()
@@ -41,16 +39,16 @@ def counting(frames: int) -> Iterator[Callable[[], None]]:
 
 
 def report(result: BenchResult, ratio: str | None = None) -> None:
-    """A result in a few lines; its ratio, in words, to one that was timed in turn with it."""
+    """Print a latency result, and its ratio to the interleaved baseline."""
     _head(result)
     console.print(f"from {result.boundary}")
     console.print(f"latency ms: {_figures(result.latency)}")
-    for title, stages in (("of that", result.stages), ("on the GPU", result.device_stages)):
+    for title, stages in (("stages", result.stages), ("on the GPU", result.device_stages)):
         if len(stages) > 1:
             console.print(f"{title}, p50 ms: {'  '.join(f'{name} {own.p50_ms:.2f}' for name, own in stages.items())}")
     console.print(
-        f"throughput: {result.latency.throughput_hz:.1f} frames/s over {result.latency.samples} frames, one after "
-        f"another, after {result.warmup} to warm up; the harness itself takes {result.overhead_us:.1f} us a frame"
+        f"throughput: {result.latency.throughput_hz:.1f} frames/s over {result.latency.samples} sequential "
+        f"frames after {result.warmup} warm-up frames; harness overhead {result.overhead_us:.1f} us per frame"
     )
     _agreement(result)
     if ratio is not None:
@@ -62,19 +60,19 @@ def report(result: BenchResult, ratio: str | None = None) -> None:
 
 
 def report_throughput(result: ThroughputMeasurement) -> None:
-    """Frames a second, several in work at once."""
+    """Print throughput with several frames in flight."""
     _head(result)
     console.print(
-        f"throughput: {result.rate_hz:.1f} frames/s with {result.in_flight} in work at once "
+        f"throughput: {result.rate_hz:.1f} frames/s with {result.in_flight} in flight "
         f"({result.arrangement}), over {len(result.samples_ms)} frames in {result.seconds:.1f} s; {result.boundary}"
     )
-    console.print(f"a frame meanwhile, ms: {_figures(result.latency)}")
+    console.print(f"latency ms: {_figures(result.latency)}")
     _agreement(result)
     report_context(result, len(result.samples_ms))
 
 
 def report_stream(result: StreamResult) -> None:
-    """One rate of a stream."""
+    """Print the result of one rate of a stream."""
     jitter = "" if result.jitter_ms is None else f"; jitter {result.jitter_ms:.2f} ms"
     console.print(
         f"{result.rate_hz:g} frames/s: {result.frames} frames, {result.results} results, {result.dropped} dropped; "
@@ -84,30 +82,30 @@ def report_stream(result: StreamResult) -> None:
 
 
 def report_peak(result: StreamMeasurement) -> None:
-    """The highest rate that was kept up with, and what the machine did."""
+    """Print the highest sustainable rate and the machine's telemetry."""
     peak = result.peak
-    keeps_up = f"less than {peak.tried[0].rate_hz:g}" if peak.rate_hz is None else f"{peak.rate_hz:.1f}"
-    console.print(f"keeps up with {keeps_up} frames/s (at most {peak.max_deadline_miss_rate:.0%} missed)")
+    sustained = f"less than {peak.tried[0].rate_hz:g}" if peak.rate_hz is None else f"{peak.rate_hz:.1f}"
+    console.print(f"sustainable rate: {sustained} frames/s (at most {peak.max_deadline_miss_rate:.0%} missed)")
     _agreement(result)
     report_context(result)
 
 
 def report_context(result: Measurement, frames: int | None = None) -> None:
-    """What the machine did meanwhile, as far as it makes figures hard to repeat; energy, where `frames` were timed."""
+    """Print energy per frame if `frames` were timed, and telemetry that makes the figures hard to reproduce."""
     joules = None if frames is None else result.telemetry.joules_per_frame(frames)
     if isinstance(joules, float):
-        console.print(f"energy: {joules:.3f} J a frame, idle power included, of the {result.telemetry.power[0]}")
+        console.print(f"energy: {joules:.3f} J per frame, including idle power ({result.telemetry.power[0]})")
     for remark in result.telemetry.remarks():
         console.print(f"note: {remark}")
 
 
 def sidecar_name(path: Path, place: int) -> Path:
-    """`path` for the first result, `NAME.2.json` for the second, and so on."""
+    """Return `path` for the first result, `NAME.2.json` for the second, and so on."""
     return path if not place else path.with_suffix(f".{place + 1}{path.suffix}")
 
 
 def command_line() -> str:
-    """What was typed, for a report."""
+    """Return the command as typed, for a report."""
     return shlex.join(["mde", *sys.argv[1:]])
 
 
@@ -128,7 +126,7 @@ def _figures(latency: LatencyStats) -> str:
 
 def _agreement(result: Measurement) -> None:
     if result.agreement is None:
-        console.print("depth: finite and positive; not compared, for nothing is stored with this file")
+        console.print("depth: finite and positive; not compared: this file has no stored reference")
         return
     agreement = result.agreement
     console.print(

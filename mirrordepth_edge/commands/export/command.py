@@ -1,12 +1,14 @@
-"""`mde export`: checkpoint to ONNX, proven against PyTorch or on depth, and on to an engine where one can be built."""
+"""`mde export`: export a checkpoint to ONNX in FP32, FP16 or INT8, and build an engine."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from mirrordepth_edge.commands.export.request import ExportRequest, Int8Options, Source, parse_precision
 from mirrordepth_edge.commands.parameters import (
     NANO,
     ClipWeights,
@@ -14,127 +16,113 @@ from mirrordepth_edge.commands.parameters import (
     DepthRoot,
     KbCrop,
     ListFile,
+    Size,
     UnitsPerMetre,
+    choice,
+    data_config,
+    parse_export_size,
 )
-from mirrordepth_edge.commands.sizes import Size, asked_sizes
+from mirrordepth_edge.config import CalibrationMethod, InputKind
+from mirrordepth_edge.errors import OptionError
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.config import Precision
+INT8 = "INT8 options"
+int8_option = partial(typer.Option, rich_help_panel=INT8)
 
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="A .safetensors checkpoint, or nano, which ships with mde; for INT8 also FP32 .onnx.")
+        str, typer.Argument(help="A .safetensors checkpoint, or nano; for INT8 also an FP32 .onnx file.")
     ] = NANO,
-    fp32: Annotated[bool, typer.Option("--fp32", help="Everything in FP32 (the default without --target).")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="FP16, but LayerNormalization and the metric head.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="INT8 where depth allows it; needs --calib.")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Export in FP32 (default without --target).")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="FP16, except LayerNorm and the metric head, which stay FP32.")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="INT8, except layers that cost too much accuracy; needs --calib.")
+    ] = False,
+    target: Annotated[str | None, typer.Option(help="Target device, such as here, cpu, orin-nano, rtx-ada.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")] = Path("model.onnx"),
     size: Size = None,
     dynamic: Annotated[
         str | None,
-        typer.Option(metavar="MIN,OPT,MAX", help="One file for several sizes: 160x224,224x288,448x576, or NxHxW each."),
+        typer.Option(metavar="MIN,OPT,MAX", help="Dynamic shapes, such as 160x224,224x288,448x576; NxHxW for batches."),
     ] = None,
-    io: Annotated[str, typer.Option(help="uint8: RGB [1,H,W,3]; float: normalised [1,3,H,W].")] = "uint8",
-    target: Annotated[str | None, typer.Option(help="Where it will run, such as cpu, orin-nano, rtx-ada.")] = None,
-    frames: Annotated[Path | None, typer.Option(help="Picture or folder for parity and FP16 ranges.")] = None,
-    calib: Annotated[str | None, typer.Option(help="INT8, FP16: calibration set, as mde calibrate wrote it.")] = None,
+    io: Annotated[
+        InputKind, choice(InputKind, "--io", help="Input: uint8 RGB [1,H,W,3], or normalised float [1,3,H,W].")
+    ] = "uint8",
+    frames: Annotated[Path | None, typer.Option(help="Image or folder for the parity check and FP16 ranges.")] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also copy the model (or the given .onnx or .plan) to a Triton repository."),
+    ] = None,
+    clip_weights: ClipWeights = None,
+    untrained: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Export a preset with random weights, to measure speed.")
+    ] = None,
+    calib: Annotated[str | None, int8_option(help="Calibration set written by mde calibrate (INT8, FP16).")] = None,
     calib_method: Annotated[
-        str, typer.Option(help="INT8: how ranges are taken: percentile, mse, max, entropy.")
+        CalibrationMethod,
+        choice(CalibrationMethod, "--calib-method", help="How ranges are computed.", rich_help_panel=INT8),
     ] = "percentile",
     max_absrel_loss: Annotated[
-        str, typer.Option(metavar="SHARE", help="INT8: by how much AbsRel may grow, or be off FP32's without --root.")
+        str,
+        int8_option(metavar="SHARE", help="Maximum increase of AbsRel; without --root, maximum deviation from FP32."),
     ] = "1%",
-    force: Annotated[bool, typer.Option("--force", help="INT8: write what fails that, marked as failed.")] = False,
-    root: Annotated[
-        Path | None, typer.Option(help="INT8: pictures with depth to judge on, as in mde evaluate.")
-    ] = None,
+    force: Annotated[bool, int8_option("--force", help="Write the model even if the accuracy check fails.")] = False,
+    gate_frames: Annotated[
+        int, int8_option(min=1, metavar="N", help="Maximum images of --root for the accuracy check.")
+    ] = 128,
+    sweep: Annotated[bool, int8_option("--sweep", help="Report accuracy against speed; write no model.")] = False,
+    pick: Annotated[int | None, int8_option(metavar="N", help="Write point N of the sweep.")] = None,
+    root: Annotated[Path | None, int8_option(help="RGB-D data for the accuracy check.")] = None,
     data: Data = "auto",
     list_file: ListFile = None,
     depth_root: DepthRoot = None,
     kb_crop: KbCrop = None,
     units_per_metre: UnitsPerMetre = None,
-    gate_frames: Annotated[int, typer.Option(min=1, help="INT8: judge on so many of them.")] = 128,
-    sweep: Annotated[bool, typer.Option("--sweep", help="INT8: table and picture of accuracy against cost.")] = False,
-    pick: Annotated[int | None, typer.Option(help="INT8: write this point of the sweep.")] = None,
-    triton: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Put the ONNX file, or the .onnx or .plan named, into a repository of Triton."
-        ),
-    ] = None,
-    clip_weights: ClipWeights = None,
-    untrained: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Export a preset with random weights, to measure speed only.")
-    ] = None,
 ) -> None:
-    """Make ONNX of a checkpoint, and an engine.
+    """Export a checkpoint to ONNX, and build an engine.
 
-    The text tower is gone from the file: the mirror's text feature is a constant, folded into the
-    decoder. Nothing is written unless the file's depth is the PyTorch model's; INT8 has to show on
-    real frames what it costs. For FP16, INT8 or a GPU target the engine is built too, where this
-    machine can.
+    The text tower is not exported; its feature of the mirror prompt becomes a constant. The file is written only if
+    its depth matches PyTorch's, or for INT8, if the accuracy check passes. For FP16, INT8 or a GPU target, the engine
+    is built too if this machine can.
 
-    --sweep without --target is for this machine's CPU, timed; with a GPU target it is an estimate.
+    --sweep without --target is timed on this machine's CPU; for a GPU target it is an estimate.
     """
-    from mirrordepth_edge.backends.registry import ONNX_SUFFIX, PLAN_SUFFIXES
-    from mirrordepth_edge.commands.export.floats import Source, build_if_possible, export_onnx, serve
-    from mirrordepth_edge.commands.export.int8 import Gate, export_int8
-    from mirrordepth_edge.commands.parameters import data_config
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.engines.build import load_targets
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.support.files import ensure_folder, require_suffix
-
-    quantised = int8 or sweep or pick is not None
-    if fp32 + fp16 + quantised > 1:
-        raise OptionError(
-            "--fp32, --fp16 and --int8 exclude each other.", "A file has one precision.", "Give one of them."
-        )
-    if io not in ("uint8", "float"):
-        raise OptionError(f"--io {io!r} is unknown.", "It is uint8 or float.", "--io uint8")
+    precision = parse_precision(fp32, fp16, int8 or sweep or pick is not None)
     if untrained is not None and (model != NANO or clip_weights is not None):
-        raise OptionError("--untrained takes no weights.", "Its own are random.", "Leave one of the two out.")
-    if triton is not None and model.endswith((ONNX_SUFFIX, *PLAN_SUFFIXES)) and not (quantised or fp32 or fp16):
-        serve(Path(model), triton)
-        return
-    recipes = load_targets(target) if target else ()
-    for_cpu = bool(recipes) and all(recipe.backend == "onnxruntime" for recipe in recipes)
-    default: Precision = "fp32" if target is None else recipes[0].precision if recipes else "fp16"
-    quantised = quantised or (default == "int8" and not fp32 and not fp16)
-    require_suffix(output, (".onnx",), "an ONNX file")
-    ensure_folder(output.parent)
-    size_hw, sizes = asked_sizes(size, dynamic)
-    source = Source(model, untrained, clip_weights, frames, size_hw, io, sizes)  # type: ignore[arg-type]
-    if quantised:
-        gate = Gate(
-            calib=calib,
-            method=calib_method,
-            limit=max_absrel_loss,
-            force=force,
-            data=data_config(root, data, list_file, depth_root, kb_crop, units_per_metre) if root else None,
-            frames=gate_frames,
-        )
-        on_cpu = for_cpu or (target is None and (sweep or pick is not None))
-        if not export_int8(source, output, gate, recipes, on_cpu=on_cpu, sweep=sweep, pick=pick):
-            return
-        for_cpu = on_cpu
-    else:
-        precision: Precision = "fp16" if fp16 else "fp32" if fp32 else default
-        of_fp16 = calib if precision == "fp16" else None
-        for option, given in (
-            ("--calib", calib if of_fp16 is None else None),
-            ("--root", root),
-            ("--force", force or None),
-        ):
-            if given is not None:
-                raise OptionError(f"{option} is for INT8.", "FP32 and FP16 are proven against PyTorch.", "Add --int8.")
-        export_onnx(source._replace(calib=of_fp16), output, precision)
-    if triton is not None:
-        serve(output, triton)
-    if for_cpu:
-        return
-    if target is not None or fp16 or quantised:
-        build_if_possible(output, target)
-    else:
-        console.print(f"engine: not built for FP32; mde build {output} builds one")
+        why = "Its weights are random."
+        raise OptionError("--untrained excludes a model and --clip-weights.", why, "Leave one of the two out.")
+    size_hw, sizes = parse_export_size(size, dynamic)
+    source = Source(
+        model=model,
+        untrained=untrained,
+        clip_weights=clip_weights,
+        frames=frames,
+        size_hw=size_hw,
+        sizes=sizes,
+        io=io,
+    )
+    int8_options = Int8Options(
+        method=calib_method,
+        max_loss=max_absrel_loss,
+        force=force,
+        data=data_config(root, data, list_file, depth_root, kb_crop, units_per_metre) if root else None,
+        gate_frames=gate_frames,
+        sweep=sweep,
+        pick=pick,
+    )
+    request = ExportRequest(
+        source=source,
+        output=output,
+        precision=precision,
+        target=target,
+        calib=calib,
+        int8=int8_options,
+        triton=triton,
+    )
+
+    # Imported here, so that help and the errors above come at once.
+    from mirrordepth_edge.commands.export.pipeline import run_export
+
+    run_export(request)

@@ -1,105 +1,97 @@
-"""`mde export --sweep`: what each choice of precision costs, as a table and a picture."""
+"""`mde export --sweep`: accuracy against speed of each choice of INT8 layers, as a table and a chart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.config import Precision, TargetConfig
-    from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
-    from mirrordepth_edge.quantise.sweep import Cost
-    from mirrordepth_edge.quantise.sweep_result import SweepResult
+import numpy as np
+import onnx
+import platformdirs
+
+from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.bench.measure import time_interleaved
+from mirrordepth_edge.commands.terminal import console, print_table
+from mirrordepth_edge.config import Precision, SessionOptions, TargetConfig
+from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.graph.cost import node_costs
+from mirrordepth_edge.graph.names import HEAD_PREFIX
+from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
+from mirrordepth_edge.machine.device import installed_versions, machine
+from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
+from mirrordepth_edge.quantise.sweep import Cost, pick_point, settings_sha256, sweep
+from mirrordepth_edge.quantise.sweep_result import SweepResult, save_sweep
+from mirrordepth_edge.report.html import save_page
+from mirrordepth_edge.report.sweep import sweep_page
+from mirrordepth_edge.report.tables import Table
 
 TIMED_FRAMES = 30
-"""Of each point and of FP32, in turn; as many again with FP32 first."""
+"""Timed frames of each point, interleaved with FP32; as many again with FP32 first."""
 
 
 def run_sweep(
-    workshop: Int8Quantizer, output: Path, targets: Sequence[TargetConfig], pick: int | None
+    quantizer: Int8Quantizer, output: Path, targets: Sequence[TargetConfig], pick: int | None
 ) -> Fitted | None:
-    """Sweep, tell, and give the point that was picked."""
-    from mirrordepth_edge.commands.terminal import console
-    from mirrordepth_edge.quantise.sweep import picked, settings_sha256, sweep
-    from mirrordepth_edge.quantise.sweep_result import save_sweep
-    from mirrordepth_edge.report.html import save_page
-    from mirrordepth_edge.report.sweep import sweep_page
-
-    cost = measured(workshop) if workshop.config.scheme == "cpu" else estimated(workshop, targets)
-    store = _cache_folder() / f"{settings_sha256(workshop, cost)[:16]}.json"
-    result = sweep(workshop, cost, store)
+    """Sweep and print the result, or return point `pick`."""
+    cost = measure_cost(quantizer) if quantizer.config.scheme == "cpu" else estimate_cost(quantizer, targets)
+    store = _cache_folder() / f"{settings_sha256(quantizer, cost)[:16]}.json"
+    result = sweep(quantizer, cost, store)
     if pick is not None:
-        return picked(workshop, cost, store, result, pick)
+        return pick_point(quantizer, cost, store, result, pick)
     _print(result)
     page, data = output.with_suffix(".sweep.html"), output.with_suffix(".sweep.json")
     save_sweep(data, result)
     save_page(page, sweep_page(result))
-    console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick NUMBER")
+    console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick N")
     return None
 
 
 def _cache_folder() -> Path:
-    import platformdirs
-
     return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "sweeps"
 
 
-def measured(workshop: Int8Quantizer) -> Cost:
-    """Each candidate timed in turn with the FP32 file in ONNX Runtime, so that their ratio holds on a busy machine."""
-    import numpy as np
-    import onnx
+def measure_cost(quantizer: Int8Quantizer) -> Cost:
+    """Return a cost that times each candidate in ONNX Runtime, interleaved with FP32.
 
-    from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-    from mirrordepth_edge.bench.measure import time_interleaved
-    from mirrordepth_edge.config import SessionOptions
-    from mirrordepth_edge.machine.device import installed_versions, machine
-
+    Interleaving keeps their ratio valid on a busy machine.
+    """
     options = SessionOptions(device="cpu", yields=True)
 
-    def of(nodes: Sequence[str]) -> tuple[float, float]:
-        path = workshop.folder / "timed.onnx"
-        onnx.save(workshop.make(nodes), path)
-        image = workshop.prepared(workshop.held_out[:1])[0]
+    def cost_of(nodes: Sequence[str]) -> tuple[float, float]:
+        path = quantizer.folder / "timed.onnx"
+        onnx.save(quantizer.make(nodes), path)
+        image = quantizer.preprocess(quantizer.held_out[:1])[0]
         with (
-            OnnxRuntimeSession(path, workshop.described(nodes), options) as candidate,
-            OnnxRuntimeSession(workshop.fp32, workshop.manifest, options) as fp32,
+            OnnxRuntimeSession(path, quantizer.manifest_of(nodes), options) as candidate,
+            OnnxRuntimeSession(quantizer.fp32.path, quantizer.manifest, options) as fp32,
         ):
             feeds = {candidate.inputs[0].name: image}
-            workshop.progress.stage("timing", 0)
+            quantizer.progress.stage("timing", 0)
             paths = [[lambda _, session=session: session.infer(feeds)] for session in (candidate, fp32)]
             time_interleaved(paths, 3)
             own_first = time_interleaved(paths, TIMED_FRAMES)
             fp32_first = time_interleaved(paths[::-1], TIMED_FRAMES)[::-1]
-            own_ms, fp32_ms = (float(np.median(each)) for each in zip(own_first, fp32_first, strict=True))
+            own_ms, fp32_ms = (float(np.median(times)) for times in zip(own_first, fp32_first, strict=True))
         return own_ms, fp32_ms
 
-    from mirrordepth_edge.quantise.sweep import Cost
-
     version = ", ".join(installed_versions(["onnxruntime", "onnxruntime-gpu"]).values())
-    turns = f"the median of {2 * TIMED_FRAMES} frames each, in turn with FP32"
-    return Cost(f"measured: ONNX Runtime {version} on {machine().cpu}, {turns}", of)
+    method = f"the median of {2 * TIMED_FRAMES} frames each, interleaved with FP32"
+    return Cost(f"measured: ONNX Runtime {version} on {machine().cpu}, {method}", cost_of)
 
 
-def estimated(workshop: Int8Quantizer, targets: Sequence[TargetConfig]) -> Cost:
-    """A lower bound from what the target can multiply and move."""
-    from mirrordepth_edge.errors import OptionError
-    from mirrordepth_edge.graph.cost import node_costs
-    from mirrordepth_edge.graph.names import HEAD_PREFIX
-    from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
-    from mirrordepth_edge.quantise.sweep import Cost
-
+def estimate_cost(quantizer: Int8Quantizer, targets: Sequence[TargetConfig]) -> Cost:
+    """Return a cost that is a roofline bound: what the target can multiply and move at most."""
     if len(targets) != 1:
         raise OptionError(
-            "A sweep for a GPU is an estimate for one target.",
-            "What a layer costs depends on what the GPU can multiply and move.",
-            "--target orin-nano, or another one of mde export --help; --target cpu is timed here.",
+            "--sweep for a GPU needs exactly one target.",
+            "The estimate depends on the compute and bandwidth of the GPU.",
+            "--target orin-nano, or --target cpu, which is timed here",
         )
     (target,) = targets
-    costs = node_costs(workshop.model)
+    costs = node_costs(quantizer.model)
 
-    def of(nodes: Sequence[str]) -> tuple[float, float]:
+    def cost_of(nodes: Sequence[str]) -> tuple[float, float]:
         chosen = set(nodes)
 
         def precision_of(name: str) -> Precision:
@@ -107,13 +99,10 @@ def estimated(workshop: Int8Quantizer, targets: Sequence[TargetConfig]) -> Cost:
 
         return estimate(costs, precision_of, target).bound_ms, estimate(costs, lambda name: "fp32", target).bound_ms
 
-    return Cost(f"{NOT_MEASURED}: the least that {target.name} needs", of, asdict(target))
+    return Cost(f"{NOT_MEASURED}: lower bound for {target.name}", cost_of, asdict(target))
 
 
 def _print(result: SweepResult) -> None:
-    from mirrordepth_edge.commands.terminal import console, print_table
-    from mirrordepth_edge.report.tables import Table
-
     rows = [
         (
             f"{'-' if point is result.baseline else point.number}{' *' if point.on_front else ''}",
@@ -128,15 +117,15 @@ def _print(result: SweepResult) -> None:
         )
         for point in (*result.points, result.baseline)
     ]
-    header = ("point", "in INT8", "AbsRel", "loss", "delta1", "worst pixel", "boundary F1", "time", "to FP32")
-    of = "measured depth" if result.labelled else "FP32's depth"
+    header = ("point", "in INT8", "AbsRel", "loss", "delta1", "worst pixel", "boundary F1", "time", "vs FP32")
+    reference = "measured depth" if result.labelled else "FP32's depth"
     print_table(
         Table(
             header=header,
             rows=tuple(rows),
             notes=(
-                "* no other point is as good in loss and time and better in one; a gain over FP32 counts as no loss.",
-                f"AbsRel against {of}, {result.frames} frames of {result.data}; the worst pixel against FP32.",
+                "* Pareto-optimal in loss and time; an improvement over FP32 counts as zero loss.",
+                f"AbsRel against {reference}, {result.frames} frames of {result.data}; worst pixel against FP32.",
                 f"time: {result.cost}",
             ),
         )

@@ -1,9 +1,8 @@
-"""Whether depth lies on the picture it is paired with: do the edges of one fall on the edges of the other?
+"""Registration check: whether depth is aligned with the images it is paired with.
 
-Objects end where their depth jumps, and there most pictures change too. So the edges of depth, moved
-over the edges of its picture, correlate best where the two belong. Over many pictures the chance
-agreements cancel, and what is left is one peak: at no shift where pairs are registered, elsewhere
-where the cameras were not, and with mirrored depth where that was mirrored.
+Object boundaries are edges in both depth and image. The cross-correlation of both edge maps therefore peaks at
+the shift that aligns them. Averaged over many images, chance matches cancel and one peak remains: at zero shift
+for registered pairs, elsewhere for unregistered cameras, and for a flipped depth map if depth was flipped.
 """
 
 from __future__ import annotations
@@ -22,45 +21,45 @@ from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 Edges = npt.NDArray[np.float32]
 DepthMap = npt.NDArray[np.float32]
 Verdict = Literal["registered", "unregistered", "nowhere", "unclear"]
-"""Edges coincide; they would after a move; they would after none; or there are too few scenes or edges to tell."""
+"""Aligned; aligned after a shift, flip or zoom; aligned after none of these; or too few scenes or edges to decide."""
 
-# All pictures are compared at one size, so that a shift is the same share of each.
+# All images are compared at one size, so a shift is the same share of each.
 LONGEST_PX = 320
-REACH_PX = 24
-"""Largest shift that is tried, either way: 7.5 % of the longest side."""
+MAX_SHIFT_PX = 24
+"""Search range of the shift in each direction: 7.5 % of the longest side."""
 NEIGHBOURHOOD_PX = 8.0
-"""Edges are counted against the mean around them, so that only their places matter, not which half holds more."""
-SMALLEST_JUMP, LARGEST_JUMP = 0.04, 0.24
-"""Steps of ln depth over two pixels: a slanted floor has smaller ones, and one large one must not outweigh the rest."""
-FEWEST_EDGES = 0.002
-"""Share of a picture's pixels; a flat wall says nothing."""
-LEAST_DEPTH = 0.4
-"""Share of pixels: between the scan lines of a LiDAR there are no edges to find."""
+"""Sigma of the local mean that is subtracted from edges, so that only their positions matter, not their density."""
+MIN_JUMP, MAX_JUMP = 0.04, 0.24
+"""Range of ln-depth steps over two pixels: slanted surfaces have smaller ones; larger ones are clipped."""
+MIN_EDGE_SHARE = 0.002
+"""Minimum share of edge pixels; a flat wall has none."""
+MIN_DEPTH_SHARE = 0.4
+"""Minimum share of pixels with depth; sparse LiDAR depth has no usable edges."""
 
-# A verdict needs enough scenes and one clear peak, and "unregistered" needs most pictures to agree.
-FEWEST_SCENES = 5.0
-"""Different ones: in a single scene a fence or a table's legs may fit better elsewhere, in every picture of it."""
-ENOUGH_SCENES = 12.0
-"""Registered pictures always agree where there are so many; so what agrees nowhere is no pair."""
+# A verdict requires enough scenes and one clear peak; "unregistered" also requires most images to agree.
+MIN_SCENES = 5.0
+"""Minimum number of different scenes: in a single one, a repeated structure such as a fence may match elsewhere."""
+CONCLUSIVE_SCENES = 12.0
+"""With this many scenes registered data always has a peak, so no peak means mismatched pairs."""
 CLEAR_CORRELATION = 0.03
-"""Rooms have 0.1 to 0.3 where they are registered; mixed-up pairs have at best 0.07 over the root of the pictures."""
+"""Registered rooms have 0.1 to 0.3; mismatched pairs at most 0.07 / sqrt(images)."""
 CLEAR_DEVIATIONS = 6.5
-"""Of the peak above what is around it. Mixed-up pairs reach 6, the best of all poses and shifts; rooms have 8 to 30."""
+"""Height of the peak above its surroundings in standard deviations. Mismatched pairs reach 6, rooms 8 to 30."""
 AGREEING_PICTURES = 0.75
 REGISTERED_PX = 1
-"""Up to here from no shift, the data is as it should be."""
-SMALLEST_SHIFT_PX = 2.5
-"""0.8 % of the longest side; 5 pixels of 640. Cameras and their drivers differ by less."""
+"""Shifts up to this size count as registered."""
+MIN_SHIFT_PX = 2.5
+"""0.8 % of the longest side, 5 of 640 pixels. Registration of cameras and drivers is better."""
 BETTER_SHIFTED, BETTER_POSED = 1.2, 1.5
-"""How many times better than the data as it is something else must fit."""
+"""Factor by which another shift or pose must correlate better than the data as it is."""
 
 
 class Pose(NamedTuple):
-    """A way in which depth may lie on its picture."""
+    """A flip or zoom of depth relative to the image."""
 
     name: str
     flip: int | None = None
-    """As `cv2.flip` counts: 1 left and right, 0 top and bottom, -1 both."""
+    """Flip code of `cv2.flip`: 1 horizontal, 0 vertical, -1 both."""
     zoom: float = 1.0
 
 
@@ -75,76 +74,79 @@ POSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """How the depth of a data set lies on its pictures."""
+    """Alignment of depth and images of a data set."""
 
     verdict: Verdict
     pictures: int
-    """Those with enough depth and edges to tell."""
+    """Number of images with enough depth and edges."""
     scenes: float
-    """As many different scenes as that would say as much."""
+    """Effective number of independent scenes."""
     pose: str
-    """What has to be done to depth for the best fit; "as it is" where nothing."""
+    """Flip or zoom of depth at the best match; "as it is" for none."""
     shift: tuple[float, float]
-    """How far depth then has to move, right and down, as shares of the picture's longest side."""
+    """Shift of depth at the best match, right and down, relative to the longest side."""
     correlation: float
-    """Of edges at the best fit."""
+    """Edge correlation at the best match."""
     correlation_as_is: float
 
     def shift_px(self, size_hw: SizeHW) -> tuple[int, int]:
-        """The shift in pixels of a picture of this size, right and down."""
+        """The shift in pixels for images of this size, right and down."""
         return round(self.shift[0] * max(size_hw)), round(self.shift[1] * max(size_hw))
 
 
 def edge_correlations(frame: Frame, depth_m: DepthMap) -> npt.NDArray[np.float32] | None:
-    """Correlation of edges of depth and picture, for every pose and shift.
+    """Compute the correlation of depth and image edges for every pose and shift.
 
     Args:
         frame: uint8 RGB `[H, W, 3]`.
         depth_m: float32 `[H, W]`, metres, 0 = no value.
 
     Returns:
-        float32 `[len(POSES), 2 * REACH_PX + 1, 2 * REACH_PX + 1]` in -1..1: at `[pose, REACH_PX + y,
-        REACH_PX + x]` with depth moved x right and y down, in pixels of a picture whose longest side
-        is `LONGEST_PX`. None where depth has too few edges.
+        float32 `[len(POSES), 2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1]` in -1..1: at `[pose, MAX_SHIFT_PX + y,
+        MAX_SHIFT_PX + x]` with depth shifted x right and y down, in pixels of an image whose longest side
+        is `LONGEST_PX`. None if depth has too few edges.
     """
     height, width = depth_m.shape
     scale = LONGEST_PX / max(height, width)
     size_hw = round(height * scale), round(width * scale)
-    if min(size_hw) <= 3 * REACH_PX or np.count_nonzero(depth_m) < LEAST_DEPTH * depth_m.size:
+    if min(size_hw) <= 3 * MAX_SHIFT_PX or np.count_nonzero(depth_m) < MIN_DEPTH_SHARE * depth_m.size:
         return None
-    edges = depth_edges(_shrunk(depth_m, size_hw))
-    if np.count_nonzero(edges) < FEWEST_EDGES * edges.size:
+    edges = depth_edges(_downscale(depth_m, size_hw))
+    if np.count_nonzero(edges) < MIN_EDGE_SHARE * edges.size:
         return None
-    of_picture, of_depth = _centred(picture_edges(resize_frame(frame, size_hw))), _centred(edges)
-    return np.stack([_correlation(_posed(of_depth, pose), of_picture) for pose in POSES])
+    of_image, of_depth = (
+        _subtract_local_mean(image_edges(resize_frame(frame, size_hw))),
+        _subtract_local_mean(edges),
+    )
+    return np.stack([_correlation(_apply_pose(of_depth, pose), of_image) for pose in POSES])
 
 
-def judge(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
-    """What the pictures say together.
+def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
+    """Decide from the correlations of all images whether a data set is registered.
 
     Args:
-        correlations: of `edge_correlations`, one for each picture that had any.
+        correlations: results of `edge_correlations` that are not None.
     """
     if not correlations:
         return Registration(
             verdict="unclear", pictures=0, scenes=0, pose="as it is", shift=(0, 0), correlation=0, correlation_as_is=0
         )
-    each = np.stack(correlations)
-    mean = each.mean(axis=0)
+    stack = np.stack(correlations)
+    mean = stack.mean(axis=0)
     pose, row, column = (int(index) for index in np.unravel_index(mean.argmax(), mean.shape))
-    near = slice(REACH_PX - REGISTERED_PX, REACH_PX + REGISTERED_PX + 1)
-    as_is = each[:, 0, near, near].max(axis=(1, 2))
+    near = slice(MAX_SHIFT_PX - REGISTERED_PX, MAX_SHIFT_PX + REGISTERED_PX + 1)
+    as_is = stack[:, 0, near, near].max(axis=(1, 2))
     best, best_as_is = float(mean[pose, row, column]), float(mean[0, near, near].max())
-    down, right = row - REACH_PX, column - REACH_PX
-    moved = pose != 0 or np.hypot(right, down) >= SMALLEST_SHIFT_PX
-    agreeing = float((each[:, pose, row, column] > as_is).mean())
+    down, right = row - MAX_SHIFT_PX, column - MAX_SHIFT_PX
+    moved = pose != 0 or np.hypot(right, down) >= MIN_SHIFT_PX
+    agreeing = float((stack[:, pose, row, column] > as_is).mean())
     better = best > best_as_is * (BETTER_POSED if pose else BETTER_SHIFTED)
-    clear = best >= CLEAR_CORRELATION and _deviations(mean[pose], row, column) >= CLEAR_DEVIATIONS
-    scenes = _independent(each)
+    clear = best >= CLEAR_CORRELATION and _peak_deviations(mean[pose], row, column) >= CLEAR_DEVIATIONS
+    scenes = _effective_scenes(stack)
     verdict: Verdict = "unclear"
-    if scenes >= ENOUGH_SCENES and best < CLEAR_CORRELATION:
+    if scenes >= CONCLUSIVE_SCENES and best < CLEAR_CORRELATION:
         verdict = "nowhere"
-    elif clear and scenes >= FEWEST_SCENES:
+    elif clear and scenes >= MIN_SCENES:
         if not moved:
             verdict = "registered"
         elif better and agreeing >= AGREEING_PICTURES:
@@ -160,8 +162,8 @@ def judge(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
     )
 
 
-def picture_edges(frame: Frame) -> Edges:
-    """How much a picture changes at each pixel, `[H, W]`; roots, so that strong edges do not count for all."""
+def image_edges(frame: Frame) -> Edges:
+    """Square root of the image gradient's magnitude, `[H, W]`; the root keeps strong edges from dominating."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     right, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
     strength: Edges = np.sqrt(np.hypot(right, down))
@@ -169,7 +171,7 @@ def picture_edges(frame: Frame) -> Edges:
 
 
 def depth_edges(depth_m: DepthMap) -> Edges:
-    """How far depth jumps at each pixel, `[H, W]`: the larger step of ln depth, right or down, cut to the jumps."""
+    """Depth discontinuity at each pixel, `[H, W]`: the larger horizontal or vertical step of ln depth, clipped."""
     valid = depth_m > 0
     log_depth = np.log(np.where(valid, depth_m, np.float32(1)))
     jumps = np.zeros_like(depth_m)
@@ -177,13 +179,13 @@ def depth_edges(depth_m: DepthMap) -> Edges:
         rolled = [np.roll(array, by, axis) for by in (1, -1) for array in (log_depth, valid)]
         step = np.abs(rolled[0] - rolled[2]) * (rolled[1] & rolled[3])
         np.maximum(jumps, step, out=jumps)
-    jumps[[0, -1], :] = jumps[:, [0, -1]] = 0  # there np.roll compares opposite sides
-    cut: Edges = np.clip(jumps - np.float32(SMALLEST_JUMP), 0, LARGEST_JUMP - SMALLEST_JUMP)
+    jumps[[0, -1], :] = jumps[:, [0, -1]] = 0  # np.roll compares opposite sides there
+    cut: Edges = np.clip(jumps - np.float32(MIN_JUMP), 0, MAX_JUMP - MIN_JUMP)
     return cut
 
 
-def _shrunk(depth_m: DepthMap, size_hw: SizeHW) -> DepthMap:
-    """Each pixel the mean of what was measured in it, 0 where that is little."""
+def _downscale(depth_m: DepthMap, size_hw: SizeHW) -> DepthMap:
+    """Downscale depth by averaging measured pixels; 0 where few were measured."""
     size_wh = size_hw[1], size_hw[0]
     measured = cv2.resize((depth_m > 0).astype(np.float32), size_wh, interpolation=cv2.INTER_AREA)
     total = cv2.resize(depth_m, size_wh, interpolation=cv2.INTER_AREA)
@@ -191,11 +193,11 @@ def _shrunk(depth_m: DepthMap, size_hw: SizeHW) -> DepthMap:
     return mean
 
 
-def _centred(edges: Edges) -> Edges:
+def _subtract_local_mean(edges: Edges) -> Edges:
     return edges - cv2.GaussianBlur(edges, (0, 0), NEIGHBOURHOOD_PX)
 
 
-def _posed(edges: Edges, pose: Pose) -> Edges:
+def _apply_pose(edges: Edges, pose: Pose) -> Edges:
     if pose.flip is not None:
         return cv2.flip(edges, pose.flip)  # type: ignore[return-value]
     if pose.zoom == 1.0:
@@ -205,33 +207,32 @@ def _posed(edges: Edges, pose: Pose) -> Edges:
     return cv2.warpAffine(edges, about_centre, (width, height))  # type: ignore[return-value]
 
 
-def _correlation(of_depth: Edges, of_picture: Edges) -> Edges:
-    """For every shift. The rim of depth is left out: it would leave the picture, and frames of pictures lie there."""
-    inner = slice(REACH_PX, -REACH_PX), slice(REACH_PX, -REACH_PX)
+def _correlation(of_depth: Edges, of_image: Edges) -> Edges:
+    """Normalised cross-correlation for every shift. The border of depth is excluded: it would leave the image."""
+    inner = slice(MAX_SHIFT_PX, -MAX_SHIFT_PX), slice(MAX_SHIFT_PX, -MAX_SHIFT_PX)
     template = np.ascontiguousarray(of_depth[inner])
     template -= template.mean()
-    products = cv2.matchTemplate(of_picture, template, cv2.TM_CCORR)
-    norm = float(np.linalg.norm(template) * np.linalg.norm(of_picture[inner]))
+    products = cv2.matchTemplate(of_image, template, cv2.TM_CCORR)
+    norm = float(np.linalg.norm(template) * np.linalg.norm(of_image[inner]))
     return np.asarray(products / max(norm, 1e-12), np.float32)
 
 
-def _deviations(surface: Edges, row: int, column: int) -> float:
-    """How many standard deviations a peak stands above what is around it."""
+def _peak_deviations(surface: Edges, row: int, column: int) -> float:
+    """Height of a peak above its surroundings, in standard deviations."""
     rows, columns = np.mgrid[: surface.shape[0], : surface.shape[1]]
     around = surface[np.hypot(rows - row, columns - column) > 5]
     return float((surface[row, column] - around.mean()) / max(float(around.std()), 1e-12))
 
 
-def _independent(each: npt.NDArray[np.float32]) -> float:
-    """How many pictures' worth of chance agreements there are.
+def _effective_scenes(correlations: npt.NDArray[np.float32]) -> float:
+    """Estimate the effective number of independent scenes.
 
-    Chance agreements of n different scenes have an n-th of their variance in the mean; pictures of
-    one scene agree by chance at the same shifts. Taken from the three flips, of which at most one
-    holds more than chance (hence the median), without the means of rows and columns: a horizon is
-    still one when mirrored.
+    Chance correlations of n independent scenes have 1/n of their variance in the mean; images of one scene share
+    theirs. The variance is measured on the three flips, at most one of which can be a true match, hence the
+    median. Row and column means are removed first: a horizon matches its own mirror image.
     """
-    flips = each[:, 1:4]
+    flips = correlations[:, 1:4]
     centred = flips - flips.mean(axis=2, keepdims=True) - flips.mean(axis=3, keepdims=True)
     of_mean = centred.mean(axis=0).var(axis=(1, 2))
     scenes = np.median(centred.var(axis=(2, 3)).mean(axis=0) / np.maximum(of_mean, 1e-12))
-    return min(float(scenes), float(len(each)))
+    return min(float(scenes), float(len(correlations)))

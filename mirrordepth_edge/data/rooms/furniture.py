@@ -1,7 +1,7 @@
-"""Furniture as painted surfaces in metres, from boxes and bodies of revolution. Geometry only, no renderer.
+"""Procedural furniture: textured surfaces in metres, built from boxes and solids of revolution.
 
-x and y span the floor, z points up. A piece stands around the origin, its back towards +y. Sizes are those
-of real furniture, since they are what tells metres apart.
+x and y span the floor, z points up. A piece is centred at the origin with its back towards +y. Sizes are those of
+real furniture, because metric depth is learnt from them. Geometry only, no renderer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-Picture = npt.NDArray[np.float32]
+Texture = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
 Pattern = Literal["plain", "planks", "tiles", "stripes", "speckle", "blotches"]
 
@@ -26,7 +26,7 @@ MAX_TEXELS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    """A procedural pattern, drawn at the size of the surface it is on."""
+    """A procedural texture, generated at the size of its surface."""
 
     pattern: Pattern
     colour: Colour
@@ -35,14 +35,14 @@ class Paint:
     """Width of a plank, tile, stripe or blotch."""
     seed: int
 
-    def on(self, width_m: float, height_m: float) -> Picture:
-        """The pattern on a surface of this size, `[h, w, 3]`, 0..1."""
+    def on(self, width_m: float, height_m: float) -> Texture:
+        """Generate the texture for a surface of this size: float32 `[h, w, 3]`, linear, about 0..1."""
         rows, columns = (int(np.clip(round(side * TEXELS_PER_M), 2, MAX_TEXELS)) for side in (height_m, width_m))
         rng = np.random.default_rng(self.seed)
         y = (np.arange(rows, dtype=np.float32) + 0.5)[:, None] * (height_m / rows)
         x = (np.arange(columns, dtype=np.float32) + 0.5)[None] * (width_m / columns)
         shade = 1 + 0.025 * rng.standard_normal((rows, columns), np.float32)
-        mix: Picture = np.zeros((1, 1), np.float32)
+        mix: Texture = np.zeros((1, 1), np.float32)
         if self.pattern == "planks":
             shade += _tones(rng, y, self.step_m) + 0.12 * _noise(rng, shade.shape, rows // 3, columns // 40)
             mix = 0.6 * ((y + self.step_m / 2) % self.step_m < 0.006)
@@ -57,40 +57,40 @@ class Paint:
             bumps = round(height_m / self.step_m), round(width_m / self.step_m)
             mix = np.clip(0.5 + 2 * _noise(rng, shade.shape, *bumps), 0, 1)
         first, second = np.asarray(self.colour, np.float32), np.asarray(self.second, np.float32)
-        picture: Picture = (first + mix[..., None] * (second - first)) * shade[..., None]
-        return picture
+        texture: Texture = (first + mix[..., None] * (second - first)) * shade[..., None]
+        return texture
 
 
 class Surface(NamedTuple):
-    """A painted surface seen from one side, as a picture hung there: rows run down, columns to the right."""
+    """A one-sided textured surface; seen from its front, rows run down and columns to the right."""
 
     points_m: Points
-    """`[R, C, 3]`, world metres; the surface is bilinear between them."""
+    """Vertex grid `[R, C, 3]`, world coordinates, metres; bilinear in between."""
     paint: Paint
     size_m: tuple[float, float]
-    """Width and height that are painted."""
+    """Width and height of the texture, metres."""
     glow: float = 0.0
-    """Light it gives by itself, in units of the room's light."""
+    """Emitted light, in units of the average light of the room."""
 
 
-def _tones(rng: np.random.Generator, along_m: Picture, step_m: float, spread: float = 0.12) -> Picture:
-    """One random tone about 0 for each step."""
+def _tones(rng: np.random.Generator, along_m: Texture, step_m: float, spread: float = 0.12) -> Texture:
+    """Draw a random brightness offset for each step."""
     index = (along_m / step_m).astype(int)
-    tones: Picture = rng.uniform(-spread, spread, int(index.max()) + 1).astype(np.float32)[index]
+    tones: Texture = rng.uniform(-spread, spread, int(index.max()) + 1).astype(np.float32)[index]
     return tones
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells_down: int, cells_right: int) -> Picture:
-    """Smooth noise in ±0.5 with this many bumps."""
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells_down: int, cells_right: int) -> Texture:
+    """Smooth noise in ±0.5 with the given number of cells."""
     coarse = rng.uniform(-0.5, 0.5, (max(2, cells_down), max(2, cells_right))).astype(np.float32)
     return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)  # type: ignore[return-value]
 
 
 def paint(rng: np.random.Generator, *patterns: Pattern, light: tuple[float, float] = (0.1, 0.8)) -> Paint:
-    """A random paint of one of `patterns`, `light` being the range of its brightness."""
+    """Draw a random paint with one of `patterns` and a brightness in the range `light`."""
     hue, value = rng.random(), rng.uniform(*light)
     saturation = rng.beta(1.2, 2.2) * (1.1 - value)
-    # The pattern's other colour: a darker shade of the same, or another one altogether.
+    # The second colour is a darker shade of the first, or independent of it.
     tone, darker = (rng.normal(hue, 0.1) % 1, value * rng.uniform(0.3, 0.8)) if rng.random() < 0.6 else rng.random(2)
     colour, second = (colorsys.hsv_to_rgb(h, saturation, v) for h, v in ((hue, value), (tone, darker)))
     step_m = {"planks": 0.12, "tiles": 0.4, "stripes": 0.06, "blotches": 0.25}
@@ -105,7 +105,7 @@ def paint(rng: np.random.Generator, *patterns: Pattern, light: tuple[float, floa
 
 
 def wood(rng: np.random.Generator, plank_m: float = 2.0) -> Paint:
-    """Brown, or painted white or black; furniture is of one plank."""
+    """Draw a wood texture: brown, white or black. Furniture consists of a single plank."""
     hue, value = rng.uniform(0.05, 0.11), rng.uniform(0.08, 0.75)
     colour = colorsys.hsv_to_rgb(hue, rng.choice([0.05, 0.6]) * rng.uniform(0.5, 1), value)
     dark = (colour[0] * 0.5, colour[1] * 0.5, colour[2] * 0.5)
@@ -116,14 +116,14 @@ def wood(rng: np.random.Generator, plank_m: float = 2.0) -> Paint:
 
 
 def quad(middle: Points, right: Points, down: Points, how: Paint, glow: float = 0.0) -> Surface:
-    """A flat rectangle; `right` and `down` reach from its middle to its edges, as its viewer sees it."""
+    """A flat rectangle. `right` and `down` are vectors from its centre to its edges, seen from the front."""
     corners = np.array([[middle - down - right, middle - down + right], [middle + down - right, middle + down + right]])
     size = 2 * float(np.linalg.norm(right)), 2 * float(np.linalg.norm(down))
     return Surface(corners, how, size, glow)
 
 
 def box(x: float, y: float, z: float, size: tuple[float, float, float], how: Paint, glow: float = 0.0) -> list[Surface]:
-    """A box along the axes; x and y of its middle, z of its bottom."""
+    """An axis-aligned box; x and y of its centre, z of its bottom."""
     half = np.asarray(size) / 2
     middle = np.array([x, y, z + half[2]])
     ex, ey, ez = np.diag(half)
@@ -132,12 +132,15 @@ def box(x: float, y: float, z: float, size: tuple[float, float, float], how: Pai
 
 
 def lathe(x: float, y: float, z: float, profile: list[tuple[float, float]], how: Paint, glow: float = 0.0) -> Surface:
-    """A body of revolution.
+    """A solid of revolution, seen from outside.
 
     Args:
-        profile: (radius, height above z), from the top down, metres; seen from outside.
+        x, y, z: centre of its base, metres.
+        profile: (radius, height above z), from top to bottom, metres.
+        how: its paint.
+        glow: emitted light.
     """
-    # A radius of exactly 0 would leave the pole without a direction.
+    # A radius of exactly 0 has no normal at the pole.
     radius, height = np.array(profile).T[:, :, None]
     radius = np.maximum(radius, 1e-4)
     turn = np.linspace(0, 2 * np.pi, 33)[None]
@@ -147,7 +150,7 @@ def lathe(x: float, y: float, z: float, profile: list[tuple[float, float]], how:
 
 
 def ball(x: float, y: float, z: float, radius: float, how: Paint, stretch: float = 1.0) -> Surface:
-    """A ball that stands on z, or an egg where it is stretched upwards."""
+    """A ball that stands on z, stretched vertically by `stretch`."""
     angles = np.linspace(0, np.pi, 17)
     return lathe(x, y, z, [(radius * np.sin(a), radius * stretch * (1 + np.cos(a))) for a in angles], how)
 
@@ -158,7 +161,7 @@ def can(x: float, y: float, z: float, radius: float, height: float, how: Paint) 
     return [lathe(x, y, z, profile, how) for profile in (top, side)]
 
 
-# --- Furniture: around the origin, its back towards +y ---
+# --- Furniture: centred at the origin, its back towards +y ---
 
 
 class Piece(NamedTuple):
@@ -174,13 +177,13 @@ def cabinet(rng: np.random.Generator) -> Piece:
     surfaces = box(0, 0, 0, (width, depth, height), how)
     doors = max(1, round(width / 0.5))
     for door in range(doors):
-        each, left = width / doors, -width / 2
-        at = left + (door + 0.5) * each
-        surfaces += box(at, -depth / 2 - 0.008, 0.06, (each - 0.015, 0.016, height - 0.09), how)
+        door_width, left = width / doors, -width / 2
+        at = left + (door + 0.5) * door_width
+        surfaces += box(at, -depth / 2 - 0.008, 0.06, (door_width - 0.015, 0.016, height - 0.09), how)
         handle = paint(rng, light=(0.05, 0.9))
-        surfaces += box(at + each * 0.38, -depth / 2 - 0.03, height * 0.6, (0.02, 0.03, 0.12), handle)
+        surfaces += box(at + door_width * 0.38, -depth / 2 - 0.03, height * 0.6, (0.02, 0.03, 0.12), handle)
     if height < 1.2:
-        surfaces += things(rng, width, depth, height)
+        surfaces += small_objects(rng, width, depth, height)
     return Piece(surfaces, width, depth, height)
 
 
@@ -204,7 +207,7 @@ def shelf(rng: np.random.Generator) -> Piece:
 def legs(rng: np.random.Generator, width: float, depth: float, height: float, how: Paint) -> list[Surface]:
     thick = rng.uniform(0.03, 0.07)
     corners = [(sx * (width - thick) / 2, sy * (depth - thick) / 2) for sx in (-1, 1) for sy in (-1, 1)]
-    return [each for x, y in corners for each in box(x, y, 0, (thick, thick, height), how)]
+    return [surface for x, y in corners for surface in box(x, y, 0, (thick, thick, height), how)]
 
 
 def table(rng: np.random.Generator) -> Piece:
@@ -213,7 +216,7 @@ def table(rng: np.random.Generator) -> Piece:
     how = wood(rng)
     surfaces = legs(rng, width * 0.95, depth * 0.95, height - 0.03, how)
     surfaces += box(0, 0, height - 0.03, (width, depth, 0.03), how)
-    return Piece(surfaces + things(rng, width, depth, height), width, depth, height)
+    return Piece(surfaces + small_objects(rng, width, depth, height), width, depth, height)
 
 
 def chair(rng: np.random.Generator) -> Piece:
@@ -275,8 +278,8 @@ def plant(rng: np.random.Generator) -> Piece:
     return Piece(surfaces, 1.6 * pot + 0.3, 1.6 * pot + 0.3, height + 0.2)
 
 
-def oddment(rng: np.random.Generator) -> Piece:
-    """What lies about: a box, a bin, a ball, a stool."""
+def clutter(rng: np.random.Generator) -> Piece:
+    """A box, a bin, a ball or a stool."""
     size = rng.uniform(0.2, 0.5, 3)
     how = paint(rng, "plain", "plain", "stripes", "blotches")
     kind = rng.integers(4)
@@ -290,8 +293,8 @@ def oddment(rng: np.random.Generator) -> Piece:
     return Piece(seat + legs(rng, 0.36, 0.36, 0.42, wood(rng)), 0.36, 0.36, 0.47)
 
 
-def things(rng: np.random.Generator, width: float, depth: float, z: float) -> list[Surface]:
-    """Small things on a surface of this size at height z, each in a cell of its own."""
+def small_objects(rng: np.random.Generator, width: float, depth: float, z: float) -> list[Surface]:
+    """Place small objects on a surface of this size at height z, at most one per cell."""
     surfaces: list[Surface] = []
     cells = max(1, int(width / 0.35))
     for cell in range(cells):
@@ -319,16 +322,16 @@ def things(rng: np.random.Generator, width: float, depth: float, z: float) -> li
 
 
 BY_THE_WALL: tuple[Callable[[np.random.Generator], Piece], ...] = (cabinet, shelf, sofa, bed, table, plant, floor_lamp)
-IN_THE_ROOM: tuple[Callable[[np.random.Generator], Piece], ...] = (table, chair, chair, oddment, oddment, plant, sofa)
+IN_THE_ROOM: tuple[Callable[[np.random.Generator], Piece], ...] = (table, chair, chair, clutter, clutter, plant, sofa)
 
 
-def turned(points_m: Points, yaw: float) -> Points:
-    """Counter-clockwise by `yaw` radians, as seen from above."""
+def rotate_z(points_m: Points, yaw: float) -> Points:
+    """Rotate points about the z axis by `yaw` radians, counter-clockwise seen from above."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     rotated: Points = points_m @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     return rotated
 
 
-def placed(surfaces: list[Surface], at_m: Points, yaw: float) -> list[Surface]:
-    """Turned by `yaw`, then moved by `at_m`."""
-    return [each._replace(points_m=turned(each.points_m, yaw) + at_m) for each in surfaces]
+def place(surfaces: list[Surface], at_m: Points, yaw: float) -> list[Surface]:
+    """Rotate surfaces by `yaw` radians, then translate them by `at_m`."""
+    return [surface._replace(points_m=rotate_z(surface.points_m, yaw) + at_m) for surface in surfaces]

@@ -1,6 +1,6 @@
-"""Random furnished rooms with their lamps, and a view of each. Geometry only, no renderer.
+"""Random furnished rooms with lamps and a camera pose. Geometry only, no renderer.
 
-World axes: x and y span the floor around the room's middle, z points up, the floor is z = 0.
+World coordinates: x and y span the floor with the origin at the centre of the room, z points up, floor at z = 0.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from mirrordepth_edge.data.rooms.furniture import (
     ball,
     box,
     paint,
-    placed,
+    place,
     quad,
-    turned,
+    rotate_z,
     wood,
 )
 
 
 class Lamp(NamedTuple):
-    """A light with extent, as points that share its power."""
+    """An area light, represented by points that share its power."""
 
     points_m: Points
     """`[N, 3]`."""
     power: Colour
-    """Light that falls on a surface that faces it from 1 m, red, green and blue."""
+    """Irradiance of a facing surface at 1 m; red, green, blue."""
 
 
 class Pose(NamedTuple):
-    """Where the camera is and how it is turned."""
+    """Position and orientation of the camera."""
 
     position_m: Points
     """`[3]`."""
     axes: Points
-    """`[3, 3]`: columns are the directions of the camera's right, down and forward in the world."""
+    """`[3, 3]`: columns are the camera's right, down and forward directions in world coordinates."""
 
 
 class Room(NamedTuple):
-    """Everything there is to see, and from where."""
+    """A scene and the camera pose it is seen from."""
 
     surfaces: list[Surface]
     lamps: list[Lamp]
@@ -55,7 +55,7 @@ class Room(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """Rectangle on the floor, along the walls, in metres: its middle, half its sides, and how high it is built up."""
+    """Axis-aligned rectangle on the floor: centre, half extents and height of the furniture on it, metres."""
 
     x: float
     y: float
@@ -63,13 +63,13 @@ class Footprint(NamedTuple):
     half_y: float
     height: float
 
-    def meets(self, other: Footprint, gap: float) -> bool:
+    def overlaps(self, other: Footprint, gap: float) -> bool:
         apart_x, apart_y = abs(self.x - other.x), abs(self.y - other.y)
         return apart_x < self.half_x + other.half_x + gap and apart_y < self.half_y + other.half_y + gap
 
 
-def sides(width: float, depth: float) -> list[tuple[float, float, float]]:
-    """Of each wall its length, how far it is from the room's middle, and the yaw that turns +y towards it."""
+def walls(width: float, depth: float) -> list[tuple[float, float, float]]:
+    """Length, distance from the centre of the room and yaw (+y faces the wall) of each wall."""
     return [
         (width, depth / 2, 0.0),
         (depth, width / 2, -np.pi / 2),
@@ -78,8 +78,8 @@ def sides(width: float, depth: float) -> list[tuple[float, float, float]]:
     ]
 
 
-def shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
-    """Floor, ceiling, four walls with what hangs there, and the daylight of their windows."""
+def room_shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
+    """Floor, ceiling and four walls with doors, windows and paintings, and the daylight of the windows."""
     floor = paint(rng, "tiles", "speckle", "plain", light=(0.15, 0.6))
     if rng.random() < 0.5:
         floor = wood(rng, plank_m=rng.uniform(0.08, 0.22))
@@ -88,18 +88,18 @@ def shell(rng: np.random.Generator, width: float, depth: float, height: float) -
     ceiling, skirting = paint(rng, light=(0.65, 0.9)), paint(rng, light=(0.1, 0.85))
     ex, ey, ez = np.diag([width / 2, depth / 2, height / 2])
     surfaces, lamps = [quad(0 * ez, ex, -ey, floor), quad(2 * ez, ex, ey, ceiling)], []
-    for side, (length, away, yaw) in enumerate(sides(width, depth)):
+    for side, (length, away, yaw) in enumerate(walls(width, depth)):
         hung, daylight = hangings(rng, length - 0.3, height)
         hung.append(quad(ez, np.array([length / 2, 0, 0]), -ez, wall if side else accent))
         hung += box(0, -0.008, 0, (length, 0.016, 0.08), skirting)
-        wall_m = turned(np.array([0, away, 0]), yaw)
-        surfaces += placed(hung, wall_m, yaw)
-        lamps += [lamp._replace(points_m=turned(lamp.points_m, yaw) + wall_m) for lamp in daylight]
+        wall_m = rotate_z(np.array([0, away, 0]), yaw)
+        surfaces += place(hung, wall_m, yaw)
+        lamps += [lamp._replace(points_m=rotate_z(lamp.points_m, yaw) + wall_m) for lamp in daylight]
     return surfaces, lamps
 
 
 def hangings(rng: np.random.Generator, length: float, height: float) -> tuple[list[Surface], list[Lamp]]:
-    """Doors, windows and pictures on a wall at y = 0 that is seen from -y, and the windows' light."""
+    """Doors, windows and paintings on a wall at y = 0 seen from -y, and the light of the windows."""
     surfaces: list[Surface] = []
     lamps: list[Lamp] = []
     cells = max(1, int(length / 1.3))
@@ -114,8 +114,8 @@ def hangings(rng: np.random.Generator, length: float, height: float) -> tuple[li
             high, panes = min(rng.uniform(0.8, 1.4), height - sill - 0.15), int(rng.integers(1, 3))
             surfaces += box(x, -0.015, sill, (wide + 0.12, 0.03, high + 0.12), paint(rng, light=(0.6, 0.9)))
             for pane in range(panes):
-                at, each = x + ((pane + 0.5) / panes - 0.5) * wide, wide / panes - 0.04
-                surfaces += box(at, -0.0325, sill + 0.06, (each, 0.005, high), sky(rng), glow=0.5)
+                at, pane_width = x + ((pane + 0.5) / panes - 0.5) * wide, wide / panes - 0.04
+                surfaces += box(at, -0.0325, sill + 0.06, (pane_width, 0.005, high), sky(rng), glow=0.5)
             spread = np.array([[x + a * wide, -0.3, sill + b * high] for a, b in ((-0.3, 0.3), (0.3, 0.7), (0, 0.5))])
             lamps.append(Lamp(spread, (0.7, 0.85, 1.0)))
         elif kind < 0.75:
@@ -132,38 +132,40 @@ def sky(rng: np.random.Generator) -> Paint:
     return Paint(pattern="blotches", colour=(0.55, 0.7, 0.95), second=(0.7, 0.72, 0.7), step_m=0.5, seed=seed)
 
 
-def furnished(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
-    """Furniture by the walls and in the room, none in another's place."""
+def place_furniture(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
+    """Place furniture along the walls and in the room without overlaps."""
     surfaces: list[Surface] = []
     taken: list[Footprint] = []
-    walls = sides(width, depth)
+    wall_frames = walls(width, depth)
     makers = [(make, True) for make in rng.choice(np.array(BY_THE_WALL), rng.integers(5, 12))]
     makers += [(make, False) for make in rng.choice(np.array(IN_THE_ROOM), rng.integers(3, 9))]
     for make, by_wall in makers:
         piece: Piece = make(rng)
         for _ in range(8):
             side = int(rng.integers(4))
-            length, away, yaw = walls[side]
+            length, away, yaw = wall_frames[side]
             half_x, half_y = piece.width / 2, piece.depth / 2
-            if not by_wall:  # whichever way it is turned
+            if not by_wall:  # enclosing circle, because the piece is rotated at random
                 half_x = half_y = float(np.hypot(half_x, half_y))
-            # Clear of doors and what hangs on the wall.
+            # Keep clear of doors and objects on the wall.
             free_x, free_y = length / 2 - half_x - 0.1, away - half_y - 0.1
             if min(free_x, free_y) < 0:
                 continue
-            x, y, _ = turned(np.array([rng.uniform(-1, 1) * free_x, free_y * (1 if by_wall else rng.random()), 0]), yaw)
+            x, y, _ = rotate_z(
+                np.array([rng.uniform(-1, 1) * free_x, free_y * (1 if by_wall else rng.random()), 0]), yaw
+            )
             half_x, half_y = (half_x, half_y) if side % 2 == 0 else (half_y, half_x)
             footprint = Footprint(x, y, half_x, half_y, piece.height)
-            if not any(footprint.meets(other, 0.05) for other in taken):
+            if not any(footprint.overlaps(other, 0.05) for other in taken):
                 taken.append(footprint)
                 turn = yaw if by_wall else rng.uniform(0, 2 * np.pi)
-                surfaces += placed(piece.surfaces, np.array([x, y, 0]), turn)
+                surfaces += place(piece.surfaces, np.array([x, y, 0]), turn)
                 break
     return surfaces, taken
 
 
-def looking(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
-    """A camera's pose: `yaw` counter-clockwise from +y, `pitch` upwards, `roll` clockwise; radians."""
+def camera_pose(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
+    """Pose from angles in radians: `yaw` counter-clockwise from +y, `pitch` upwards, `roll` clockwise."""
     forward = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
     level = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     right = np.cos(roll) * level + np.sin(roll) * np.cross(forward, level)
@@ -171,26 +173,26 @@ def looking(position_m: Points, yaw: float, pitch: float, roll: float) -> Pose:
 
 
 def viewpoint(rng: np.random.Generator, width: float, depth: float, taken: list[Footprint]) -> Pose:
-    """A standing or sitting person's view of the room, from where nothing stands."""
-    most_m = np.array([width / 2 - 0.4, depth / 2 - 0.4, 1.7])
+    """Draw the view of a standing or sitting person from a free place in the room."""
+    max_m = np.array([width / 2 - 0.4, depth / 2 - 0.4, 1.7])
     for _ in range(100):
-        eye_m = rng.uniform([-most_m[0], -most_m[1], 0.9], most_m)
+        eye_m = rng.uniform([-max_m[0], -max_m[1], 0.9], max_m)
         to_x, to_y = rng.uniform(-0.35, 0.35, 2) * (width, depth) - eye_m[:2]
         person = Footprint(eye_m[0], eye_m[1], 0.4, 0.4, 0.0)
-        free = not any(person.meets(each, 0.0) and each.height > eye_m[2] - 0.4 for each in taken)
+        free = not any(person.overlaps(piece, 0.0) and piece.height > eye_m[2] - 0.4 for piece in taken)
         if free and np.hypot(to_x, to_y) > 1.2:
             break
     yaw = np.arctan2(-to_x, to_y) + rng.normal(0, 0.25)
-    return looking(eye_m, yaw, np.deg2rad(rng.uniform(-28, 2)), np.deg2rad(rng.normal(0, 1.5)))
+    return camera_pose(eye_m, yaw, np.deg2rad(rng.uniform(-28, 2)), np.deg2rad(rng.normal(0, 1.5)))
 
 
 def random_room(rng: np.random.Generator) -> Room:
-    """A room of 9 to 45 m², its furniture, lamps and a view of it."""
+    """Draw a room of 9 to 45 m² with furniture, lamps and a camera pose."""
     width, depth, height = rng.uniform(3.0, 6.5), rng.uniform(3.0, 7.0), rng.uniform(2.35, 3.1)
-    surfaces, lamps = shell(rng, width, depth, height)
+    surfaces, lamps = room_shell(rng, width, depth, height)
     x, y = rng.uniform(-0.2, 0.2, 2) * (width, depth)
     surfaces.append(ball(x, y, height - 0.2, 0.1, paint(rng, light=(0.8, 0.9)))._replace(glow=3.0))
     bulbs, warmth = np.array([[0.15, 0, -0.15], [-0.15, 0.1, -0.15], [0, -0.15, -0.13]]), rng.uniform(0.6, 1.0)
     lamps.append(Lamp(bulbs + np.array([x, y, height - 0.2]), (3.0, 1.2 + 1.8 * warmth, 3.0 * warmth)))
-    furniture, taken = furnished(rng, width, depth)
+    furniture, taken = place_furniture(rng, width, depth)
     return Room(surfaces + furniture, lamps, viewpoint(rng, width, depth, taken), float(rng.uniform(0.35, 1.0)))

@@ -1,6 +1,6 @@
-"""Light in a room, computed once for each surface and painted onto it.
+"""Baked lighting: light is computed once per surface and multiplied into its texture.
 
-TinyRenderer itself knows one distant lamp and no more; so it is given surfaces that carry their light.
+TinyRenderer supports only a single distant light, so surfaces are given to it with their light baked in.
 """
 
 from __future__ import annotations
@@ -18,31 +18,38 @@ from mirrordepth_edge.data.rooms.layout import Lamp, Room
 from mirrordepth_edge.imaging.preprocess import Frame
 
 Blocked = Callable[[Points, Points], npt.NDArray[np.bool_]]
-"""Whether something is between pairs of points, `[N, 3]` each."""
+"""Function that tells whether the line between two points is blocked; `[N, 3]` each, to bool `[N]`."""
 
 LIGHT_STEP_M = 0.22
-"""How far apart light is computed on a surface; between, it is interpolated."""
+"""Spacing of light samples on a surface; interpolated in between."""
 CORNER_M = 0.7
-"""What is nearer than this keeps light that comes from everywhere from a surface."""
-EVERYWHERE = 0.55
-"""Share of the light that comes from all sides, off the walls."""
+"""Range of ambient occlusion."""
+AMBIENT = 0.55
+"""Share of ambient light in the average light of a room."""
 
 
 class Patch(NamedTuple):
-    """A surface seen from one side, as a picture hung there: rows run down, columns to the right."""
+    """A one-sided surface with its final texture; seen from its front, rows run down and columns to the right."""
 
     points_m: Points
-    """`[R, C, 3]`, world metres; the surface is bilinear between them."""
-    picture: Frame
-    """uint8 RGB `[h, w, 3]`, shown as it is."""
+    """Vertex grid `[R, C, 3]`, world coordinates, metres; bilinear in between."""
+    texture: Frame
+    """Texture, uint8 RGB `[h, w, 3]`, drawn without further lighting."""
 
 
-def lit(room: Room, blocked: Blocked) -> list[Patch]:
-    """The surfaces as a camera sees them: paint times light, exposed and gamma-coded.
+def light_surfaces(room: Room, blocked: Blocked) -> list[Patch]:
+    """Bake the light of a room into its surfaces: paint times light, exposed and gamma-encoded.
 
-    A lamp's light falls off with the square of the distance and the cosine of its angle of incidence
-    (Lambert); what `blocked` sees in between casts a shadow. Light from all sides is held back by what
-    is near (ambient occlusion). The exposure evens out rooms of different light, as a camera does.
+    Direct light falls off with the square of the distance and the cosine of the angle of incidence (Lambert), with
+    shadows. Ambient light is reduced by ambient occlusion. The exposure normalises the average light of a room, as
+    a camera does.
+
+    Args:
+        room: surfaces, lamps and exposure.
+        blocked: visibility test between points.
+
+    Returns:
+        One patch per surface, in order.
     """
     places = [_places(surface.points_m) for surface in room.surfaces]
     points, areas_m2 = (np.concatenate([place[k].reshape(-1, 3) for place in places]) for k in (0, 1))
@@ -52,8 +59,8 @@ def lit(room: Room, blocked: Blocked) -> list[Patch]:
     light = np.zeros_like(points)
     for lamp in room.lamps:
         light += _light_of(lamp, starts, normals, blocked)
-    light *= (1 - EVERYWHERE) / max(np.average(light.mean(axis=1), weights=area_m2), 1e-6)
-    light += EVERYWHERE * _openness(starts, normals, blocked)[:, None]
+    light *= (1 - AMBIENT) / max(np.average(light.mean(axis=1), weights=area_m2), 1e-6)
+    light += AMBIENT * _openness(starts, normals, blocked)[:, None]
     ends = np.cumsum([points.size // 3 for points, _ in places])
     patches = []
     for surface, (at, _), part in zip(room.surfaces, places, np.split(light, ends[:-1]), strict=True):
@@ -61,15 +68,15 @@ def lit(room: Room, blocked: Blocked) -> list[Patch]:
         cells = part.reshape(at.shape).astype(np.float32)
         smooth = cv2.resize(cells, painted.shape[1::-1], interpolation=cv2.INTER_LINEAR) + np.float32(surface.glow)
         shown = np.clip(painted * smooth * np.float32(room.exposure), 0, 1)
-        # Gamma 2: near that of a camera, and quick.
+        # Gamma 2 is close to that of a camera, and fast.
         patches.append(Patch(surface.points_m, (255 * np.sqrt(shown) + 0.5).astype(np.uint8)))
     return patches
 
 
 def _places(grid: Points) -> tuple[Points, Points]:
-    """Middles of the cells in which a surface's light is computed, and their normals times area, `[r, c, 3]`."""
+    """Centres of the cells in which light is computed, and their normals times area, `[r, c, 3]` each."""
     lengths = (np.linalg.norm(np.diff(grid, axis=axis), axis=2).sum(axis=axis).max() for axis in (0, 1))
-    # What is round is lit from one side, however small.
+    # A round surface needs several cells however small: its light varies with the normal.
     least = [size // 2 for size in grid.shape[:2]]
     cells = [int(np.clip(math.ceil(length / LIGHT_STEP_M), n, 40)) for length, n in zip(lengths, least, strict=True)]
     at = [(np.arange(n) + 0.5) / n * (size - 1) for n, size in zip(cells, grid.shape[:2], strict=True)]
@@ -84,7 +91,7 @@ def _places(grid: Points) -> tuple[Points, Points]:
 
 
 def _light_of(lamp: Lamp, starts: Points, normals: Points, blocked: Blocked) -> Points:
-    """What a lamp throws on surfaces, `[N, 3]`: red, green, blue."""
+    """Direct light of a lamp on surface points, `[N, 3]`: red, green, blue."""
     light = np.zeros(len(starts))
     for point in lamp.points_m:
         ray = point - starts
@@ -98,9 +105,9 @@ def _light_of(lamp: Lamp, starts: Points, normals: Points, blocked: Blocked) -> 
 
 
 def _openness(starts: Points, normals: Points, blocked: Blocked) -> Points:
-    """Share of the directions in which nothing is near, `[N]`, weighted by the cosine to the normal."""
+    """Ambient occlusion: cosine-weighted share of unblocked directions, `[N]`."""
     axes = np.concatenate([np.eye(3), -np.eye(3)])
-    rays = normals[:, None] + 0.95 * axes  # points of a sphere on the surface: cosine-weighted directions
+    rays = normals[:, None] + 0.95 * axes  # points on a sphere that touches the surface give cosine-weighted directions
     rays /= np.linalg.norm(rays, axis=2, keepdims=True)
     hits = blocked(np.repeat(starts, len(axes), axis=0), (starts[:, None] + CORNER_M * rays).reshape(-1, 3))
     open_: Points = 1 - 0.8 * hits.reshape(-1, len(axes)).mean(axis=1)

@@ -1,6 +1,6 @@
-"""Rendered indoor scenes with exact depth, by PyBullet's software rasteriser: no GPU, no download.
+"""Rendering of indoor scenes with exact depth by PyBullet's software rasteriser: no GPU, no download.
 
-`data.rooms` furnishes a room, `data.light` lights it; here it is drawn and read back with its depth.
+`layout` generates a room, `light` bakes its light; this file rasterises it and reads image and depth.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import sys
@@ -22,11 +21,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.rooms.furniture import Points
 from mirrordepth_edge.data.rooms.layout import Pose, Room, random_room
-from mirrordepth_edge.data.rooms.light import Patch, lit
+from mirrordepth_edge.data.rooms.light import Patch, light_surfaces
 from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.errors import MissingError, OptionError, missing_package
 from mirrordepth_edge.imaging.draw import save_png
@@ -34,54 +34,38 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import atomic_write
 
 NYU_FOV_DEG = NYU_CAMERA.fov_deg
-"""Horizontal field of view of NYU Depth v2's Kinect: 640 pixels at the focal length of its calibration."""
+"""Horizontal field of view of NYU Depth v2's Kinect, degrees."""
 NEAR_M, FAR_M = 0.1, 50.0
 UNITS_PER_METRE = 1000
 GENERATION = 1
-"""Raised when the same seed begins to give other pictures."""
+"""Version of the generator; increased if the same seed gives other images."""
 
 HAS_WHEEL = sys.version_info < (3, 12) and sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Camera:
-    """A pinhole camera with square pixels and its principal point in the middle.
-
-    Pixel (row r, column c) looks along ((c - cx) / f, (r - cy) / f, 1): right, down, forward.
-    """
-
-    size_hw: SizeHW
-    fov_deg: float = NYU_FOV_DEG
-    """Horizontal field of view, from outer edge to outer edge."""
-
-    @property
-    def focal_px(self) -> float:
-        return self.size_hw[1] / 2 / math.tan(math.radians(self.fov_deg) / 2)
-
-    @property
-    def centre_px(self) -> tuple[float, float]:
-        """cx and cy; the middle of the first pixel is 0."""
-        return (self.size_hw[1] - 1) / 2, (self.size_hw[0] - 1) / 2
-
-
 def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, npt.NDArray[np.float32]]:
-    """Picture and depth of surfaces, as they are and without further light.
+    """Draw surfaces without further lighting.
 
-    The depth buffer d in 0..1 becomes metres along the optical axis by the inverse of OpenGL's perspective
+    The depth buffer d in 0..1 is converted to metres along the optical axis by the inverse of OpenGL's perspective
     projection, z = far near / (far - (far - near) d).
 
+    Args:
+        patches: the surfaces.
+        camera: intrinsics and size of the image.
+        pose: of the camera.
+
     Returns:
-        uint8 RGB `[H, W, 3]`, and float32 `[H, W]` metres, 0 where there is nothing.
+        Image uint8 RGB `[H, W, 3]`, and depth float32 `[H, W]`, metres, 0 where no surface is hit.
 
     Raises:
         MissingError: PyBullet is not installed.
     """
     with _server() as (bullet, server):
-        return _drawn(bullet, server, patches, camera, pose)
+        return _rasterise(bullet, server, patches, camera, pose)
 
 
 def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
-    """Picture and depth of a room in its own light; shapes and errors as `draw`."""
+    """Draw a room with its lighting; returns and raises as `draw`."""
     with _server() as (bullet, server):
         vertices, triangles = _mesh([surface.points_m for surface in room.surfaces])
         shape = bullet.createCollisionShape(
@@ -94,21 +78,21 @@ def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
         bullet.createMultiBody(0, shape, physicsClientId=server)
 
         def blocked(starts_m: Points, ends_m: Points) -> npt.NDArray[np.bool_]:
-            most = bullet.MAX_RAY_INTERSECTION_BATCH_SIZE - 1
+            batch = bullet.MAX_RAY_INTERSECTION_BATCH_SIZE - 1
             hits: list[bool] = []
-            for first in range(0, len(starts_m), most):
-                rays = starts_m[first : first + most].tolist(), ends_m[first : first + most].tolist()
+            for first in range(0, len(starts_m), batch):
+                rays = starts_m[first : first + batch].tolist(), ends_m[first : first + batch].tolist()
                 hits += [hit[0] >= 0 for hit in bullet.rayTestBatch(*rays, numThreads=1, physicsClientId=server)]
             return np.array(hits, bool)
 
         seen = [surface for surface in room.surfaces if _may_be_seen(surface.points_m, camera, room.pose)]
-        patches = lit(room._replace(surfaces=seen), blocked)
-        return _drawn(bullet, server, patches, camera, room.pose)
+        patches = light_surfaces(room._replace(surfaces=seen), blocked)
+        return _rasterise(bullet, server, patches, camera, room.pose)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedRooms(DepthDataset):
-    """Rooms that are rendered when they are asked for; sample i depends on seed and i alone."""
+    """Rooms rendered on access; sample i depends only on the seed and i."""
 
     count: int
     seed: int = 0
@@ -117,7 +101,7 @@ class RenderedRooms(DepthDataset):
 
     @property
     def camera(self) -> Camera:
-        return Camera(size_hw=self.size_hw, fov_deg=self.fov_deg)
+        return Camera.from_fov(self.fov_deg, self.size_hw)
 
     def __len__(self) -> int:
         return self.count
@@ -142,60 +126,64 @@ class RenderedRooms(DepthDataset):
         return hashlib.sha256(described.encode()).hexdigest()
 
 
-def written(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
-    """Render what `root` lacks, as `data.folder` reads it: rgb/NAME.png beside depth/NAME.png in millimetres.
+def write_rooms(rooms: RenderedRooms, root: Path) -> Iterator[bool]:
+    """Render the rooms that are missing in `root`: rgb/NAME.png, depth/NAME.png in millimetres, camera.json.
 
-    Beside them `camera.json` says through which camera all of them are seen. Rooms of another seed may
-    lie in the same folder.
+    The folder can be read by `data.folder`. `camera.json` describes the camera of all images. Rooms of several
+    seeds may share a folder.
+
+    Args:
+        rooms: the rooms.
+        root: folder to fill.
 
     Yields:
-        For each room, in order and once it is whole: whether it was rendered now or was there before.
+        For each room in order, after it is complete: True if it was rendered now, False if it existed.
 
     Raises:
-        OptionError: `root` holds other pictures, or of another camera.
+        OptionError: `root` holds other images, or images of another camera.
         InputError: `root` cannot be written.
         MissingError: PyBullet is not installed.
     """
     require_pybullet()
     path, camera = root / "camera.json", rooms.camera
-    (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
-    described = {"width": width, "height": height, "fx": focal, "fy": focal, "cx": cx, "cy": cy}
-    text = json.dumps(described | {"units_per_metre": UNITS_PER_METRE, "generation": GENERATION}, indent=2) + "\n"
+    (height, width), cx, cy, focal = camera.size_hw, camera.cx_px, camera.cy_px, camera.fx_px
+    intrinsics = {"width": width, "height": height, "fx": focal, "fy": focal, "cx": cx, "cy": cy}
+    text = json.dumps(intrinsics | {"units_per_metre": UNITS_PER_METRE, "generation": GENERATION}, indent=2) + "\n"
     if (path.read_text(encoding="utf-8") if path.is_file() else "") != text:
         if path.exists() or (root / "rgb").exists():
             raise OptionError(
-                f"{root} holds pictures of another origin or camera.",
+                f"{root} holds images of another origin or camera.",
                 f"{path} differs in size, field of view or generation." if path.exists() else f"It has no {path.name}.",
-                "Name another folder, or ask for the same --size and --fov-deg.",
+                "Name another folder, or use the same --size and --fov-deg.",
             )
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for index in range(len(rooms)):
-        picture, depth = (root / kind / f"{rooms.name(index)}.png" for kind in ("rgb", "depth"))
-        missing = not (picture.is_file() and depth.is_file())
+        image, depth = (root / kind / f"{rooms.name(index)}.png" for kind in ("rgb", "depth"))
+        missing = not (image.is_file() and depth.is_file())
         if missing:
             sample = rooms[index]
-            # Depth first: a picture without depth is an error to whoever reads the folder.
+            # Depth first: readers of the folder refuse an image without depth.
             save_png(depth, np.round(sample.depth_m * UNITS_PER_METRE).astype(np.uint16))
-            save_png(picture, sample.frame)
+            save_png(image, sample.frame)
         yield missing
 
 
 def require_pybullet() -> ModuleType:
-    """PyBullet, without its greeting.
+    """Import PyBullet without its banner.
 
     Raises:
         MissingError: it is not installed.
     """
     try:
-        with _silent_stderr():  # it prints when it was built
+        with _silent_stderr():  # it prints its build date
             import pybullet
     except ImportError as error:
-        if not HAS_WHEEL:  # the extra is empty here
+        if not HAS_WHEEL:  # the extra 'render' is empty on this platform
             raise MissingError(
                 "Rendering rooms needs PyBullet, which is not installed.",
-                "It is published ready to use for Python 3.10 and 3.11 on Linux x86-64 alone.",
-                "Render there and copy the folder, or try to compile it: pip install pybullet",
+                "Its wheels exist only for Python 3.10 and 3.11 on Linux x86-64.",
+                "Render there and copy the folder, or compile it: pip install pybullet",
             ) from error
         raise missing_package("PyBullet", "Rendering rooms", "render") from error
     return pybullet  # type: ignore[no-any-return]
@@ -203,7 +191,7 @@ def require_pybullet() -> ModuleType:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drop what compiled code writes to the error stream."""
+    """Discard what compiled code writes to stderr."""
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:
@@ -216,7 +204,7 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _server() -> Iterator[tuple[ModuleType, int]]:
-    """A world of its own, gone afterwards."""
+    """A PyBullet world that exists inside the block."""
     bullet = require_pybullet()
     server = bullet.connect(bullet.DIRECT)
     try:
@@ -226,19 +214,19 @@ def _server() -> Iterator[tuple[ModuleType, int]]:
 
 
 def _may_be_seen(grid: Points, camera: Camera, pose: Pose) -> bool:
-    """Whether a surface is not wholly outside the view, nor flat and seen from behind."""
+    """Whether a surface may be visible: not entirely outside the view frustum, not flat and seen from behind."""
     if grid.shape[:2] == (2, 2):
         normal = np.cross(grid[1, 0] - grid[0, 0], grid[0, 1] - grid[0, 0])
         if normal @ (pose.position_m - grid[0, 0]) <= 0:
             return False
     right, down, forward = ((grid.reshape(-1, 3) - pose.position_m) @ pose.axes).T
-    widest, highest = (side / 2 / camera.focal_px * forward for side in camera.size_hw[::-1])
+    widest, highest = (side / 2 / camera.fx_px * forward for side in camera.size_hw[::-1])
     outside = (forward < NEAR_M, right > widest, -right > widest, down > highest, -down > highest)
     return not any(side.all() for side in outside)
 
 
 def _mesh(grids: Sequence[Points]) -> tuple[Points, npt.NDArray[np.int64]]:
-    """Surfaces as vertices `[V, 3]` and triangles `[T, 3]`, counter-clockwise as their viewer sees them."""
+    """Convert surfaces to vertices `[V, 3]` and triangles `[T, 3]`, counter-clockwise seen from the front."""
     triangles, first = [], 0
     for grid in grids:
         index = first + np.arange(grid.size // 3).reshape(grid.shape[:2])
@@ -249,27 +237,30 @@ def _mesh(grids: Sequence[Points]) -> tuple[Points, npt.NDArray[np.int64]]:
 
 
 def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
-    """All pictures on one sheet, tallest first along shelves, and where each vertex is on it, in texels `[V, 2]`.
+    """Pack all textures into one atlas by shelves, tallest first.
 
-    TinyRenderer takes the texel it hits, without interpolation: from the middle of a picture's first
-    texel to the middle of its last.
+    TinyRenderer takes the nearest texel, so texture coordinates run from the centre of the first texel to the centre
+    of the last.
+
+    Returns:
+        The atlas, uint8 RGB, and the position of each vertex in it, texels `[V, 2]`.
     """
     corners, top, left, shelf = [(0, 0)] * len(patches), 0, 0, 0
-    for index in sorted(range(len(patches)), key=lambda index: -patches[index].picture.shape[0]):
-        rows, columns = patches[index].picture.shape[:2]
+    for index in sorted(range(len(patches)), key=lambda index: -patches[index].texture.shape[0]):
+        rows, columns = patches[index].texture.shape[:2]
         if left + columns > width:
             top, left, shelf = top + shelf, 0, 0
         corners[index], left, shelf = (left, top), left + columns, max(shelf, rows)
     sheet, places = np.zeros((top + shelf, width, 3), np.uint8), []
-    for (grid, picture), corner in zip(patches, corners, strict=True):
-        (rows, columns), (left, top) = picture.shape[:2], corner
-        sheet[top : top + rows, left : left + columns] = picture
+    for (grid, texture), corner in zip(patches, corners, strict=True):
+        (rows, columns), (left, top) = texture.shape[:2], corner
+        sheet[top : top + rows, left : left + columns] = texture
         down, right = (np.linspace(0.5, side - 0.5, n) for side, n in zip((rows, columns), grid.shape, strict=False))
         places.append(np.stack(np.meshgrid(left + right, top + down), axis=2).reshape(-1, 2))
     return sheet, np.concatenate(places)
 
 
-def _drawn(
+def _rasterise(
     bullet: ModuleType, server: int, patches: Sequence[Patch], camera: Camera, pose: Pose
 ) -> tuple[Frame, npt.NDArray[np.float32]]:
     sheet, texels = _atlas(patches)
@@ -310,7 +301,7 @@ def _drawn(
 
 
 def _view_matrix(pose: Pose) -> list[float]:
-    """World to OpenGL's eye (right, up, backward), column after column."""
+    """World to OpenGL's eye coordinates (right, up, backward), column-major."""
     eye = pose.axes * (1, -1, -1)
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = eye.T, -eye.T @ pose.position_m
@@ -318,12 +309,12 @@ def _view_matrix(pose: Pose) -> list[float]:
 
 
 def _projection_matrix(camera: Camera) -> list[float]:
-    """OpenGL's perspective, column after column, shifted to where TinyRenderer looks through a pixel.
+    """OpenGL's perspective projection, column-major, with TinyRenderer's pixel offset.
 
-    It samples column c at x = 2 c / W - 1 and row r at y = 2 (H - 1 - r) / H - 1, a pixel's corner rather
-    than its middle (bullet3, examples/TinyRenderer/our_gl.cpp); the offsets put the axis at (cx, cy).
+    TinyRenderer samples column c at x = 2 c / W - 1 and row r at y = 2 (H - 1 - r) / H - 1, a pixel's corner instead
+    of its centre (bullet3, examples/TinyRenderer/our_gl.cpp). The offsets place the optical axis at (cx, cy).
     """
-    (height, width), (cx, cy), focal = camera.size_hw, camera.centre_px, camera.focal_px
+    (height, width), cx, cy, focal = camera.size_hw, camera.cx_px, camera.cy_px, camera.fx_px
     matrix = np.zeros((4, 4))
     matrix[0, 0], matrix[0, 2] = 2 * focal / width, 1 - 2 * cx / width
     matrix[1, 1], matrix[1, 2] = 2 * focal / height, 1 - 2 * (height - 1 - cy) / height

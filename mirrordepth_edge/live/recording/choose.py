@@ -1,4 +1,4 @@
-"""The recording that a file name asks for."""
+"""Choose the recording format from the file name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def recording(
     camera: Camera | Lens | None = None,
     far_m: float = 0.0,
 ) -> Recording:
-    """The recording that a file's name asks for; arguments as in `VideoRecording` and `McapRecording`.
+    """Create the recording for a file's suffix; arguments as in `VideoRecording` and `McapRecording`.
 
     Raises:
-        OptionError: the name ends in neither .mcap nor .mp4 nor .rrd.
-        MissingError: a package is missing.
+        OptionError: the suffix is not .mcap, .mp4 or .rrd.
+        MissingError: a package is not installed.
     """
     require_suffix(path, RECORDINGS, "a recording", "--record", "mde live")
     if path.suffix == ".mp4":

@@ -1,38 +1,39 @@
-"""Live depth in an MCAP file, as ROS 2 messages.
+"""Record live depth to an MCAP file, as ROS 2 messages.
 
-ROS's own messages rather than Foxglove's, since both open them: Foxglove and Rerun show sensor_msgs, and `ros2 bag
-play` publishes them, while ROS knows no message by the name of foxglove.RawImage. They are binary, so that pictures
-need no base64, and their encoding (CDR, OMG's XCDR version 1) is the few lines of `Cdr`.
+The messages are ROS's sensor_msgs rather than Foxglove's schemas: Foxglove and Rerun display both, but `ros2 bag play`
+can publish only ROS's own.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirrordepth_edge import __version__
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.camera.pointcloud import camera_matrix
 from mirrordepth_edge.errors import InputError, missing_package
+from mirrordepth_edge.imaging.jpeg import encode_jpeg
 from mirrordepth_edge.imaging.postprocess import MILLIMETRES_PER_METRE, to_millimetres
-from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.live.recording.base import JPEG_QUALITY, Recording
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.support.files import unwritable
 
 if TYPE_CHECKING:
-    from mcap.writer import Writer
+    from mcap.records import Schema
 
 PHOTO, DEPTH, INFO = "/camera/image/compressed", "/camera/depth", "/camera/camera_info"
 FRAME_ID = "camera_optical_frame"
 """x to the right, y down, z forward (ROS REP 103)."""
 CHUNK_BYTES = 4 * 2**20
-"""What a crash can cost, and what is compressed at once: some seven frames of 640x480."""
-MOST_MILLIMETRES_M = np.iinfo(np.uint16).max / MILLIMETRES_PER_METRE
+"""Unit of compression, and the data that a crash can lose: about seven frames of 640x480."""
+MAX_MILLIMETRES_M = np.iinfo(np.uint16).max / MILLIMETRES_PER_METRE
 
 HEADER = ("std_msgs/Header", "builtin_interfaces/Time stamp\nstring frame_id")
 TIME = ("builtin_interfaces/Time", "int32 sec\nuint32 nanosec")
@@ -53,93 +54,106 @@ MESSAGES = {
         (HEADER, TIME, REGION),
     ),
 }
-"""Each message's fields, and the messages inside it."""
+"""The fields of each message type, and the message types that it contains."""
 CHUNK, MESSAGE_INDEX, DATA_END = 0x06, 0x07, 0x0F
-"""Opcodes of records (MCAP specification) before which a file's data may end."""
+"""Opcodes of MCAP records before which the data section may be ended."""
 
 
 class McapRecording(Recording):
-    """Photos (JPEG), depth and, where the camera is known, its calibration, each stamped with the time of capture.
+    """JPEG photos, depth and, if the camera is known, its calibration, all with the capture time.
 
-    Depth is sensor_msgs/Image in 16UC1, millimetres with 0 for none (ROS REP 118): a quarter of the size of 32FC1
-    metres when compressed, and far finer than any depth from one picture. Where depth can be farther than 65.535 m
-    it is 32FC1. PNGs would be a little smaller, but viewers decode them to 8 bits.
+    Depth is a sensor_msgs/Image in 16UC1: millimetres, 0 for no depth (ROS REP 118). Compressed, it takes a quarter of
+    32FC1 metres. If depth can exceed 65.535 m it is 32FC1. PNG would be slightly smaller, but viewers reduce it to 8
+    bits.
 
-    Written in place, as NAME.partial.mcap, and renamed when it is closed. What a crash or a power cut leaves under
-    that name can be read up to its last seconds, and `mcap recover` gives it back its index.
+    The file is written in place as NAME.partial.mcap and renamed when it is closed. After a crash or power failure the
+    partial file is readable up to the last seconds; `mcap recover` rebuilds its index.
 
     Args:
-        path: an `.mcap`.
-        camera: what the frames come from; without it there is no calibration.
-        far_m: the farthest that depth can be.
+        path: the `.mcap` file.
+        camera: the camera of the frames; without it no calibration is recorded.
+        far_m: the largest possible depth.
 
     Raises:
-        MissingError: the package `mcap` is not installed.
+        MissingError: the package `mcap-ros2-support` is not installed.
     """
 
     def __init__(self, path: Path, *, camera: Camera | Lens | None = None, far_m: float = 0.0) -> None:
         try:
-            import mcap.writer  # noqa: F401 - so that it is missed before anything runs
+            import mcap_ros2.writer  # noqa: F401 - to fail before anything runs
         except ImportError as error:
-            raise missing_package("mcap", "Recording an .mcap", "record") from error
+            raise missing_package("mcap-ros2-support", "Recording an .mcap", "record") from error
         super().__init__(path)
         self.partial = path.with_suffix(f".partial{path.suffix}")
-        """Where it is until it is closed."""
+        """The file until it is closed."""
         self._camera = camera
-        self._metres = far_m > MOST_MILLIMETRES_M
-        self._channels: dict[str, int] = {}
-        self._unwritten = 0
-        """Frames that are not all on the disk: in the chunk that is being filled."""
+        self._in_metres = far_m > MAX_MILLIMETRES_M
+        self._schemas: dict[str, Schema] = {}
+        self._buffered = 0
+        """Frames that are not completely on disk, but in the current chunk."""
 
     def _open(self) -> None:
+        from mcap_ros2.writer import Writer
+
         try:
             self._file = SafeFile(self.partial.open("xb", buffering=0))
         except FileExistsError as error:
             raise InputError(
-                f"{self.partial} is there already.",
-                "It is a recording that was cut off, or one that is running.",
-                f"Keep what is in it (mcap recover {self.partial} -o FILE), then remove it.",
+                f"{self.partial} already exists.",
+                "It is an interrupted recording, or one that is still running.",
+                f"Save its content (mcap recover {self.partial} -o FILE), then delete it.",
             ) from error
         except OSError as error:
             raise unwritable(self.partial, error) from error
-        self._writer = started(self._file)
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES)
+        self._writer.add_metadata("mirrordepth-edge", {"version": __version__})
 
-    def _keep(self, result: LiveResult) -> None:
-        height, width = size_hw = result.frame.shape[:2]
-        seconds, nanoseconds = divmod(result.captured_unix_ns, 10**9)
-        header = Cdr().number("i", seconds).number("I", nanoseconds).text(FRAME_ID).written
-        photo = Cdr(header).text("jpeg").data(jpeg(result.frame))
+    def _write(self, result: LiveResult) -> None:
+        height, width = result.frame.shape[:2]
+        photo = {"format": "jpeg", "data": encode_jpeg(result.frame, JPEG_QUALITY)}
         self._add(PHOTO, "sensor_msgs/msg/CompressedImage", photo, result)
-        depth = result.depth_m if self._metres else to_millimetres(result.depth_m)
-        encoding = "32FC1" if self._metres else "16UC1"
-        image = Cdr(header).number("I", height, width).text(encoding).number("B", 0)
-        image.number("I", width * depth.itemsize).data(depth.astype(depth.dtype.newbyteorder("<"), copy=False))
+        depth = result.depth_m if self._in_metres else to_millimetres(result.depth_m)
+        image = {
+            "height": height,
+            "width": width,
+            "encoding": "32FC1" if self._in_metres else "16UC1",
+            "is_bigendian": 0,
+            "step": width * depth.itemsize,
+            "data": depth.astype(depth.dtype.newbyteorder("<"), copy=False).tobytes(),
+        }
         self._add(DEPTH, "sensor_msgs/msg/Image", image, result)
         if self._camera is not None:
-            k = camera_matrix(self._camera.at(size_hw))
-            info = Cdr(header).number("I", height, width)
-            info.text("plumb_bob").number("I", 5).number("d", *[0.0] * 5)  # a pinhole: no distortion
-            info.number("d", *k.ravel(), *np.eye(3).ravel(), *np.column_stack([k, np.zeros(3)]).ravel())
-            info.number("I", 0, 0, 0, 0, 0, 0).number("B", 0)  # neither binned nor cut
+            k = camera_matrix(self._camera.at((height, width)))
+            # A pinhole without distortion; the fields that are left out, binning and region of interest, are 0.
+            info = {
+                "height": height,
+                "width": width,
+                "distortion_model": "plumb_bob",
+                "d": [0.0] * 5,
+                "k": k.ravel().tolist(),
+                "r": np.eye(3).ravel().tolist(),
+                "p": np.column_stack([k, np.zeros(3)]).ravel().tolist(),
+            }
             self._add(INFO, "sensor_msgs/msg/CameraInfo", info, result)
         if self._file.error is not None:
             raise self._file.error
-        self._unwritten += 1
+        self._buffered += 1
 
-    def _add(self, topic: str, message: str, written: Cdr, result: LiveResult) -> None:
-        if topic not in self._channels:
-            schema = self._writer.register_schema(message, "ros2msg", definition(message).encode())
-            self._channels[topic] = self._writer.register_channel(topic, "cdr", schema)
+    def _add(self, topic: str, message_type: str, fields: Mapping[str, Any], result: LiveResult) -> None:
+        if message_type not in self._schemas:
+            self._schemas[message_type] = self._writer.register_msgdef(message_type, definition(message_type))
         time_ns = result.captured_unix_ns
-        before = self._file.tell()
-        self._writer.add_message(self._channels[topic], time_ns, bytes(written.written), time_ns, result.number)
-        if self._file.tell() > before and self._file.error is None:
-            self.frames, self._unwritten = self.frames + self._unwritten, 0
+        seconds, nanoseconds = divmod(time_ns, 10**9)
+        message = {"header": {"stamp": {"sec": seconds, "nanosec": nanoseconds}, "frame_id": FRAME_ID}, **fields}
+        size = self._file.tell()
+        self._writer.write_message(topic, self._schemas[message_type], message, time_ns, sequence=result.number)
+        if self._file.tell() > size and self._file.error is None:  # a chunk was completed
+            self.frames, self._buffered = self.frames + self._buffered, 0
 
     def _finish(self) -> None:
-        if self._file.error is None and self.frames + self._unwritten:
+        if self._file.error is None and self.frames + self._buffered:
             self._writer.finish()
-            self.frames += self._unwritten if self._file.error is None else 0
+            self.frames += self._buffered if self._file.error is None else 0
         if self._file.close() and self.frames:
             self.partial.replace(self.path)
         else:
@@ -148,65 +162,30 @@ class McapRecording(Recording):
             raise self._file.error
 
 
-class Cdr:
-    """A message in the encoding of ROS 2: little-endian, each number at a multiple of its size after the first four
-    bytes, which say so."""
-
-    def __init__(self, begun: bytes | bytearray = b"\0\1\0\0") -> None:
-        self.written = bytearray(begun)
-
-    def number(self, kind: str, *values: float) -> Cdr:
-        """Numbers of a kind of `struct`'s: one field, several, or an array of fixed length."""
-        self.written += bytes(-(len(self.written) - 4) % struct.calcsize(f"<{kind}"))
-        self.written += struct.pack(f"<{len(values)}{kind}", *values)
-        return self
-
-    def text(self, value: str) -> Cdr:
-        return self.data(value.encode() + b"\0")
-
-    def data(self, value: bytes | np.ndarray[Any, Any]) -> Cdr:
-        """Bytes after their number; of an array all its bytes, row after row."""
-        data = memoryview(value).cast("B") if isinstance(value, bytes) else np.ascontiguousarray(value).view(np.uint8)
-        self.number("I", data.nbytes)
-        self.written += data.tobytes()
-        return self
-
-
-def definition(message: str) -> str:
-    """A message's definition with those inside it, in the form that MCAP calls ros2msg."""
-    fields, inside = MESSAGES[message]
-    parts = [fields, *(f"MSG: {name}\n{lines}" for name, lines in inside)]
+def definition(message_type: str) -> str:
+    """Return the definition of a message type and the types that it contains, in MCAP's ros2msg format."""
+    fields, contained = MESSAGES[message_type]
+    parts = [fields, *(f"MSG: {name}\n{lines}" for name, lines in contained)]
     return f"\n{'=' * 80}\n".join(parts)
 
 
-def started(file: Any) -> Writer:
-    """A writer that has begun its file."""
-    from mcap.writer import Writer
-
-    from mirrordepth_edge import __version__
-
-    writer = Writer(file, chunk_size=CHUNK_BYTES)
-    writer.start(profile="ros2", library=f"mirrordepth-edge {__version__}")
-    return writer
-
-
 class SafeFile:
-    """A file for an MCAP writer that stays readable whatever fails: a record is written whole or not at all.
+    """A file for an MCAP writer that remains readable after a write error: each record is written whole or not at all.
 
-    The writer must not hear of a failure, which would leave it in the middle of a chunk. From then on the file
-    takes what it is given and throws it away; `error` tells.
+    Errors are not raised, since they would leave the writer in the middle of a chunk. After the first one, kept in
+    `error`, further data is discarded.
     """
 
     def __init__(self, raw: io.FileIO) -> None:
         self.error: OSError | None = None
         self._raw = raw
         self._size = 0
-        self._ends: deque[int] = deque(maxlen=4)
+        self._record_starts: deque[int] = deque(maxlen=4)
 
     def write(self, data: bytes) -> int:
         if data and self.error is None:
             if data[0] in (CHUNK, MESSAGE_INDEX, DATA_END):
-                self._ends.append(self._size)
+                self._record_starts.append(self._size)
             try:
                 self._write(data)
             except OSError as error:
@@ -218,9 +197,13 @@ class SafeFile:
         return self._size
 
     def close(self) -> bool:
-        """Close it, with an end put in place of what failed; False where nothing can be read of it."""
+        """Close the file; after an error, end it first where it is still intact.
+
+        Returns:
+            False if no part of it is readable.
+        """
         try:
-            readable = self.error is None or self._cut_off()
+            readable = self.error is None or self._end_early()
             if readable:
                 os.fsync(self._raw.fileno())
         finally:
@@ -232,8 +215,8 @@ class SafeFile:
         while rest:
             rest = rest[self._raw.write(rest) :]
 
-    def _cut_off(self) -> bool:
-        """End the file after its last whole record, or an earlier one where there is no room even for that."""
+    def _end_early(self) -> bool:
+        """Truncate the file after its last whole record, or an earlier one if there is no space, and end it there."""
         from mcap.data_stream import RecordBuilder
         from mcap.records import DataEnd, Footer
         from mcap.writer import MCAP0_MAGIC
@@ -242,9 +225,10 @@ class SafeFile:
         DataEnd(0).write(end)
         Footer(summary_start=0, summary_offset_start=0, summary_crc=0).write(end)
         data = end.end() + MCAP0_MAGIC
-        while self._ends:
-            self._raw.truncate(last := self._ends.pop())
-            self._raw.seek(last)
+        while self._record_starts:
+            start = self._record_starts.pop()
+            self._raw.truncate(start)
+            self._raw.seek(start)
             try:
                 self._write(data)
             except OSError:

@@ -1,4 +1,4 @@
-"""Live depth for the Rerun viewer: photo, depth, and the points in space where the camera is known."""
+"""Show live depth in the Rerun viewer, or record it: photo, depth, and a point cloud if the camera is known."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ import numpy as np
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.camera.pointcloud import camera_matrix, has_depth, points_of
 from mirrordepth_edge.errors import MissingError, missing_package
-from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.imaging.jpeg import encode_jpeg
+from mirrordepth_edge.live.recording.base import JPEG_QUALITY, Recording
 from mirrordepth_edge.live.result import LiveResult
 
 APPLICATION = "mirrordepth-edge"
 VIEWER_MEMORY = "25%"
-"""Of the machine's memory; then the viewer forgets the oldest frames. Its own default, 75 %, starves a robot."""
-MOST_POINTS = 20_000
-"""A cloud of every pixel costs more than the network that made it."""
+"""Share of the machine's memory at which the viewer drops its oldest frames. Its default of 75 % leaves too little for
+other programs."""
+MAX_POINTS = 20_000
+"""Logging a point for every pixel would take longer than inference."""
 
 
 def has_screen() -> bool:
-    """Whether a window can open; without one the viewer dies unseen, and what it is sent waits for it."""
+    """Whether a window can open. Without a screen the viewer exits silently, and the data for it is never sent."""
     return not sys.platform.startswith("linux") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 class _Log:
-    """What is logged of a result, whatever takes it.
+    """Log results to a Rerun recording stream.
 
-    `camera` is a pinhole with `camera/photo` and `camera/depth` in its picture, depth in metres, and `points` are
-    the pixels in space. Where the camera is not known, photo and depth are flat pictures and there are no points.
+    `camera` is a pinhole camera with the images `camera/photo` and `camera/depth` (metres), and `points` is the point
+    cloud. If the camera is unknown, the images are 2D and there is no point cloud.
     """
 
     def __init__(self, camera: Camera | Lens | None) -> None:
@@ -53,23 +55,26 @@ class _Log:
             k = camera_matrix(camera)
             axes = rerun.ViewCoordinates.RDF  # right, down, forward
             log("camera", rerun.Pinhole(image_from_camera=k, resolution=[width, height], camera_xyz=axes))
-            step = int(np.ceil(np.sqrt(height * width / MOST_POINTS)))
-            there = has_depth(result.depth_m[::step, ::step])
-            points = points_of(result.depth_m, camera, step=step)[there]
-            log("points", rerun.Points3D(points, colors=result.frame[::step, ::step][there]))
-        log("camera/photo", rerun.EncodedImage(contents=jpeg(result.frame), media_type="image/jpeg"))
+            step = int(np.ceil(np.sqrt(height * width / MAX_POINTS)))
+            valid = has_depth(result.depth_m[::step, ::step])
+            points = points_of(result.depth_m, camera, step=step)[valid]
+            log("points", rerun.Points3D(points, colors=result.frame[::step, ::step][valid]))
+        log(
+            "camera/photo",
+            rerun.EncodedImage(contents=encode_jpeg(result.frame, JPEG_QUALITY), media_type="image/jpeg"),
+        )
         log("camera/depth", rerun.DepthImage(result.depth_m, meter=1.0))
 
     def close(self) -> None:
-        self.stream.disconnect()  # sends or writes what it has; gives up on a viewer after seconds, as flush does not
+        self.stream.disconnect()  # flushes, but unlike flush() gives up on an unresponsive viewer after seconds
 
 
 class RerunRecording(Recording):
-    """An `.rrd` file, which `rerun FILE` shows.
+    """An `.rrd` file, which `rerun FILE` opens.
 
     Args:
-        path: the file.
-        camera: what the frames come from; without it there are no points.
+        path: the `.rrd` file.
+        camera: the camera of the frames; without it there is no point cloud.
 
     Raises:
         MissingError: the package `rerun-sdk` is not installed.
@@ -82,7 +87,7 @@ class RerunRecording(Recording):
     def _open(self) -> None:
         self._log.stream.save(self.path)
 
-    def _keep(self, result: LiveResult) -> None:
+    def _write(self, result: LiveResult) -> None:
         self._log.add(result)
         self.frames += 1
 
@@ -93,10 +98,10 @@ class RerunRecording(Recording):
 
 
 class RerunViewer:
-    """An output that opens the Rerun viewer and shows results there. The viewer stays open when the run ends.
+    """An output that opens the Rerun viewer and shows results in it. The viewer stays open when the run ends.
 
     Args:
-        camera: what the frames come from; without it there are no points.
+        camera: the camera of the frames; without it there is no point cloud.
 
     Raises:
         MissingError: the package `rerun-sdk` is not installed.
@@ -111,17 +116,16 @@ class RerunViewer:
     def __enter__(self) -> RerunViewer:
         """
         Raises:
-            MissingError: the viewer does not start, or there is no screen.
+            MissingError: there is no screen, or the viewer does not start.
         """
         if not has_screen():
-            why = "Neither DISPLAY nor WAYLAND_DISPLAY is set, and its viewer is a window."
-            raise MissingError(
-                "Rerun cannot show anything here.", why, "--record out.rrd, and on a desktop: rerun out.rrd"
-            )
+            why = "The viewer needs a screen, but neither DISPLAY nor WAYLAND_DISPLAY is set."
+            cure = "--record out.rrd, then on a desktop: rerun out.rrd"
+            raise MissingError("The Rerun viewer cannot open a window.", why, cure)
         try:
             self._log.stream.spawn(memory_limit=VIEWER_MEMORY, hide_welcome_screen=True)
         except (OSError, RuntimeError) as error:
-            why = f"{error}; it is {Path(sys.prefix) / 'bin' / 'rerun'} where rerun-sdk was installed with pip."
+            why = f"{error}; pip installs it as {Path(sys.prefix) / 'bin' / 'rerun'}."
             raise MissingError("The Rerun viewer does not start.", why, "--record out.rrd") from error
         return self
 

@@ -1,9 +1,4 @@
-"""Live depth kept on the disk: as a video to look at, or as files every few seconds. `record_mcap` and `rerun_log`
-have two more kinds.
-
-Recordings stop by themselves while there is still room to close them, and whatever ends a run, what was recorded
-until then stays readable.
-"""
+"""Record live depth as a video, or as image files every few seconds."""
 
 from __future__ import annotations
 
@@ -15,33 +10,34 @@ from itertools import pairwise
 from pathlib import Path
 
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.draw import save_npy, save_png, saved_video, scale_bar, side_by_side
+from mirrordepth_edge.imaging.draw import save_npy, save_png, scale_bar, side_by_side, video_writer
+from mirrordepth_edge.imaging.jpeg import encode_jpeg
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.live.recording.base import Recording, jpeg
+from mirrordepth_edge.live.recording.base import JPEG_QUALITY, Recording
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.support.files import atomic_write
 
-VIDEO_RATE_HZ = 30.0
-"""Of a video whose source does not tell its own rate."""
-MEASURED = 5
-"""Results that tell the rate of a video of live frames."""
-LONGEST_STILL_S = 2.0
-"""How long a video shows one picture where the camera was silent for longer."""
+DEFAULT_RATE_HZ = 30.0
+"""Frame rate if the source does not report one."""
+RATE_FRAMES = 5
+"""Number of live frames from which the frame rate is measured."""
+MAX_STILL_S = 2.0
+"""Gaps between live frames are shortened to this."""
 
 
 class VideoRecording(Recording):
-    """An MP4 of photo, depth in colours and their scale, side by side.
+    """An MP4 with photo, colour-mapped depth and colour scale side by side.
 
-    It plays as fast as things went: its rate is the highest of the first results, and where a later one is missing, the
-    one before is shown on. Written beside its place and moved there when it is closed: what a power cut leaves is no
-    video.
+    It plays in real time: the frame rate is the highest rate among the first results, and a frame is repeated where the
+    next one is missing. It is written to a temporary file and moved into place when it is closed, so a power failure
+    leaves no video.
 
     Args:
-        path: an `.mp4`.
-        limits_m: of the colours.
-        rate_hz: frames per second; of a live source at most.
-        live: frames come at their own times; otherwise one after the other, as from a file.
+        path: the `.mp4` file.
+        limits_m: nearest and farthest depth of the colour map.
+        rate_hz: frame rate; the maximum for a live source.
+        live: True if frames have their own times, False if they follow each other, as in a file.
     """
 
     def __init__(
@@ -49,29 +45,30 @@ class VideoRecording(Recording):
     ) -> None:
         super().__init__(path)
         self._limits_m = limits_m
-        self._rate_hz = rate_hz or VIDEO_RATE_HZ
+        self._rate_hz = rate_hz or DEFAULT_RATE_HZ
         self._live = live
         self._video = ExitStack()
         self._append: Callable[[Frame], None] | None = None
         self._first: list[tuple[int, int, Frame]] = []
-        self._picture: Frame | None = None
+        """Capture time (Unix, ns), number and image of the first results, from which the rate is measured."""
+        self._image: Frame | None = None
         self._bar: Frame | None = None
-        self._shown = 0
-        """Pictures in the video, and those left out of a long silence."""
+        self._position = 0
+        """Frames in the video so far, plus those that were left out of long gaps."""
         self._too_slow = False
-        """Encoding takes longer than playing."""
+        """Whether encoding a frame takes longer than showing it."""
 
     def _open(self) -> None:
-        pass  # with the first frames, which tell the rate, and without which there is no file
+        pass  # the video is created once the first frames have shown its rate
 
-    def _keep(self, result: LiveResult) -> None:
-        moment = result.captured_unix_ns, result.number
+    def _write(self, result: LiveResult) -> None:
+        captured_unix_ns, number = result.captured_unix_ns, result.number
         if self._append is not None:
-            if self._fill(*moment):
-                self._put(self._composed(result, out=self._picture))
+            if self._fill_gap(captured_unix_ns, number):
+                self._put(self._compose(result, out=self._image))
             return
-        self._first.append((*moment, self._composed(result)))
-        if len(self._first) == MEASURED or not self._live:
+        self._first.append((captured_unix_ns, number, self._compose(result)))
+        if len(self._first) == RATE_FRAMES or not self._live:
             self._begin()
 
     def _finish(self) -> None:
@@ -79,61 +76,63 @@ class VideoRecording(Recording):
             self._begin()
         self._video.close()
 
-    def _composed(self, result: LiveResult, out: Frame | None = None) -> Frame:
+    def _compose(self, result: LiveResult, out: Frame | None = None) -> Frame:
         if self._bar is None:
             self._bar = scale_bar(result.frame.shape[0], self._limits_m)
-        picture = side_by_side((result.frame, colourise(result.depth_m, self._limits_m), self._bar), out=out)
-        if self._first and picture.shape != self._first[0][2].shape:
-            raise InputError("Frames have changed their size.", "A video has one size.", "Record anew.")
-        return picture
+        image = side_by_side((result.frame, colourise(result.depth_m, self._limits_m), self._bar), out=out)
+        if self._first and image.shape != self._first[0][2].shape:
+            raise InputError("The frame size has changed.", "A video has one frame size.", "Start a new recording.")
+        return image
 
     def _begin(self) -> None:
+        """Measure the rate and write the first results."""
         times_ns = [captured_unix_ns for captured_unix_ns, _, _ in self._first]
         if self._live and len(times_ns) > 1:
-            # The shortest, since a video too slow loses frames, and one too fast repeats them.
+            # The shortest interval: a rate that is too low loses frames, one that is too high only repeats some.
             interval_s = min(later - earlier for earlier, later in pairwise(times_ns)) / 1e9
             self._rate_hz = round(min(max(1 / interval_s, 1.0), self._rate_hz), 1) if interval_s > 0 else self._rate_hz
-        self._append = self._video.enter_context(saved_video(self.path, self._rate_hz))
-        for captured_unix_ns, number, picture in self._first:
-            if self._fill(captured_unix_ns, number):
-                self._put(picture)
-        del self._first[1:]  # the first tells when the video began
+        self._append = self._video.enter_context(video_writer(self.path, self._rate_hz))
+        for captured_unix_ns, number, image in self._first:
+            if self._fill_gap(captured_unix_ns, number):
+                self._put(image)
+        del self._first[1:]  # the first one is the start of the video
 
-    def _fill(self, captured_unix_ns: int, number: int) -> bool:
-        """Show the last picture on until this one's turn; False where it has none.
+    def _fill_gap(self, captured_unix_ns: int, number: int) -> bool:
+        """Repeat the last image until it is this frame's turn. A camera's jitter of up to one frame is ignored.
 
-        Up to one picture too early or too late is the camera's own unsteadiness.
+        Returns:
+            False if the frame comes too early and must be left out.
         """
         assert self._append is not None
         first_unix_ns, first_number, _ = self._first[0]
-        place = (captured_unix_ns - first_unix_ns) / 1e9 * self._rate_hz if self._live else number - first_number
-        late, longest = place - self._shown, int(LONGEST_STILL_S * self._rate_hz)
-        if -longest < late <= -1:
+        due = (captured_unix_ns - first_unix_ns) / 1e9 * self._rate_hz if self._live else number - first_number
+        missing, max_repeats = due - self._position, int(MAX_STILL_S * self._rate_hz)
+        if -max_repeats < missing <= -1:
             return False  # the camera is faster than the video
-        # On a machine too slow for its video, repeating would leave no time for anything new.
-        if self._picture is not None and not self._too_slow:
-            for _ in range(min(int(late), longest)):
-                self._append(self._picture)
-        self._shown += int(late)  # however long the silence was, and wherever the clock was set to
+        # If encoding is too slow, repeated frames would leave no time for new ones.
+        if self._image is not None and not self._too_slow:
+            for _ in range(min(int(missing), max_repeats)):
+                self._append(self._image)
+        self._position += int(missing)  # also across long gaps, and if the system clock was set
         return True
 
-    def _put(self, picture: Frame) -> None:
+    def _put(self, image: Frame) -> None:
         assert self._append is not None
         begin_s = time.perf_counter()
-        self._append(picture)
+        self._append(image)
         self._too_slow = time.perf_counter() - begin_s > 1 / self._rate_hz
-        self._picture = picture
-        self._shown += 1
+        self._image = image
+        self._position += 1
         self.frames += 1
 
 
 class SavedFrames(Recording):
-    """A frame every so many seconds, as files in a folder: NAME.jpg, NAME.depth.png (16-bit millimetres) and
-    NAME.depth.npy (float32 metres), named by the time of capture in UTC.
+    """A frame at fixed intervals, as files in a folder: NAME.jpg, NAME.depth.png (16-bit millimetres) and
+    NAME.depth.npy (float32 metres), named by the UTC capture time.
 
     Args:
-        path: the folder; may hold others already.
-        every_s: seconds from one to the next; the first is the first frame.
+        path: the folder, which may contain files.
+        every_s: interval in seconds, starting with the first frame.
 
     Raises:
         OptionError: `every_s` is not above 0.
@@ -141,7 +140,7 @@ class SavedFrames(Recording):
 
     def __init__(self, path: Path, every_s: float) -> None:
         if not every_s > 0:
-            raise OptionError(f"A frame cannot be saved every {every_s:g} seconds.", "It takes more than 0.", "1")
+            raise OptionError(f"Cannot save a frame every {every_s:g} s.", "The interval must be above 0.", "1")
         super().__init__(path)
         self._every_ns = round(every_s * 1e9)
         self._due_unix_ns: int | None = None
@@ -152,11 +151,11 @@ class SavedFrames(Recording):
     def _open(self) -> None:
         pass
 
-    def _keep(self, result: LiveResult) -> None:
+    def _write(self, result: LiveResult) -> None:
         now_ns, due_ns = result.captured_unix_ns, self._due_unix_ns
         if due_ns is not None and 0 < due_ns - now_ns <= self._every_ns:
             return
-        # In step with the first, unless a turn was left out or the clock was set.
+        # Stay in step with the first frame, unless an interval had no frame or the system clock was set.
         in_step = due_ns is not None and now_ns - due_ns in range(self._every_ns)
         self._due_unix_ns = (due_ns if due_ns is not None and in_step else now_ns) + self._every_ns
         captured = datetime.fromtimestamp(now_ns // 10**9, timezone.utc)
@@ -164,7 +163,7 @@ class SavedFrames(Recording):
         save_png(self.path / f"{name}.depth.png", to_millimetres(result.depth_m))
         save_npy(self.path / f"{name}.depth.npy", result.depth_m)
         with atomic_write(self.path / f"{name}.jpg") as temporary:
-            temporary.write_bytes(jpeg(result.frame))
+            temporary.write_bytes(encode_jpeg(result.frame, JPEG_QUALITY))
         self.frames += 1
 
     def _finish(self) -> None:

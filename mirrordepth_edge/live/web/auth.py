@@ -1,8 +1,8 @@
-"""Who may come in to the web view, and what every answer says to the browser.
+"""Access control of the web view, and the security headers of its responses.
 
-On this machine's own address everybody, provided that the request names that address, which keeps out other sites'
-pages (DNS rebinding). On any other address who knows the token: as `?token=`, which leaves a cookie, as that cookie, or
-as `Authorization: Bearer`. A page of another origin gets no WebSocket.
+On a loopback address every client is admitted if the Host header names that address, which prevents DNS rebinding. On
+other addresses a client must present the token: as `?token=`, which sets a cookie, as that cookie, or as
+`Authorization: Bearer`. WebSockets are refused to pages of another origin.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ HEADERS = {
 
 
 class AuthMiddleware:
-    """Lets in who may, and gives every answer the headers that keep a page to itself."""
+    """ASGI middleware that checks each request and adds security headers to each response."""
 
     def __init__(self, app: ASGIApp, token: str | None, names: set[str] | None, cookie: str) -> None:
         """
         Args:
-            token: what a client must know; None lets everybody in.
-            names: hosts that a request may name; None takes any.
-            cookie: the name under which browsers keep the token.
+            token: the token that clients must present; None admits all.
+            names: accepted host names in requests; None accepts any.
+            cookie: name of the cookie that holds the token.
         """
         self._app = app
         self._token = None if token is None else token.encode("ascii")
@@ -47,52 +47,52 @@ class AuthMiddleware:
 
         connection = HTTPConnection(scope)
         headers = dict(HEADERS)
-        refusal = self._refusal(connection)
+        refusal = self._check(connection)
         if refusal is None and "token" in connection.query_params and self._token is not None:
             headers["set-cookie"] = f"{self._cookie}={self._token.decode()}; HttpOnly; SameSite=Strict; Path=/"
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                answer = MutableHeaders(scope=message)
-                answer.update(headers)
+                response_headers = MutableHeaders(scope=message)
+                response_headers.update(headers)
                 if message["type"] == "websocket.http.response.start":
-                    del answer["content-length"]  # uvicorn before 0.53 adds its own to a refused handshake
+                    del response_headers["content-length"]  # uvicorn before 0.53 adds its own to a refused handshake
             await send(message)
 
         if refusal is None:
-            await self._app(scope, receive, send_guarded)
+            await self._app(scope, receive, send_with_headers)
         else:
             status, text = refusal
-            await PlainTextResponse(text + "\n", status)(scope, receive, send_guarded)
+            await PlainTextResponse(text + "\n", status)(scope, receive, send_with_headers)
 
-    def _refusal(self, connection: HTTPConnection) -> tuple[int, str] | None:
-        """Status and reason, or None for who may come in."""
-        named = connection.headers.get("host", "")
-        if self._names is not None and _host(f"//{named}") not in self._names:
+    def _check(self, connection: HTTPConnection) -> tuple[int, str] | None:
+        """Return None to admit a client, else the HTTP status and the reason for refusing it."""
+        host = connection.headers.get("host", "")
+        if self._names is not None and _hostname(f"//{host}") not in self._names:
             return (
                 421,
-                "This server answers to localhost alone. To reach it from elsewhere: mde live --web --host 0.0.0.0",
+                "This server answers only as localhost. To reach it from other machines: mde live --web --host 0.0.0.0",
             )
-        if self._token is not None and not self._knows_token(connection):
-            return 401, "Open the address that mde live printed: it ends in ?token=..."
-        # Browsers always say it; a program that does not is no page.
-        origin = connection.headers.get("origin", f"http://{named}")
-        if connection.scope["type"] == "websocket" and origin not in (f"http://{named}", f"https://{named}"):
-            return 403, "A page of another site may not watch."
+        if self._token is not None and not self._has_token(connection):
+            return 401, "Open the address that mde live printed; it ends in ?token=..."
+        # Browsers always send an origin, so a client without one is not a web page.
+        origin = connection.headers.get("origin", f"http://{host}")
+        if connection.scope["type"] == "websocket" and origin not in (f"http://{host}", f"https://{host}"):
+            return 403, "Pages of other sites are not allowed to connect."
         return None
 
-    def _knows_token(self, connection: HTTPConnection) -> bool:
+    def _has_token(self, connection: HTTPConnection) -> bool:
         assert self._token is not None
         kind, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        told = (
+        candidates = (
             connection.query_params.get("token"),
             connection.cookies.get(self._cookie),
             bearer.strip() if kind.lower() == "bearer" else None,
         )
-        return any(hmac.compare_digest(words.encode(), self._token) for words in told if words is not None)
+        return any(hmac.compare_digest(candidate.encode(), self._token) for candidate in candidates if candidate)
 
 
-def _host(url: str) -> str | None:
+def _hostname(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
     except ValueError:

@@ -1,4 +1,4 @@
-"""The figures of a live run, as a page shows them and as Prometheus collects them."""
+"""Metrics of a live run, for the page and for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 ROOT = Path("/")
 STALLED_S = 5.0
-"""Without a frame for so long, a run is no longer healthy."""
+"""Time without a frame after which a run is reported as unhealthy."""
 RATE_WINDOW_S = 2.0
 TEMPERATURE_PERIOD_S = 1.0
-"""How often the thermal zones are read at most; some take a millisecond each."""
+"""Minimum time between reads of the thermal zones, some of which take a millisecond each."""
 SAMPLES = 1000
 QUANTILES = (0.5, 0.99)
 
 
 class Metrics:
-    """Figures of one run. One thread counts results, another one, the server's, does all the rest."""
+    """Metrics of one run. One thread calls `count`; the server's thread does everything else."""
 
     def __init__(self, setup: Mapping[str, str]) -> None:
         """
         Args:
-            setup: what runs, such as model and precision; the labels of `mde_live_info`.
+            setup: the configuration, such as model and precision; the labels of `mde_live_info`.
         """
         self.clients = 0
         self.sent = 0
-        """Frames sent, to all clients together."""
+        """Number of frames sent, over all clients."""
         self.skipped = 0
-        """Frames that a client was not sent because it was not done with earlier ones, all together."""
+        """Number of frames not sent because a client was still busy with an earlier one, over all clients."""
         self._setup = dict(setup)
         self._lock = threading.Lock()
         self._last_s = time.monotonic()
@@ -50,7 +50,7 @@ class Metrics:
         self._temperatures_s = float("-inf")
 
     def count(self, result: LiveResult) -> None:
-        """Take a result's figures."""
+        """Count a result."""
         now_s = time.monotonic()
         with self._lock:
             self._last_s = now_s
@@ -63,11 +63,11 @@ class Metrics:
 
     @property
     def silent_s(self) -> float:
-        """Since the last frame; before the first one, since the start."""
+        """Time since the last frame, or since the start before the first one."""
         return time.monotonic() - self._last_s
 
     def status(self) -> dict[str, Any]:
-        """What a page shows next to a frame; None where it cannot be told."""
+        """Return the figures that the page shows; unknown ones are None."""
         temperatures = self._read_temperatures()
         with self._lock:
             return {
@@ -81,24 +81,29 @@ class Metrics:
             }
 
     def prometheus(self) -> str:
-        """All figures in Prometheus's text format, version 0.0.4."""
+        """Return all metrics in Prometheus's text format, version 0.0.4."""
         zones = [({"zone": zone}, value) for zone, value in self._read_temperatures().items()]
         with self._lock:
             families: list[tuple[str, str, str, Sequence[tuple[Mapping[str, str], float]]]] = [
-                ("live_info", "gauge", "What runs; always 1.", [(self._setup, 1)]),
-                ("frames_total", "counter", "Frames that got a depth.", [({}, self._frames)]),
-                ("frames_dropped_total", "counter", "Frames a newer one replaced.", [({}, self._dropped)]),
+                ("live_info", "gauge", "Configuration of the run; always 1.", [(self._setup, 1)]),
+                ("frames_total", "counter", "Frames processed.", [({}, self._frames)]),
+                (
+                    "frames_dropped_total",
+                    "counter",
+                    "Frames dropped because a newer one arrived.",
+                    [({}, self._dropped)],
+                ),
                 ("rate_hertz", "gauge", "Results per second.", [({}, self._rate_hz() or 0.0)]),
                 ("silent_seconds", "gauge", "Time since the last frame.", [({}, self.silent_s)]),
-                ("clients", "gauge", "Browsers that are connected.", [({}, self.clients)]),
-                ("client_frames_total", "counter", "Frames sent, all clients together.", [({}, self.sent)]),
-                ("client_frames_skipped_total", "counter", "Frames a client was too slow for.", [({}, self.skipped)]),
+                ("clients", "gauge", "Connected browsers.", [({}, self.clients)]),
+                ("client_frames_total", "counter", "Frames sent, over all clients.", [({}, self.sent)]),
+                ("client_frames_skipped_total", "counter", "Frames skipped by slow clients.", [({}, self.skipped)]),
             ]
             if zones:
-                families.append(("temperature_celsius", "gauge", "Thermal zones of the kernel.", zones))
+                families.append(("temperature_celsius", "gauge", "Temperature of each thermal zone.", zones))
             lines = [line for family in families for line in _family(*family)]
-            lines += self._latency.lines("latency_seconds", "Preprocessing, network and resize back.")
-            lines += self._age.lines("age_seconds", "From a frame's arrival to its depth.")
+            lines += self._latency.lines("latency_seconds", "Preprocessing, inference and postprocessing.")
+            lines += self._age.lines("age_seconds", "Time from the arrival of a frame to its depth.")
         return "\n".join(lines) + "\n"
 
     def _rate_hz(self) -> float | None:
@@ -108,7 +113,7 @@ class Metrics:
         return (last - first) / (last_s - first_s) if last_s > first_s and self.silent_s < STALLED_S else 0.0
 
     def _read_temperatures(self) -> dict[str, float]:
-        """By zone, °C; zones that cannot be read, as those of parts without power, are left out."""
+        """Return °C by zone, without zones that cannot be read, such as those of parts that are powered off."""
         if time.monotonic() - self._temperatures_s >= TEMPERATURE_PERIOD_S:
             self._temperatures_s = time.monotonic()
             self._temperatures = {}
@@ -121,7 +126,7 @@ class Metrics:
 
 
 class _Summary:
-    """Sum, count and quantiles of the newest `SAMPLES`, in seconds."""
+    """Sum and count of all samples, and quantiles of the newest `SAMPLES`, in seconds."""
 
     def __init__(self) -> None:
         self._samples_s: deque[float] = deque(maxlen=SAMPLES)
@@ -145,11 +150,11 @@ class _Summary:
 
 def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> list[str]:
     lines = [f"# HELP mde_{name} {text}", f"# TYPE mde_{name} {kind}"]
-    for labels, value in samples:
-        inner = ",".join(f'{label}="{_escaped(words)}"' for label, words in labels.items())
-        lines.append(f"mde_{name}{{{inner}}} {value!r}" if inner else f"mde_{name} {value!r}")
+    for labels, sample in samples:
+        inner = ",".join(f'{label}="{_escape(value)}"' for label, value in labels.items())
+        lines.append(f"mde_{name}{{{inner}}} {sample!r}" if inner else f"mde_{name} {sample!r}")
     return lines
 
 
-def _escaped(words: str) -> str:
-    return words.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,8 +1,8 @@
-"""Frames on their way to browsers: one packet per frame for all of them, made when one waits for it.
+"""Encode frames for browsers: one packet per frame, shared by all clients and made only on demand.
 
-A packet is, in this order: the header's length (uint32, little-endian), the header (JSON: `number`,
-`captured_ms` on this process's monotonic clock, `latency_ms`, `dropped`, `width`, `height`, `jpeg_bytes`), the photo
-(JPEG) and the depth (`coded_depth`).
+A packet consists of the header's length (uint32, little-endian), the header (JSON: `number`, `captured_ms` on this
+process's monotonic clock, `latency_ms`, `dropped`, `width`, `height`, `jpeg_bytes`), the photo (JPEG) and the depth
+(see `encode_depth`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.imaging.jpeg import encode_jpeg
 from mirrordepth_edge.imaging.postprocess import DepthMap, to_millimetres
+from mirrordepth_edge.support.latest import Latest
 
 if TYPE_CHECKING:
     from mirrordepth_edge.imaging.preprocess import Frame
@@ -31,14 +32,14 @@ JPEG_QUALITY = 80
 
 @dataclass(frozen=True)
 class Packet:
-    """One frame, coded."""
+    """An encoded frame."""
 
     number: int
     data: bytes
 
 
 @dataclass(frozen=True)
-class _Raw:
+class _RawFrame:
     number: int
     captured_ms: float
     latency_ms: float
@@ -47,29 +48,28 @@ class _Raw:
     depth_m: DepthMap
 
 
-def coded_depth(depth_mm: npt.NDArray[np.uint16]) -> bytes:
-    """Millimetres without loss, at half of a PNG's size and time: depth is smooth, so its mixed differences are small.
+def encode_depth(depth_mm: npt.NDArray[np.uint16]) -> bytes:
+    """Compress millimetres losslessly, to half the size of a PNG in half the time.
 
-    The differences down, of these the differences to the right, both modulo 2^16 and over a border of
-    zeros; signs folded into the lowest bit (0, -1, 1, -2, … become 0, 1, 2, 3, …); the plane of all high bytes, then
-    that of all low bytes; zlib (RFC 1950).
+    Depth is smooth, so its mixed differences are small. The steps: differences along columns, then along rows, modulo
+    2^16 and with zeros outside the image; the sign moves to the lowest bit (0, -1, 1, -2, … become 0, 1, 2, 3, …); the
+    plane of all high bytes, then that of all low bytes; zlib (RFC 1950).
 
     Args:
         depth_mm: uint16 `[H, W]`.
     """
     zero = np.uint16(0)
-    signed = np.diff(np.diff(depth_mm, axis=0, prepend=zero), axis=1, prepend=zero).view(np.int16)
-    folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)
-    planes = np.stack([folded >> 8, folded & 0xFF]).astype(np.uint8)
-    # Runs and single bytes are all there is to find in noise of a few millimetres, as in a PNG.
+    differences = np.diff(np.diff(depth_mm, axis=0, prepend=zero), axis=1, prepend=zero).view(np.int16)
+    unsigned = ((differences << 1) ^ (differences >> 15)).view(np.uint16)
+    planes = np.stack([unsigned >> 8, unsigned & 0xFF]).astype(np.uint8)
+    # In noise of a few millimetres there are no longer matches than runs, so a full search would only take time.
     compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)
     return compressor.compress(planes.data) + compressor.flush()
 
 
-def encode(raw: _Raw) -> Packet:
-    """The packet of a frame."""
-    bgr = cv2.cvtColor(raw.frame, cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+def encode(raw: _RawFrame) -> Packet:
+    """Encode a frame as a packet."""
+    jpeg = encode_jpeg(raw.frame, JPEG_QUALITY)
     height, width = raw.depth_m.shape
     fields = {
         "number": raw.number,
@@ -81,47 +81,43 @@ def encode(raw: _Raw) -> Packet:
         "jpeg_bytes": len(jpeg),
     }
     header = json.dumps(fields).encode("ascii")
-    parts = len(header).to_bytes(4, "little"), header, jpeg, coded_depth(to_millimetres(raw.depth_m))
+    parts = len(header).to_bytes(4, "little"), header, jpeg, encode_depth(to_millimetres(raw.depth_m))
     return Packet(raw.number, b"".join(parts))
 
 
 class Encoder:
-    """The newest frame, coded in a thread of its own, at most once, and only if a client waits for it."""
+    """Encode the newest frame in a thread, at most once, and only if a client waits for it."""
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
-        """What ended the thread; nothing is coded after it."""
+        """The exception that ended the thread; nothing is encoded after it."""
         self._changed = threading.Condition()
-        self._raw: _Raw | None = None
+        self._newest = Latest[_RawFrame](self._changed)
         self._packet: Packet | None = None
         self._waiting: list[tuple[int, asyncio.Future[Packet]]] = []
-        self._stopping = False
-        # A daemon, so that nothing holds up a second Ctrl-C.
+        """Clients that wait: the number of their last frame, and where to put the next packet."""
+        # A daemon, so that a second Ctrl-C always ends the program.
         self._thread = threading.Thread(target=self._run, name="mde-web-encoder", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Code no more; the thread has ended when this returns."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        """Stop encoding and wait until the thread has ended."""
+        self._newest.close()
         self._thread.join()
 
     def put(self, result: LiveResult) -> None:
-        """Copy a result; it replaces an older one that nobody waited for."""
-        # The wall clock may be set while a run lasts; what is shown is counted on the monotonic one.
+        """Copy a result. It replaces an older one that no client has asked for."""
+        # Ages are measured on the monotonic clock, since the system clock may be set during a run.
         captured_ms = time.monotonic() * 1e3 - (time.time_ns() - result.captured_unix_ns) / 1e6
+        # A copy, since the arrays are reused after this call, and a client may ask later. It takes 0.05 ms for 640x480;
+        # encoding here takes 4 ms or more, which would slow down the loop while it plays a file.
         frame, depth_m = result.frame.copy(), result.depth_m.copy()
-        raw = _Raw(result.number, captured_ms, result.latency_ms, result.dropped, frame, depth_m)
-        with self._changed:
-            self._raw = raw
-            if self._waiting:
-                self._changed.notify()
+        self._newest.put(_RawFrame(result.number, captured_ms, result.latency_ms, result.dropped, frame, depth_m))
 
     async def newer_than(self, number: int) -> Packet:
-        """The newest frame's packet as soon as its number is greater than this one."""
+        """Wait for a packet with a greater number, and return the newest one."""
         future: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._waiting.append((number, future))
@@ -132,16 +128,16 @@ class Encoder:
         try:
             while self._serve():
                 pass
-        except BaseException as error:  # told by `failure`: a picture that fails must not end the run
+        except BaseException as error:  # reported by `failure`: an image that cannot be encoded must not end the run
             self.failure = error
 
     def _serve(self) -> bool:
-        """Wait until a client can be given a newer frame, and give it to all that wait for it; False at the end."""
+        """Wait until a client wants a newer frame, and send the packet to all that do; False after `stop`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._is_wanted())
-            if self._stopping:
+            self._changed.wait_for(lambda: self._newest.closed or self._is_wanted())
+            if self._newest.closed:
                 return False
-            raw, self._raw = self._raw, None
+            raw = self._newest.get(0)
         packet = encode(raw) if raw is not None else self._packet
         assert packet is not None
         self._packet = packet
@@ -149,7 +145,7 @@ class Encoder:
             ready = [future for number, future in self._waiting if number < packet.number]
             self._waiting = [(number, future) for number, future in self._waiting if number >= packet.number]
         if ready:
-            # All of them belong to the server's one loop, which has ended if the server was stopped first.
+            # All belong to the server's one event loop, which is closed if the server was stopped first.
             loop = ready[0].get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_deliver, ready, packet)
@@ -157,7 +153,7 @@ class Encoder:
 
     def _is_wanted(self) -> bool:
         self._waiting = [(number, future) for number, future in self._waiting if not future.cancelled()]
-        newest = self._raw or self._packet
+        newest = self._newest.waiting or self._packet
         return newest is not None and any(number < newest.number for number, _ in self._waiting)
 
 

@@ -1,9 +1,8 @@
-"""Live depth in a browser: one page, one WebSocket per client, and figures for Prometheus.
+"""Show live depth in browsers: a web page, a WebSocket per client, and metrics for Prometheus.
 
-What goes over the WebSocket. The server first sends `{"setup", "limits_m", "colours"}` as text, then packets
-(`packets`) as binary messages: one, of the newest frame, for each `next` that a client says; frames that come
-in between are not sent to it. On `ping` the server answers with its clock and `Metrics.status` as text. Any
-other word ends the connection.
+WebSocket protocol: the server first sends `{"setup", "limits_m", "colours"}` as text. For each `next` from the client
+it sends the newest frame once, as a binary packet (see `packets`); frames in between are skipped. It answers `ping`
+with its clock and `Metrics.status` as text. Any other message closes the connection.
 """
 
 from __future__ import annotations
@@ -42,20 +41,20 @@ if TYPE_CHECKING:
 
 HOST, PORT = "127.0.0.1", 8000
 MAX_CLIENTS = 20
-ASKED = 2
-"""How many packets a client may ask for in advance: one may travel while it draws another."""
-SILENT_S = 90.0
-"""A client that says nothing for so long is gone; a page in the background still pings once a minute."""
-LONGEST_WORD = 8
-"""Bytes of a message from a client."""
+MAX_REQUESTS = 2
+"""Packets that a client may request in advance: one can be in flight while it draws another."""
+CLIENT_TIMEOUT_S = 90.0
+"""Time without a message after which a client is disconnected. A page in the background still pings once a minute."""
+MAX_MESSAGE_BYTES = 8
+"""Limit for messages from clients."""
 STOP_S = 1.0
-"""How long clients have to say goodbye."""
-TRY_AGAIN_LATER, NOT_UNDERSTOOD = 1013, 1008
+"""Time for clients to close their connections."""
+TRY_AGAIN_LATER, POLICY_VIOLATION = 1013, 1008  # WebSocket close codes
 PAGE = Path(__file__).with_name("page")
 
 
 class WebView:
-    """A web server that shows live depth; an output of the live loop."""
+    """An output of the live loop that shows results on a web page."""
 
     name = "web"
 
@@ -69,44 +68,44 @@ class WebView:
     ) -> None:
         """
         Args:
-            setup: source, model, backend, device and precision, as the page names them.
-            limits_m: the ends of the colour scale that the page begins with.
-            host: the address to listen on; 0.0.0.0 is all of this machine's.
-            port: 0 takes a free one.
-            token: what clients must know. Where None, addresses other than this machine's own get a new one.
+            setup: source, model, backend, device and precision, to show on the page.
+            limits_m: initial limits of the colour scale.
+            host: address to listen on; 0.0.0.0 for all addresses of this machine.
+            port: port to listen on; 0 for any free port.
+            token: token that clients must present. If None, a random one is made, unless the address is loopback.
 
         Raises:
-            OptionError: port or token cannot be.
+            OptionError: invalid port or token.
         """
         if not 0 <= port <= 65535:
-            raise OptionError(f"{port} is no port.", "Ports are numbers from 0 to 65535.", f"--port {PORT}")
+            raise OptionError(f"{port} is not a port number.", "Port numbers go from 0 to 65535.", f"--port {PORT}")
         if token is not None and not re.fullmatch(r"[\w.~-]{16,}", token, re.ASCII):
-            why = "It takes at least 16 letters, digits and any of - . _ ~"
-            raise OptionError("The token is too easy to guess, or no part of an address.", why, "Leave it out.")
+            why = "It needs at least 16 characters, which may be letters, digits and - . _ ~"
+            raise OptionError("The token is too short, or cannot be part of a URL.", why, "Leave it out.")
         self._host, self._port, self._token = host, port, token
-        self._gauges = Metrics(setup)
+        self._metrics = Metrics(setup)
         self._encoder = Encoder()
-        self._hello = {"setup": dict(setup), "limits_m": list(limits_m), "colours": colour_table()}
+        self._greeting = {"setup": dict(setup), "limits_m": list(limits_m), "colours": colour_table()}
         self._server: Any = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def __enter__(self) -> WebView:
-        """Listen.
+        """Start listening.
 
         Raises:
-            InputError: the address or the port cannot be had.
+            InputError: the address or port is not available.
             MissingError: starlette, uvicorn or websockets is not installed.
         """
         try:
             import uvicorn
-            import websockets  # noqa: F401 - uvicorn's
+            import websockets  # noqa: F401 - used by uvicorn
 
             app = self._app()
         except ImportError as error:
             raise missing_package(error.name or "uvicorn", "mde live --web", "web") from error
-        listening = listen(self._host, self._port)
-        address, self._port = listening.getsockname()[:2]
+        listener = listen(self._host, self._port)
+        address, self._port = listener.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
         if not local and self._token is None:
             self._token = secrets.token_urlsafe()
@@ -116,8 +115,8 @@ class WebView:
                 AuthMiddleware(app, self._token, names, f"mde-{self._port}"),
                 http="h11",
                 ws="websockets-sansio",
-                ws_max_size=LONGEST_WORD,
-                ws_per_message_deflate=False,  # JPEG and zlib are dense already
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # packets are compressed already
                 lifespan="off",
                 log_config=None,
                 log_level="critical",
@@ -127,7 +126,7 @@ class WebView:
             )
         )
         self._encoder.start()
-        self._thread = threading.Thread(target=self._run, args=(listening,), name="mde-web", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="mde-web", daemon=True)
         self._thread.start()
         return self
 
@@ -139,56 +138,54 @@ class WebView:
 
     @property
     def url(self) -> str:
-        """The address to open, with the token where one is needed; inside the context."""
+        """The URL to open, with the token if one is required. Valid inside the context."""
         host = reachable_name(self._host)
         query = f"?token={self._token}" if self._token is not None else ""
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/{query}"
 
     @property
     def problem(self) -> str | None:
-        """What ended the server or the pictures, once one of them has ended."""
+        """Why the server or the encoder has stopped; None while both run."""
         failure = self._failure or self._encoder.failure
         return f"The web view stopped: {failure}" if failure is not None else None
 
     def show(self, result: LiveResult) -> None:
-        """Take the newest result: count it and copy it."""
-        self._gauges.count(result)
+        """Count a result, and copy it for clients that may ask for it."""
+        self._metrics.count(result)
         self._encoder.put(result)
 
-    def _run(self, listening: socket.socket) -> None:
+    def _run(self, listener: socket.socket) -> None:
         async def serve() -> None:
-            await self._server.serve(sockets=[listening])
-            # A client that does not read keeps its connection from closing by itself.
+            await self._server.serve(sockets=[listener])
+            # A client that does not read would keep its connection open.
             for connection in list(self._server.server_state.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
 
         try:
             asyncio.run(serve())
-        except BaseException as error:  # told by `problem`: the live loop goes on
+        except BaseException as error:  # reported by `problem`; the live loop continues
             self._failure = error
         finally:
-            listening.close()
-
-    # What is served
+            listener.close()
 
     def _app(self) -> Starlette:
         from starlette.applications import Starlette
         from starlette.responses import HTMLResponse, PlainTextResponse
         from starlette.routing import Route, WebSocketRoute
 
-        page, policy = assembled_page()
+        page, policy = build_page()
 
         async def show_page(request: Request) -> Response:
             return HTMLResponse(page, headers={"content-security-policy": policy})
 
         async def metrics(request: Request) -> Response:
-            return PlainTextResponse(self._gauges.prometheus(), media_type="text/plain; version=0.0.4")
+            return PlainTextResponse(self._metrics.prometheus(), media_type="text/plain; version=0.0.4")
 
         async def health(request: Request) -> Response:
-            silent_s = self._gauges.silent_s
+            silent_s = self._metrics.silent_s
             stalled = silent_s > STALLED_S
-            text = f"no frame for {silent_s:.0f} s\n" if stalled else "frames are coming\n"
+            text = f"no frame for {silent_s:.0f} s\n" if stalled else "ok\n"
             return PlainTextResponse(text, 503 if stalled else 200)
 
         return Starlette(
@@ -203,115 +200,112 @@ class WebView:
     async def _client(self, client: WebSocket) -> None:
         from starlette.websockets import WebSocketDisconnect
 
-        full = self._gauges.clients >= MAX_CLIENTS
-        self._gauges.clients += not full
+        full = self._metrics.clients >= MAX_CLIENTS
+        self._metrics.clients += not full
         try:
             await client.accept()
             if full:
-                await client.close(TRY_AGAIN_LATER, f"{MAX_CLIENTS} others are watching")
+                await client.close(TRY_AGAIN_LATER, f"{MAX_CLIENTS} browsers are already connected")
                 return
-            await client.send_json(self._hello)
-            asked: asyncio.Queue[None] = asyncio.Queue(ASKED)
-            sending = asyncio.create_task(self._send_frames(client, asked))
+            await client.send_json(self._greeting)
+            requests: asyncio.Queue[None] = asyncio.Queue(MAX_REQUESTS)
+            sending = asyncio.create_task(self._send_frames(client, requests))
             try:
-                await self._answer(client, asked)
+                while await asyncio.wait_for(self._handle_message(client, requests), CLIENT_TIMEOUT_S):
+                    pass
             finally:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
         except (WebSocketDisconnect, asyncio.TimeoutError):
             pass
         finally:
-            self._gauges.clients -= not full
+            self._metrics.clients -= not full
 
-    async def _send_frames(self, client: WebSocket, asked: asyncio.Queue[None]) -> None:
+    async def _send_frames(self, client: WebSocket, requests: asyncio.Queue[None]) -> None:
         number = None
         while True:
-            await asked.get()
+            await requests.get()
             packet = await self._encoder.newer_than(-1 if number is None else number)
             await client.send_bytes(packet.data)
-            self._gauges.sent += 1
-            self._gauges.skipped += 0 if number is None else packet.number - number - 1
+            self._metrics.sent += 1
+            self._metrics.skipped += 0 if number is None else packet.number - number - 1
             number = packet.number
 
-    async def _answer(self, client: WebSocket, asked: asyncio.Queue[None]) -> None:
-        while await asyncio.wait_for(self._answer_one(client, asked), SILENT_S):
-            pass
-
-    async def _answer_one(self, client: WebSocket, asked: asyncio.Queue[None]) -> bool:
-        """Do as the client's next word says; False when it is over."""
+    async def _handle_message(self, client: WebSocket, requests: asyncio.Queue[None]) -> bool:
+        """Answer the client's next message; return False when the connection ends."""
         message = await client.receive()
-        word = message.get("text")
-        if word == "ping":
-            await client.send_json({"now_ms": time.monotonic() * 1e3, **self._gauges.status()})
-        elif word == "next":
+        text = message.get("text")
+        if text == "ping":
+            await client.send_json({"now_ms": time.monotonic() * 1e3, **self._metrics.status()})
+        elif text == "next":
             with suppress(asyncio.QueueFull):
-                asked.put_nowait(None)
+                requests.put_nowait(None)
         elif message["type"] == "websocket.disconnect":
             return False
         else:
-            await client.close(NOT_UNDERSTOOD, "not understood")
+            await client.close(POLICY_VIOLATION, "unknown message")
             return False
         return True
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Raises:
-        InputError: the address or the port cannot be had.
+        InputError: the address or port is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.socket(family, kind, protocol)
+        listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise _no_address(host, error) from error
+        raise _address_error(host, error) from error
     try:
-        # So that a restart need not wait for the last run's connections; on Windows it would take others' ports.
+        # Lets a restart reuse the port immediately. On Windows the option would take over ports in use.
         if os.name == "posix":
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
     except OSError as error:
-        listening.close()
+        listener.close()
         if error.errno == errno.EADDRINUSE:
-            why = "Another program listens there, perhaps another mde live."
+            why = "Another program uses it, perhaps another mde live."
             raise InputError(f"Port {port} is in use.", why, f"--port {port % 65535 + 1}") from error
         if error.errno == errno.EACCES:
-            why = "Ports below 1024 belong to the system."
-            raise InputError(f"You may not listen on port {port}.", why, f"--port {PORT}") from error
-        raise _no_address(host, error) from error
-    return listening
+            why = "Ports below 1024 need administrator rights."
+            raise InputError(f"No permission to listen on port {port}.", why, f"--port {PORT}") from error
+        raise _address_error(host, error) from error
+    return listener
 
 
-def _no_address(host: str, error: OSError) -> InputError:
-    cure = f"--host {HOST} for this machine alone, --host 0.0.0.0 for all of its addresses"
+def _address_error(host: str, error: OSError) -> InputError:
+    cure = f"--host {HOST} for this machine only, --host 0.0.0.0 for all its addresses"
     return InputError(f"Cannot listen on {host}.", f"{error.strerror or error}", cure)
 
 
 def reachable_name(host: str) -> str:
-    """What to call this machine: its outward address where it listens on all of them."""
+    """Return a host name for the URL: this machine's outgoing address if the server listens on all addresses."""
     if host not in ("0.0.0.0", "::", ""):
         return host
-    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    family, remote = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((elsewhere, 9))  # sends nothing; the kernel chooses the way
+            probe.connect((remote, 9))  # UDP: sends nothing, but selects the outgoing address
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
 
 
 def colour_table() -> list[list[int]]:
-    """OpenCV's cividis from dark to bright: red, green and blue of 256 levels."""
+    """Return OpenCV's cividis colour map as 256 RGB values, from dark to bright."""
     bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_CIVIDIS)
     rgb: list[list[int]] = bgr.reshape(256, 3)[:, ::-1].tolist()
     return rgb
 
 
-def assembled_page() -> tuple[str, str]:
-    """The page with its style and script inside, and the content policy that allows these two alone."""
+def build_page() -> tuple[str, str]:
+    """Return the page with inline style and script, and the content security policy that allows only these two."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     page = page.replace("{{ style }}", style).replace("{{ script }}", script)
@@ -323,5 +317,5 @@ def assembled_page() -> tuple[str, str]:
 
 
 def _hash(text: str) -> str:
-    """As a content policy names it (CSP level 3, 2.3.1)."""
+    """Return the hash source of a content security policy (CSP level 3, 2.3.1)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -399,8 +399,8 @@ OPENED = dataclasses.replace(
     MANIFEST,
     sizes=OPEN_SIZES,
     model=dataclasses.replace(MANIFEST.model, size_multiple=2),
-    inputs=(IMAGE.open("NHW"),),
-    outputs=(DEPTH.open("NHW"),),
+    inputs=(IMAGE.with_dynamic_axes("NHW"),),
+    outputs=(DEPTH.with_dynamic_axes("NHW"),),
 )
 
 
@@ -452,7 +452,7 @@ def test_a_size_beyond_the_engines_own_range(opened: Machine) -> None:
 
 def test_an_engine_whose_manifest_says_another_range(opened: Machine) -> None:
     with pytest.raises(InputError, match="not the plan its manifest describes"):
-        opened.open(manifest=dataclasses.replace(OPENED, inputs=(IMAGE.open("N"),)))
+        opened.open(manifest=dataclasses.replace(OPENED, inputs=(IMAGE.with_dynamic_axes("N"),)))
 
 
 @pytest.mark.parametrize(

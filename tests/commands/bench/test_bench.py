@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
 from mirrordepth_edge.cli import run_app
-from mirrordepth_edge.commands.bench.options import parse_duration
+from mirrordepth_edge.commands.bench.command import parse_duration
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import TensorSpec
@@ -38,7 +38,7 @@ def test_two_in_turn_and_compared_again_later(tmp_path: Path, capfd: pytest.Capt
     assert mde("bench", *QUICK, "--engine", "nano", "--vs", "nano.fp16", "--json", first) == 0
     told = capfd.readouterr().out
     assert "times as long as nano.onnx" in told
-    assert "of that, p50 ms: preprocess" in told
+    assert "stages, p50 ms: preprocess" in told
     assert [json.loads(path.read_text())["artefact"] for path in (first, second)] == ["nano.onnx", "nano.fp16.onnx"]
     assert mde("bench", "compare", first, second, "--markdown", tmp_path / "table.md") == 0
     assert f"{second} against {first}: " in capfd.readouterr().out
@@ -76,7 +76,7 @@ def test_a_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     told = capfd.readouterr().out
     assert "10 frames/s: 5 frames, " in told
     assert "8 frames/s: 4 frames, " in told
-    assert "keeps up with" in told
+    assert "sustainable rate: " in told
     data = json.loads(stored.read_text())
     assert [(each["rate_hz"], each["frames"]) for each in data["streams"]] == [(10, 5), (8, 4)]
     assert len(unpack(data["streams"][0]["ages_ns"])) == data["streams"][0]["results"]
@@ -88,7 +88,7 @@ def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stored = tmp_path / "throughput.json"
     quick = ("--device", "cpu", "--warmup", 1, "--frame", "60x80", "--duration", 0.5)
     assert mde("bench", *quick, "--mode", "throughput", "--in-flight", 3, "--json", stored) == 0
-    assert "frames/s with 3 in work at once (3 sessions)" in capfd.readouterr().out
+    assert "frames/s with 3 in flight (3 sessions)" in capfd.readouterr().out
     data = json.loads(stored.read_text())
     assert (data["in_flight"], data["arrangement"]) == (3, "3 sessions")
     assert data["rate_hz"] == pytest.approx(len(unpack(data["samples_ns"]["frame"])) / data["seconds"])
@@ -123,17 +123,17 @@ def test_an_engine_is_opened_once_for_all_frames_in_flight(
 ) -> None:
     opened: list[tuple[Path, SessionOptions]] = []
 
-    def load(path: Path, options: SessionOptions, batch: int) -> DepthPredictor:
-        opened.append((path, options))
+    def load(artefact: Artefact, options: SessionOptions, batch: int) -> DepthPredictor:
+        opened.append((artefact.path, options))
         return DepthPredictor(Engine(), replace(PRESETS["nano"], size_hw=(96, 128)), batch=batch)
 
     monkeypatch.setattr(measure, "load", load)
     plan, stored = tmp_path / "model.plan", tmp_path / "throughput.json"
     plan.write_bytes(b"a plan")
     asked = ("--mode", "throughput", "--in-flight", 3, "--duration", 0.5, "--frame", "60x80", "--warmup", 2)
-    assert mde("bench", "--engine", plan, *asked, "--json", stored) == 0
-    assert opened == [(plan, SessionOptions(in_flight=3))]
-    assert "frames/s with 3 in work at once (3 in one engine)" in capfd.readouterr().out
+    assert mde("bench", "--engine", plan, "--trust", *asked, "--json", stored) == 0
+    assert opened == [(plan, SessionOptions(in_flight=3, trust=True))]
+    assert "frames/s with 3 in flight (3 in one engine)" in capfd.readouterr().out
     data = json.loads(stored.read_text())
     assert (data["in_flight"], data["arrangement"]) == (3, "3 in one engine")
 
@@ -193,7 +193,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "0.4s", "10h", "1,5s", "1e3"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(OptionError, match="no time to measure") as caught:
+    with pytest.raises(OptionError, match="not a valid duration") as caught:
         parse_duration(text)
     assert caught.value.cure == "--duration 10s"
 

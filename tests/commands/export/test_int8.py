@@ -63,7 +63,7 @@ def test_without_depth_it_is_judged_against_fp32(capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "INT8, 96x64 pixels" in printed
     assert "against FP32's depth (gate: at most 20.00%)" in printed
-    assert "of office, ranges by percentile" in printed
+    assert "of office (percentile)" in printed
     manifest = read_manifest(output)
     assert manifest.precision == "int8"
     assert manifest.parent_sha256 == read_manifest(Path("tiny.onnx")).artefact_sha256
@@ -91,7 +91,7 @@ def test_a_gate_that_fails_writes_nothing_and_ends_with_3(capsys: pytest.Capture
     output = tmp_path / "int8.onnx"
     assert run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "-o", str(output), "--max-absrel-loss", "0%"]) == 3
     printed = capsys.readouterr().err
-    assert "costs more depth than allowed" in printed
+    assert "loses too much depth accuracy" in printed
     assert "--force" in printed
     assert list(tmp_path.glob("int8*")) == []
 
@@ -110,12 +110,12 @@ def test_a_sweep_is_a_table_a_page_and_a_file_to_pick_from(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.TIMED_FRAMES", 2)
-    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MOST_POINTS", 3)
+    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MAX_POINTS", 3)
     output = tmp_path / "swept.onnx"
     arguments = ["export", "tiny.onnx", "--sweep", *TO_CPU, "-o", str(output)]
     assert run_app(arguments) == 0
     printed = capsys.readouterr().out
-    assert "to FP32" in printed
+    assert "vs FP32" in printed
     assert "measured: ONNX Runtime" in printed
     assert not output.exists()
     result = load_sweep(tmp_path / "swept.sweep.json")
@@ -133,7 +133,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("modelopt.onnx.autocast", reason="Model Optimizer is not installed")
-    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MOST_POINTS", 2)
+    monkeypatch.setattr("mirrordepth_edge.quantise.sweep.MAX_POINTS", 2)
     output = tmp_path / "swept.onnx"
     calib = ["--calib", "calib/office/office.toml"]
     assert run_app(["export", "tiny.onnx", "--sweep", "--target", "orin-nano", *calib, "-o", str(output)]) == 0
@@ -145,17 +145,17 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--int8"], 2, "INT8 needs frames"),
+        (["--int8"], 2, "INT8 needs calibration images"),
         (["--int8", "--fp16"], 2, "exclude each other"),
         (["--int8", "--calib", "nowhere"], 2, "nowhere"),
         (["--int8", *TO_CPU, "--calib-method", "best"], 2, "--calib-method 'best' is unknown"),
         (["--int8", *TO_CPU, "--max-absrel-loss", "little"], 2, "--max-absrel-loss 'little' is no share"),
-        (["--int8", *TO_CPU, "--size", "32x32"], 2, "has its size"),
+        (["--int8", *TO_CPU, "--size", "32x32"], 2, "has a fixed size"),
         (["--int8", *TO_CPU, "--root", "nowhere"], 1, "nowhere"),
-        (["--fp16"], 2, "is ONNX already"),
-        (["--calib", "calib/office/office.toml"], 2, "--calib is for INT8"),
+        (["--fp16"], 2, "is an ONNX file already"),
+        (["--calib", "calib/office/office.toml"], 2, "--calib is for FP16 and INT8"),
         (["--fp32", "--force"], 2, "--force is for INT8"),
-        (["--sweep", "--target", "rtx-ada,rtx-ampere", "--calib", "calib/office/office.toml"], 2, "for one target"),
+        (["--sweep", "--target", "rtx-ada,rtx-ampere", "--calib", "calib/office/office.toml"], 2, "exactly one target"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -175,7 +175,7 @@ def test_depth_that_does_not_count_is_refused(capsys: pytest.CaptureFixture[str]
     output = tmp_path / "out.onnx"
     code = run_app(["export", "tiny.onnx", "--int8", *TO_CPU, "--root", str(tmp_path / "empty"), "-o", str(output)])
     assert code == 1
-    assert "0 has no depth that counts" in capsys.readouterr().err
+    assert "0 has no valid depth" in capsys.readouterr().err
     assert not output.exists()
 
 

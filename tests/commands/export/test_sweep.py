@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.commands.export import sweep as export_sweep
 from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint, SweepResult
 
@@ -65,20 +66,20 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
 
     inputs = [SimpleNamespace(name="image")]
     session = SimpleNamespace(inputs=inputs, infer=lambda feeds: None)
-    monkeypatch.setattr("mirrordepth_edge.backends.onnxruntime.OnnxRuntimeSession", lambda *_: nullcontext(session))
-    monkeypatch.setattr("mirrordepth_edge.bench.measure.time_interleaved", in_turn)
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.OnnxRuntimeSession", lambda *_: nullcontext(session))
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.time_interleaved", in_turn)
     monkeypatch.setattr("onnx.save", lambda model, path: None)
-    workshop: Any = SimpleNamespace(
+    quantizer: Any = SimpleNamespace(
         folder=tmp_path,
-        fp32=tmp_path / "fp32.onnx",
+        fp32=Artefact(path=tmp_path / "fp32.onnx", kind="onnx", sidecar=None),
         manifest=None,
         held_out=[None],
         make=lambda nodes: None,
-        prepared=lambda frames: [None],
-        described=lambda nodes: None,
+        preprocess=lambda frames: [None],
+        manifest_of=lambda nodes: None,
         progress=SimpleNamespace(stage=lambda name, steps: None),
     )
-    cost = export_sweep.measured(workshop)
+    cost = export_sweep.measure_cost(quantizer)
     assert cost.of(["a"]) == (1.5, 1.5)
     frames = sum(turns[1:])
     assert frames == 60

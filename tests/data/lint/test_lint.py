@@ -15,16 +15,16 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.data.folder import folder_dataset
-from mirrordepth_edge.data.lint.facts import (
+from mirrordepth_edge.data.lint.problems import find_problems
+from mirrordepth_edge.data.lint.scan import (
     NO_DEPTH_RGB,
     PERCENTILES,
-    Depths,
+    DepthStatistics,
     check_dataset,
     contact_sheet,
-    facts,
+    report_lines,
     spread,
 )
-from mirrordepth_edge.data.lint.findings import find_problems
 from mirrordepth_edge.data.sample import InMemory, Mapped, Sample, Selected
 
 SHAPE = (60, 80)
@@ -61,7 +61,7 @@ def kinds(root: Path, units_per_metre: float = 1000.0) -> dict[str, bool]:
     return {finding.kind: finding.wrong for finding in findings}
 
 
-def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]], tmp_path: Path) -> Depths:
+def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]], tmp_path: Path) -> DepthStatistics:
     """What is found in six pictures whose depth in millimetres was changed."""
     for index in range(6):
         depth_mm = np.random.default_rng(index).uniform(700, 9990, SHAPE)
@@ -104,7 +104,7 @@ def test_bad_files_are_collected_each_with_its_reason(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
     reasons = {picture.name: picture.reason for picture in report.unusable}
     assert list(reasons) == ["0", "1", "2", "3"]
-    for name, word in {"0": "no readable picture", "1": "empty", "2": "uint8", "3": "differ in size"}.items():
+    for name, word in {"0": "cannot be read as an image", "1": "empty", "2": "uint8", "3": "differ in size"}.items():
         assert word in reasons[name]
     assert report.sizes == ((SHAPE, 2),), "the others are still read"
     assert kinds(root) == {"unusable": True}
@@ -129,7 +129,7 @@ def test_samples_that_come_from_no_files() -> None:
     samples = tuple(Sample(f"{index}", frame, depth_m) for index, depth_m in enumerate((*bad, good)))
     report = check_dataset(InMemory(samples=samples))
     assert [picture.swapped for picture in report.unusable] == [False, False, True]
-    assert "not a number" in report.unusable[0].reason
+    assert "NaN" in report.unusable[0].reason
     assert report.depths is not None
     assert report.depths.units_per_metre is None
     assert report.depths.percentiles_m[50] == pytest.approx(2.5)
@@ -212,7 +212,7 @@ def test_steps_that_grow_with_distance_are_the_cameras(tmp_path: Path) -> None:
     assert "quantised" not in kinds(tmp_path)
 
 
-def test_pictures_of_which_nothing_can_be_learnt(root: Path) -> None:
+def test_blank_images_and_copies(root: Path) -> None:
     write(root, "1", np.zeros(SHAPE, np.uint16), seed=1)
     write(root, "5", millimetres(5), seed=4)
     cv2.imwrite(str(root / "rgb" / "2.png"), np.zeros((*SHAPE, 3), np.uint8))
@@ -231,17 +231,17 @@ def test_no_depth_anywhere(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
     assert report.depths is None
     assert kinds(root) == {"no-depth": True}
-    assert any("0.0% of the pixels" in line for line in facts(report))
+    assert any("0.0% of the pixels" in line for line in report_lines(report))
 
 
-def test_several_sizes_are_a_note(root: Path) -> None:
+def test_several_sizes_are_only_a_note(root: Path) -> None:
     cv2.imwrite(str(root / "rgb" / "big.png"), np.random.default_rng(9).integers(0, 256, (90, 160, 3), np.uint8))
     cv2.imwrite(str(root / "depth" / "big.png"), np.random.default_rng(9).integers(1000, 5000, (90, 160), np.uint16))
     assert check_dataset(folder_dataset(root)).sizes == ((SHAPE, 6), ((90, 160), 1))
     assert kinds(root) == {"sizes": False}
 
 
-def test_what_registration_says_becomes_a_finding(root: Path) -> None:
+def test_registration_verdicts_become_problems(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
 
     def said(**changes: object) -> tuple[str, str]:
@@ -252,7 +252,7 @@ def test_what_registration_says_becomes_a_finding(root: Path) -> None:
         return finding.what, finding.cure
 
     what, cure = said(verdict="unregistered", pose="as it is", shift=(-12 / 640, 3 / 640))
-    assert "moved 12 pixels left and 3 pixels down" in what
+    assert "shifted 12 pixels left and 3 pixels down" in what
     assert "rs.align" in cure
     what, cure = said(verdict="unregistered", pose="mirrored", shift=(0, 0))
     assert what.endswith("it fits best mirrored.")
@@ -260,7 +260,7 @@ def test_what_registration_says_becomes_a_finding(root: Path) -> None:
     assert "mixed up" in said(verdict="nowhere")[0]
 
 
-def test_some_of_the_pictures_and_progress(root: Path) -> None:
+def test_subset_and_progress(root: Path) -> None:
     assert spread(795, None) == tuple(range(795))
     assert spread(3, 12) == (0, 1, 2)
     assert spread(10, 1) == (0,)
@@ -291,10 +291,10 @@ def test_the_sheet_shows_depth_and_its_holes(root: Path) -> None:
     assert contact_sheet(dataset, range(6), replace(report, depths=None)) is None
 
 
-def test_facts_in_words(root: Path) -> None:
-    text = "\n".join(facts(check_dataset(folder_dataset(root))))
-    assert "80x60  6 pictures" in text
+def test_report_lines(root: Path) -> None:
+    text = "\n".join(report_lines(check_dataset(folder_dataset(root))))
+    assert "80x60  6 images" in text
     assert re.search(r"3 to 5 m   (49|50)\.\d% █{40}\n", text)
     assert re.search(r" 50 %: (2\.9|3\.0)\d m,", text)
-    assert "too few scenes or edges to tell" in text
+    assert "too few scenes or edges" in text
     assert text.count("█" * 40) == 1

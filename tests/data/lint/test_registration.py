@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.data.lint.registration import (
-    LARGEST_JUMP,
+    MAX_JUMP,
+    MAX_SHIFT_PX,
+    MIN_JUMP,
     POSES,
-    REACH_PX,
-    SMALLEST_JUMP,
     DepthMap,
     Registration,
     depth_edges,
     edge_correlations,
-    judge,
+    judge_registration,
 )
 from mirrordepth_edge.imaging.preprocess import Frame
 
@@ -58,7 +58,7 @@ def shrunk(depth_m: DepthMap) -> DepthMap:
 
 def judged(pairs: list[Pair], change: Callable[[DepthMap], DepthMap] = np.copy) -> Registration:
     correlations = [edge_correlations(frame, np.ascontiguousarray(change(depth_m))) for frame, depth_m in pairs]
-    return judge([surfaces for surfaces in correlations if surfaces is not None])
+    return judge_registration([surfaces for surfaces in correlations if surfaces is not None])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def pairs() -> list[Pair]:
 
 
 @pytest.mark.parametrize("first", range(100, 150, 10))
-def test_good_pairs_raise_no_alarm(first: int) -> None:
+def test_registered_pairs_are_accepted(first: int) -> None:
     found = judged([scene(seed) for seed in range(first, first + 10)])
     assert found.verdict == "registered"
     assert found.shift_px(SIZE_HW) in {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
@@ -86,7 +86,7 @@ def test_a_shift_is_measured(pairs: list[Pair], right: int, down: int) -> None:
 
 
 @pytest.mark.parametrize("right", [1, 2])
-def test_a_pixel_or_two_are_no_mistake(pairs: list[Pair], right: int) -> None:
+def test_shift_of_one_or_two_pixels_is_accepted(pairs: list[Pair], right: int) -> None:
     assert judged(pairs, lambda depth_m: moved(depth_m, right, 0)).verdict != "unregistered"
 
 
@@ -99,20 +99,20 @@ def test_a_pixel_or_two_are_no_mistake(pairs: list[Pair], right: int) -> None:
         (shrunk, "enlarged 1.1 times"),
     ],
 )
-def test_a_turn_or_another_lens_is_named(pairs: list[Pair], change: Callable[[DepthMap], DepthMap], pose: str) -> None:
+def test_flip_or_zoom_is_identified(pairs: list[Pair], change: Callable[[DepthMap], DepthMap], pose: str) -> None:
     found = judged(pairs, change)
     assert (found.verdict, found.pose) == ("unregistered", pose)
     assert found.shift_px(SIZE_HW) == pytest.approx((0, 0), abs=1)
 
 
-def test_mixed_up_pairs_fit_nowhere(pairs: list[Pair]) -> None:
+def test_mismatched_pairs_are_detected(pairs: list[Pair]) -> None:
     frames, depths = zip(*(scene(300 + seed) for seed in range(20)), strict=True)
     found = judged(list(zip(frames, depths[5:] + depths[:5], strict=True)))
     assert found.verdict == "nowhere"
     assert judged(pairs[:4]).verdict == "unclear", "four pictures are too few to say anything"
 
 
-def test_one_scene_many_times_says_nothing(pairs: list[Pair]) -> None:
+def test_repeated_scene_is_undecided(pairs: list[Pair]) -> None:
     """A camera that stands still: the same chance agreements in every picture are no evidence."""
     frame, depth_m = pairs[0]
     rng = np.random.default_rng(0)
@@ -124,20 +124,20 @@ def test_one_scene_many_times_says_nothing(pairs: list[Pair]) -> None:
     assert judged(pairs).scenes > 6
 
 
-def test_pictures_that_cannot_tell(pairs: list[Pair]) -> None:
+def test_images_without_verdict(pairs: list[Pair]) -> None:
     frame, depth_m = pairs[0]
     assert edge_correlations(frame, np.full(SIZE_HW, 2, np.float32)) is None, "a wall"
     sparse = np.where(np.random.default_rng(0).random(SIZE_HW) < 0.2, depth_m, 0).astype(np.float32)
     assert edge_correlations(frame, sparse) is None, "a LiDAR"
     assert edge_correlations(frame[:30], depth_m[:30]) is None, "a strip with no room to move"
-    found = judge([])
+    found = judge_registration([])
     assert (found.verdict, found.pictures) == ("unclear", 0)
 
 
-def test_a_picture_without_edges_correlates_with_nothing(pairs: list[Pair]) -> None:
+def test_image_without_edges_has_no_correlation(pairs: list[Pair]) -> None:
     surfaces = edge_correlations(np.full((*SIZE_HW, 3), 90, np.uint8), pairs[0][1])
     assert surfaces is not None
-    assert surfaces.shape == (len(POSES), 2 * REACH_PX + 1, 2 * REACH_PX + 1)
+    assert surfaces.shape == (len(POSES), 2 * MAX_SHIFT_PX + 1, 2 * MAX_SHIFT_PX + 1)
     assert np.abs(surfaces).max() < 1e-3
 
 
@@ -150,7 +150,7 @@ def test_correlations_are_those_of_numpy(pairs: list[Pair]) -> None:
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64)
     strength = np.sqrt(np.hypot(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)))
     maps = [each - cv2.GaussianBlur(each, (0, 0), 8.0) for each in (strength, depth_edges(full).astype(np.float64))]
-    rim = REACH_PX
+    rim = MAX_SHIFT_PX
     template = maps[1][rim:-rim, rim:-rim] - maps[1][rim:-rim, rim:-rim].mean()
     norm = np.linalg.norm(template) * np.linalg.norm(maps[0][rim:-rim, rim:-rim])
     height, width = template.shape
@@ -166,11 +166,11 @@ def test_depth_edges_are_jumps_beside_measured_pixels() -> None:
     assert not depth_edges(slant).any()
     step = np.where(columns < 15, 1.0, 1.1).astype(np.float32)
     edges = depth_edges(step)
-    assert edges[10, 14:16] == pytest.approx([np.log(1.1) - SMALLEST_JUMP] * 2, rel=1e-5)
+    assert edges[10, 14:16] == pytest.approx([np.log(1.1) - MIN_JUMP] * 2, rel=1e-5)
     assert not edges[:, :14].any()
     assert not edges[:, 16:].any()
     assert depth_edges(step * np.where(columns < 15, 1, 50).astype(np.float32)).max() == pytest.approx(
-        LARGEST_JUMP - SMALLEST_JUMP
+        MAX_JUMP - MIN_JUMP
     )
     step[:, 15:17] = 0
     assert not depth_edges(step).any(), "across a hole there is no telling"

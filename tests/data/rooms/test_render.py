@@ -14,23 +14,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.data.folder import folder_dataset
 from mirrordepth_edge.data.rooms import render as rendered
 from mirrordepth_edge.data.rooms.furniture import Paint, Surface, box, quad
-from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, looking, random_room
-from mirrordepth_edge.data.rooms.light import Patch, lit
-from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, Camera, RenderedRooms, draw, written
+from mirrordepth_edge.data.rooms.layout import Lamp, Pose, Room, camera_pose, random_room
+from mirrordepth_edge.data.rooms.light import Patch, light_surfaces
+from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, draw, write_rooms
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import MissingError, OptionError
 
 Float = NDArray[np.float64]
 needs_pybullet = pytest.mark.skipif(find_spec("pybullet") is None, reason="rooms are rendered by PyBullet")
 
-SMALL = Camera(size_hw=(96, 128))
-LEVEL = looking(np.zeros(3), 0, 0, 0)
+SMALL = Camera.from_fov(NYU_FOV_DEG, (96, 128))
+LEVEL = camera_pose(np.zeros(3), 0, 0, 0)
 """From the origin along +y, upright."""
-TILTED = looking(np.array([0.4, -0.7, 1.5]), 0.5, -0.35, 0.2)
+TILTED = camera_pose(np.array([0.4, -0.7, 1.5]), 0.5, -0.35, 0.2)
 RED, BLUE = np.array([255, 0, 0], np.uint8), np.array([0, 0, 255], np.uint8)
 
 
@@ -55,9 +56,9 @@ def rays(camera: Camera, pose: Pose) -> Float:
 @needs_pybullet
 @pytest.mark.parametrize("distance_m", [0.15, 3.0, 30.0])
 @pytest.mark.parametrize("size_hw", [(96, 128), (61, 33), (1, 1)])
-def test_a_wall_is_as_far_away_as_it_stands(distance_m: float, size_hw: SizeHW) -> None:
+def test_depth_of_a_wall(distance_m: float, size_hw: SizeHW) -> None:
     wall = flat([0, distance_m, 0], [99, 0, 0], [0, 0, -99])
-    frame, depth_m = draw([wall], Camera(size_hw=size_hw), LEVEL)
+    frame, depth_m = draw([wall], Camera.from_fov(NYU_FOV_DEG, size_hw), LEVEL)
     assert frame.shape == (*size_hw, 3)
     assert (frame.dtype, depth_m.dtype) == (np.uint8, np.float32)
     # float32 in the depth buffer: its steps grow with the square of the distance.
@@ -69,7 +70,7 @@ def test_a_wall_is_as_far_away_as_it_stands(distance_m: float, size_hw: SizeHW) 
 @pytest.mark.parametrize("fov_deg", [30.0, NYU_FOV_DEG, 100.0])
 @pytest.mark.parametrize("size_hw", [(96, 128), (75, 49)])
 def test_a_floor_under_a_tilted_camera(fov_deg: float, size_hw: SizeHW) -> None:
-    camera = Camera(size_hw=size_hw, fov_deg=fov_deg)
+    camera = Camera.from_fov(fov_deg, size_hw)
     floor = flat([0, 0, 0], [9, 0, 0], [0, -9, 0])
     _, depth_m = draw([floor], camera, TILTED)
     ray = rays(camera, TILTED)
@@ -87,12 +88,12 @@ def test_a_floor_under_a_tilted_camera(fov_deg: float, size_hw: SizeHW) -> None:
 
 
 @needs_pybullet
-def test_a_ball_by_where_rays_meet_it() -> None:
+def test_depth_of_a_ball() -> None:
     radius_m, middle_m = 0.6, np.array([0.2, 2.0, 0.9])
     polar, turn = np.linspace(0, np.pi, 181)[:, None], np.linspace(0, 2 * np.pi, 361)[None]
     directions = np.broadcast_arrays(np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar))
     ball = Patch(middle_m + radius_m * np.stack(directions, axis=2), np.full((2, 2, 3), 200, np.uint8))
-    pose = looking(np.array([0.4, -0.7, 1.5]), 0.05, -0.2, 0.3)
+    pose = camera_pose(np.array([0.4, -0.7, 1.5]), 0.05, -0.2, 0.3)
     _, depth_m = draw([ball], SMALL, pose)
     ray, towards = rays(SMALL, pose), middle_m - pose.position_m
     # |t ray - towards| = radius, the nearer root.
@@ -125,7 +126,7 @@ def test_the_nearer_surface_hides_the_farther_and_backs_are_not_seen() -> None:
 def test_edges_of_picture_and_depth_coincide() -> None:
     """A red board before a blue wall: where it is red it is near, and both end where geometry says."""
     board, wall = flat([0.31, 2, 0.17], [0.4, 0, 0], [0, 0, -0.3]), flat([0, 4, 0], [9, 0, 0], [0, 0, -9], BLUE)
-    pose = looking(np.zeros(3), 0, 0, 0.3)
+    pose = camera_pose(np.zeros(3), 0, 0, 0.3)
     frame, depth_m = draw([wall, board], SMALL, pose)
     np.testing.assert_array_equal(frame[..., 0] == 255, depth_m < 3)
     np.testing.assert_array_equal(frame[..., 2] == 255, depth_m > 3)
@@ -136,7 +137,7 @@ def test_edges_of_picture_and_depth_coincide() -> None:
 
 
 @needs_pybullet
-def test_pictures_hang_upright_and_where_they_should() -> None:
+def test_textures_are_upright_and_in_place() -> None:
     """Every texel has its own colour; each pixel must show the one its ray meets."""
     rows, columns = np.mgrid[:40, :60]
     picture = np.stack([rows * 6, columns * 4, np.full_like(rows, 9)], axis=2).astype(np.uint8)
@@ -153,25 +154,25 @@ def test_pictures_hang_upright_and_where_they_should() -> None:
 
 
 @needs_pybullet
-def test_many_pictures_do_not_mix() -> None:
+def test_atlas_textures_do_not_mix() -> None:
     """Forty boards with a colour each, in pictures of many sizes, in one row."""
     colours = [np.array([6 * n, 255 - 6 * n, 17 * n % 256], np.uint8) for n in range(40)]
     boards = []
     for n, colour in enumerate(colours):
         board = flat([-0.975 + 0.05 * n, 2, 0], [0.025, 0, 0], [0, 0, -2], colour)
-        boards.append(board._replace(picture=np.tile(colour, (2 + 37 * n % 900, 2 + 53 * n % 700, 1))))
-    frame, _ = draw(boards, Camera(size_hw=(9, 400)), LEVEL)
-    across = 2 * rays(Camera(size_hw=(9, 400)), LEVEL)[4, :, 0]
+        boards.append(board._replace(texture=np.tile(colour, (2 + 37 * n % 900, 2 + 53 * n % 700, 1))))
+    frame, _ = draw(boards, Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)
+    across = 2 * rays(Camera.from_fov(NYU_FOV_DEG, (9, 400)), LEVEL)[4, :, 0]
     cell = (across + 1) / 0.05
     for column in np.flatnonzero((np.abs(across) < 1) & (np.abs(cell - np.round(cell)) > 0.05)):
         assert frame[4, column].tolist() == colours[int(cell[column])].tolist()
 
 
 def test_nyus_camera() -> None:
-    camera = Camera(size_hw=(480, 640))
-    assert camera.focal_px == pytest.approx(518.857901)
-    assert camera.centre_px == (319.5, 239.5)
-    assert Camera(size_hw=(240, 320)).focal_px == pytest.approx(518.857901 / 2)
+    camera = Camera.from_fov(NYU_FOV_DEG, (480, 640))
+    assert camera.fx_px == pytest.approx(518.857901)
+    assert (camera.cx_px, camera.cy_px) == (319.5, 239.5)
+    assert Camera.from_fov(NYU_FOV_DEG, (240, 320)).fx_px == pytest.approx(518.857901 / 2)
 
 
 # --- Light ---
@@ -186,14 +187,16 @@ def floor_in_light(lamp_m: list[float]) -> Room:
 
 def linear(patch: Patch) -> Float:
     """Light of a patch as read back from its picture, smoothed over its grain."""
-    light = (patch.picture.astype(np.float64) / 255).mean(axis=2) ** 2
+    light = (patch.texture.astype(np.float64) / 255).mean(axis=2) ** 2
     return cv2.blur(light, (31, 31))
 
 
 def test_light_falls_off_with_distance_and_angle() -> None:
     """A lamp h above the floor: E(r) = h / (r² + h²)^1.5, by Lambert and the inverse square."""
     height_m = 3.0  # so high that the softening of very near lamps (0.1 m²) is below 2 %
-    light = linear(lit(floor_in_light([0, 0, height_m]), lambda starts, ends: np.zeros(len(starts), bool))[0])
+    light = linear(
+        light_surfaces(floor_in_light([0, 0, height_m]), lambda starts, ends: np.zeros(len(starts), bool))[0]
+    )
     x = np.linspace(-3, 3, light.shape[1])
     along = light[light.shape[0] // 2]
     expected = height_m / (x**2 + height_m**2) ** 1.5
@@ -210,9 +213,9 @@ def test_a_board_throws_the_shadow_of_geometry() -> None:
     room = floor_in_light([0, 0, 2.0])
     board = box(0.5, 0, 1.0, (1.0, 1.0, 0.01), WHITE)
     # Seen from above, from under the board: the floor alone is in the picture.
-    room = room._replace(surfaces=room.surfaces + board, pose=looking(np.array([0.0, 0, 0.95]), 0, -np.pi / 2, 0))
-    frame, depth_m = rendered.render(room, Camera(size_hw=(120, 160), fov_deg=140))
-    at = room.pose.position_m + depth_m[..., None] * rays(Camera(size_hw=(120, 160), fov_deg=140), room.pose)
+    room = room._replace(surfaces=room.surfaces + board, pose=camera_pose(np.array([0.0, 0, 0.95]), 0, -np.pi / 2, 0))
+    frame, depth_m = rendered.render(room, Camera.from_fov(140, (120, 160)))
+    at = room.pose.position_m + depth_m[..., None] * rays(Camera.from_fov(140, (120, 160)), room.pose)
     floor = depth_m > 0
     # The board spans 0..1 in x and -0.5..0.5 in y, so its shadow 0..2 and -1..1.
     margin = np.minimum(np.minimum(at[..., 0], 2 - at[..., 0]), 1 - np.abs(at[..., 1]))
@@ -256,7 +259,7 @@ def nearest_m(surfaces: list[Surface], origin: Float, ray: Float) -> float:
 
 
 @needs_pybullet
-def test_every_pixel_of_a_room_is_as_far_as_its_ray_reaches(rooms: RenderedRooms, samples: list[Sample]) -> None:
+def test_depth_of_a_room_equals_ray_casting(rooms: RenderedRooms, samples: list[Sample]) -> None:
     """Against all triangles of the room, from either side: nothing is left out, and no body is open."""
     rng = np.random.default_rng(0)
     for index, sample in enumerate(samples):
@@ -268,7 +271,7 @@ def test_every_pixel_of_a_room_is_as_far_as_its_ray_reaches(rooms: RenderedRooms
 
 
 @needs_pybullet
-def test_rooms_look_like_rooms(samples: list[Sample]) -> None:
+def test_rooms_have_plausible_statistics(samples: list[Sample]) -> None:
     for sample in samples:
         assert sample.frame.shape == (72, 96, 3)
         assert (sample.frame.dtype, sample.depth_m.dtype) == (np.uint8, np.float32)
@@ -345,7 +348,9 @@ def bare_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rooms of a floor alone, which are drawn in no time."""
 
     def bare(rng: np.random.Generator) -> Room:
-        return floor_in_light([0, 0, 2])._replace(pose=looking(np.array([0, -3, 1.5]), rng.uniform(-0.3, 0.3), -0.4, 0))
+        return floor_in_light([0, 0, 2])._replace(
+            pose=camera_pose(np.array([0, -3, 1.5]), rng.uniform(-0.3, 0.3), -0.4, 0)
+        )
 
     monkeypatch.setattr(rendered, "random_room", bare)
 
@@ -353,7 +358,7 @@ def bare_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_pybullet
 @pytest.mark.usefixtures("bare_rooms")
 def test_a_written_folder_reads_back(tmp_path: Path) -> None:
-    from mirrordepth_edge.commands.data_render import render
+    from mirrordepth_edge.commands.data.render import render
 
     render(tmp_path, count=2, size="30x40", fov_deg=None, seed=5)
     data = folder_dataset(tmp_path)
@@ -369,7 +374,7 @@ def test_a_written_folder_reads_back(tmp_path: Path) -> None:
 
 @needs_pybullet
 @pytest.mark.usefixtures("bare_rooms")
-def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_writing_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = iter([TINY[0], KeyboardInterrupt(), TINY[1], TINY[2]])
 
     def next_sample(self: RenderedRooms, index: int) -> Sample:
@@ -381,28 +386,28 @@ def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(RenderedRooms, "__getitem__", next_sample)
     with pytest.raises(KeyboardInterrupt):
-        list(written(TINY, tmp_path))
+        list(write_rooms(TINY, tmp_path))
     assert len(folder_dataset(tmp_path)) == 1
     (tmp_path / "depth" / "room-5-000001.png").write_bytes(b"of a picture that was never written")
-    assert list(written(TINY, tmp_path)) == [False, True, True]
-    assert list(written(TINY, tmp_path)) == [False, False, False], "nothing is drawn twice"
+    assert list(write_rooms(TINY, tmp_path)) == [False, True, True]
+    assert list(write_rooms(TINY, tmp_path)) == [False, False, False], "nothing is drawn twice"
     assert [sample.depth_m.shape for sample in folder_dataset(tmp_path)] == [(30, 40)] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"rgb", "depth", "camera.json"}
 
 
 @needs_pybullet
-def test_pictures_of_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_cameras_do_not_share_a_folder(tmp_path: Path) -> None:
     none = RenderedRooms(count=0, size_hw=(30, 40))
-    assert list(written(none, tmp_path)) == []
+    assert list(write_rooms(none, tmp_path)) == []
     for other in ({"size_hw": (30, 41)}, {"size_hw": (30, 40), "fov_deg": 50.0}):
         with pytest.raises(OptionError, match="another origin or camera"):
-            list(written(RenderedRooms(count=1, **other), tmp_path))
-    assert list(written(RenderedRooms(count=0, seed=7, size_hw=(30, 40)), tmp_path)) == []
+            list(write_rooms(RenderedRooms(count=1, **other), tmp_path))
+    assert list(write_rooms(RenderedRooms(count=0, seed=7, size_hw=(30, 40)), tmp_path)) == []
 
 
 @needs_pybullet
-def test_a_folder_of_other_pictures_is_left_alone(tmp_path: Path) -> None:
+def test_folder_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rgb").mkdir()
     with pytest.raises(OptionError, match="another origin"):
-        list(written(TINY, tmp_path))
+        list(write_rooms(TINY, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["rgb"]

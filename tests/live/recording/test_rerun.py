@@ -1,4 +1,4 @@
-"""What Rerun is given, read back from its own files; the viewer itself needs a screen."""
+"""Rerun recordings, read back with its own reader; the viewer is a fake, since it needs a screen."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def record(path: Path, count: int, camera: Camera | None = None) -> RerunRecordi
 
 
 def read(path: Path) -> dict[str, dict[str, list[Any]]]:
-    """Per entity and column, the values in the order in which they were logged."""
+    """Return the logged values by entity and column, in order."""
     chunk = pytest.importorskip("rerun.chunk", reason="this rerun-sdk reads no files")
-    found: dict[str, dict[str, list[Any]]] = {}
+    entities: dict[str, dict[str, list[Any]]] = {}
     for part in chunk.RrdReader(str(path)).stream().to_chunks():
         batch = part.to_record_batch()
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             values = column.cast("int64") if str(column.type).startswith("timestamp") else column
-            found.setdefault(str(part.entity_path), {}).setdefault(name, []).extend(values.to_pylist())
-    return found
+            entities.setdefault(str(part.entity_path), {}).setdefault(name, []).extend(values.to_pylist())
+    return entities
 
 
 def test_a_file_is_written(tmp_path: Path) -> None:
@@ -65,35 +65,35 @@ def test_a_file_is_written(tmp_path: Path) -> None:
 
 def test_photo_depth_camera_and_points(tmp_path: Path) -> None:
     record(tmp_path / "out.rrd", 2, CAMERA)
-    found = read(tmp_path / "out.rrd")
+    entities = read(tmp_path / "out.rrd")
     for entity in ("/camera", "/camera/photo", "/camera/depth", "/points"):
-        assert found[entity]["captured"] == [START_UNIX_NS, START_UNIX_NS + 10**9]
-        assert found[entity]["frame"] == [0, 1]
-    # A tenth of the size that the camera was calibrated at; column after column.
-    assert found["/camera"]["Pinhole:image_from_camera"][0] == [[60, 0, 0, 0, 61, 0, 16.5, 11.5, 1]]
-    assert found["/camera"]["Pinhole:resolution"][0] == [[34, 24]]
+        assert entities[entity]["captured"] == [START_UNIX_NS, START_UNIX_NS + 10**9]
+        assert entities[entity]["frame"] == [0, 1]
+    # Frames are a tenth of the calibrated size; the matrix is column-major.
+    assert entities["/camera"]["Pinhole:image_from_camera"][0] == [[60, 0, 0, 0, 61, 0, 16.5, 11.5, 1]]
+    assert entities["/camera"]["Pinhole:resolution"][0] == [[34, 24]]
     for number in range(2):
         depth_m = result(number).depth_m
-        logged = np.array(found["/camera/depth"]["DepthImage:buffer"][number], np.uint8).view(np.float32)
+        logged = np.array(entities["/camera/depth"]["DepthImage:buffer"][number], np.uint8).view(np.float32)
         np.testing.assert_array_equal(logged.reshape(SIZE_HW), depth_m)
-        assert found["/camera/depth"]["DepthImage:meter"][number] == [1]
-        photo = np.array(found["/camera/photo"]["EncodedImage:blob"][number], np.uint8)
+        assert entities["/camera/depth"]["DepthImage:meter"][number] == [1]
+        photo = np.array(entities["/camera/photo"]["EncodedImage:blob"][number], np.uint8)
         assert np.abs(cv2.imdecode(photo.ravel(), cv2.IMREAD_COLOR).astype(int) - 10 * number).max() <= 2
-        points = np.array(found["/points"]["Points3D:positions"][number])
+        points = np.array(entities["/points"]["Points3D:positions"][number])
         assert len(points) == depth_m.size - 1, "one pixel has no depth"
         u, v, z = 3, 0, depth_m[0, 3]
         assert points[2] == pytest.approx(((u - 16.5) / 60 * z, (v - 11.5) / 61 * z, z), rel=1e-5)
         grey = 10 * number
-        assert found["/points"]["Points3D:colors"][number][0] == (grey << 24 | grey << 16 | grey << 8 | 255)
+        assert entities["/points"]["Points3D:colors"][number][0] == (grey << 24 | grey << 16 | grey << 8 | 255)
 
 
-def test_without_a_camera_there_are_no_points(tmp_path: Path) -> None:
+def test_without_a_camera_there_is_no_point_cloud(tmp_path: Path) -> None:
     record(tmp_path / "out.rrd", 1)
     entities = {name for name in read(tmp_path / "out.rrd") if "properties" not in name}
     assert entities == {"/camera/photo", "/camera/depth"}
 
 
-def test_the_viewer_is_spawned_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_viewer_starts_with_a_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     rerun = pytest.importorskip("rerun", reason="logging to Rerun needs rerun-sdk")
     calls: list[dict[str, object]] = []
     monkeypatch.setenv("DISPLAY", ":0")
@@ -122,13 +122,13 @@ def test_no_viewer_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rerun", reason="logging to Rerun needs rerun-sdk")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(MissingError, match="cannot show anything") as caught:
+    with pytest.raises(MissingError, match="cannot open a window") as caught:
         RerunViewer().__enter__()
     assert "--record out.rrd" in caught.value.cure
 
 
 @pytest.mark.parametrize("make", [RerunViewer, lambda: RerunRecording(Path("out.rrd"))])
-def test_rerun_is_missed_before_anything_runs(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rerun_is_reported_before_anything_runs(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(MissingError, match="rerun-sdk") as caught:
         make()

@@ -1,4 +1,4 @@
-"""The web view's page in a real browser: what it shows, measures and saves is what the live loop gave."""
+"""The web page in a real browser: it shows, measures and saves the results of the live loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOLE = slice(30, 40), slice(20, 30)
 
 
 def depth_of(number: int) -> npt.NDArray[np.float32]:
-    """Another room in every frame, with a hole, and a corner that is beyond 16 bits of millimetres."""
+    """Return a depth map that differs between frames, with a hole, and a corner beyond 16 bits of millimetres."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     depth_m = (0.5 + 0.06 * x + 0.05 * y + 0.37 * (number % 10)).astype(np.float32)
     depth_m[HOLE] = np.nan
@@ -53,7 +53,7 @@ def millimetres_of(number: int) -> npt.NDArray[np.uint16]:
 
 
 class Feeder:
-    """Shows numbered results as the live loop would."""
+    """Shows numbered results, as the live loop does."""
 
     def __init__(self, view: WebView, age_ms: float = 30.0, first: int = 0) -> None:
         self.paused = threading.Event()
@@ -93,16 +93,16 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def browsing(browser: Any, expected: str = "^$", **options: Any) -> Iterator[Any]:
-    """A page that may not complain, but for what is expected."""
+    """Open a page that must not log errors, except expected ones."""
     context = browser.new_context(**options)
     page = context.new_page()
     page.set_default_timeout(1e3 * WAIT_S)
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     yield page
     context.close()
-    assert [text for text in complaints if not re.search(expected, text)] == []
+    assert [text for text in errors if not re.search(expected, text)] == []
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def loaded(browser: Any, view: WebView) -> Iterator[Any]:
 
 @pytest.fixture
 def page(loaded: Any) -> Any:
-    """The page as it begins, with its frames coming."""
+    """The page in its initial state, with frames arriving."""
     loaded.set_viewport_size({"width": 1280, "height": 900})
     loaded.check("#view input[value=sides]", force=True)
     loaded.click("#reset")
@@ -131,10 +131,10 @@ def page(loaded: Any) -> Any:
 
 
 def until(page: Any, condition: Callable[[], object]) -> None:
-    """The page's own content policy forbids playwright's waiting, which evaluates text."""
+    """Wait for a condition. The page's content security policy forbids playwright's own waiting, which uses eval."""
     end_s = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < end_s, f"it did not happen; the page says: {page.inner_text('#now')}"
+        assert time.monotonic() < end_s, f"timeout; the page shows: {page.inner_text('#now')}"
         page.wait_for_timeout(20)
 
 
@@ -166,7 +166,7 @@ def colours_of(number: int, limits_m: tuple[float, float]) -> npt.NDArray[np.uin
 
 
 def point_at(page: Any, x: float, y: float, canvas: str = "depth") -> str:
-    """Move the mouse to a pixel of the frame, and read what the page says."""
+    """Move the mouse to a pixel of the frame, and return the reading."""
     box = page.locator(f"#{canvas}").bounding_box()
     page.mouse.move(box["x"] + (x + 0.5) / WIDTH * box["width"], box["y"] + (y + 0.5) / HEIGHT * box["height"])
     text: str = page.inner_text("#metres")
@@ -177,13 +177,13 @@ def set_range(page: Any, name: str, value: float) -> None:
     page.locator(f"#{name}").fill(str(value))
 
 
-def saved(page: Any, button: str) -> tuple[str, bytes]:
-    with page.expect_download() as download:
+def download(page: Any, button: str) -> tuple[str, bytes]:
+    with page.expect_download() as info:
         page.click(button)
-    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+    return info.value.suggested_filename, Path(info.value.path()).read_bytes()
 
 
-def test_depth_moves_in_its_colours(page: Any) -> None:
+def test_depth_is_drawn_in_its_colours(page: Any) -> None:
     first = freeze(page)
     before = pixels_of(page)
     np.testing.assert_array_equal(before[..., :3], colours_of(first, LIMITS_M))
@@ -198,17 +198,17 @@ def test_depth_moves_in_its_colours(page: Any) -> None:
     )
 
 
-def test_it_says_what_runs(page: Any) -> None:
+def test_it_shows_the_configuration_and_figures(page: Any) -> None:
     until(page, lambda: page.inner_text("#state") == "Live")
     assert page.inner_text("#setup") == "nano · tensorrt fp16 cuda · camera"
     until(page, lambda: "ms old" in page.inner_text("#figures"))
     assert "latency 13 ms · 3 dropped" in page.inner_text("#figures")
     until(page, lambda: "drawn here" in page.inner_text("#rate-now"))
     assert "Hz" in page.inner_text("#rate-now")
-    assert page.inner_text("#heat-now") not in ("", "–")
+    assert page.inner_text("#temperature-now") not in ("", "–")
 
 
-def test_near_and_far_act_at_once_and_metres_stay(page: Any) -> None:
+def test_near_and_far_change_colours_but_not_distances(page: Any) -> None:
     number = freeze(page)
     metres = point_at(page, 10, 5)
     set_range(page, "far", 4)
@@ -224,7 +224,7 @@ def test_near_and_far_act_at_once_and_metres_stay(page: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 700])
-def test_the_distance_under_the_cursor_is_the_arrays(page: Any, width: int) -> None:
+def test_the_distance_under_the_cursor_is_exact(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     depth_mm = millimetres_of(freeze(page))
     for x, y in ((0, 0), (63, 0), (0, 47), (17, 29), (45, 11)):
@@ -241,40 +241,40 @@ def test_the_distance_follows_the_frames(page: Any) -> None:
     assert seen <= possible
 
 
-def test_the_keyboard_measures_too(page: Any) -> None:
+def test_the_keyboard_moves_the_measured_point(page: Any) -> None:
     depth_mm = millimetres_of(freeze(page))
-    page.locator(".picture").nth(1).focus()
+    page.locator(".image").nth(1).focus()
     page.keyboard.press("Escape")
-    assert page.inner_text("#metres") == "Point at a picture to measure."
-    assert page.locator(".spot:visible").count() == 0
+    assert page.inner_text("#metres") == "Point at an image to measure a distance."
+    assert page.locator(".marker:visible").count() == 0
     for key in ("ArrowLeft", "ArrowUp", "Shift+ArrowLeft", "ArrowDown"):
         page.keyboard.press(key)
     x, y = WIDTH // 2 - 11, HEIGHT // 2
     assert page.inner_text("#metres") == f"{depth_mm[y, x] / 1000:.3f} m at ({x}, {y})"
-    assert page.inner_text("#said") == page.inner_text("#metres")
+    assert page.inner_text("#announcement") == page.inner_text("#metres")
     for _ in range(9):
         page.keyboard.press("Shift+ArrowRight")
     assert page.inner_text("#metres").endswith(f"({WIDTH - 1}, {y})")
 
 
-def test_what_is_saved_is_what_is_shown(page: Any) -> None:
+def test_the_frame_that_is_shown_is_saved(page: Any) -> None:
     number = freeze(page)
-    page.wait_for_timeout(300)  # the loop goes on meanwhile
+    page.wait_for_timeout(300)  # the loop continues
     assert number_of(page) == number
     depth_mm = millimetres_of(number)
-    name, png = saved(page, "#save-png")
+    name, png = download(page, "#save-png")
     assert name == f"mde-{number:06d}.depth.png"
     read = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert read.dtype == np.uint16
     np.testing.assert_array_equal(read, depth_mm)
-    name, npy = saved(page, "#save-npy")
+    name, npy = download(page, "#save-npy")
     assert name == f"mde-{number:06d}.depth.npy"
     metres = np.load(io.BytesIO(npy))
     assert metres.dtype == np.float32
     np.testing.assert_array_equal(metres, depth_mm.astype(np.float32) / np.float32(1000))
     inside = np.isfinite(depth_of(number)) & (depth_of(number) < 65)
     np.testing.assert_allclose(metres[inside], depth_of(number)[inside], atol=0.000501)
-    name, jpeg = saved(page, "#save-jpg")
+    name, jpeg = download(page, "#save-jpg")
     assert name == f"mde-{number:06d}.jpg"
     photo = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_allclose(photo, np.broadcast_to((180, 90, 30), photo.shape), atol=6)
@@ -299,14 +299,14 @@ def test_wipe_and_overlay(page: Any) -> None:
 def test_the_age_is_from_capture_to_drawing(browser: Any) -> None:
     with WebView(SETUP, LIMITS_M, port=0) as view, Feeder(view, age_ms=700), browsing(browser) as page:
         page.goto(view.url)
-        until(page, lambda: page.evaluate("lastAge") is not None)
-        drawn_ms, told = page.evaluate("[lastAge, document.getElementById('age-now').textContent]")
-        slack_ms = page.evaluate("clock().trip / 2")
-    assert 700 - slack_ms - 1 <= drawn_ms < 700 + 1500
-    assert told.startswith(f"{drawn_ms:.0f} ± ")
+        until(page, lambda: page.evaluate("medianAge") is not None)
+        drawn_ms, text = page.evaluate("[medianAge, document.getElementById('age-now').textContent]")
+        uncertainty_ms = page.evaluate("clock().roundTrip / 2")
+    assert 700 - uncertainty_ms - 1 <= drawn_ms < 700 + 1500
+    assert text.startswith(f"{drawn_ms:.0f} ± ")
 
 
-def test_the_token_opens_the_page_and_leaves_the_address(browser: Any) -> None:
+def test_the_token_opens_the_page_and_is_removed_from_the_address(browser: Any) -> None:
     with (
         WebView(SETUP, LIMITS_M, port=0, token=TOKEN) as view,
         Feeder(view),
@@ -325,16 +325,16 @@ def test_the_token_opens_the_page_and_leaves_the_address(browser: Any) -> None:
         until_shown(page)
 
 
-def test_it_comes_back_when_the_server_does(browser: Any) -> None:
+def test_it_reconnects_when_the_server_is_back(browser: Any) -> None:
     with browsing(browser, "ERR_CONNECTION_REFUSED|WebSocket") as page:
         with WebView(SETUP, LIMITS_M, port=0) as view, Feeder(view):
             url = view.url
             page.goto(url)
             until_shown(page)
         until(page, lambda: page.inner_text("#state") == "The device does not answer")
-        assert "trying again in" in page.inner_text("#figures")
+        assert "reconnecting in" in page.inner_text("#figures")
         assert page.is_visible("#retry")
-        assert number_of(page) >= 0, "the last picture stays, dimmed"
+        assert number_of(page) >= 0, "the last frame stays, dimmed"
         assert float(page.evaluate("getComputedStyle(canvases.depth).opacity")) < 0.6
         port = urlsplit(url).port
         with WebView(SETUP | {"model": "other"}, (0.5, 5.0), port=port) as view, Feeder(view, first=1000):
@@ -344,7 +344,7 @@ def test_it_comes_back_when_the_server_does(browser: Any) -> None:
             page.goto("about:blank")
 
 
-def test_a_server_with_another_token_is_told(browser: Any) -> None:
+def test_a_changed_token_is_reported(browser: Any) -> None:
     with browsing(browser, "ERR_CONNECTION_REFUSED|WebSocket|status of 401") as page:
         with WebView(SETUP, LIMITS_M, port=0, token=TOKEN) as view, Feeder(view):
             page.goto(view.url)
@@ -354,7 +354,7 @@ def test_a_server_with_another_token_is_told(browser: Any) -> None:
             until(page, lambda: "Open the address that mde live printed" in page.inner_text("#state"))
 
 
-def test_a_stalled_stream_is_told(browser: Any) -> None:
+def test_a_stalled_stream_is_reported(browser: Any) -> None:
     with WebView(SETUP, LIMITS_M, port=0) as view, Feeder(view) as feeder, browsing(browser) as page:
         page.goto(view.url)
         until_shown(page)
@@ -365,11 +365,11 @@ def test_a_stalled_stream_is_told(browser: Any) -> None:
         until(page, lambda: page.inner_text("#state") == "Live")
 
 
-def test_one_browser_too_many_is_told(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_browsers_are_reported(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "MAX_CLIENTS", 0)
     with WebView(SETUP, LIMITS_M, port=0) as view, browsing(browser) as page:
         page.goto(view.url)
-        until(page, lambda: "others are watching" in page.inner_text("#state"))
+        until(page, lambda: "browsers are already connected" in page.inner_text("#state"))
         monkeypatch.setattr(web, "MAX_CLIENTS", 1)
         page.click("#retry")
         until(page, lambda: page.inner_text("#state") == "Waiting for a frame")
@@ -384,7 +384,7 @@ def test_a_phone_by_touch(browser: Any, view: WebView) -> None:
         depth_mm = millimetres_of(freeze(page))
         page.evaluate("scrollTo(0, 0)")
         box = page.locator("#mixed").bounding_box()
-        assert box["y"] + box["height"] < 740, "the picture is on the first screen"
+        assert box["y"] + box["height"] < 740, "the image must be visible without scrolling"
         page.touchscreen.tap(box["x"] + 10.5 / WIDTH * box["width"], box["y"] + 40.5 / HEIGHT * box["height"])
         assert page.inner_text("#metres") == f"{depth_mm[40, 10] / 1000:.3f} m at (10, 40)"
 
@@ -402,7 +402,7 @@ def test_light_and_dark(browser: Any, view: WebView) -> None:
 
 
 def test_every_control_has_a_name_and_can_be_reached(page: Any) -> None:
-    controls = page.locator("button:visible, input:visible, .picture:visible")
+    controls = page.locator("button:visible, input:visible, .image:visible")
     names = controls.evaluate_all(
         "all => all.map(e => e.ariaLabel || e.textContent.trim() || (e.labels?.[0]?.textContent ?? '').trim())"
     )
@@ -413,4 +413,4 @@ def test_every_control_has_a_name_and_can_be_reached(page: Any) -> None:
     for _ in range(30):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
-    assert {"near", "far", "mix", "reset", "freeze", "save-png", "save-npy", "save-jpg", "picture"} <= reached
+    assert {"near", "far", "mix", "reset", "freeze", "save-png", "save-npy", "save-jpg", "image"} <= reached

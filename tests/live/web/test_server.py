@@ -1,4 +1,4 @@
-"""The web view's server: who may come in, what goes over the wire, and that nobody holds up anybody."""
+"""The web view's server: access control, protocol, and slow clients."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ import pytest
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.imaging.postprocess import colourise, to_millimetres
 from mirrordepth_edge.live.result import LiveResult
-from mirrordepth_edge.live.web import metrics as gauges
-from mirrordepth_edge.live.web import packets
+from mirrordepth_edge.live.web import metrics, packets
 from mirrordepth_edge.live.web import server as web
-from mirrordepth_edge.live.web.packets import coded_depth
+from mirrordepth_edge.live.web.packets import encode_depth
 from mirrordepth_edge.live.web.server import WebView
 
 pytest.importorskip("starlette", reason="starlette is not installed")
@@ -67,10 +66,10 @@ def result(number: int, shape: tuple[int, int] = SHAPE, age_ms: float = 20.0, **
 def _quiet_and_no_thread_left(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    # The clients' own threads, and the pool in which older releases of starlette answer 404, end a moment later.
+    # Threads of the clients, and of the pool in which older starlette releases answer 404, end a little later.
     left = {thread.name for thread in set(threading.enumerate()) - before}
     assert not {name for name in left if name.startswith(("mde", "asyncio"))}
-    gc.collect()  # a connection that was left open would warn now
+    gc.collect()  # an unclosed connection would warn now
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
 
@@ -83,14 +82,14 @@ def view() -> Iterator[WebView]:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[WebView]:
-    """For all tests that only ask; no frame is shown."""
+    """For tests that need no frames."""
     with WebView(SETUP, LIMITS_M, port=0) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[WebView]:
-    """The same, with a token."""
+    """Like `plain`, with a token."""
     with WebView(SETUP, LIMITS_M, port=0, token=TOKEN) as opened:
         yield opened
 
@@ -114,26 +113,26 @@ def get(
 
 
 def watch(view: WebView, query: str = "", **options: Any) -> Any:
-    """A connection, not yet asked anything."""
+    """Open a WebSocket."""
     options = {"compression": None, "max_size": None, "open_timeout": WAIT_S} | options
     return client.connect(f"ws://127.0.0.1:{port_of(view)}/frames{query}", **options)
 
 
 def frames_of(connection: Any) -> tuple[dict[str, Any], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    """Ask for a packet and read it, as the documentation describes it."""
+    """Request a packet and decode it as documented."""
     connection.send("next")
-    return unpacked(connection.recv(WAIT_S))
+    return unpack(connection.recv(WAIT_S))
 
 
-def unpacked(packet: bytes) -> tuple[dict[str, Any], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
+def unpack(packet: bytes) -> tuple[dict[str, Any], npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
     length = int.from_bytes(packet[:4], "little")
     header = json.loads(packet[4 : 4 + length])
     photo, depth = packet[4 + length :][: header["jpeg_bytes"]], packet[4 + length :][header["jpeg_bytes"] :]
     bgr = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
-    return header, bgr[..., ::-1], decoded(depth, (header["height"], header["width"]))
+    return header, bgr[..., ::-1], decode_depth(depth, (header["height"], header["width"]))
 
 
-def decoded(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
+def decode_depth(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
     high, low = np.frombuffer(zlib.decompress(data), np.uint8).reshape(2, *shape).astype(np.int64)
     folded = 256 * high + low
     signed = np.where(folded % 2 == 0, folded // 2, -(folded + 1) // 2)
@@ -143,12 +142,12 @@ def decoded(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
 def until(condition: Callable[[], object]) -> None:
     end_s = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < end_s, "it did not happen"
+        assert time.monotonic() < end_s, "timeout"
         time.sleep(0.005)
 
 
 class Feeder:
-    """Shows a numbered result every `period_s`, as the live loop would."""
+    """Shows a numbered result every `period_s`, as the live loop does."""
 
     def __init__(self, view: WebView, period_s: float = 0.01, shape: tuple[int, int] = SHAPE) -> None:
         self.number = 0
@@ -175,27 +174,27 @@ class Feeder:
         self._thread.join()
 
 
-# What goes over the wire
+# Protocol
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (37, 53)])
-def test_depth_is_coded_without_loss(shape: tuple[int, int]) -> None:
+def test_depth_is_encoded_losslessly(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     anything = rng.integers(0, 65536, shape).astype(np.uint16)
     extremes = rng.choice(np.array([0, 1, 32767, 32768, 65535], np.uint16), shape)
     for depth_mm in (anything, extremes, np.zeros(shape, np.uint16), np.full(shape, 65535, np.uint16)):
-        np.testing.assert_array_equal(decoded(coded_depth(depth_mm), shape), depth_mm)
+        np.testing.assert_array_equal(decode_depth(encode_depth(depth_mm), shape), depth_mm)
 
 
-def test_the_coding_is_smaller_than_a_png() -> None:
+def test_encoded_depth_is_smaller_than_a_png() -> None:
     y, x = np.mgrid[:240, :320]
     room_m = 3 + np.sin(x / 60) + 0.004 * y + np.random.default_rng(0).normal(0, 0.001, x.shape)
     depth_mm = to_millimetres(room_m.astype(np.float32))
     png = cv2.imencode(".png", depth_mm)[1]
-    assert len(coded_depth(depth_mm)) < 0.7 * len(png)
+    assert len(encode_depth(depth_mm)) < 0.7 * len(png)
 
 
-def test_a_packet_holds_the_photo_the_depth_and_when_it_was(view: WebView) -> None:
+def test_a_packet_contains_photo_depth_and_capture_time(view: WebView) -> None:
     shown = result(7, age_ms=300)
     shown.depth_m[0, :4] = 0, np.nan, np.inf, 70
     with watch(view) as connection:
@@ -213,14 +212,14 @@ def test_a_packet_holds_the_photo_the_depth_and_when_it_was(view: WebView) -> No
     assert 300 <= now_ms - header["captured_ms"] < 300 + 1e3 * WAIT_S
 
 
-def test_the_colours_are_those_of_colourise() -> None:
+def test_the_colour_table_matches_colourise() -> None:
     near_m, far_m = 0.0, 255.0
     depth_m = np.arange(255.0, 0, -1, dtype=np.float32).reshape(1, -1)  # levels 0 to 254; 0 m would be no depth
     np.testing.assert_array_equal(web.colour_table()[:255], colourise(depth_m, (near_m, far_m))[0])
     assert len(web.colour_table()) == 256
 
 
-def test_the_newest_frame_is_sent_and_each_one_once(view: WebView) -> None:
+def test_the_newest_frame_is_sent_once(view: WebView) -> None:
     with watch(view) as connection:
         connection.recv(WAIT_S)
         for number in range(5):
@@ -230,25 +229,25 @@ def test_the_newest_frame_is_sent_and_each_one_once(view: WebView) -> None:
         with pytest.raises(TimeoutError):
             connection.recv(0.2)
         view.show(result(5))
-        assert unpacked(connection.recv(WAIT_S))[0]["number"] == 5
+        assert unpack(connection.recv(WAIT_S))[0]["number"] == 5
 
 
-def test_asking_more_often_than_that_brings_no_more(view: WebView) -> None:
+def test_requests_in_advance_are_limited(view: WebView) -> None:
     received = []
     with watch(view) as connection:
         connection.recv(WAIT_S)
         for _ in range(10):
             connection.send("next")
         connection.send("ping")
-        connection.recv(WAIT_S)  # all of them were heard
+        connection.recv(WAIT_S)  # all requests have arrived
         for number in range(8):
             view.show(result(number))
             with suppress(TimeoutError):
                 received.append(connection.recv(0.1 if received else WAIT_S))
-    assert 1 <= len(received) <= web.ASKED + 1, "those in advance, and the one that is being answered"
+    assert 1 <= len(received) <= web.MAX_REQUESTS + 1, "the queued requests and the one in progress"
 
 
-def test_a_result_may_change_after_it_was_shown(view: WebView) -> None:
+def test_arrays_may_be_reused_after_show(view: WebView) -> None:
     shown = result(0)
     expected = to_millimetres(shown.depth_m)
     view.show(shown)
@@ -260,15 +259,15 @@ def test_a_result_may_change_after_it_was_shown(view: WebView) -> None:
     assert photo.mean() > 50
 
 
-def test_a_frame_is_coded_once_for_all_and_never_for_nobody(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, coded, threads = packets.encode, [], set()
+def test_a_frame_is_encoded_once_and_only_on_demand(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, encoded, threads = packets.encode, [], set()
 
-    def counted(raw: Any) -> packets.Packet:
-        coded.append(raw.number)
+    def count(raw: Any) -> packets.Packet:
+        encoded.append(raw.number)
         threads.add(threading.current_thread())
         return real(raw)
 
-    monkeypatch.setattr(packets, "encode", counted)
+    monkeypatch.setattr(packets, "encode", count)
     view.show(result(0))
     with ExitStack() as stack:
         connections = [stack.enter_context(watch(view)) for _ in range(5)]
@@ -276,19 +275,19 @@ def test_a_frame_is_coded_once_for_all_and_never_for_nobody(view: WebView, monke
             connection.recv(WAIT_S)
         view.show(result(1))
         time.sleep(0.1)
-        assert coded == [], "connected, but nobody asked"
+        assert encoded == [], "no client has requested a frame"
         assert {frames_of(connection)[0]["number"] for connection in connections} == {1}
-        assert coded == [1]
+        assert encoded == [1]
         connections[0].send("next")
-    until(lambda: view._gauges.clients == 0)
+    until(lambda: view._metrics.clients == 0)
     view.show(result(2))
     time.sleep(0.1)
-    assert coded == [1], "all are gone, also the one that had asked"
+    assert encoded == [1], "all clients are gone, also the one with a request"
     assert threading.current_thread() not in threads
 
 
 def test_twenty_clients_one_of_which_never_reads(view: WebView) -> None:
-    shape = 480, 640  # packets large enough to fill what the kernel holds for one who does not read
+    shape = 480, 640  # packets that fill the kernel's send buffer of a client that does not read
     counts = [0] * 19
     stop = threading.Event()
 
@@ -306,19 +305,19 @@ def test_twenty_clients_one_of_which_never_reads(view: WebView) -> None:
         for thread in threads:
             thread.start()
         until(lambda: min(counts) >= 10)
-        assert view._gauges.clients == 20
+        assert view._metrics.clients == 20
         with watch(view) as one_more, pytest.raises(exceptions.ConnectionClosed) as closed:
             one_more.recv(WAIT_S)
-        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "20 others are watching")
-        for _ in range(3):  # the silent one asks on and on, and yet is owed no more
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "20 browsers are already connected")
+        for _ in range(3):  # the silent client keeps requesting, which must not pile up
             silent.sendall(40 * masked("next"))
             seen = min(counts)
             until(lambda seen=seen: min(counts) >= seen + 3)
         stop.set()
         for thread in threads:
             thread.join()
-        assert feeder.slowest_s < 0.05, "showing is a copy"
-        until(lambda: view._gauges.clients == 1)
+        assert feeder.slowest_s < 0.05, "show must only copy"
+        until(lambda: view._metrics.clients == 1)
         with watch(view) as another:
             assert "setup" in json.loads(another.recv(WAIT_S))
     assert view.problem is None
@@ -331,11 +330,11 @@ def handshake(port: int) -> bytes:
 
 
 def masked(word: str) -> bytes:
-    """A client's text frame (RFC 6455, 5.2) under a mask of zeros."""
+    """Return a client's text frame (RFC 6455, 5.2) with a mask of zeros."""
     return bytes([0x81, 0x80 | len(word), 0, 0, 0, 0]) + word.encode()
 
 
-def test_a_slow_client_skips_frames_and_a_fast_one_does_not_wait_for_it(view: WebView) -> None:
+def test_a_slow_client_skips_frames_without_delaying_a_fast_one(view: WebView) -> None:
     with Feeder(view) as feeder, watch(view) as slow, watch(view) as fast:
         slow.recv(WAIT_S)
         fast.recv(WAIT_S)
@@ -343,38 +342,38 @@ def test_a_slow_client_skips_frames_and_a_fast_one_does_not_wait_for_it(view: We
         numbers = [frames_of(fast)[0]["number"] for _ in range(20)]
         second = frames_of(slow)[0]["number"]
         assert second >= numbers[-1] > first + 10
-        assert second >= feeder.number - 3, "what it gets is new"
+        assert second >= feeder.number - 3, "it must get a new frame"
     assert numbers == sorted(set(numbers))
-    assert view._gauges.skipped >= second - first - 1
+    assert view._metrics.skipped >= second - first - 1
 
 
 @pytest.mark.parametrize(
     ("message", "code"), [("hello", 1008), ("", 1008), (b"next", 1008), ("x" * 9, 1009), ("next" * 1000, 1009)]
 )
-def test_a_client_that_says_anything_else_is_shown_out(plain: WebView, message: str | bytes, code: int) -> None:
+def test_an_unknown_message_closes_the_connection(plain: WebView, message: str | bytes, code: int) -> None:
     with watch(plain) as connection:
         connection.recv(WAIT_S)
         connection.send(message)
         with pytest.raises(exceptions.ConnectionClosed) as closed:
             connection.recv(WAIT_S)
     assert closed.value.rcvd.code == code
-    until(lambda: plain._gauges.clients == 0)
+    until(lambda: plain._metrics.clients == 0)
 
 
-def test_a_client_that_falls_silent_loses_its_place(plain: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "SILENT_S", 0.1)
+def test_a_silent_client_is_disconnected(plain: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CLIENT_TIMEOUT_S", 0.1)
     with watch(plain) as connection:
         connection.recv(WAIT_S)
         with pytest.raises(exceptions.ConnectionClosed):
             connection.recv(WAIT_S)
-    until(lambda: plain._gauges.clients == 0)
+    until(lambda: plain._metrics.clients == 0)
 
 
-# Who may come in
+# Access control
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing", "/frames"])
-def test_every_address_wants_the_token(guarded: WebView, path: str) -> None:
+def test_every_path_requires_the_token(guarded: WebView, path: str) -> None:
     for query in ("", "?token=", "?token=wrong", f"?token={TOKEN}x", f"?token={TOKEN[:-1]}", "?token=%FF"):
         status, headers, body = get(guarded, path + query)
         assert status == 401
@@ -393,13 +392,13 @@ def test_the_token_becomes_a_cookie_that_scripts_and_other_sites_cannot_use(guar
     cookie, *flags = headers["set-cookie"].split("; ")
     assert status == 200
     assert {flag.lower() for flag in flags} == {"httponly", "samesite=strict", "path=/"}
-    assert cookie.split("=")[0].endswith(str(port_of(guarded))), "browsers do not tell ports apart"
+    assert cookie.split("=")[0].endswith(str(port_of(guarded))), "browsers share cookies between ports"
     assert get(guarded, "/", Cookie=cookie)[0] == 200
     with watch(guarded, additional_headers={"Cookie": cookie}) as connection:
         assert "setup" in json.loads(connection.recv(WAIT_S))
 
 
-def test_the_socket_wants_the_token(guarded: WebView) -> None:
+def test_the_socket_requires_the_token(guarded: WebView) -> None:
     for options in ({}, {"query": "?token=wrong"}, {"additional_headers": {"Authorization": "Bearer wrong"}}):
         with pytest.raises(exceptions.InvalidStatus) as refused, watch(guarded, **options):
             pass
@@ -409,7 +408,7 @@ def test_the_socket_wants_the_token(guarded: WebView) -> None:
             assert "setup" in json.loads(connection.recv(WAIT_S))
 
 
-def test_pages_of_other_sites_get_no_socket(plain: WebView, guarded: WebView) -> None:
+def test_pages_of_other_origins_get_no_socket(plain: WebView, guarded: WebView) -> None:
     port = port_of(plain)
     for origin in (
         "http://evil.example",
@@ -431,8 +430,8 @@ def test_pages_of_other_sites_get_no_socket(plain: WebView, guarded: WebView) ->
     assert refused.value.response.status_code == 403
 
 
-def test_on_this_machine_the_host_must_be_this_machine(plain: WebView) -> None:
-    """A page whose name was made to point here, DNS rebinding, names itself in the Host header."""
+def test_on_loopback_the_host_header_must_be_local(plain: WebView) -> None:
+    """A site that uses DNS rebinding sends its own name in the Host header."""
     port = port_of(plain)
     for host in (f"127.0.0.1:{port}", "localhost", f"LOCALHOST:{port}", "localhost:9", f"[::1]:{port}"):
         assert get(plain, "/metrics", Host=host)[0] == 200
@@ -445,7 +444,7 @@ def test_on_this_machine_the_host_must_be_this_machine(plain: WebView) -> None:
         assert raw.recv(100).startswith(b"HTTP/1.1 421")
 
 
-def test_other_addresses_get_a_token_and_a_name_that_can_be_reached() -> None:
+def test_other_addresses_get_a_token_and_a_reachable_name() -> None:
     with WebView(SETUP, LIMITS_M, host="0.0.0.0", port=0) as view, WebView(SETUP, LIMITS_M, "0.0.0.0", 0) as other:
         token = view.url.partition("?token=")[2]
         assert len(token) >= 32
@@ -455,17 +454,17 @@ def test_other_addresses_get_a_token_and_a_name_that_can_be_reached() -> None:
         assert get(view, f"/metrics?token={token}", Host="jetson.local")[0] == 200
 
 
-def test_this_machine_needs_no_token(plain: WebView) -> None:
+def test_loopback_needs_no_token(plain: WebView) -> None:
     assert plain.url == f"http://127.0.0.1:{port_of(plain)}/"
     status, headers, _ = get(plain)
     assert status == 200
     assert "set-cookie" not in headers
 
 
-# What is served
+# Pages
 
 
-def test_the_page_is_one_file_and_may_run_nothing_else(plain: WebView) -> None:
+def test_the_page_is_one_file_with_a_strict_policy(plain: WebView) -> None:
     status, headers, body = get(plain)
     page = body.decode()
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
@@ -483,7 +482,7 @@ def test_the_page_is_one_file_and_may_run_nothing_else(plain: WebView) -> None:
     assert set(re.findall(r"https?://[^'\"\s]+", page)) <= {"http://www.w3.org/2000/svg"}
 
 
-def test_every_answer_has_its_headers(guarded: WebView) -> None:
+def test_every_response_has_security_headers(guarded: WebView) -> None:
     for path in ("/", "/metrics", "/healthz", "/nothing", f"/?token={TOKEN}", f"/nothing?token={TOKEN}"):
         headers = get(guarded, path)[1]
         assert headers["x-content-type-options"] == "nosniff"
@@ -496,11 +495,11 @@ def test_every_answer_has_its_headers(guarded: WebView) -> None:
 @pytest.mark.parametrize(
     "path", ["/page/script.js", "/../web.py", "/%2e%2e/web.py", "/..%2f..%2fetc/passwd", "//etc/passwd", "/index.html"]
 )
-def test_there_are_no_files_behind_it(plain: WebView, path: str) -> None:
+def test_no_other_files_are_served(plain: WebView, path: str) -> None:
     assert get(plain, path)[0] == 404
 
 
-def test_it_only_answers(plain: WebView) -> None:
+def test_only_get_is_allowed(plain: WebView) -> None:
     for method in ("POST", "PUT", "DELETE"):
         assert get(plain, "/", method)[0] == 405
 
@@ -512,7 +511,7 @@ def test_metrics_are_prometheus_text(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         folder.mkdir(parents=True)
         (folder / "type").write_text(zone + "\n")
         (folder / "temp").write_text(text)
-    monkeypatch.setattr(gauges, "ROOT", tmp_path)
+    monkeypatch.setattr(metrics, "ROOT", tmp_path)
     setup = SETUP | {"source": 'a "video"\\\n.mp4'}
     with WebView(setup, LIMITS_M, port=0) as view, watch(view) as connection:
         for number in range(10):
@@ -547,25 +546,25 @@ def test_metrics_are_prometheus_text(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (status["frames"], status["dropped"], status["clients"], status["latency_ms"]) == (10, 18, 1, 19)
 
 
-def test_the_rate_is_that_of_the_loop_also_where_results_were_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_counts_results_that_were_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(gauges, "time", SimpleNamespace(monotonic=lambda: now_s))
-    counted = gauges.Metrics(SETUP)
-    assert counted.status()["rate_hz"] is None
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now_s))
+    recorded = metrics.Metrics(SETUP)
+    assert recorded.status()["rate_hz"] is None
     for number in range(0, 300, 3):
         now_s = 1000 + number / 30
-        counted.count(result(number))
-    assert counted.status()["rate_hz"] == pytest.approx(30)
+        recorded.count(result(number))
+    assert recorded.status()["rate_hz"] == pytest.approx(30)
     now_s += 60
-    assert counted.status()["rate_hz"] == 0
-    assert counted.status()["silent_s"] == 60
+    assert recorded.status()["rate_hz"] == 0
+    assert recorded.status()["silent_s"] == 60
 
 
-def test_health_is_lost_when_frames_stay_away(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_fails_without_frames(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(gauges, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now_s))
     view.show(result(0))
-    now_s += gauges.STALLED_S
+    now_s += metrics.STALLED_S
     assert get(view, "/healthz")[0] == 200
     now_s += 1
     status, _, body = get(view, "/healthz")
@@ -574,17 +573,17 @@ def test_health_is_lost_when_frames_stay_away(view: WebView, monkeypatch: pytest
     assert get(view, "/healthz")[0] == 200
 
 
-# Beginning and end
+# Start and stop
 
 
-def test_a_port_that_is_in_use(plain: WebView) -> None:
+def test_a_port_in_use(plain: WebView) -> None:
     port = port_of(plain)
     with pytest.raises(InputError, match=f"Port {port} is in use") as caught, WebView(SETUP, LIMITS_M, port=port):
         pass
     assert caught.value.cure == f"--port {port + 1}"
 
 
-def test_a_port_one_may_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -595,7 +594,7 @@ def test_a_port_one_may_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no-such-name.invalid"])
-def test_an_address_that_is_not_this_machines(host: str) -> None:
+def test_an_address_of_another_machine(host: str) -> None:
     with pytest.raises(InputError, match=re.escape(host)) as caught, WebView(SETUP, LIMITS_M, host, 0):
         pass
     assert "--host" in caught.value.cure
@@ -604,13 +603,13 @@ def test_an_address_that_is_not_this_machines(host: str) -> None:
 @pytest.mark.parametrize(
     "options", [{"port": 65536}, {"port": -1}, {"token": ""}, {"token": "short"}, {"token": "ä" * 20}]
 )
-def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+def test_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         WebView(SETUP, LIMITS_M, **options)
 
 
 @pytest.mark.parametrize("package", ["starlette.applications", "uvicorn", "websockets"])
-def test_a_missing_package_is_said_with_its_cure(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_cure(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingError, match=package.split(".")[0]) as caught, WebView(SETUP, LIMITS_M, port=0):
         pass
@@ -622,16 +621,16 @@ def test_importing_it_imports_no_server() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=600, check=False).returncode == 0
 
 
-def test_the_port_is_free_again_at_once_whoever_is_still_connected() -> None:
+def test_the_port_is_free_after_stopping_even_with_connected_clients() -> None:
     with ExitStack() as clients:
         with WebView(SETUP, LIMITS_M, port=0) as view, Feeder(view, 0.002, (480, 640)):
             port = port_of(view)
             silent = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
             silent.sendall(handshake(port))
-            for asked in range(1, 60):  # so much that its packets fill all buffers between us
+            for asked in range(1, 60):  # enough packets to fill all buffers in between
                 silent.sendall(masked("next"))
                 time.sleep(0.005)
-                assert view._gauges.sent <= asked
+                assert view._metrics.sent <= asked
             idle = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
             reading = clients.enter_context(watch(view))
             reading.recv(WAIT_S)
@@ -644,7 +643,7 @@ def test_the_port_is_free_again_at_once_whoever_is_still_connected() -> None:
             assert get(again)[0] == 200
 
 
-def test_a_failure_is_told_and_the_loop_goes_on(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_and_the_loop_continues(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(raw: object) -> None:
         raise ValueError("no JPEG here")
 
@@ -660,7 +659,7 @@ def test_a_failure_is_told_and_the_loop_goes_on(view: WebView, monkeypatch: pyte
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_it_without_a_word() -> None:
+def test_ctrl_c_prints_nothing() -> None:
     code = """
 import time
 from mirrordepth_edge.live.web.server import WebView

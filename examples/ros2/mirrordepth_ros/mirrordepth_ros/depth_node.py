@@ -1,4 +1,4 @@
-"""A ROS 2 node that publishes depth: sensor_msgs/Image in 32FC1, metres, and CameraInfo where the camera is known."""
+"""A ROS 2 node that publishes depth as sensor_msgs/Image (32FC1, metres), and CameraInfo if the camera is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mirrordepth_edge.live.result import LiveResult
 
 
 class DepthNode(Node):
-    """Parameters: source, model, fov_deg (0.0: the camera that the model was trained with), frame_id."""
+    """Parameters: source, model, fov_deg (0.0: the training camera), frame_id."""
 
     def __init__(self) -> None:
         super().__init__("mirrordepth")
@@ -48,7 +48,7 @@ class DepthNode(Node):
         depth.header.stamp, depth.header.frame_id = stamp, self.frame_id
         depth.height, depth.width = height, width
         depth.encoding, depth.is_bigendian, depth.step = "32FC1", 0, 4 * width
-        # An array, since rclpy looks at each single byte of anything else (ros2/rosidl_python issue 156).
+        # An array: rclpy checks each byte of any other sequence (ros2/rosidl_python issue 156).
         depth.data = array.array("B", frame.depth_m.astype("<f4", copy=False).tobytes())
         self.depth_publisher.publish(depth)
         if self.lens is not None:

@@ -1,4 +1,4 @@
-"""Training in several processes at once, as `torchrun` starts them."""
+"""Distributed training with `torchrun`; every function also works in a single process."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ import torch.distributed as dist
 
 from mirrordepth_edge.errors import OptionError
 
-# The first process evaluates while the others wait.
-PATIENCE = timedelta(hours=6)
+# The other processes wait while the first one evaluates.
+TIMEOUT = timedelta(hours=6)
 
 
 def rank() -> int:
-    """This process's number, from 0; 0 where there is but one."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of training processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all, before they have joined and after they have left as well."""
+    """Whether this is the first process; also valid before and after the process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def barrier() -> None:
-    """Return once every process has come here."""
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def all_gather(found: set[int]) -> set[int]:
-    """What any process found."""
+def all_gather(items: set[int]) -> set[int]:
+    """Union of the sets of all processes."""
     if not dist.is_initialized():
-        return found
-    every: list[set[int]] = [set() for _ in range(world_size())]
-    dist.all_gather_object(every, found)
-    return set().union(*every)
+        return items
+    gathered: list[set[int]] = [set() for _ in range(world_size())]
+    dist.all_gather_object(gathered, items)
+    return set().union(*gathered)
 
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[None]:
-    """Join the processes that `torchrun` started, each with a GPU of its own where `device` is `cuda`.
+    """Join the process group of `torchrun` inside the block; does nothing if not started by `torchrun`.
 
-    Does nothing in a process started in any other way. After an error a process does not leave: that
-    would wait for the others, who wait for it. It exits, and `torchrun` ends them.
+    Args:
+        device: `cuda` gives each process a GPU of its own.
 
     Raises:
         OptionError: there are more processes than GPUs.
@@ -63,10 +63,12 @@ def init_distributed(device: str) -> Iterator[None]:
     if device == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
-            why = f"Each trains on its own, and this machine has {count}."
+            why = f"Each process needs one; this machine has {count}."
             raise OptionError("There are more processes than GPUs.", why, f"torchrun --nproc-per-node {count}")
         torch.cuda.set_device(local)
         own_gpu = torch.device("cuda", local)
-    dist.init_process_group("gloo" if own_gpu is None else "nccl", timeout=PATIENCE, device_id=own_gpu)
+    dist.init_process_group("gloo" if own_gpu is None else "nccl", timeout=TIMEOUT, device_id=own_gpu)
     yield
+    # Not in a `finally`: after an error this would wait for the other processes, which wait for this one. The failed
+    # process exits instead, and torchrun ends the others.
     dist.destroy_process_group()

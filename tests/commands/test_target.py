@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.commands.target_option import resolve
+from mirrordepth_edge.commands import target as target_module
+from mirrordepth_edge.commands.target import resolve
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.engines import build
-from mirrordepth_edge.engines import cache as engine_cache
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.engines.cache import Cached
 from mirrordepth_edge.errors import MissingError, OptionError
@@ -28,8 +28,8 @@ def board(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         on_stage("building")
         return Cached(path=Path("cache/e.plan"), built=len(asked) == 1, why="TensorRT 10.1 → 10.3.0")
 
-    monkeypatch.setattr(build, "plan_build", lambda target: plan)
-    monkeypatch.setattr(engine_cache, "cached_engine", cached)
+    monkeypatch.setattr(target_module, "plan_build", lambda target: plan)
+    monkeypatch.setattr(target_module, "cached_engine", cached)
     return asked
 
 
@@ -43,13 +43,13 @@ def test_the_engine_is_run_and_what_happened_is_told(board: list[Path], capsys: 
     assert board == [NANO_ONNX["fp16"]]
     said = capsys.readouterr()
     assert said.out == "", "what a verb prints can be piped"
-    assert "nano.fp16: engine built and kept (TensorRT 10.1 → 10.3.0)" in said.err
+    assert "nano.fp16: engine built and cached (TensorRT 10.1 → 10.3.0)" in said.err
     resolve("nano.fp16", "here")
-    assert "engine kept from before" in capsys.readouterr().err
+    assert "engine from the cache" in capsys.readouterr().err
 
 
 def test_known_problems_of_the_builder_are_told(board: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    plan = build.plan_build("here")
+    plan = target_module.plan_build("here")
     expected = build.problems_of(plan, "fp16")
     resolve("nano.fp16", "here")
     said = capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_known_problems_of_the_builder_are_told(board: list[Path], capsys: pytes
     [
         ("nano", "orin-nano", SessionOptions(), "mde build --target orin-nano"),
         ("a.plan", "here", SessionOptions(), "Leave --target out"),
-        ("a.safetensors", "here", SessionOptions(), "name an .onnx file"),
+        ("a.safetensors", "here", SessionOptions(), "give an .onnx file"),
         ("nano", "here", SessionOptions(device="cpu"), "--device cpu"),
         ("nano", "here", SessionOptions(backend="openvino"), "--backend"),
         ("nano", "here", SessionOptions(bf16=True), "--bf16"),

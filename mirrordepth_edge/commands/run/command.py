@@ -1,0 +1,130 @@
+"""`mde run`: write the metric depth of images and videos to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirrordepth_edge.camera.model import camera_of
+from mirrordepth_edge.commands.parameters import (
+    NANO,
+    Backend,
+    Bf16,
+    Calibration,
+    ClipWeights,
+    Device,
+    Far,
+    FocalPx,
+    FovDeg,
+    Model,
+    Near,
+    NetworkSize,
+    Target,
+    Trust,
+    announce,
+    print_camera,
+    session_options,
+)
+from mirrordepth_edge.commands.run.writer import Writer
+from mirrordepth_edge.commands.target import resolve
+from mirrordepth_edge.commands.terminal import console, progress_bar
+from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.imaging.draw import colour_limits
+from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
+from mirrordepth_edge.predictor import load
+from mirrordepth_edge.support.files import existing_file
+
+FORMATS = ("png", "npy", "colour")
+OWN_SUFFIXES = (".depth.png", ".colour.png")
+"""Outputs of an earlier run, which are skipped in a folder of images."""
+
+
+def run(
+    files: Annotated[list[Path], typer.Argument(help="Images, videos, or folders of images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")] = Path("depth"),
+    model: Model = NANO,
+    formats: Annotated[str, typer.Option(help="Output formats, separated by commas.")] = ",".join(FORMATS),
+    ply: Annotated[bool, typer.Option("--ply", help="Also write NAME.ply, a coloured point cloud.")] = False,
+    near: Near = None,
+    far: Far = None,
+    focal_px: FocalPx = None,
+    fov_deg: FovDeg = None,
+    calibration: Calibration = None,
+    target: Target = None,
+    trust: Trust = False,
+    device: Device = "auto",
+    backend: Backend = None,
+    network_size: NetworkSize = None,
+    bf16: Bf16 = False,
+    clip_weights: ClipWeights = None,
+) -> None:
+    """Write the metric depth of images and videos to files.
+
+    An image gives NAME.depth.png (16-bit, mm), NAME.depth.npy (float32, m) and NAME.colour.png. A video gives
+    NAME/000000.depth.png and .npy for each frame, and NAME.colour.mp4. Point clouds are in metres (x right, y down,
+    z forward) and use the given camera, or the one that the model was trained with.
+    """
+    paths = _input_files(files)
+    kinds = _parse_formats(formats) | _ply_format(ply, paths)
+    camera = camera_of(focal_px, fov_deg, calibration)
+    options = session_options(device, clip_weights, None, backend, bf16, network_size, trust)
+    engine = resolve(model, target, options)
+    lines = []
+    try:
+        with load(engine, options, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
+            announce(predictor, model)
+            limits_m = colour_limits(near, far, predictor.model.depth_limits_m)
+            writer = Writer(predictor=predictor, folder=output, formats=frozenset(kinds), limits_m=limits_m)
+            for path in bar.track(paths, description="files"):
+                is_image = path.suffix.lower() in PICTURE_SUFFIXES
+                lines.append(writer.write_image(path) if is_image else writer.write_video(path, bar))
+    finally:  # after the progress bar, which they would break; also if a later file fails
+        for line in lines:
+            console.print(line)
+
+
+def _parse_formats(formats: str) -> set[str]:
+    kinds = {kind.strip() for kind in formats.split(",")}
+    if unknown := sorted(kinds - {*FORMATS}):
+        why = f"The formats are {', '.join(FORMATS)}."
+        raise OptionError(f"--formats {unknown[0]!r} is unknown.", why, "--formats png,colour")
+    return kinds
+
+
+def _ply_format(ply: bool, paths: list[Path]) -> set[str]:
+    if ply and (videos := [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]):
+        why = "Point clouds are written for images only; one per video frame would fill the disk."
+        raise OptionError(f"--ply does not fit {videos[0]}.", why, "Leave --ply out, or run the images separately.")
+    return {"ply"} if ply else set()
+
+
+def _input_files(files: list[Path]) -> list[Path]:
+    """Return the files to read, with folders replaced by their images.
+
+    Raises:
+        InputError: A file does not exist, a folder has no images, or two results would have the same name.
+    """
+    paths: list[Path] = []
+    for path in files:
+        paths += _images_in(path) if path.is_dir() else [existing_file(path, "image or video")]
+    by_name: dict[str, Path] = {}
+    for path in paths:
+        # Some file systems ignore case.
+        if (other := by_name.setdefault(path.stem.casefold(), path)) != path:
+            raise InputError(
+                f"{other} and {path} would overwrite each other's results.",
+                "Results are named after the file, without its extension.",
+                "Run them separately, each with its own -o, or rename one.",
+            )
+    return paths
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES]
+    images = [path for path in images if not path.name.endswith(OWN_SUFFIXES)]
+    if not images:
+        why = f"No file in it ends in {', '.join(PICTURE_SUFFIXES)}."
+        raise InputError(f"{folder} contains no images.", why, "Give another folder, or files.")
+    return images
