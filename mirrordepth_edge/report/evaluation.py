@@ -247,7 +247,7 @@ def _charts(results: dict[str, Evaluation], names: dict[str, str]) -> list[tuple
         ),
         ("AbsRel by true depth", charts.curves(by_depth("abs_rel"), (0, far_m), x_label, "AbsRel", bars)),
         (
-            "Bias by true depth (below 0: too near, above: too far)",
+            "Bias by true depth (negative: too near)",
             charts.curves(by_depth("bias"), (0, far_m), x_label, "mean (p - g) / g"),
         ),
     ]
