@@ -1,6 +1,6 @@
-"""Recipes: TOML files that name a target, found by path or by name.
+"""Recipes: TOML files, loaded by path or by name.
 
-They live in the repository's top-level `export/` and travel in the wheel as `_recipes/export/`.
+They are in the repository's top-level folders, such as `export/`, and in the wheel's `_recipes/`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ T = TypeVar("T")
 
 
 def recipe_folder(kind: str) -> Path:
-    """Where recipes of a kind (`export`, `calib`) are: in the wheel, else in the checkout."""
+    """Folder of a kind of recipes, `export` or `calib`, in the wheel or else in the checkout."""
     installed = INSTALLED / kind
     return installed if installed.is_dir() else CHECKOUT / kind
 
 
 def recipe_names(kind: str) -> list[str]:
-    """Names that `load_recipe` knows."""
+    """Names of the recipes of a kind."""
     return sorted(path.stem for path in recipe_folder(kind).glob("*.toml"))
 
 
 def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
-    """Read a recipe into a dataclass; unknown keys are refused.
+    """Read a recipe into a dataclass. Unknown keys are errors.
 
     Raises:
-        OptionError: no such file and no recipe of that name.
-        InputError: the file is no TOML or does not fit.
+        OptionError: there is no such file and no recipe of that name.
+        InputError: the file is not TOML, or a field is invalid.
     """
     path = Path(name_or_path)
     if not (path.suffix == ".toml" and path.is_file()):
@@ -59,24 +59,24 @@ def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no valid TOML.", str(error), cure) from error
+        raise InputError(f"{path} is not valid TOML.", str(error), cure) from error
     return read_strict(cls, data, str(path), cure)
 
 
 def load_training(
     path: Path | None, preset: str | None, depth_limits_m: tuple[float, float]
 ) -> tuple[ModelConfig, TrainConfig]:
-    """Model and training settings: a preset's own, changed by a recipe.
+    """Load model and training settings: those of a preset, overridden by a recipe.
 
     Args:
-        path: `.toml` with `preset` and the tables `[model]` and `[train]`, each as far as it differs
-            from the preset; or the `config.json` of an earlier run; or a preset's name, for its own settings.
-        preset: overrules the recipe's; `nano` where neither names one.
-        depth_limits_m: of the data to train on; the recipe overrules them.
+        path: `.toml` with `preset` and the tables `[model]` and `[train]`, which hold what differs from
+            the preset; or the `config.json` of an earlier run; or the name of a preset.
+        preset: overrides the recipe's; `nano` if neither names one.
+        depth_limits_m: of the training data; the recipe overrides them.
 
     Raises:
         OptionError: there is no such preset.
-        InputError: the file cannot be read, or has keys or values that do not belong.
+        InputError: the file cannot be read, or a field is unknown or invalid.
     """
     recipe: dict[str, Any] = {}
     cure = "Its tables [model] and [train] take the fields of ModelConfig and TrainConfig."
@@ -87,7 +87,7 @@ def load_training(
         try:
             recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except ValueError as error:
-            raise InputError(f"{path} is no valid {path.suffix[1:].upper() or 'TOML'}.", str(error), cure) from error
+            raise InputError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}.", str(error), cure) from error
     name = preset or recipe.get("preset") or recipe.get("model", {}).get("preset") or "nano"
     if name not in PRESETS:
         raise OptionError(
@@ -99,5 +99,5 @@ def load_training(
 
 
 def load_target(name_or_path: str) -> TargetConfig:
-    """The target of that name or file."""
+    """Load a target by its name or path."""
     return load_recipe("export", name_or_path, TargetConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # One thread a process, child processes too: models this small gain nothing from more, and several workers that take
 # all cores each hold each other up. Before torch is first imported, and for pytest-xdist's workers before NumPy is.
-for _library in ("OMP", "OPENBLAS", "MKL"):
+for _library in ("OMP", "OPENBLAS"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 cv2.setNumThreads(1)
 
@@ -40,6 +41,11 @@ TINY_CLIP = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow ones first, else one worker would end long after the others."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches and settings in a folder of this run, or of this worker: neither the user's nor another worker's."""
@@ -48,6 +54,14 @@ def _folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
             patch.setenv(f"XDG_{kind}_HOME", str(folder / kind.lower()))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """A session that was asked for more threads sets them for the whole process, and would for all tests after it."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,6 +69,7 @@ def test_checkout_finds_its_recipes() -> None:
     assert "orin-nano" in recipe_names("export")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", ["3.10", "3.12"])
 def test_base_installs_on_aarch64_without_torch_and_tensorrt(python: str, wheel: Path) -> None:
     """What pip would install on a Jetson, asked of the package index without installing it."""

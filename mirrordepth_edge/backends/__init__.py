@@ -1,1 +1,1 @@
-"""What runs an artefact: one module a vendor, all behind the contract of `base`."""
+"""Inference backends: one module per runtime, all with the interface in `base`."""

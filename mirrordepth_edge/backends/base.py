@@ -1,4 +1,4 @@
-"""The contract every backend keeps. `tests/backends/test_contract.py` holds each of them to it."""
+"""The interface of every backend, which `tests/backends/test_contract.py` checks."""
 
 from __future__ import annotations
 
@@ -13,70 +13,63 @@ import numpy.typing as npt
 
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 DEVICE_STAGES = ("host to device", "compute", "device to host")
-"""What a GPU does for a frame, in order."""
+"""GPU stages of a frame, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Available:
-    """A backend that can be used here."""
+    """A backend that works on this machine."""
 
     version: str
     devices: tuple[str, ...]
-    """What it really drives, such as `cpu` or a GPU's name."""
+    """Devices that it runs on: `cpu`, or the name of a GPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A backend that cannot be used here, and what to do about it."""
-
-    reason: str
-    cure: str
-
-
-Probe = Available | Missing
+Probe = Available | Unavailable
 
 
 class Session(Protocol):
-    """An opened artefact. Buffers are allocated when it opens, none per frame."""
+    """An open model. Buffers are allocated when it is opened, none per frame."""
 
     backend: str
     version: str
-    """Version of the runtime beneath, as it reports it itself."""
+    """Version of the runtime, as it reports it."""
     device: str
-    """What the network runs on, as the runtime itself reports it."""
+    """Device of the network, as the runtime reports it."""
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     notes: tuple[str, ...]
-    """What is not as it was asked for, in sentences."""
+    """Differences from what was requested, one sentence each."""
     warm_up_ms: float
-    """What the first run took that later ones do not, such as compiling kernels; 0 where nothing is known of it."""
+    """Extra time of the first run, such as compiling kernels; 0 if unknown."""
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run the network once.
 
         Args:
-            feeds: one C-contiguous array for each input, of its dtype and shape.
+            feeds: one C-contiguous array for each input, with its dtype and shape.
 
         Returns:
-            The outputs by name, the same arrays at each call: valid until the next call or `close`,
-            which may free the memory under them. Copy what is kept longer.
+            The outputs by name. They are the same arrays at each call, valid until the next call or `close`; copy them
+            to keep them longer.
 
         Raises:
-            InputError: a feed is missing, unknown, or of another dtype, shape or memory order.
+            InputError: a feed is missing, unknown, or has the wrong dtype, shape or memory order.
             DeviceError: the GPU failed.
         """
 
     def device_ms(self) -> tuple[float, ...]:
-        """Milliseconds of each of `DEVICE_STAGES` in the last `infer`, by the GPU's clock; empty on the CPU."""
+        """Milliseconds of each of `DEVICE_STAGES` in the last `infer`, from CUDA events; empty on the CPU."""
 
     def close(self) -> None:
-        """Free what the session holds; calling it twice is fine."""
+        """Free the session's resources; can be called repeatedly."""
 
     def __enter__(self) -> Session: ...
 
@@ -86,30 +79,31 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """The functions of a backend module."""
 
     def probe(self) -> Probe:
-        """Find out whether this backend works here; never raises."""
+        """Check whether this backend works on this machine; never raises."""
 
     def open(self, path: Path, manifest: Manifest | None, options: SessionOptions) -> Session:
-        """Open an artefact.
+        """Open a model.
 
         Args:
-            manifest: its verified manifest; None for a checkpoint, which describes itself.
+            path: model file.
+            manifest: its verified manifest; None for a checkpoint, which has its own metadata.
 
         Raises:
             MissingError: hardware or a package is missing.
-            InputError: the artefact cannot be used.
+            InputError: the model cannot be used.
         """
 
 
 class CheckedSession:
-    """What sessions share: a name, specs, the check of feeds, and the context manager."""
+    """Base class of sessions: attributes, input check and context manager."""
 
     notes: tuple[str, ...] = ()
-    """What is not as it was asked for, in sentences."""
+    """Differences from what was requested, one sentence each."""
     warm_up_ms: float = 0.0
-    """What the first run took that later ones do not, such as compiling kernels; 0 where nothing is known of it."""
+    """Extra time of the first run, such as compiling kernels; 0 if unknown."""
 
     backend: str
     version: str
@@ -119,23 +113,23 @@ class CheckedSession:
     outputs: tuple[TensorSpec, ...]
 
     def check(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Refuse feeds that do not fit; a few dictionary look-ups, cheap enough for every frame."""
+        """Raise InputError if the feeds do not match the inputs; cheap enough for every frame."""
         if len(feeds) != len(self.inputs):
-            raise _misfit(self.inputs, f"{sorted(feeds)} was given")
+            raise _mismatch(self.inputs, f"{sorted(feeds)}")
         for spec in self.inputs:
             array = feeds.get(spec.name)
             if array is None:
-                raise _misfit(self.inputs, f"{sorted(feeds)} was given")
+                raise _mismatch(self.inputs, f"{sorted(feeds)}")
             if array.shape != spec.shape or array.dtype != spec.dtype or not array.flags.c_contiguous:
                 order = "" if array.flags.c_contiguous else ", not C-contiguous"
-                raise _misfit(self.inputs, f"{spec.name} is {array.dtype} {list(array.shape)}{order}")
+                raise _mismatch(self.inputs, f"{spec.name}: {array.dtype} {list(array.shape)}{order}")
 
     def device_ms(self) -> tuple[float, ...]:
-        """No GPU's clock by default."""
+        """Empty by default."""
         return ()
 
     def close(self) -> None:
-        """Nothing to free by default."""
+        """Do nothing by default."""
 
     def __enter__(self) -> Any:
         return self
@@ -146,15 +140,15 @@ class CheckedSession:
         self.close()
 
 
-def _misfit(inputs: Sequence[TensorSpec], found: str) -> InputError:
+def _mismatch(inputs: Sequence[TensorSpec], actual: str) -> InputError:
     wanted = ", ".join(f"{spec.name}: {spec.dtype} {list(spec.shape)} {spec.layout}" for spec in inputs)
     return InputError(
-        "The network's inputs do not fit.",
-        f"It takes {wanted}, C-contiguous; {found}.",
+        "The feeds do not match the network's inputs.",
+        f"Expected {wanted}, C-contiguous; got {actual}.",
         "Prepare frames with mirrordepth_edge.imaging.preprocess.Preprocessor, or use DepthPredictor.",
     )
 
 
 def empty_outputs(outputs: Sequence[TensorSpec]) -> Arrays:
-    """Host buffers for a session's outputs."""
+    """Allocate host buffers for a session's outputs."""
     return {spec.name: np.empty(spec.shape, spec.dtype) for spec in outputs}

@@ -1,4 +1,4 @@
-"""ONNX Runtime: `.onnx` on the CPU everywhere, on NVIDIA GPUs where its CUDA provider really loads."""
+"""ONNX Runtime: runs `.onnx` files on the CPU, and on an NVIDIA GPU if the CUDA provider loads."""
 
 from __future__ import annotations
 
@@ -13,83 +13,85 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
 from mirrordepth_edge.config import BatchHW, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import cuda_driver, nvidia_gpus
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import DIMENSIONS, Manifest
 
 NAME: Final = "onnxruntime"
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-INSTALL = "pip install onnxruntime  (onnxruntime-gpu for an NVIDIA GPU on x86-64; never both)"
+INSTALL = "pip install onnxruntime  (for an NVIDIA GPU on x86-64: onnxruntime-gpu instead; never both)"
 REPAIR = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install mirrordepth-edge"
 GPU_CURE = (
-    "an engine (mde build), or onnxruntime-gpu with the CUDA and cuDNN that it names: "
+    "mde build MODEL  (makes an engine for the GPU), or install the CUDA and cuDNN that onnxruntime-gpu requires: "
     "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#requirements"
 )
-# ONNX Runtime's levels of what it logs; it offers no way to read the one that is set.
+# ONNX Runtime's log levels; the current level cannot be read, so it is reset to the default.
 LOG_WARNING, LOG_FATAL = 2, 4
 
 
 def probe() -> Probe:
-    """Whether ONNX Runtime imports, and which devices it really drives."""
-    missing = _missing()
-    if missing is not None:
-        return missing
+    """Check that ONNX Runtime can be imported, and which devices it runs on."""
+    problem = _import_problem()
+    if problem is not None:
+        return problem
     import onnxruntime
 
     gpus = (nvidia_gpus()[0].name,) if cuda_problem() is None else ()
     return Available(version=str(onnxruntime.__version__), devices=("cpu", *gpus))
 
 
-def _missing() -> Missing | None:
-    """What keeps ONNX Runtime from being imported, if anything does."""
+def _import_problem() -> Unavailable | None:
+    """Why ONNX Runtime cannot be imported; None if it can."""
     try:
         if find_spec("onnxruntime") is None:
-            return Missing(reason="the package onnxruntime is not installed", cure=INSTALL)
+            return Unavailable(
+                reason="the package onnxruntime is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED
+            )
         import onnxruntime
 
-        onnxruntime.get_available_providers()  # a half overwritten install imports, and is empty
-    except Exception as error:  # built for another numpy, or half overwritten by its other wheel
-        return Missing(reason=f"import onnxruntime: {error!r}", cure=REPAIR)
+        onnxruntime.get_available_providers()  # fails on a partly overwritten package, which imports but is empty
+    except Exception as error:  # such as a build for another numpy, or a package partly overwritten by its other wheel
+        return Unavailable(reason=f"import onnxruntime: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
     return None
 
 
 @cache
 def cuda_problem() -> str | None:
-    """Why ONNX Runtime cannot use this machine's GPU; None where a small model ran on it. Tried once.
-
-    What was compiled in is not what works: without the CUDA and cuDNN that the wheel was built for, a
-    session on the CUDA provider opens on the CPU instead.
-    """
+    """Why ONNX Runtime cannot use this machine's GPU; None if a small model runs on it. Checked once per process."""
+    # A CUDA provider in the package is not enough: without the CUDA and cuDNN that the wheel was built for, a session
+    # on the CUDA provider silently runs on the CPU.
     import onnxruntime
 
     if not nvidia_gpus():
         return f"No NVIDIA GPU is visible ({cuda_driver().problem})."
-    built = f"onnxruntime {onnxruntime.__version__}"
+    package = f"onnxruntime {onnxruntime.__version__}"
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return f"This {built} was built without CUDA."
-    said = StringIO()
+        return f"{package} was built without CUDA."
+    printed = StringIO()
     onnxruntime.set_default_logger_severity(LOG_FATAL)
     try:
-        with redirect_stdout(said):
-            ran = _runs_on_cuda(onnxruntime)
+        with redirect_stdout(printed):
+            works = _runs_on_cuda(onnxruntime)
     except Exception as error:
-        return f"{built} fails on CUDA: {str(error).strip() or repr(error)}"
+        return f"{package} fails on CUDA: {str(error).strip() or repr(error)}"
     finally:
         onnxruntime.set_default_logger_severity(LOG_WARNING)
-    if ran:
+    if works:
         return None
-    prefix = "Failed to load "  # what preload_dlls prints: this, the library and the loader's words
-    unloaded = [line[len(prefix) :].split(": ")[0] for line in said.getvalue().splitlines() if line.startswith(prefix)]
-    needs = ", ".join(unloaded) or "another CUDA or cuDNN than this machine's"
-    return f"The CUDA provider of {built} does not load; it needs {needs}."
+    prefix = "Failed to load "  # preload_dlls prints "Failed to load LIBRARY: REASON"
+    lines = printed.getvalue().splitlines()
+    missing = [line[len(prefix) :].split(": ")[0] for line in lines if line.startswith(prefix)]
+    needs = ", ".join(missing) or "another version of CUDA or cuDNN"
+    return f"The CUDA provider of {package} cannot be loaded; it needs {needs}."
 
 
 def _runs_on_cuda(onnxruntime: Any) -> bool:
-    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21: CUDA and cuDNN as pip installs them
-        with suppress(Exception):  # the session below finds out, whatever this says
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21: loads CUDA and cuDNN from pip packages
+        with suppress(Exception):  # the session below shows whether CUDA works
             onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = LOG_FATAL
@@ -102,7 +104,7 @@ def _runs_on_cuda(onnxruntime: Any) -> bool:
 
 
 def _small_model() -> bytes:
-    """An ONNX file of one node, of a version that every ONNX Runtime since 1.13 reads."""
+    """An ONNX model with one node, in a version that ONNX Runtime supports since 1.13."""
     from onnx import TensorProto, helper
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
@@ -114,28 +116,29 @@ def _small_model() -> bytes:
 def create_inference_session(
     model: Path | bytes, options: SessionOptions, *, qdq_as_written: bool = False, size: BatchHW | None = None
 ) -> Any:
-    """An `onnxruntime.InferenceSession` on exactly the provider that was asked for.
+    """Create an `onnxruntime.InferenceSession` on exactly one execution provider.
 
-    `device="auto"` is the GPU where this machine has one and CUDA loads, else the CPU; the session
-    says which it became. A device asked for by name is never replaced by another.
+    `device="auto"` is the GPU if CUDA works, else the CPU. An explicit device never falls back to another.
 
     Args:
-        model: a file, or what is in one.
-        qdq_as_written: round where Q/DQ says so and multiply in floating point, as a GPU's kernels do up to the last
-            bit. ONNX Runtime's own integer kernels for int8 activations are slow on x86, and wrong where the rest is
-            FP16: its QuantizeLinear cuts digits off instead of rounding (nano's depth is 9 % off then instead of
-            3 %), and a convolution's bias becomes integers of a scale that FP16 cannot hold (32 %). Both in 1.24.
-        size: the one that a model whose sizes are open is optimised for, and then runs at; any where None.
+        model: path or content of an ONNX file.
+        options: session options; `device`, `threads` and `yields` are used.
+        qdq_as_written: quantise at each Q/DQ pair and compute in floating point, as the GPU's kernels do, instead of
+            with ONNX Runtime's integer kernels.
+        size: fixes the dynamic axes of the model to this size; None leaves them dynamic.
 
     Raises:
-        MissingError: `cuda` was asked for and does not load, or does not take this model.
-        InputError: the file is no model that ONNX Runtime can run.
+        MissingError: `cuda` was requested, and CUDA does not load or does not support this model.
+        InputError: ONNX Runtime cannot load the file.
     """
+    # Integer kernels for int8 activations are slow on x86. In ONNX Runtime 1.24 they are also wrong in FP16 models:
+    # QuantizeLinear truncates instead of rounding (depth error of nano 9 % instead of 3 %), and the bias of a
+    # convolution is quantised with a scale that FP16 cannot represent (32 %).
     import onnxruntime
 
     name = str(model) if isinstance(model, Path) else "the model"
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = LOG_FATAL  # errors arrive as exceptions, and are ours to word
+    settings.log_severity_level = LOG_FATAL  # errors are raised as exceptions
     for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
         settings.add_free_dimension_override_by_name(dimension, length)
     if options.threads is not None:
@@ -146,34 +149,34 @@ def create_inference_session(
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     problem = None if options.device == "cpu" else cuda_problem()
     if options.device == "cuda" and problem is not None:
-        raise MissingError("ONNX Runtime cannot use a GPU here.", problem, f"--device cpu; for the GPU, {GPU_CURE}")
-    wanted = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
+        raise MissingError("ONNX Runtime cannot use the GPU.", problem, f"Use --device cpu. For the GPU: {GPU_CURE}")
+    provider = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
     try:
         source = _quantised_in_fp32(model) if qdq_as_written else str(model) if isinstance(model, Path) else model
-        session = onnxruntime.InferenceSession(source, settings, providers=[wanted], enable_fallback=0)
-        session.disable_fallback()  # nor may a run that fails on the GPU go on on the CPU
+        session = onnxruntime.InferenceSession(source, settings, providers=[provider], enable_fallback=0)
+        session.disable_fallback()  # a run that fails on the GPU must not continue on the CPU
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(
             f"ONNX Runtime cannot load {name}.",
             (str(error).strip() or repr(error)).splitlines()[0],
-            "Make it again with mde export; mde inspect FILE shows what it is.",
+            "Export the model again with mde export; mde inspect FILE shows its content.",
         ) from error
-    if wanted not in session.get_providers():
+    if provider not in session.get_providers():
         raise MissingError(
             f"ONNX Runtime cannot run {name} on the GPU.",
             "It opened the model on the CPU instead.",
-            f"--device cpu; for the GPU, {GPU_CURE}",
+            f"Use --device cpu. For the GPU: {GPU_CURE}",
         )
     return session
 
 
 def _quantised_in_fp32(model: Path | bytes) -> bytes:
-    """The model with a cast to FP32 in front of each QuantizeLinear of FP16, which is the same by ONNX's definition."""
+    """Insert a cast to FP32 before each FP16 QuantizeLinear, which does not change the result by ONNX's definition."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     loaded = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
-    scales = {each.name: each for each in loaded.graph.initializer if each.data_type == TensorProto.FLOAT16}
+    scales = {tensor.name: tensor for tensor in loaded.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     nodes = []
     for node in loaded.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[1] in scales:
@@ -189,19 +192,19 @@ def _quantised_in_fp32(model: Path | bytes) -> bytes:
 
 
 class OnnxRuntimeSession(CheckedSession):
-    """A model bound to fixed host buffers."""
+    """An inference session with outputs bound to fixed host buffers."""
 
     backend = NAME
 
     def __init__(self, path: Path, manifest: Manifest, options: SessionOptions) -> None:
         import onnxruntime
 
-        opened, manifest = manifest.sizes is not None, manifest.at(options.network_hw, options.batch)
+        dynamic, manifest = manifest.sizes is not None, manifest.at(options.network_hw, options.batch)
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self.precision = manifest.precision
         for_gpu = manifest.quantisation is not None and manifest.quantisation.scheme == "gpu"
         self._session = create_inference_session(
-            path, options, qdq_as_written=for_gpu, size=self.inputs[0].size if opened else None
+            path, options, qdq_as_written=for_gpu, size=self.inputs[0].size if dynamic else None
         )
         self.version = str(onnxruntime.__version__)
         self._binding = self._session.io_binding()
@@ -217,7 +220,7 @@ class OnnxRuntimeSession(CheckedSession):
         self.check(feeds)
         for name, array in feeds.items():
             address = array.ctypes.data
-            if self._bound.get(name) != address:  # the same buffer every frame is bound once
+            if self._bound.get(name) != address:  # a buffer that is reused every frame is bound once
                 self._binding.bind_input(name, "cpu", 0, np.dtype(array.dtype), array.shape, address)
                 self._bound[name] = address
         self._session.run_with_iobinding(self._binding)
@@ -228,9 +231,9 @@ class OnnxRuntimeSession(CheckedSession):
 
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> OnnxRuntimeSession:  # noqa: A001
-    """Open an ONNX file that `mde export` wrote."""
-    missing = _missing()  # not `probe`, which would wake a GPU that `--device cpu` leaves alone
-    if missing is not None:
-        raise MissingError("ONNX files need ONNX Runtime.", missing.reason, missing.cure)
-    assert manifest is not None, "the registry reads it for every .onnx"
+    """Open an ONNX file written by `mde export`."""
+    problem = _import_problem()  # not `probe`, which would use the GPU even with `--device cpu`
+    if problem is not None:
+        raise MissingError("ONNX files need ONNX Runtime.", problem.reason, problem.cure)
+    assert manifest is not None, "the registry reads the manifest of every .onnx file"
     return OnnxRuntimeSession(path, manifest, options)

@@ -1,4 +1,4 @@
-"""OpenVINO: `.onnx` on CPUs where it is asked for, in FP32, or in bfloat16 where that is asked for too."""
+"""OpenVINO: runs `.onnx` files on the CPU with `--backend openvino`, in FP32 or, with `--bf16`, in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "openvino"
@@ -23,13 +24,11 @@ CPU = "CPU"
 
 
 def module() -> Any:
-    """The `openvino` package, imported without its telemetry.
-
-    Imported in the usual way it tells Google Analytics so, unasked, and leaves an identity in the user's home. Where
-    the package for that is absent it works on without, so absent it is while `openvino` is imported.
-    """
+    """Import `openvino` without its telemetry."""
+    # A normal import reports to Google Analytics and writes an ID to the user's home folder. OpenVINO also works
+    # without the telemetry package, so that package is hidden during the import.
     telemetry = sys.modules.pop(TELEMETRY, None)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's own mark of what must not be imported
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # None makes an import fail
     try:
         import openvino
     finally:
@@ -40,64 +39,65 @@ def module() -> Any:
 
 
 def probe() -> Probe:
-    """Whether OpenVINO imports and has its CPU plugin."""
+    """Check that OpenVINO can be imported and has its CPU plugin."""
     try:
         if find_spec("openvino") is None:
-            return Missing(reason="the package openvino is not installed", cure=INSTALL)
+            return Unavailable(reason="the package openvino is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED)
         openvino = module()
         version = str(openvino.__version__)
         cpu_capabilities(openvino.Core())
-    except Exception as error:  # a library that does not load, a half removed install
-        return Missing(reason=f"import openvino: {error!r}", cure=REPAIR)
+    except Exception as error:  # such as a library that cannot be loaded, or a partly removed package
+        return Unavailable(reason=f"import openvino: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
     return Available(version=version, devices=("cpu",))
 
 
 def cpu_capabilities(core: Any) -> tuple[str, ...]:
-    """What OpenVINO finds this CPU to be good at, such as `FP32`, `BF16` and `INT8`."""
+    """Precisions that OpenVINO accelerates on this CPU, such as `FP32`, `BF16` and `INT8`."""
     return tuple(core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))
 
 
 def compiled_model(path: Path, options: SessionOptions, shapes: Mapping[str, Sequence[int]] | None = None) -> Any:
-    """An `openvino.CompiledModel` for one frame at a time on the CPU, in the precision that was asked for.
-
-    Left alone, OpenVINO multiplies in bfloat16 on any CPU that can, whatever the file's precision.
+    """Compile a model for the CPU, optimised for latency; returns an `openvino.CompiledModel`.
 
     Args:
-        shapes: of the inputs, for a file whose sizes are open.
+        path: ONNX file.
+        options: `bf16` and `threads` are used.
+        shapes: input shapes, for a model with dynamic shapes.
 
     Raises:
-        MissingError: bfloat16 was asked for, and this CPU has none.
-        InputError: the file is no model that OpenVINO can run.
+        MissingError: bfloat16 was requested, and this CPU does not support it.
+        InputError: OpenVINO cannot load the file.
     """
     openvino = module()
     core = openvino.Core()
     capabilities = cpu_capabilities(core)
     if options.bf16 and "BF16" not in capabilities:
         raise MissingError(
-            "This CPU does not multiply in bfloat16.",
-            f"It needs AVX512_BF16, AMX or Arm's BF16; OpenVINO finds {', '.join(capabilities)}.",
-            "Leave --bf16 out.",
+            "This CPU does not support bfloat16.",
+            f"It needs AVX512_BF16, AMX or Arm's BF16; OpenVINO reports {', '.join(capabilities)}.",
+            "Leave out --bf16.",
         )
+    # By default OpenVINO computes in bfloat16 on any CPU that supports it, whatever the precision of the file.
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if options.bf16 else "f32"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)
     try:
-        # The ONNX reader by name: asked to find one, OpenVINO tries all it has, and TensorFlow's prints.
+        # Load the ONNX front end by name: if OpenVINO tries all of them, the TensorFlow one prints.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         model = reader.convert(reader.load(str(path)))
         if model.is_dynamic() and shapes is not None:
             model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
         return core.compile_model(model, CPU, settings)
-    except Exception as error:  # RuntimeError, or classes of its own that have no common base
+    except Exception as error:  # RuntimeError, or OpenVINO's own classes without a common base
         raise InputError(
             f"OpenVINO cannot load {path}.",
-            (str(error).strip() or repr(error)).splitlines()[-1],  # those before say where in its source
-            "Make it again with mde export; mde inspect FILE shows what it is.",
+            (str(error).strip() or repr(error)).splitlines()[-1],  # earlier lines name source files of OpenVINO
+            "Export the model again with mde export; mde inspect FILE shows its content.",
         ) from error
 
 
 class OpenVinoSession(CheckedSession):
-    """One request, whose tensors are the caller's arrays and ours."""
+    """An inference request whose tensors share memory with the feeds and the output arrays."""
 
     backend = NAME
     device = "cpu"
@@ -121,14 +121,15 @@ class OpenVinoSession(CheckedSession):
         self.check(feeds)
         for name, array in feeds.items():
             address = array.ctypes.data
-            if self._bound.get(name) != address:  # the same buffer every frame is bound once
+            if self._bound.get(name) != address:  # a buffer that is reused every frame is bound once
                 self._share(name, array)
                 self._bound[name] = address
-        self._request.infer(share_outputs=True)  # else it would answer with copies
+        self._request.infer(share_outputs=True)  # without it, OpenVINO returns copies
         return self._results
 
     def _share(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Make the array's memory the tensor of that name; with `shared_memory=True` it could not be read-only."""
+        """Use the array's memory as the tensor of that name."""
+        # Not with `shared_memory=True`, which rejects read-only arrays.
         tensor = self._openvino.Tensor(array, self._openvino.Shape(array.shape), self._openvino.Type(array.dtype))
         self._request.set_tensor(name, tensor)
 
@@ -139,15 +140,15 @@ class OpenVinoSession(CheckedSession):
 
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> OpenVinoSession:  # noqa: A001
-    """Open an ONNX file that `mde export` wrote."""
+    """Open an ONNX file written by `mde export`."""
     if options.device == "cuda":
         raise OptionError(
             f"OpenVINO cannot run {path} on an NVIDIA GPU.",
-            "It runs ONNX on the CPU.",
-            "--device cpu, or leave --backend out.",
+            "The OpenVINO backend runs on the CPU only.",
+            "Use --device cpu, or leave out --backend.",
         )
-    missing = probe()
-    if isinstance(missing, Missing):
-        raise MissingError("--backend openvino needs OpenVINO.", missing.reason, missing.cure)
-    assert manifest is not None, "the registry reads it for every .onnx"
+    problem = probe()
+    if isinstance(problem, Unavailable):
+        raise MissingError("--backend openvino needs OpenVINO.", problem.reason, problem.cure)
+    assert manifest is not None, "the registry reads the manifest of every .onnx file"
     return OpenVinoSession(path, manifest, options)

@@ -1,4 +1,4 @@
-"""PyTorch: the training model itself, straight from a checkpoint; the reference for all others."""
+"""PyTorch: runs a checkpoint directly, as the reference for all other backends."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Missing, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
 from mirrordepth_edge.config import ExportConfig, SessionOptions
 from mirrordepth_edge.errors import MissingError
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "torch"
 INSTALL = "pip install 'mirrordepth-edge[export]'"
-REPAIR = (
-    "Install the PyTorch for this machine: https://pytorch.org/get-started/locally (a Jetson runs .onnx and engines)"
-)
+REPAIR = "Install PyTorch for this machine: https://pytorch.org/get-started/locally (.onnx and engines run without it)"
 
 
 def probe() -> Probe:
-    """Whether PyTorch imports and open_clip is installed, and whether PyTorch sees a GPU."""
+    """Check that PyTorch can be imported and open_clip is installed, and which GPU PyTorch uses."""
     try:
-        for module in ("torch", "open_clip"):  # open_clip takes seconds to import
+        for module in ("torch", "open_clip"):  # importing open_clip would take seconds
             if find_spec(module) is None:
-                return Missing(reason=f"the package {module} is not installed", cure=INSTALL)
+                return Unavailable(
+                    reason=f"the package {module} is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED
+                )
         import torch
 
         return Available(version=str(torch.__version__), devices=("cpu", *_gpus(torch)))
-    except Exception as error:  # OSError: made for another CUDA; anything else that is broken
-        return Missing(reason=f"import torch: {error!r}", cure=REPAIR)
+    except Exception as error:  # such as OSError, if built for another CUDA
+        return Unavailable(reason=f"import torch: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
 
 
 def _gpus(torch: Any) -> tuple[str, ...]:
-    """The GPU that PyTorch works on; none where its CUDA does not start."""
+    """The GPU that PyTorch uses; none if its CUDA does not start."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of a driver that is too old, and says False
+        warnings.simplefilter("ignore")  # is_available() warns if the driver is too old
         try:
             return (torch.cuda.get_device_name(0),) if torch.cuda.is_available() else ()
         except Exception:
@@ -48,13 +49,13 @@ def _gpus(torch: Any) -> tuple[str, ...]:
 
 
 class TorchSession(CheckedSession):
-    """A checkpoint run eagerly in FP32, uint8 frames in, metres out, as the exported network has it."""
+    """A checkpoint in FP32 eager mode: uint8 frames in, metres out, like the exported network."""
 
     backend = NAME
     precision = "fp32"
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
-        if options.yields:  # read once, when PyTorch loads OpenMP
+        if options.yields:  # OpenMP reads it once, when PyTorch loads
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
@@ -62,8 +63,8 @@ class TorchSession(CheckedSession):
         from mirrordepth_edge.model.checkpoint import load_checkpoint
 
         network, _ = load_checkpoint(path, clip_weights=options.clip_weights, size_hw=options.network_hw)
-        model, shaped = network.config, ExportConfig(batch=options.batch or 1)
-        self.inputs, self.outputs = (input_spec(model, shaped),), (output_spec(model, shaped),)
+        model, export = network.config, ExportConfig(batch=options.batch or 1)
+        self.inputs, self.outputs = (input_spec(model, export),), (output_spec(model, export),)
         wants_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
         if wants_gpu and not torch.cuda.is_available():
             raise MissingError("PyTorch cannot use a GPU here.", "torch.cuda.is_available() is False.", "--device cpu")
@@ -74,7 +75,7 @@ class TorchSession(CheckedSession):
             torch.set_num_threads(options.threads)
         self._network = network.to(self._torch_device)
         self._preprocess = model.preprocess
-        with torch.no_grad():  # a constant, as in every other form of the model
+        with torch.no_grad():  # a constant, as in the exported model
             self._text_feature = self._network.text_feature()
         self._results = empty_outputs(self.outputs)
 
@@ -94,7 +95,7 @@ class TorchSession(CheckedSession):
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> TorchSession:  # noqa: A001
     """Open a checkpoint."""
-    missing = probe()
-    if isinstance(missing, Missing):
-        raise MissingError("Checkpoints need PyTorch.", missing.reason, missing.cure)
+    problem = probe()
+    if isinstance(problem, Unavailable):
+        raise MissingError("Checkpoints need PyTorch.", problem.reason, problem.cure)
     return TorchSession(path, options)

@@ -1,4 +1,4 @@
-"""Which backend opens which artefact."""
+"""Choose the backend for a model file and open it."""
 
 from __future__ import annotations
 
@@ -22,50 +22,53 @@ MODULES = {
     "tensorrt": "trt.tensorrt",
     "tensorrt-rtx": "trt.tensorrt_rtx",
 }
-INSTEAD_OF = {"onnxruntime": ("openvino",)}
-"""Backends that open what is for another one, where they are asked for by name."""
+ALTERNATIVES = {"onnxruntime": ("openvino",)}
+"""Backends that also open the files of a default backend, if `--backend` names them."""
 
 
 def backend(name: str) -> Backend:
-    """The backend module of that name.
+    """Import the backend module of that name.
 
     Raises:
-        OptionError: there is none.
+        OptionError: the name is unknown.
     """
     if name not in MODULES:
         raise OptionError(
-            f"There is no backend named {name!r}.", f"The backends are {', '.join(MODULES)}.", "Use one of these names."
+            f"Unknown backend {name!r}.", f"Available backends: {', '.join(MODULES)}.", "Use one of these names."
         )
     return cast(Backend, import_module(f"mirrordepth_edge.backends.{MODULES[name]}"))
 
 
 def probe_all() -> dict[str, Probe]:
-    """What each backend says of this machine."""
+    """Probe every backend on this machine."""
     return {name: backend(name).probe() for name in MODULES}
 
 
 def backend_for(path: Path, manifest: Manifest | None, wanted: str | None = None) -> str:
-    """The backend that runs this artefact: the one it is for, or the one asked for if that opens it too.
+    """Name of the backend that runs a model file.
+
+    Args:
+        wanted: backend that the user chose; None for the default of the file.
 
     Raises:
-        InputError: the file's suffix is unknown, or the manifest of a plan describes no engine.
-        OptionError: there is no such backend, or it does not open such files.
+        InputError: the file type is unknown, or the manifest of a plan describes no engine.
+        OptionError: the chosen backend does not exist or cannot open such files.
     """
-    own = _own_backend(path, manifest)
-    if wanted in (None, own):
-        return own
-    backend(wanted)  # a name that is known
-    able = (own, *INSTEAD_OF.get(own, ()))
+    default = _default_backend(path, manifest)
+    if wanted in (None, default):
+        return default
+    backend(wanted)  # raises if the name is unknown
+    able = (default, *ALTERNATIVES.get(default, ()))
     if wanted not in able:
         raise OptionError(
             f"{wanted} cannot open {path}.",
-            f"Such a file runs in {' or '.join(able)}.",
-            f"Leave --backend out, or name a file that is for {wanted}.",
+            f"Such files run in {' or '.join(able)}.",
+            f"Leave out --backend, or choose a file for {wanted}.",
         )
     return wanted
 
 
-def _own_backend(path: Path, manifest: Manifest | None) -> str:
+def _default_backend(path: Path, manifest: Manifest | None) -> str:
     kind = kind_of(path)
     if kind == "plan":
         if manifest is None or manifest.engine is None:
@@ -95,16 +98,16 @@ def open_artefact(model: str | Path | Artefact, *, trust: bool = False) -> Artef
 def open_session(
     model: str | Path | Artefact, options: SessionOptions | None = None
 ) -> tuple[Session, Manifest | None]:
-    """Open an artefact with the backend it is for, or the one asked for, after checking it against its manifest.
+    """Check a model file against its manifest and open it with its backend.
 
-    A plan is also checked against this machine (`backends.trt.compatibility`); warnings are in the session's `notes`.
+    A plan is also checked against this machine (`trt.compatibility`); warnings are in the session's `notes`.
 
     Returns:
-        The session, and the manifest at the session's size (None for a checkpoint, which describes itself).
+        The session, and the manifest at the session's size (None for a checkpoint, which has its own metadata).
 
     Raises:
-        InputError: the file does not match its manifest, or a plan was not built for this machine.
-        OptionError: no backend supports these options for this artefact.
+        InputError: the file does not match its manifest, or the plan was not built for this machine.
+        OptionError: the backend does not support an option.
     """
     options = options or SessionOptions()
     artefact = open_artefact(model, trust=options.trust)
@@ -117,34 +120,34 @@ def open_session(
         manifest, warnings = report.manifest, report.notes
     elif options.trust:
         raise OptionError(
-            f"{path} has no use for --trust.",
-            "It is for plans, which are native code; other files are data.",
-            "Leave --trust out.",
+            f"--trust does not apply to {path}.",
+            "It applies to engines, which are native code; other files are data.",
+            "Leave out --trust.",
         )
     name = backend_for(path, manifest, options.backend)
     if options.bf16 and name != "openvino":
         raise OptionError(
-            f"{name} has no use for --bf16.",
-            "Only OpenVINO multiplies in bfloat16, on CPUs that can.",
-            "Leave --bf16 out; for an ONNX file, --backend openvino.",
+            f"{name} does not support --bf16.",
+            "Only OpenVINO computes in bfloat16, on CPUs that support it.",
+            "Leave out --bf16, or add --backend openvino for an ONNX file.",
         )
     if artefact.kind != "plan":
-        _refuse_engine_options(name, options)
+        _reject_engine_options(name, options)
     session: Any = backend(name).open(path, manifest, options)
     if warnings:
         session.notes = (*warnings, *getattr(session, "notes", ()))
     return session, None if manifest is None else manifest.at(options.network_hw, options.batch)
 
 
-def _refuse_engine_options(name: str, options: SessionOptions) -> None:
-    asked = {
+def _reject_engine_options(name: str, options: SessionOptions) -> None:
+    is_set = {
         f"in_flight={options.in_flight}": options.in_flight != 1,
         f"zero_copy={options.zero_copy}": options.zero_copy is not None,
         f"cuda_graph={options.cuda_graph}": not options.cuda_graph,
     }
-    if useless := [option for option, given in asked.items() if given]:
+    if unsupported := [option for option, value in is_set.items() if value]:
         raise OptionError(
-            f"{name} has no use for {', '.join(useless)}.",
-            "Only engines take frames in flight, and are told of CUDA graphs and of memory shared with the GPU.",
-            "Leave it out, or run an engine, as mde build makes it.",
+            f"{name} does not support {', '.join(unsupported)}.",
+            "Only engines support several frames in flight, CUDA graphs and zero-copy buffers.",
+            "Leave it out, or run an engine built by mde build.",
         )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, NANO_CHECKPOINT, NANO_ONNX, SHIPPED, Artefact
 from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import Manifest
+from mirrordepth_edge.support.cache import digest, user_cache
 
 PRESET = "preset:"
 """Before a preset's name: the preset with random weights, fit to measure speed."""
@@ -35,9 +33,7 @@ class Wanted:
 
 def cache_folder() -> Path:
     """Where artefacts of suites are kept; they may be deleted at any time."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "suites"
+    return user_cache("suites")
 
 
 def find_or_make(
@@ -104,7 +100,7 @@ def _source(model: str) -> _Source:
         raise OptionError(
             f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", f"{PRESET}vitb16"
         )
-    return _Source(stem=name, model=PRESETS[name], sha256=_digest(asdict(PRESETS[name])), checkpoint=None)
+    return _Source(stem=name, model=PRESETS[name], sha256=digest(PRESETS[name]), checkpoint=None)
 
 
 def _onnx(wanted: Wanted, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Artefact:
@@ -147,7 +143,7 @@ def _exported(
     assert config.size_hw is not None, "the caller knows the size"
     height, width = config.size_hw
     batch = f".batch{config.batch}" if config.batch > 1 else ""
-    key = _digest([source.sha256, asdict(config), __version__])
+    key = digest(source.sha256, config, __version__)
     path = folder / key[:16] / f"{source.stem}.{height}x{width}.{config.precision}{batch}.onnx"
     if (artefact := _whole(path)) is not None:
         return artefact
@@ -184,7 +180,7 @@ def _engine(artefact: Artefact, flavour: str | None, folder: Path, on_stage: Cal
         raise MissingError(
             f"Engines of {flavour} are not built here.", f"This machine's are built by {plan.flavour}.", "Use that."
         )
-    return Artefact.open(cached_engine(artefact.path, folder=folder, plan=plan, on_stage=on_stage).path)
+    return cached_engine(artefact, folder=folder, plan=plan, on_stage=on_stage).artefact
 
 
 def _whole(path: Path) -> Artefact | None:
@@ -193,10 +189,6 @@ def _whole(path: Path) -> Artefact | None:
         return Artefact.open(path)
     except InputError:
         return None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _cannot(wanted: Wanted, why: str, cure: str) -> OptionError:

@@ -1,4 +1,4 @@
-"""What a report that is sent to others must not hold: names of people and machines, addresses, places of files."""
+"""Remove personal data from a report: names of people and machines, addresses and paths."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-LEFT_OUT: Final = "…"
-SHORTEST = 3
-"""Letters of a name that is looked for: a shorter one is part of too much else, and tells little."""
+REDACTED: Final = "…"
+MIN_LETTERS = 3
+"""Of a name that is removed. Shorter ones are part of too many other words, and identify nobody."""
 COMMON: Final = re.compile(
     r"admin|agx|computer|cuda|desktop|dev|home|jetson|linux|localhost|nano|nvidia|nx|orin|pi|python|rock|root|runner|"
     r"tensorrt|test|thor|ubuntu|user|users|work|xavier",
     re.IGNORECASE,
 )
-"""Names that come with a board or an image: they tell nothing of who uses it, and are words of the report."""
+"""Default names of boards and system images. They identify nobody, and are words of the report."""
 NAME_VARIABLES = ("USER", "USERNAME", "LOGNAME", "SUDO_USER", "HOSTNAME", "COMPUTERNAME", "HOST", "USERDOMAIN")
 SERIAL_FILES = (
     "proc/device-tree/serial-number",
@@ -32,11 +32,11 @@ SERIAL_FILES = (
     "etc/hostname",
 )
 
-# A path: from a slash, a drive or the home on; the slash must not stand inside a word, a fraction or a web address.
 ROOTS = frozenset(
     ("data", "etc", "home", "media", "mnt", "opt", "private", "root", "srv", "tmp", "Users", "usr", "var", "Volumes")
 )
-"""Where paths begin, beside what is at this machine's own root; names of a network's nodes begin otherwise."""
+"""Top-level folders, in addition to this machine's. Names of network nodes start with a slash too, but differently."""
+# A path starts with a slash, a drive or the home folder. The slash must not be in a word, a fraction or a web address.
 PATH = re.compile(r"(?:(?<![\w.:/…])(?:file:/*)?(?:[A-Za-z]:[\\/]|\\\\|~[\w.-]*/|/(?=[\w.~])))[^\s'\"`,;:()<>|]*")
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\d)")
 VERSION = re.compile(r"[\w.+~-]+")
@@ -51,61 +51,61 @@ OTHERS = (
 
 @dataclass(frozen=True)
 class Anonymiser:
-    """Takes out of texts what `here` knows to be personal, and whatever looks like a path or an address."""
+    """Remove known personal data from texts, and everything that looks like a path or an address."""
 
     names: tuple[str, ...]
-    """Of the user and the machine, and serial numbers; the longest first."""
+    """Names of the user and the machine, and serial numbers, the longest first."""
     folders: tuple[str, ...]
-    """Places with a name of someone's own; the longest first."""
+    """Folders whose names are personal, the longest first."""
     roots: frozenset[str] = ROOTS
 
     @classmethod
     def here(cls, root: Path = Path("/")) -> Anonymiser:
-        """What this machine and its user are called."""
+        """Collect the names of this machine and its user."""
         names = [os.environ.get(variable, "") for variable in NAME_VARIABLES]
         names += [platform.node(), platform.node().split(".")[0]]
         with suppress(OSError, KeyError, ImportError):  # a user without an entry, as in a container
             names.append(getpass.getuser())
         names += [_text(root / file) for file in SERIAL_FILES]
         home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises where there is none
-        made = cls.of(names, [home, str(Path.cwd()), Path(home).name])
+        anonymiser = cls.of(names, [home, str(Path.cwd()), Path(home).name])
         with suppress(OSError):
-            return replace(made, roots=ROOTS | {each.name for each in root.iterdir()})
-        return made
+            return replace(anonymiser, roots=ROOTS | {path.name for path in root.iterdir()})
+        return anonymiser
 
     @classmethod
     def of(cls, names: Iterable[str], folders: Iterable[str]) -> Anonymiser:
-        """From names and folders, which may be empty or common."""
+        """Create one from names and folders, of which empty and common ones are ignored."""
         folders = list(folders)
         people = {name.strip() for name in (*names, *(part for part in folders if _plain(part)))}
-        people = {name for name in people if len(name) >= SHORTEST and not COMMON.fullmatch(name)}
+        people = {name for name in people if len(name) >= MIN_LETTERS and not COMMON.fullmatch(name)}
         places = {place for place in folders if not _plain(place) and len(Path(place).parts) > 1}
         return cls(tuple(sorted(people, key=len, reverse=True)), tuple(sorted(places, key=len, reverse=True)))
 
     def text(self, text: str) -> str:
-        """Free text, such as an error's: of a path its last part stays, of an address nothing."""
-        return self._without_names(IPV4.sub(LEFT_OUT, text))
+        """Clean free text, such as an error message. Of a path, the file name stays."""
+        return self._without_names(IPV4.sub(REDACTED, text))
 
     def version(self, text: str) -> str:
-        """A version, which may have four numbers as an address has; free text is taken for such."""
+        """Clean a version, which may look like an IPv4 address. Other text is cleaned as free text."""
         return self._without_names(text) if VERSION.fullmatch(text) else self.text(text)
 
     def _without_names(self, text: str) -> str:
         for pattern in OTHERS:
-            text = pattern.sub(LEFT_OUT, text)
+            text = pattern.sub(REDACTED, text)
         for folder in self.folders:
-            text = text.replace(folder, LEFT_OUT)
+            text = text.replace(folder, REDACTED)
         text = PATH.sub(self._last_part, text)
         for name in self.names:
-            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", LEFT_OUT, text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", REDACTED, text, flags=re.IGNORECASE)
         return text
 
     def value(self, value: Any, versions: frozenset[str] = frozenset(), fixed: frozenset[str] = frozenset()) -> Any:
-        """Plain values, as JSON has them, with all their texts.
+        """Clean all texts in a JSON value.
 
         Args:
-            versions: keys whose values are versions, or hold them.
-            fixed: keys whose values are this package's own words.
+            versions: keys whose values are or contain versions.
+            fixed: keys whose values are not changed.
         """
         return self._value(value, versions, fixed, self.text)
 
@@ -122,11 +122,11 @@ class Anonymiser:
         return clean(value) if isinstance(value, str) else value
 
     def _last_part(self, path: re.Match[str]) -> str:
-        """`…/model.onnx`: the file may matter, its place does not."""
+        """Such as `…/model.onnx`."""
         parts = re.split(r"[\\/]", path[0].rstrip("\\/."))
         if path[0].startswith("/") and len(parts) > 1 and parts[1] not in self.roots:
             return path[0]
-        return f"{LEFT_OUT}/{parts[-1]}" if "." in parts[-1].strip(".") else LEFT_OUT
+        return f"{REDACTED}/{parts[-1]}" if "." in parts[-1].strip(".") else REDACTED
 
 
 def _plain(text: str) -> bool:

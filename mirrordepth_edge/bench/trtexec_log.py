@@ -26,7 +26,8 @@ from mirrordepth_edge.bench.stats import latency_warnings, summarise
 from mirrordepth_edge.config import BenchConfig, BenchProtocol
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.machine.telemetry import Absent, Telemetry
+from mirrordepth_edge.machine.telemetry import Telemetry
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.files import existing_file
 
@@ -408,7 +409,7 @@ def _unknown_machine() -> Machine:
 
 
 def _telemetry(summary: TrtexecSummary) -> Telemetry:
-    absent = Absent(reason=NOT_STATED)
+    absent = Unavailable(reason=NOT_STATED)
     return Telemetry(
         seconds=summary.seconds or 0.0,
         own_ms=0.0,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from mirrordepth_edge.artefact import SHIPPED, model_path
+from mirrordepth_edge.artefact import SHIPPED, Artefact, model_path
 from mirrordepth_edge.commands.parameters import choice, parse_range
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import BuildConfig
@@ -17,7 +17,7 @@ from mirrordepth_edge.engines.build import (
     HERE,
     BuildPlan,
     build_engine,
-    is_proven,
+    is_verified,
     load_targets,
     plan_build,
     problems_of,
@@ -119,11 +119,12 @@ def build(
 def build_and_report(model: Path, output: Path, target: str | None, config: BuildConfig | None = None) -> None:
     """Build an engine and print its size, effort and parity."""
     plan = plan_build(target)
-    _print_known_problems(plan, read_manifest(model, verify=False))
+    artefact = Artefact.open(model)
+    _print_known_problems(plan, artefact.manifest)
     with _progress() as bar:
         task = bar.add_task(f"building with {plan.flavour}", total=1.0, phase="")
         manifest = build_engine(
-            model,
+            artefact,
             output,
             plan,
             config,
@@ -136,7 +137,7 @@ def build_and_report(model: Path, output: Path, target: str | None, config: Buil
         f"{engine.version} for compute capability {', '.join(engine.compute_capabilities)}, {_effort(engine)}"
     )
     parity = manifest.parity
-    if is_proven(manifest):
+    if is_verified(manifest):
         console.print(f"parity: {parity.runner}, {figures(parity)} (gate: {parity.limit})")
     else:
         console.print(f"note: the engine was not run: {_why_not_run(plan)}")

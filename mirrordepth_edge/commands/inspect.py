@@ -13,7 +13,7 @@ from rich.text import Text
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX
 from mirrordepth_edge.commands.terminal import console
-from mirrordepth_edge.engines.build import is_proven
+from mirrordepth_edge.engines.build import is_verified
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.cost import graph_cost
 from mirrordepth_edge.manifest import CheckpointInfo, Manifest, read_checkpoint_info, read_manifest
@@ -87,7 +87,7 @@ def _manifest_rows(manifest: Manifest) -> Rows:
         rows.append(("sizes", f"{manifest.sizes} (min, opt, max), multiples of {manifest.model.size_multiple} pixels"))
     rows += [
         (
-            "parity" if engine is None or is_proven(manifest) else "parity of its ONNX",
+            "parity" if engine is None or is_verified(manifest) else "parity of its ONNX",
             f"worst pixel {parity.max_relative:.1e}, mean {parity.mean_relative:.1e} relative, "
             f"{parity.frames} frames, {parity.runner}",
         ),

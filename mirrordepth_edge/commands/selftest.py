@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mirrordepth_edge.bench.selftest import SubjectResult, anonymous, run_selftest
+from mirrordepth_edge.bench.selftest import run_selftest
+from mirrordepth_edge.bench.selftest_result import SubjectResult, anonymise
 from mirrordepth_edge.commands.terminal import console, progress_bar
 from mirrordepth_edge.report.html import save_page
 from mirrordepth_edge.report.selftest import selftest_page, verdict
@@ -34,7 +35,7 @@ def selftest(
     ensure_folder(report)
     with progress_bar() as bar:
         task = bar.add_task("detecting hardware", total=None)
-        result = anonymous(
+        result = anonymise(
             run_selftest(
                 quick=quick,
                 soak_s=None if soak is None else soak * 60,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact, model_path
 from mirrordepth_edge.commands.terminal import errors, progress_bar
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.engines.build import HERE, plan_build, problems_of
 from mirrordepth_edge.engines.cache import cached_engine
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.manifest import read_manifest
 
 
 def resolve(model: str, target: str | None, options: SessionOptions = SessionOptions()) -> str:
@@ -35,12 +34,12 @@ def resolve(model: str, target: str | None, options: SessionOptions = SessionOpt
         why = "Engines are built from ONNX files."
         raise OptionError(f"--target {HERE} does not fit {path}.", why, "Leave --target out, or give an .onnx file.")
     _refuse_unsupported(options)
-    plan = plan_build(HERE)
-    for problem in problems_of(plan, read_manifest(path, verify=False).precision):
+    plan, onnx = plan_build(HERE), Artefact.open(path)
+    for problem in problems_of(plan, onnx.manifest.precision):
         errors.print(f"known problem ({problem.severity}, {problem.certainty}): {problem.what}", style="yellow")
     with progress_bar() as bar:
         task = bar.add_task("looking for an engine", total=None)
-        engine = cached_engine(path, plan=plan, on_stage=lambda stage: bar.update(task, description=stage))
+        engine = cached_engine(onnx, plan=plan, on_stage=lambda stage: bar.update(task, description=stage))
     state = "built and cached" if engine.built else "from the cache"
     errors.print(f"{model}: engine {state} ({engine.why}): {engine.path}")
     return str(engine.path)

@@ -21,7 +21,7 @@ from mirrordepth_edge.export.verify import Verification, check_verification
 from mirrordepth_edge.export.verify import verify as run_checks
 from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.machine.sampler import TelemetrySampler
-from mirrordepth_edge.machine.telemetry import Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
 from mirrordepth_edge.support.files import ensure_folder, write_json
 
 REDRAW_S = 0.5
@@ -91,7 +91,7 @@ def _temperatures(telemetry: Telemetry) -> Iterator[str]:
     """Yield the range of the hottest zone, including the GPU that NVML reports."""
     zones = telemetry.temperatures if isinstance(telemetry.temperatures, dict) else {}
     all_zones = {"GPU": telemetry.gpu_temperature, **zones}
-    readings = {name: zone for name, zone in all_zones.items() if isinstance(zone, Reading)}
+    readings = {name: zone for name, zone in all_zones.items() if isinstance(zone, SensorReading)}
     if readings:
         name, hottest = max(readings.items(), key=lambda item: item[1].most)
         yield f"hottest zone {name}: {hottest.least:.0f} to {hottest.most:.0f} °C"

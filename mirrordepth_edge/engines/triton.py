@@ -1,12 +1,12 @@
-"""A model as NVIDIA's Triton Inference Server serves it: a folder of its model repository.
+"""Write a model repository for NVIDIA's Triton Inference Server.
 
 Sources: Triton's documentation, "Model Repository" and "Model Configuration" (docs/user_guide/model_repository.md and
-model_configuration.md of github.com/triton-inference-server/server), and the configuration's schema, model_config.proto
-of github.com/triton-inference-server/common, by which the tests read what is written here. A file whose batch is open
-lets Triton put requests together, up to the most frames that it takes; `dims` are then without the batch. Of one whose
-batch is fixed `max_batch_size` is 0, and `dims` are whole shapes.
+model_configuration.md of github.com/triton-inference-server/server), and the schema of the configuration,
+model_config.proto of github.com/triton-inference-server/common, with which the tests parse it. With a dynamic batch,
+Triton batches requests up to the model's maximum, and `dims` are without the batch axis. With a fixed batch,
+`max_batch_size` is 0 and `dims` are the full shapes.
 
-Not yet served by Triton itself.
+Not yet tested with Triton itself.
 """
 
 from __future__ import annotations
@@ -26,51 +26,50 @@ from mirrordepth_edge.support.files import sha256_of, unwritable
 
 VERSION = "1"
 FILES = {"onnx": "model.onnx", "plan": "model.plan"}
-"""By the manifest's kind: what Triton takes for the model if told nothing."""
+"""Triton's default file names, by the manifest's kind."""
 BACKENDS = {"onnx": "onnxruntime", "plan": "tensorrt"}
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""It is a folder, and a part of the server's addresses."""
+"""The name is a folder and part of the server's URLs."""
 
 
 def write_triton_repository(model: Path, folder: Path, *, name: str | None = None, instances: int = 1) -> Path:
-    """Put a model into a model repository, whole, with a description and a client in Python.
+    """Write a model into a model repository, with its configuration, a README and a Python client.
 
-    Another run's `NAME` is replaced if it holds nothing but what this function writes.
+    An existing `folder/NAME` is replaced if it contains only files that this function writes.
 
     Args:
-        model: an ONNX file or a TensorRT plan, with its manifest, which also says what will serve it: Triton's ONNX
-            Runtime or its TensorRT backend.
-        folder: the repository, which is what `tritonserver --model-repository` is given.
-        name: what clients call the model; the file's, without its ending, where None.
-        instances: how many run side by side, on each GPU or on the CPU.
+        model: an ONNX file or a TensorRT plan with its manifest, for Triton's ONNX Runtime or TensorRT backend.
+        folder: the repository, as for `tritonserver --model-repository`.
+        name: the model's name for clients; the file's stem where None.
+        instances: copies of the model that run in parallel, on each GPU or on the CPU.
 
     Returns:
         `folder/NAME`, with `config.pbtxt`, `README.md`, `client.py`, and in `1/` the model with its manifest.
 
     Raises:
-        InputError: the model has no manifest, or something else is there already.
-        OptionError: no such name, no instances, or a plan that Triton cannot load.
+        InputError: the model has no manifest, or `folder/NAME` contains other files.
+        OptionError: the name or the number of instances is invalid, or Triton cannot serve the model.
     """
     manifest = read_manifest(model)
     name = model.stem if name is None else name
     if NAME.fullmatch(name) is None:
-        why = "It may have letters, digits, and _ . - after the first."
-        raise OptionError(f"{name!r} is no name for a model of Triton's.", why, "Give it another one, such as depth.")
+        why = "It must start with a letter or digit, followed by letters, digits, and _ . -"
+        raise OptionError(f"{name!r} is not a valid Triton model name.", why, "Use another name, such as depth.")
     if instances < 1:
-        raise OptionError(f"{instances} instances serve nobody.", "There is at least one.", "Take 1.")
-    if why_not := _not_for_triton(manifest):
-        cure = "Give it an ONNX file, or an engine that mde build made with TensorRT, whole and of one size."
-        raise OptionError(f"Triton cannot serve {model}.", why_not, cure)
+        raise OptionError(f"{instances} instances are too few.", "At least one is needed.", "Use 1.")
+    if reason := _why_unsupported(manifest):
+        cure = "Use an ONNX file, or a TensorRT engine with weights and a fixed size."
+        raise OptionError(f"Triton cannot serve {model}.", reason, cure)
     file = FILES[manifest.kind]
     target = folder / name
-    _refuse_others(target, file)
-    with _folder_written_whole(target) as temporary:
+    _require_replaceable(target, file)
+    with _atomic_folder(target) as temporary:
         (temporary / VERSION).mkdir()
         copy = temporary / VERSION / file
         shutil.copyfile(model, copy)
         if sha256_of(copy) != manifest.artefact_sha256:
-            raise InputError(f"{model} changed while it was copied.", "Its sha256 is another now.", "Try again.")
+            raise InputError(f"{model} changed while it was copied.", "Its SHA-256 differs.", "Try again.")
         shutil.copyfile(manifest_path(model), manifest_path(copy))
         copy_reference(model, copy)
         for path, text in (
@@ -82,38 +81,39 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
     return target
 
 
-def _not_for_triton(manifest: Manifest) -> str | None:
+def _why_unsupported(manifest: Manifest) -> str | None:
     engine = manifest.engine
     if engine is not None and engine.flavour != "tensorrt":
-        return f"It is an engine of {engine.flavour}, and Triton's TensorRT backend takes those of TensorRT."
+        return f"It is a {engine.flavour} engine, and Triton's TensorRT backend runs only TensorRT engines."
     if engine is not None and engine.options is not None and engine.options.weights == "stripped":
-        return "Its weights are not in it, and Triton does not put them back."
+        return "It is stripped of its weights, and Triton does not refit engines."
     if manifest.sizes is not None and set(manifest.sizes.dynamic_axes) & set("HW"):
-        return "Its height and width are open, and a client could not tell which to send."
+        return "Its height and width are dynamic, so clients would not know which size to send."
     if manifest.sizes is not None and manifest.sizes.min[0] > 1:
-        return f"It takes no fewer than {manifest.sizes.min[0]} frames, and a request may come alone."
+        return f"Its minimum batch is {manifest.sizes.min[0]}, and a request may have a single frame."
     return None
 
 
-def most_at_once(manifest: Manifest) -> int:
-    """Requests that Triton may put together; 0 where the batch is fixed."""
+def max_batch_size(manifest: Manifest) -> int:
+    """Maximum batch that Triton may form; 0 if the batch is fixed."""
     return 0 if manifest.sizes is None else manifest.sizes.max[0]
 
 
 def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
     """Triton's `ModelConfig` of a model, as protobuf text.
 
-    A network with normalised float input has mean and std among the parameters, from which the client takes them.
+    For normalised float input the client needs mean and std, which are in the parameters.
     """
     on_cpu = manifest.quantisation is not None and manifest.quantisation.scheme == "cpu"
     kind = "KIND_GPU" if manifest.kind == "plan" else "KIND_CPU" if on_cpu else "KIND_AUTO"
+    batch = max_batch_size(manifest)
     lines = [
         f"name: {json.dumps(name)}",
         f"backend: {json.dumps(BACKENDS[manifest.kind])}",
-        f"max_batch_size: {most}" if (most := most_at_once(manifest)) else "max_batch_size: 0  # the batch is fixed",
-        *_tensors("input", manifest.inputs, batched=most > 0),
-        *_tensors("output", manifest.outputs, batched=most > 0),
-        *(["dynamic_batching { }"] if most else []),
+        f"max_batch_size: {batch}" if batch else "max_batch_size: 0  # the batch is fixed",
+        *_tensors("input", manifest.inputs, batched=batch > 0),
+        *_tensors("output", manifest.outputs, batched=batch > 0),
+        *(["dynamic_batching { }"] if batch else []),
         "version_policy: { latest: { num_versions: 1 } }",
         f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
     ]
@@ -134,28 +134,28 @@ def _takes_float(manifest: Manifest) -> bool:
     return manifest.inputs[0].dtype == "float32"
 
 
-def _written(file: str) -> set[str]:
-    version = Path(VERSION)
-    own = (Path(file), manifest_path(Path(file)), reference_path(Path(file)))
-    return {"config.pbtxt", "README.md", "client.py", VERSION, *((version / each).as_posix() for each in own)}
+def _own_files(file: str) -> set[str]:
+    version, model = Path(VERSION), Path(file)
+    paths = (version / path for path in (model, manifest_path(model), reference_path(model)))
+    return {"config.pbtxt", "README.md", "client.py", VERSION, *(path.as_posix() for path in paths)}
 
 
-def _refuse_others(target: Path, file: str) -> None:
-    """Nothing of anyone else's is deleted, such as a version 2."""
+def _require_replaceable(target: Path, file: str) -> None:
+    """Refuse to replace a folder with files of others, such as a version 2."""
     if not target.exists():
         return
-    there = {path.relative_to(target).as_posix() for path in target.rglob("*")} if target.is_dir() else {target.name}
-    if others := sorted(there - _written(file)):
+    existing = {path.relative_to(target).as_posix() for path in target.rglob("*")} if target.is_dir() else {target.name}
+    if others := sorted(existing - _own_files(file)):
         raise InputError(
-            f"{target} is there already, and is not what would be replaced.",
-            f"It holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}.",
-            "Name another folder or another model, or delete it.",
+            f"{target} already exists and contains other files.",
+            f"It contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}.",
+            "Choose another folder or model name, or delete it.",
         )
 
 
 @contextmanager
-def _folder_written_whole(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target`, which takes its place only if the block succeeds."""
+def _atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds."""
     token = secrets.token_hex(4)
     temporary, old = (target.with_name(f".{token}.{target.name}{end}") for end in ("", ".old"))
     try:
@@ -178,77 +178,84 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
 
 def _readme(manifest: Manifest, name: str, file: str) -> str:
     height, width = manifest.preprocess.size_hw
-    described = "\n".join(
+    tensors = "\n".join(
         f"| {kind} | `{spec.name}` | {TYPES[spec.dtype].removeprefix('TYPE_')} "
         f"| `[{', '.join(map(str, spec.shape))}]` {spec.layout} | {spec.range} | {spec.unit} |"
         for kind, specs in (("input", manifest.inputs), ("output", manifest.outputs))
         for spec in specs
     )
-    normalised = (
-        f" Then each channel, as 0 to 1, less its mean and over its std: mean {_words(manifest.preprocess.mean)}, std "
-        f"{_words(manifest.preprocess.std)}, laid out as channels, rows, columns."
-        if _takes_float(manifest)
-        else " The network normalises it."
-    )
-    engine = manifest.engine
-    where = (
-        "ONNX Runtime takes a GPU if there is one, else the CPU."
-        if engine is None
-        else f"The engine was built by TensorRT {engine.version} for compute capability "
-        f"{', '.join(engine.compute_capabilities)}, and runs there only: take the container whose TensorRT has that "
-        "version (docs.nvidia.com/deeplearning/frameworks/support-matrix). On another, mde build makes another."
-    )
-    if engine is not None and engine.options is not None and engine.options.version_compat:
-        where += " Being version-compatible it runs in later ones too, if tritonserver is also given\n"
-        where += "`--backend-config=tensorrt,version-compatible=true`."
-    together = (
-        f"Requests that wait at the same time are run together, up to {most} (`dynamic_batching` in `config.pbtxt`)."
-        if (most := most_at_once(manifest))
-        else "One picture a request: the batch is fixed, so there is no dynamic batching. More at a time take more "
-        "instances\n(`instance_group` in `config.pbtxt`), or a file with an open batch: mde export --dynamic "
-        f"1x{height}x{width},4x{height}x{width},8x{height}x{width}."
-    )
-    trained = (
-        "" if manifest.trained else "\nIts weights are random: it is for measuring speed, and its depth is none.\n"
-    )
+    warning = "" if manifest.trained else "\nThe weights are random: only its speed is meaningful, not its depth.\n"
     return f"""# {name}
 
-Metric depth of one picture: {manifest.model.preset}, {manifest.precision.upper()}, {height} x {width} pixels, for
-Triton's {BACKENDS[manifest.kind]} backend. `{VERSION}/{file}.manifest.json` says where the file is from and how it
-was checked.
-{trained}
-## Serve
+Metric depth from one image: {manifest.model.preset}, {manifest.precision.upper()}, {height} x {width} pixels, for
+Triton's {BACKENDS[manifest.kind]} backend. `{VERSION}/{file}.manifest.json` records how the file was made and verified.
+{warning}
+## Start the server
 
     docker run --rm -p8000:8000 -v REPOSITORY:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
         tritonserver --model-repository=/models
 
-REPOSITORY is the folder that holds this one; a GPU is let in with `--gpus all`. {where}
+REPOSITORY is the folder that contains this one. Add `--gpus all` to use GPUs. {_requirements(manifest)}
 
-## Ask
+## Send a request
 
     pip install 'tritonclient[http]' opencv-python
     python client.py picture.jpg --url localhost:8000
 
 | | name | type | shape | range | unit |
 |---|---|---|---|---|---|
-{described}
+{tensors}
 
-Before: an RGB picture, stretched to {height} rows and {width} columns by averaging over areas, as `client.py` does it;
-other ways to shrink it change the depth a little.{normalised}
+Preprocessing: an RGB image, resized to {height} rows and {width} columns with area averaging, as in `client.py`. Other
+resizing methods change the depth slightly. {_normalisation(manifest)}
 
-After: depth is metres at the network's size, to be stretched bilinearly to the picture's. They are metres as the camera
-saw them that the model was trained with; for another lens they are multiplied by the ratio of focal lengths, as
+Postprocessing: the depth is in metres at the network's size; resize it bilinearly to the image's size. It is correct
+for the focal length of the training camera. For another lens, multiply it by the ratio of the focal lengths, as
 `mde run --fov-deg` does.
 
-{together}
+{_batching(manifest)}
 """
 
 
-def _words(numbers: tuple[float, ...]) -> str:
-    return ", ".join(map(str, numbers))
+def _requirements(manifest: Manifest) -> str:
+    engine = manifest.engine
+    if engine is None:
+        return "ONNX Runtime uses a GPU if there is one, otherwise the CPU."
+    text = (
+        f"The engine was built by TensorRT {engine.version} for compute capability "
+        f"{', '.join(engine.compute_capabilities)} and runs only there. Use the container with this TensorRT version\n"
+        "(docs.nvidia.com/deeplearning/frameworks/support-matrix), or build an engine for another one with mde build."
+    )
+    if engine.options is not None and engine.options.version_compat:
+        text += (
+            " It is version-compatible: it\nalso runs in later versions if tritonserver has the option "
+            "`--backend-config=tensorrt,version-compatible=true`."
+        )
+    return text
 
 
-CLIENT = '''"""Depth of a picture from a Triton server, in metres: python client.py picture.jpg --url localhost:8000"""
+def _normalisation(manifest: Manifest) -> str:
+    if not _takes_float(manifest):
+        return "The network normalises the image."
+    mean, std = (", ".join(map(str, numbers)) for numbers in (manifest.preprocess.mean, manifest.preprocess.std))
+    return (
+        f"Scale the channels to 0 to 1, subtract the mean ({mean}), divide by the\nstandard deviation ({std}), and "
+        "transpose to channels, rows, columns."
+    )
+
+
+def _batching(manifest: Manifest) -> str:
+    if batch := max_batch_size(manifest):
+        return f"Requests that wait at the same time are batched, up to {batch} (`dynamic_batching` in `config.pbtxt`)."
+    height, width = manifest.preprocess.size_hw
+    return (
+        "One image per request: the batch is fixed, so there is no dynamic batching. For more throughput use more "
+        "instances\n(`instance_group` in `config.pbtxt`), or a file with a dynamic batch: mde export --dynamic "
+        f"1x{height}x{width},4x{height}x{width},8x{height}x{width}."
+    )
+
+
+CLIENT = '''"""Depth of an image from a Triton server, in metres: python client.py picture.jpg --url localhost:8000"""
 
 import argparse
 from pathlib import Path
@@ -259,7 +266,7 @@ import tritonclient.http as triton
 
 
 def shrink(frame, height, width):
-    """A picture [H, W, 3] at the network's size, averaged over areas."""
+    """Resize an image [H, W, 3] to the network's size by area averaging."""
     rows, columns = frame.shape[:2]
     while rows >= 4 * height and columns >= 4 * width and rows % 2 == columns % 2 == 0:
         rows, columns = rows // 2, columns // 2
@@ -272,37 +279,37 @@ def shrink(frame, height, width):
 def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("picture")
-    options.add_argument("--url", default="localhost:8000", help="of the server's HTTP port")
-    options.add_argument("--model", default=Path(__file__).resolve().parent.name, help="its name on the server")
-    options.add_argument("--output", help="write the metres, float32 [H, W], as .npy")
-    told = options.parse_args()
-    picture = cv2.imread(told.picture, cv2.IMREAD_COLOR)
+    options.add_argument("--url", default="localhost:8000", help="server's host and HTTP port")
+    options.add_argument("--model", default=Path(__file__).resolve().parent.name, help="model name on the server")
+    options.add_argument("--output", help="write depth in metres, float32 [H, W], to this .npy file")
+    args = options.parse_args()
+    picture = cv2.imread(args.picture, cv2.IMREAD_COLOR)
     if picture is None:
-        raise SystemExit(f"{told.picture} is no picture that OpenCV reads")
+        raise SystemExit(f"{args.picture} cannot be read as an image")
     frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
-    server = triton.InferenceServerClient(told.url)
-    described = server.get_model_metadata(told.model)
-    (given,), (wanted,) = described["inputs"], described["outputs"]
-    shape = [1, *(int(side) for side in given["shape"][1:])]
-    if given["datatype"] == "UINT8":
+    server = triton.InferenceServerClient(args.url)
+    metadata = server.get_model_metadata(args.model)
+    (model_input,), (model_output,) = metadata["inputs"], metadata["outputs"]
+    shape = [1, *(int(side) for side in model_input["shape"][1:])]
+    if model_input["datatype"] == "UINT8":
         image = shrink(frame, *shape[1:3])[None]
     else:
-        stated = server.get_model_config(told.model)["parameters"]
-        mean, std = (np.array(stated[key]["string_value"].split(), np.float32) for key in ("mean", "std"))
+        parameters = server.get_model_config(args.model)["parameters"]
+        mean, std = (np.array(parameters[key]["string_value"].split(), np.float32) for key in ("mean", "std"))
         image = (shrink(frame, *shape[2:4]).astype(np.float32) / np.float32(255) - mean) / std
         image = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
-    fed = triton.InferInput(given["name"], shape, given["datatype"])
-    fed.set_data_from_numpy(np.ascontiguousarray(image))
-    answer = server.infer(told.model, [fed], outputs=[triton.InferRequestedOutput(wanted["name"])])
-    depth_m = cv2.resize(answer.as_numpy(wanted["name"])[0], frame.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    tensor = triton.InferInput(model_input["name"], shape, model_input["datatype"])
+    tensor.set_data_from_numpy(np.ascontiguousarray(image))
+    result = server.infer(args.model, [tensor], outputs=[triton.InferRequestedOutput(model_output["name"])])
+    depth_m = cv2.resize(result.as_numpy(model_output["name"])[0], frame.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
     rows, columns = depth_m.shape
     near, middle, far = np.percentile(depth_m, (1, 50, 99))
-    print(f"{told.picture}: 1 % of it within {near:.2f} m, half within {middle:.2f} m, 99 % within {far:.2f} m")
+    print(f"{args.picture}: depth percentiles: 1 % {near:.2f} m, 50 % {middle:.2f} m, 99 % {far:.2f} m")
     print(f"at the centre: {depth_m[rows // 2, columns // 2]:.2f} m")
-    if told.output:
-        np.save(told.output, depth_m)
+    if args.output:
+        np.save(args.output, depth_m)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The `trtexec` command that builds what `mde build` builds, for those whose pipeline is made of such commands.
+"""The `trtexec` command that builds the same engine as `mde build`.
 
-Each flag was looked up in trtexec's own source, samples/common/sampleOptions.cpp of github.com/NVIDIA/TensorRT, at the
-tags v10.3.0, v10.16 and v11.1. What changed between the two majors (NVIDIA TensorRT documentation, "Migrating trtexec
-Usage from TensorRT 10.x to 11.x", docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/
-tensorrt-10x-to-11x-trtexec.html): 11 has no `--fp16`, `--int8` or `--best`, since every network is strongly typed;
-`--stronglyTyped` is still taken there, but does nothing. Files of `mde export` carry their precision in their own
-types, so that no flag has to name it, and none may change it. TF32 is on in trtexec as it is in `mde build`.
+The flags are those of trtexec's source, samples/common/sampleOptions.cpp of github.com/NVIDIA/TensorRT, at the tags
+v10.3.0, v10.16 and v11.1. TensorRT 11 has no `--fp16`, `--int8` and `--best`, because every network is strongly typed,
+and ignores `--stronglyTyped` (NVIDIA TensorRT documentation, "Migrating trtexec Usage from TensorRT 10.x to 11.x",
+docs.nvidia.com/deeplearning/tensorrt/11.4.1/api/migration/tensorrt-10x-to-11x-trtexec.html). The types in the ONNX file
+set the precision, so no flag is needed. TF32 is on, as in `mde build`.
 """
 
 from __future__ import annotations
@@ -25,31 +24,30 @@ from mirrordepth_edge.manifest import Manifest
 
 HARDWARE_LEVELS: Final = {"ampere+": "ampere+", "same-cc": "sameComputeCapability"}
 VERBOSITIES: Final = {"detailed": "detailed", "layer-names": "layer_names_only", "none": "none"}
-MARKS = ",'"
-"""By which trtexec tells inputs apart, so that no name may have them; a colon may, for it takes the last one."""
-
-
+SEPARATORS = ",'"
+"""Characters that separate inputs in trtexec's arguments. A colon may be in a name: trtexec splits at the last one."""
 VERSIONS: Final = {"TensorRT 10": "10.3", "TensorRT 11": "11.0"}
-"""Majors whose commands differ, each with its oldest version that is supported."""
+"""Major versions whose commands differ, each with its oldest supported version."""
 
 
 def trtexec_commands(
     onnx: Path, plan: Path, manifest: Manifest, targets: Sequence[TargetConfig], config: BuildConfig
 ) -> str:
-    """A line a major version, under a comment that names it.
+    """One command per major version, each after a comment with the version.
 
     Args:
-        targets: as `load_targets` gives them; none is this machine.
+        targets: as `load_targets` returns them; none is this machine.
 
     Raises:
-        OptionError: a target has no TensorRT, no version has an option, or the input cannot be given sizes.
+        OptionError: a target does not use TensorRT, no version supports an option, or the input cannot have these
+            sizes.
         InputError: the file is INT8 for a CPU.
     """
     if others := [target.name for target in targets if target.backend != "tensorrt"]:
         raise OptionError(
-            f"trtexec builds nothing for {', '.join(others)}.",
-            "It is TensorRT's own, and builds on the GPU that will run the engine.",
-            "Leave --print-trtexec out, or name the machine it will run on: --target here",
+            f"trtexec cannot build for {', '.join(others)}.",
+            "It is part of TensorRT and builds on the GPU that will run the engine.",
+            "Remove --print-trtexec, or use --target here.",
         )
     refuse_cpu_int8(onnx, manifest)
     lines: list[str] = []
@@ -76,19 +74,19 @@ def trtexec_command(
     timing_cache: Path | None = None,
     program: str = "trtexec",
 ) -> str:
-    """One line for a POSIX shell, every part quoted as far as it needs to be.
+    """One command line for a POSIX shell, quoted.
 
-    It builds and does not measure, as `mde build`; but it does not compare depth, and writes no manifest.
+    The command builds without measuring. It neither compares depth nor writes a manifest.
 
     Args:
-        manifest: the ONNX file's, which has its inputs.
-        version: of the TensorRT that trtexec came with, such as `10.3`.
-        config: as `build_engine` takes it; its `timing_cache` is left to the argument of that name.
-        timing_cache: a file that keeps kernels' timings for the next build; none where None.
-        program: JetPack has it at /usr/src/tensorrt/bin/trtexec, which is not on PATH.
+        manifest: the ONNX file's.
+        version: of trtexec's TensorRT, such as `10.3`.
+        config: as for `build_engine`; its `timing_cache` is ignored.
+        timing_cache: file in which trtexec keeps kernel timings; none where None.
+        program: path of trtexec. JetPack has it in /usr/src/tensorrt/bin, which is not on PATH.
 
     Raises:
-        OptionError: this version does not have an option, or the input cannot be given sizes.
+        OptionError: this version does not support an option, or the input cannot have these sizes.
     """
     config = config or BuildConfig()
     refuse_unsupported(config, "tensorrt", version)
@@ -99,7 +97,7 @@ def trtexec_command(
 
 def _flags(config: BuildConfig, timing_cache: Path | None) -> Iterator[str]:
     if config.workspace_gib is not None:
-        # In bytes: trtexec takes fractions too, and reads them in its own way.
+        # In bytes, because trtexec parses fractions in its own way.
         yield f"--memPoolSize=workspace:{int(config.workspace_gib * 2**30)}B"
     if config.optimisation_level is not None:
         yield f"--builderOptimizationLevel={config.optimisation_level}"
@@ -115,14 +113,15 @@ def _flags(config: BuildConfig, timing_cache: Path | None) -> Iterator[str]:
 
 
 def _shapes(config: BuildConfig, manifest: Manifest) -> Iterator[str]:
-    """Bounds of the input whose sizes are open."""
+    """Min, opt and max shapes of the inputs with dynamic axes."""
     sizes = resolve_sizes(config, manifest).dynamic
     if sizes is None:
         return
-    opened = [spec for spec in manifest.inputs if any(length < 0 for length in spec.shape)]
-    if names := [spec.name for spec in opened if any(mark in spec.name for mark in MARKS)]:
-        why = f"Its name has one of {MARKS}, by which trtexec tells inputs apart."
-        raise OptionError(f"trtexec takes no shapes for the input {names[0]}.", why, "Rename it in the ONNX file.")
-    bounds = {spec.name: profile_shapes(spec.shape, spec.layout, sizes) for spec in opened}
-    for place, flag in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
-        yield f"{flag}={','.join(f'{name}:' + 'x'.join(map(str, each[place])) for name, each in bounds.items())}"
+    inputs = [spec for spec in manifest.inputs if any(length < 0 for length in spec.shape)]
+    if names := [spec.name for spec in inputs if any(mark in spec.name for mark in SEPARATORS)]:
+        why = f"Its name contains one of {SEPARATORS}, which separate inputs."
+        raise OptionError(f"trtexec cannot set shapes of the input {names[0]}.", why, "Rename it in the ONNX file.")
+    profiles = {spec.name: profile_shapes(spec.shape, spec.layout, sizes) for spec in inputs}
+    for index, flag in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
+        shapes = (f"{name}:{'x'.join(map(str, bounds[index]))}" for name, bounds in profiles.items())
+        yield f"{flag}={','.join(shapes)}"

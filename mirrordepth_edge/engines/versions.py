@@ -1,9 +1,8 @@
-"""What differs between TensorRT 10.3 to 11.x and TensorRT for RTX, as far as building goes, and nothing else.
+"""Differences between TensorRT 10.3 to 11.x and TensorRT for RTX that matter when building.
 
-`LIMITS` are options that only some versions serve; asking others for one is refused, since TensorRT for RTX takes most
-of them and does nothing. Names of the Python API are from its bindings, tag by tag:
-https://github.com/NVIDIA/TensorRT/blob/v10.3.0/python/src/infer/pyCore.cpp to `v11.1`; between those two tags nothing
-that is used here was added or removed but what this module says.
+`LIMITS` lists the options that only some versions support. They are refused elsewhere, because TensorRT for RTX accepts
+most of them without any effect. Names of the Python API are those of its bindings, from tag v10.3.0
+(https://github.com/NVIDIA/TensorRT/blob/v10.3.0/python/src/infer/pyCore.cpp) to tag v11.1.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any, Final, Literal
 
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.errors import MissingError, OptionError
-from mirrordepth_edge.machine.known_issues import version_key
+from mirrordepth_edge.support.versions import version_key
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 OLDEST_TENSORRT: Final = "10.3"
-"""JetPack 6.1's; before 10.0 networks and plans are handled by calls that are not used here."""
+"""The version of JetPack 6.1. Before 10.0 the API for networks and plans was different."""
 
 HARDWARE_LEVELS: Final = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 """Members of `HardwareCompatibilityLevel`."""
@@ -28,19 +27,19 @@ VERBOSITIES: Final = {"detailed": "DETAILED", "layer-names": "LAYER_NAMES_ONLY",
 
 
 def needs_strong_flag(flavour: Flavour, version: str) -> bool:
-    """Whether a network obeys the ONNX file's types only where it is created with `STRONGLY_TYPED`.
+    """Whether a network keeps the ONNX file's types only if it is created with `STRONGLY_TYPED`.
 
-    TensorRT 10.x: yes. From 11.0 on every network is so and the flag is there for old callers only:
+    TensorRT 10.x: yes. From 11.0 on every network is strongly typed and the flag has no effect:
     https://docs.nvidia.com/deeplearning/tensorrt/11.0.0/api/migration/tensorrt-10x-to-11x.html
-    TensorRT for RTX: never. https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html
+    TensorRT for RTX: no. https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html
     """
     return flavour == "tensorrt" and version_key(version)[:1] < (11,)
 
 
 def has_timing_cache(flavour: Flavour) -> bool:
-    """Whether the builder times kernels, and can keep what it found.
+    """Whether the builder times kernels and can store the timings.
 
-    TensorRT for RTX times none; its timing cache is without effect, and deprecated since 1.2
+    TensorRT for RTX does not; its timing cache has no effect and is deprecated since 1.2
     (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/timing-cache-migration.html).
     """
     return flavour == "tensorrt"
@@ -50,7 +49,7 @@ def require_new_enough(version: str) -> None:
     """Refuse TensorRT before `OLDEST_TENSORRT`.
 
     Args:
-        version: such as "10.3.0"; one that cannot be read passes.
+        version: such as "10.3.0"; a version that cannot be parsed is accepted.
 
     Raises:
         MissingError: it is older.
@@ -58,22 +57,22 @@ def require_new_enough(version: str) -> None:
     if (known := version_key(version)) and known < version_key(OLDEST_TENSORRT):
         raise MissingError(
             f"TensorRT {version} cannot build this engine.",
-            f"It is older than {OLDEST_TENSORRT}, the oldest that mde is written for.",
+            f"The oldest supported version is {OLDEST_TENSORRT}.",
             "Jetson: install JetPack 6.1 or later; desktop: pip install --upgrade tensorrt",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """An option that a flavour serves from some version on, or never."""
+    """An option that a flavour supports from some version on, or not at all."""
 
     option: str
-    asked: Callable[[BuildConfig], bool]
+    is_set: Callable[[BuildConfig], bool]
     flavour: Flavour
     since: str | None
-    """None: no version does."""
+    """None: no version."""
     integrated: bool | None = None
-    """Of which GPUs that is said: True for a Jetson's, which shares the CPU's memory; None for all."""
+    """GPUs that the limit applies to: True for a Jetson's, which shares the CPU's memory; None for all."""
     why: str
     link: str
 
@@ -81,17 +80,17 @@ class Limit:
 LIMITS: Final = (
     Limit(
         option="--hardware-compat",
-        asked=lambda config: config.hardware_compat != "none",
+        is_set=lambda config: config.hardware_compat != "none",
         flavour="tensorrt",
         since=None,
         integrated=True,
-        why="NVIDIA does not support engines for other GPUs than their own on JetPack.",
-        # The section Hardware Compatibility, of 8.6 (then in the developer guide) to 11.
+        why="On JetPack, NVIDIA supports engines only on the GPU that they were built on.",
+        # Section Hardware Compatibility, unchanged from 8.6 (then in the developer guide) to 11.
         link="https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-compatibility.html",
     ),
     Limit(
         option="--hardware-compat same-cc",
-        asked=lambda config: config.hardware_compat == "same-cc",
+        is_set=lambda config: config.hardware_compat == "same-cc",
         flavour="tensorrt",
         since="10.9",
         why="HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY came with TensorRT 10.9.",
@@ -99,77 +98,77 @@ LIMITS: Final = (
     ),
     Limit(
         option="--hardware-compat",
-        asked=lambda config: config.hardware_compat != "none",
+        is_set=lambda config: config.hardware_compat != "none",
         flavour="tensorrt-rtx",
         since=None,
-        why="Its engines run on every GPU that they are built for; it ignores the level, with a warning.",
+        why="Its engines run on every GPU that they are built for; it ignores the level and logs a warning.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html",
     ),
     Limit(
         option="--version-compat",
-        asked=lambda config: config.version_compat,
+        is_set=lambda config: config.version_compat,
         flavour="tensorrt-rtx",
         since=None,
-        why="It comes without the lean runtime (libnvinfer_lean.so.1) that such an engine carries.",
+        why="It does not include the lean runtime (libnvinfer_lean.so.1) that such an engine contains.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html",
     ),
     Limit(
         option="--optimisation-level",
-        asked=lambda config: config.optimisation_level is not None,
+        is_set=lambda config: config.optimisation_level is not None,
         flavour="tensorrt-rtx",
         since=None,
-        why="Kernels are chosen on the GPU that runs the engine: at every level the engine is the same to the byte.",
+        why="Kernels are chosen on the GPU that runs the engine: engines of all levels are identical.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html",
     ),
     Limit(
         option="--weights stripped",
-        asked=lambda config: config.weights == "stripped",
+        is_set=lambda config: config.weights == "stripped",
         flavour="tensorrt-rtx",
         since=None,
-        why="Without a GPU its builder fails at engines whose weights can be put back (1.7.1); with one it is untried.",
+        why="Without a GPU, version 1.7.1 fails to build refittable engines; with a GPU it is untested.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html",
     ),
 )
 
 
 def refuse_unsupported(config: BuildConfig, flavour: Flavour, version: str, *, integrated: bool = False) -> None:
-    """Refuse what this builder would not do.
+    """Refuse options that the builder does not support.
 
     Args:
-        version: of the runtime, such as "10.3.0"; one that cannot be read serves what any version serves.
-        integrated: whether it builds for a GPU that shares the CPU's memory, as a Jetson's.
+        version: of the builder, such as "10.3.0". One that cannot be parsed supports what any version supports.
+        integrated: whether the engine is for a GPU that shares the CPU's memory, such as a Jetson's.
 
     Raises:
-        OptionError: naming the option.
+        OptionError: an option is not supported.
     """
     for limit in LIMITS:
-        if limit.flavour != flavour or limit.integrated not in (None, integrated) or not limit.asked(config):
+        if limit.flavour != flavour or limit.integrated not in (None, integrated) or not limit.is_set(config):
             continue
-        known, on = version_key(version), " on this GPU" if limit.integrated else ""
+        known, where = version_key(version), " on this GPU" if limit.integrated else ""
         if limit.since is None or (known and known < version_key(limit.since)):
             raise OptionError(
-                f"{limit.option} is nothing that {flavour} {version} does{on}.".replace("  ", " "),
+                f"{f'{flavour} {version}'.strip()} does not support {limit.option}{where}.",
                 f"{limit.why} See {limit.link}",
-                f"Leave {limit.option} out.",
+                f"Remove {limit.option}.",
             )
 
 
-def create_config(trt: Any, config: BuildConfig, flavour: Flavour, **more: Any) -> Any:
-    """Polygraphy's loader of an `IBuilderConfig`.
+def create_config(trt: Any, config: BuildConfig, flavour: Flavour, **options: Any) -> Any:
+    """Create Polygraphy's loader of an `IBuilderConfig`.
 
     Args:
-        trt: the module `tensorrt` or `tensorrt_rtx`, whichever Polygraphy was told to use.
-        more: further arguments of Polygraphy's `CreateConfig`, or of its `CreateConfigRTX`.
+        trt: the module that Polygraphy uses, `tensorrt` or `tensorrt_rtx`.
+        options: further arguments of Polygraphy's `CreateConfig` or `CreateConfigRTX`.
     """
     arguments: dict[str, Any] = {
         "profiling_verbosity": getattr(trt.ProfilingVerbosity, VERBOSITIES[config.verbosity]),
         "builder_optimization_level": config.optimisation_level,
         "version_compatible": config.version_compat,
-        # Implies REFIT_IDENTICAL, under which an engine is as fast as a full one (NvInfer.h, BuilderFlag). Not REFIT:
-        # with it 11.3 may drop a bias (https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/
+        # Implies REFIT_IDENTICAL, with which an engine is as fast as a full one (NvInfer.h, BuilderFlag). Not REFIT:
+        # with it, 11.3 may drop a bias (https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/
         # refitting-engines.html).
         "strip_plan": config.weights == "stripped",
-        **more,
+        **options,
     }
     if config.workspace_gib is not None:
         limit = int(config.workspace_gib * 2**30)
@@ -183,5 +182,5 @@ def create_config(trt: Any, config: BuildConfig, flavour: Flavour, **more: Any) 
         return CreateConfigRTX(**arguments)
     from polygraphy.backend.trt import CreateConfig
 
-    # Builders and trtexec multiply FP32 in TF32 unless told otherwise; Polygraphy tells them otherwise.
+    # TF32 is on by default in TensorRT and trtexec, but off in Polygraphy.
     return CreateConfig(tf32=True, **arguments)

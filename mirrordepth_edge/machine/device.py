@@ -1,4 +1,4 @@
-"""What this machine is. Parsers take text, so that they are tested without the machine."""
+"""This machine and its GPUs. Parsers take text, so that tests need no such machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mirrordepth_edge.machine.jetson import parse_l4t_release
+from mirrordepth_edge.machine.text_files import read_line
+
 JETSON_MODEL = Path("/proc/device-tree/model")
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 CPU_INFO = Path("/proc/cpuinfo")
 
-# The driver's own library: on a Jetson, in a container and under Windows alike, with no tool and no
-# package. It keeps to CUDA_VISIBLE_DEVICES by itself.
+# The driver's own library needs neither nvidia-smi nor a Python package, works on a Jetson, in a container and on
+# Windows, and respects CUDA_VISIBLE_DEVICES.
 CUDA_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # As cuda.h declares them; CUdevice, CUresult and CUdevice_attribute are ints.
 CUDA_PROTOTYPES: dict[str, tuple[Any, ...]] = {
@@ -41,34 +44,34 @@ COMPUTE_CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """An NVIDIA GPU, as the CUDA driver describes it."""
+    """An NVIDIA GPU, as reported by the CUDA driver."""
 
     name: str
     compute_capability: str
     """Such as "8.7"."""
     memory_mib: int
     integrated: bool
-    """True where the memory is the CPU's too, as on a Jetson."""
+    """The GPU shares the CPU's memory, as on a Jetson."""
     cuda: str
     """Highest CUDA version that the driver supports, such as "12.6"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDriver:
-    """What the CUDA driver answered."""
+    """Result of querying the CUDA driver."""
 
     gpus: tuple[Gpu, ...]
     problem: str | None
-    """Why there is no GPU; None where there is one."""
+    """Why no GPU is available; None if one is."""
 
 
 class CudaDriverError(Exception):
-    """A call of the CUDA driver that failed; text such as "cuInit: CUDA_ERROR_NO_DEVICE (100)"."""
+    """A failed call of the CUDA driver, such as "cuInit: CUDA_ERROR_NO_DEVICE (100)"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a result or a report says of where it was made."""
+    """The machine on which a result or report was made."""
 
     system: str
     architecture: str
@@ -77,30 +80,24 @@ class Machine:
     cores: int
     gpus: tuple[Gpu, ...]
     jetson: str | None
-    """Board name, on a Jetson."""
+    """Board name of a Jetson."""
     l4t: str | None
     """Jetson Linux release, such as "36.4.3"."""
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of distributions, those that are not installed left out."""
-    found = {}
+    """Versions of the installed ones among these distributions."""
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
-
-
-def parse_l4t_release(text: str) -> str | None:
-    """Release of `/etc/nv_tegra_release`: `# R36 (release), REVISION: 4.3, …` is "36.4.3"."""
-    match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
-    return f"{match[1]}.{match[2]}" if match else None
+    return versions
 
 
 def parse_cpu_name(text: str) -> str | None:
-    """CPU name of `/proc/cpuinfo`; absent on most Arm machines."""
+    """CPU name in `/proc/cpuinfo`; None on most Arm machines."""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else None
 
@@ -112,42 +109,42 @@ def parse_gstreamer(build_information: str) -> bool:
 
 @cache
 def cuda_driver() -> CudaDriver:
-    """Ask the CUDA driver for the GPUs this process may use; never raises. Asked once."""
+    """Query the CUDA driver for the GPUs that this process can use, once per process; never raises."""
     try:
         return CudaDriver(gpus=gpus_of(ctypes.CDLL(CUDA_LIBRARY)), problem=None)
     except CudaDriverError as error:
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = "" if chosen is None else f", with CUDA_VISIBLE_DEVICES={chosen!r}"
-        return CudaDriver(gpus=(), problem=f"{error}{hidden}")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        setting = "" if visible is None else f", with CUDA_VISIBLE_DEVICES={visible!r}"
+        return CudaDriver(gpus=(), problem=f"{error}{setting}")
     except OSError as error:
-        return CudaDriver(gpus=(), problem=_why_not_loaded(error))
+        return CudaDriver(gpus=(), problem=_load_problem(error))
 
 
-def _why_not_loaded(error: OSError) -> str:
+def _load_problem(error: OSError) -> str:
     text = str(error)
-    # The loader names the file it misses, which may be one that the driver's library needs.
+    # The loader names the missing file, which may be a dependency of the driver's library.
     if isinstance(error, FileNotFoundError) or (CUDA_LIBRARY in text and "no such file" in text.lower()):
-        return f"{CUDA_LIBRARY} is not there: no NVIDIA driver"
-    return f"{CUDA_LIBRARY} does not load: {text}"
+        return f"{CUDA_LIBRARY} not found: no NVIDIA driver is installed"
+    return f"{CUDA_LIBRARY} cannot be loaded: {text}"
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
-    """GPUs this process may use; empty without one."""
+    """GPUs that this process can use, in CUDA's order."""
     return cuda_driver().gpus
 
 
 def gpus_of(library: Any) -> tuple[Gpu, ...]:
-    """The GPUs behind an opened CUDA driver library; at least one.
+    """Query a loaded CUDA driver library for its GPUs; returns at least one.
 
     Raises:
-        CudaDriverError: a function is missing or failed, or there is no GPU.
+        CudaDriverError: a function is missing or fails, or there is no GPU.
     """
     call = _Calls(library)
     call("cuInit", 0)
     version = call.integer("cuDriverGetVersion")
     count = call.integer("cuDeviceGetCount")
     if count < 1:
-        raise CudaDriverError("cuDeviceGetCount: the driver sees no GPU")
+        raise CudaDriverError("cuDeviceGetCount: the driver reports no GPU")
     cuda = f"{version // 1000}.{version % 1000 // 10}"  # 12060 is 12.6
     return tuple(_gpu(call, call.integer("cuDeviceGet", ordinal), cuda) for ordinal in range(count))
 
@@ -168,7 +165,7 @@ def _gpu(call: _Calls, handle: int, cuda: str) -> Gpu:
 
 
 class _Calls:
-    """The driver's functions by name, every code checked."""
+    """Calls the driver's functions by name and checks every return code."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -179,16 +176,16 @@ class _Calls:
             raise CudaDriverError(f"{name}: {self._error_name(code)}")
 
     def integer(self, name: str, *arguments: Any) -> int:
-        """Call a function whose first argument is the `int` that it fills."""
-        found = c_int()
-        self(name, byref(found), *arguments)
-        return found.value
+        """Call a function whose first argument points to an int, and return that int."""
+        result = c_int()
+        self(name, byref(result), *arguments)
+        return result.value
 
     def _function(self, name: str) -> Any:
         try:
             function = getattr(self._library, name)
         except AttributeError as error:
-            raise CudaDriverError(f"{CUDA_LIBRARY} has no {name}") from error
+            raise CudaDriverError(f"{CUDA_LIBRARY} has no function {name}") from error
         function.argtypes, function.restype = CUDA_PROTOTYPES[name], c_int
         return function
 
@@ -207,22 +204,15 @@ def machine() -> Machine:
         system=platform.platform(terse=True),
         architecture=platform.machine(),
         python=platform.python_version(),
-        cpu=parse_cpu_name(_read(CPU_INFO)) or platform.processor() or platform.machine(),
+        cpu=parse_cpu_name(read_line(CPU_INFO)) or platform.processor() or platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         gpus=nvidia_gpus(),
         jetson=jetson_model(),
-        l4t=parse_l4t_release(_read(L4T_RELEASE)),
+        l4t=parse_l4t_release(read_line(L4T_RELEASE)),
     )
 
 
 def jetson_model() -> str | None:
-    """Board name, such as "NVIDIA Jetson Orin Nano Developer Kit"; None where this is no Jetson."""
-    model = _read(JETSON_MODEL).strip("\0\n ")
+    """Board name, such as "NVIDIA Jetson Orin Nano Developer Kit"; None if this is not a Jetson."""
+    model = read_line(JETSON_MODEL).strip("\0\n ")
     return model if "jetson" in model.lower() or "orin" in model.lower() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

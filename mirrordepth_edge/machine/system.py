@@ -1,108 +1,57 @@
-"""What a machine says of itself beyond its GPU: JetPack, CUDA, power mode, clocks, memory, Python, TensorRT's place.
+"""The software and the state of this machine: JetPack, CUDA, driver, power mode, clocks, memory, Python, TensorRT.
 
-Parsers take text, so that they are tested without the machine, and `read_environment` reads any root. What cannot be
-found out is `Unknown` with the reason, never a guess.
+Parsers take text, so that tests need no such machine, and `read_environment` reads any root folder. Unknown values are
+`Unavailable` with the reason.
 
-Where the files are described:
-
-- `/etc/nv_tegra_release`, `nvpmodel`, `/etc/nvpmodel.conf`, `jetson_clocks`, zram: Jetson Linux Developer Guide,
-  Platform Power and Performance, and Kernel Customization.
-- `/var/lib/nvpmodel/status`: `pmode:0002 fmode:quiet`, which nvpmodel itself writes and reads at boot.
-- `devfreq/*/{min,max}_freq` (Hz): the kernel's ABI/testing/sysfs-class-devfreq. The GPU is `17000000.gpu`
-  (JetPack 6), `17000000.ga10b` (JetPack 5) or `gpu-gpc-0` (Thor).
-- `cpufreq/scaling_*` (kHz): the kernel's admin-guide/pm/cpufreq.
-- `/proc/meminfo`, `/proc/swaps` (KiB): proc(5). `pyvenv.cfg`: PEP 405. `/var/lib/dpkg/status`: deb-control(5).
+Sources of the formats: proc(5) for `/proc/meminfo` and `/proc/swaps` (KiB), PEP 405 for `pyvenv.cfg`, deb-control(5)
+for `/var/lib/dpkg/status`, the kernel's admin-guide/pm/cpufreq for `scaling_governor`; `jetson.py` for a Jetson's own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from mirrordepth_edge.machine.device import parse_l4t_release
+from mirrordepth_edge.machine.driver import read_kernel_driver
+from mirrordepth_edge.machine.jetson import (
+    Clock,
+    PowerMode,
+    RunCommand,
+    jetpack_of,
+    parse_l4t_release,
+    read_clocks,
+    read_power_mode,
+    read_power_modes,
+    run_command,
+)
+from mirrordepth_edge.machine.text_files import ROOT, read_line, read_parsed
+from mirrordepth_edge.machine.unavailable import Unavailable
 
-T = TypeVar("T")
-Run = Callable[[Sequence[str]], str]
-"""Runs a command and gives what it prints; raises OSError, ValueError or subprocess.SubprocessError."""
-
-ROOT = Path("/")
-COMMAND_S = 1.0
-NVPMODEL, JETSON_CLOCKS = ("nvpmodel", "-q"), ("/usr/bin/jetson_clocks", "--show")
-MAXN = "MAXN"
 TENSORRT_PACKAGES = ("libnvinfer11", "libnvinfer10", "libnvinfer8")
-
-# https://developer.nvidia.com/embedded/jetpack-archive, and the pages of its releases.
-JETPACKS = {
-    (35, 1, 0): "5.0.2",
-    (35, 2, 1): "5.1",
-    (35, 3, 1): "5.1.1",
-    (35, 4, 1): "5.1.2",
-    (35, 5, 0): "5.1.3",
-    (35, 6, 0): "5.1.4",
-    (35, 6, 1): "5.1.5",
-    (36, 3, 0): "6.0",
-    (36, 4, 0): "6.1",
-    (36, 4, 3): "6.2",
-    (36, 4, 4): "6.2.1",
-    (36, 5, 0): "6.2.2",
-    (36, 5, 2): "6.2.3",
-    (38, 2, 0): "7.0",
-    (38, 4, 0): "7.1",
-    (39, 2, 0): "7.2",
-    (39, 2, 1): "7.2.1",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unknown:
-    """What could not be found out, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerMode:
-    """One of nvpmodel's modes."""
-
-    number: int
-    name: str
-    """Such as "25W" or "MAXN_SUPER"."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clock:
-    """Between which frequencies a clock may move."""
-
-    name: str
-    """`CPU` (all cores that are online), `GPU` or `EMC` (memory)."""
-    low_mhz: float
-    high_mhz: float
-    locked: bool
-    """It stays at `high_mhz`, as `jetson_clocks` leaves it."""
+ADD_SWAP = (
+    "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+)
+"""Command that adds 8 GiB of swap until the next boot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Sizes in MiB."""
+    """Main memory and swap, in MiB."""
 
     total_mib: int
     available_mib: int
-    """What a program can have without swapping."""
+    """Memory that a program can use without swapping."""
     swap_mib: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """One place that memory is swapped to."""
+    """A swap area."""
 
     name: str
     kind: str
@@ -113,69 +62,56 @@ class Swap:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemTensorRt:
-    """TensorRT's Python bindings as Debian packages install them, which JetPack's are."""
+    """TensorRT's Python bindings from Debian packages, as in JetPack."""
 
     folder: str
     python: str
-    """The one Python that they are made for, such as "3.10"."""
+    """The only Python version that can import them, such as "3.10"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Python:
-    """The Python that runs this."""
+    """The Python interpreter that runs this program."""
 
     version: str
     abi: str
     """As in the names of wheels, such as "cp310"."""
     venv: bool
     system_packages: bool
-    """It sees the packages of the system's Python, where JetPack puts TensorRT."""
+    """It sees the packages of the system's Python, where JetPack installs TensorRT."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the files of a machine say."""
+    """The software and the state of a machine, read from its files."""
 
-    jetpack: str | Unknown
-    """Such as "6.2"; "6.2.1 or newer" for a Jetson Linux that is newer than any JetPack known here."""
-    jetpack_package: str | Unknown
+    jetpack: str | Unavailable
+    """Such as "6.2"; "6.2.1 or newer" for a Jetson Linux release that is newer than the known ones."""
+    jetpack_package: str | Unavailable
     """Version of the package nvidia-jetpack, such as "6.2+b77"."""
-    tensorrt_package: str | Unknown
+    tensorrt_package: str | Unavailable
     """Version of TensorRT's Debian package, such as "10.3.0.30-1+cuda12.5"."""
-    cuda_toolkit: str | Unknown
-    driver: str | Unknown
-    """Version of NVIDIA's kernel driver."""
-    power_mode: PowerMode | Unknown
+    cuda_toolkit: str | Unavailable
+    driver: str | Unavailable
+    """Version of NVIDIA's kernel module."""
+    power_mode: PowerMode | Unavailable
     power_modes: tuple[PowerMode, ...]
     clocks: tuple[Clock, ...]
-    governor: str | Unknown
-    """cpufreq's governor; several, where the cores differ, with commas."""
-    memory: Memory | Unknown
+    governor: str | Unavailable
+    """cpufreq governor; comma-separated if the cores differ."""
+    memory: Memory | Unavailable
     swaps: tuple[Swap, ...]
     system_tensorrt: tuple[SystemTensorRt, ...]
     gpu_on_pci: bool
-    """An NVIDIA GPU is plugged in, whether or not a driver serves it."""
-
-
-def jetpack_of(l4t: str) -> str | None:
-    """JetPack of a Jetson Linux release such as "36.4.3"; None where that is not even known by its series."""
-    release = tuple(int(part) for part in l4t.split("."))
-    release = (*release, *(0,) * (3 - len(release)))
-    if release in JETPACKS:
-        return JETPACKS[release]
-    older = [known for known in JETPACKS if known[:2] == release[:2] and known < release]
-    if older:
-        return f"{JETPACKS[max(older)]} or newer"
-    series = {name.split(".")[0] for known, name in JETPACKS.items() if known[0] == release[0]}
-    return f"{series.pop()}.x" if series else None
+    """An NVIDIA GPU is on the PCI bus, with or without a driver."""
 
 
 def parse_package_version(status: str, package: str) -> str | None:
     """Version of an installed package in `/var/lib/dpkg/status`."""
     fields = r"(?:.+\n)*?"  # of the same package: a blank line ends it
     installed = rf"^Package: {re.escape(package)}\n{fields}Status: install ok installed\n{fields}Version: (\S+)$"
-    found = re.search(installed, status, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(installed, status, re.MULTILINE)
+    return match[1] if match else None
 
 
 def parse_cuda_toolkit(text: str) -> str | None:
@@ -184,63 +120,6 @@ def parse_cuda_toolkit(text: str) -> str | None:
         return str(json.loads(text)["cuda"]["version"])
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def parse_driver(text: str) -> str | None:
-    """Version of the kernel driver, from `/proc/driver/nvidia/version`."""
-    match = re.search(r"^NVRM version: .*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE)
-    return match[1] if match else None
-
-
-def parse_power_modes(text: str) -> tuple[PowerMode, ...]:
-    """The modes of `/etc/nvpmodel.conf`: `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`."""
-    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", text, re.MULTILINE)
-    return tuple(PowerMode(number=int(number), name=name) for number, name in found)
-
-
-def parse_power_status(text: str) -> int | None:
-    """The mode's number in `/var/lib/nvpmodel/status`: `pmode:0002 fmode:quiet`."""
-    match = re.search(r"\bpmode:(\d+)", text)
-    return int(match[1]) if match else None
-
-
-def parse_nvpmodel(text: str) -> PowerMode | None:
-    """The mode in what `nvpmodel -q` prints: `NV Power Mode: 25W`, and its number on the next line."""
-    match = re.search(r"NV Power Mode:[ \t]*(\S+)[ \t]*\n\s*(\d+)\b", text)
-    return PowerMode(number=int(match[2]), name=match[1]) if match else None
-
-
-def fastest(modes: Sequence[PowerMode]) -> PowerMode | None:
-    """The mode that holds clocks down least: MAXN_SUPER or MAXN, else that of the most watts; None where none tells.
-
-    Its number says nothing: mode 0 is MAXN_SUPER on an Orin NX and 15W on an Orin Nano.
-    """
-
-    watts = {mode: int(found[1]) for mode in modes if (found := re.search(r"(\d+)W", mode.name))}
-    unbounded = [mode for mode in modes if mode.name.startswith(MAXN)]
-    if unbounded:
-        return max(unbounded, key=lambda mode: len(mode.name))
-    return max(watts, key=lambda mode: watts[mode], default=None)
-
-
-def parse_jetson_clocks(text: str) -> tuple[Clock, ...]:
-    """What `jetson_clocks --show` prints of CPU, GPU and memory; cores that are offline are left out."""
-    line = re.compile(
-        r"^(cpu\d+|GPU|gpu-gpc-\d+|EMC):?\s+(?:Online=(\d) )?(?:Governor=\S+ )?MinFreq=(\d+) MaxFreq=(\d+)"
-        r"(?: CurrentFreq=\d+)?(?:.*?FreqOverride=(\d))?",
-        re.MULTILINE,
-    )
-    ranges: dict[str, list[tuple[float, float]]] = {}
-    override = False
-    for name, online, low, high, forced in line.findall(text):
-        kind = "CPU" if name.startswith("cpu") else "EMC" if name == "EMC" else "GPU"
-        if online != "0":
-            scale = 1e-3 if kind == "CPU" else 1e-6
-            ranges.setdefault(kind, []).append((int(low) * scale, int(high) * scale))
-        override |= forced == "1"
-    clocks = (_clock(kind, found) for kind, found in ranges.items())
-    # Memory is held by an override, its lower bound stays where it is.
-    return tuple(Clock(**{**vars(c), "locked": True}) if c.name == "EMC" and override else c for c in clocks)
 
 
 def parse_memory(text: str) -> Memory | None:
@@ -257,7 +136,7 @@ def parse_memory(text: str) -> Memory | None:
 
 def parse_swaps(text: str) -> tuple[Swap, ...]:
     """`/proc/swaps`."""
-    found = re.findall(r"^(/\S+)\s+(\w+)\s+(\d+)\s+(\d+)\s+-?\d+$", text, re.MULTILINE)
+    rows = re.findall(r"^(/\S+)\s+(\w+)\s+(\d+)\s+(\d+)\s+-?\d+$", text, re.MULTILINE)
     return tuple(
         Swap(
             name=name,
@@ -265,20 +144,20 @@ def parse_swaps(text: str) -> tuple[Swap, ...]:
             size_mib=int(size) // 1024,
             used_mib=int(used) // 1024,
         )
-        for name, kind, size, used in found
+        for name, kind, size, used in rows
     )
 
 
 def parse_venv(text: str) -> bool | None:
-    """Whether the venv of a `pyvenv.cfg` sees the packages of the Python that made it."""
+    """Whether the venv of a `pyvenv.cfg` includes the system's site-packages."""
     match = re.search(r"^include-system-site-packages\s*=\s*(true|false)\s*$", text, re.MULTILINE | re.IGNORECASE)
     return match[1].lower() == "true" if match else None
 
 
 def this_python() -> Python:
-    """The Python that runs this."""
+    """Describe the running Python interpreter."""
     venv, major, minor = sys.prefix != sys.base_prefix, *sys.version_info[:2]
-    included = _read(Path(sys.prefix) / "pyvenv.cfg", parse_venv) if venv else True
+    included = read_parsed(Path(sys.prefix) / "pyvenv.cfg", parse_venv) if venv else True
     return Python(
         version=".".join(str(part) for part in sys.version_info[:3]),
         abi=f"cp{major}{minor}{getattr(sys, 'abiflags', '')}",
@@ -287,144 +166,67 @@ def this_python() -> Python:
     )
 
 
-def disk_free_mib(folder: Path) -> int | Unknown:
-    """Space that this user can fill where `folder` is or will be."""
-    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+def disk_free_mib(folder: Path) -> int | Unavailable:
+    """Free space, in MiB, on the disk of a folder that need not exist yet."""
+    existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     try:
-        return shutil.disk_usage(there).free // 2**20
+        return shutil.disk_usage(existing).free // 2**20
     except OSError as error:
-        return Unknown(reason=f"{there}: {error.strerror or error}")
+        return Unavailable(reason=f"{existing}: {error.strerror or error}")
 
 
-def run_command(command: Sequence[str]) -> str:
-    """What a command prints, within a second.
-
-    nvpmodel is not run as root, as whom it writes its status; jetson_clocks answers root alone.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: it failed, or is not run as this user.
-        subprocess.TimeoutExpired: it took too long.
-    """
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    if root != (tuple(command) == JETSON_CLOCKS):
-        raise ValueError(f"{command[0]} is {'not ' if root else ''}run as root{'' if root else ' only'}")
-    done = subprocess.run(
-        list(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S, check=False
-    )
-    if done.returncode != 0:
-        raise ValueError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout
+def read_governor(root: Path = ROOT) -> str | Unavailable:
+    """cpufreq governor of the CPU; comma-separated, in alphabetical order, if the cores differ."""
+    files = root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+    names = {read_line(file) for file in files} - {""}
+    return ", ".join(sorted(names)) or Unavailable(reason="no cpufreq in /sys")
 
 
-def read_environment(root: Path = ROOT, run: Run = run_command) -> Environment:
-    """Read what the files under `root` say; never raises.
+def read_environment(root: Path = ROOT, run: RunCommand = run_command) -> Environment:
+    """Read the environment of a machine; never raises.
 
     Args:
         root: folder that holds `proc`, `sys`, `etc`, `usr` and `var`.
-        run: asked for what no file says.
+        run: runs `nvpmodel` and `jetson_clocks`.
     """
-    packages = _read(root / "var/lib/dpkg/status", str)
-    jetpack_package = _package(packages, ("nvidia-jetpack",))
-    power_modes = _read(root / "etc/nvpmodel.conf", parse_power_modes)
-    modes = () if isinstance(power_modes, Unknown) else power_modes
-    swaps = _read(root / "proc/swaps", parse_swaps)
+    packages = read_parsed(root / "var/lib/dpkg/status", str)
+    jetpack_package = _package_version(packages, ("nvidia-jetpack",))
+    swaps = read_parsed(root / "proc/swaps", parse_swaps)
     return Environment(
         jetpack=_jetpack(root, jetpack_package),
         jetpack_package=jetpack_package,
-        tensorrt_package=_package(packages, TENSORRT_PACKAGES),
-        cuda_toolkit=_read(root / "usr/local/cuda/version.json", parse_cuda_toolkit),
-        driver=_read(root / "proc/driver/nvidia/version", parse_driver),
-        power_mode=_power_mode(root, modes, run),
-        power_modes=modes,
-        clocks=_clocks(root, run),
-        governor=_governor(root),
-        memory=_read(root / "proc/meminfo", parse_memory),
-        swaps=() if isinstance(swaps, Unknown) else swaps,
+        tensorrt_package=_package_version(packages, TENSORRT_PACKAGES),
+        cuda_toolkit=read_parsed(root / "usr/local/cuda/version.json", parse_cuda_toolkit),
+        driver=read_kernel_driver(root),
+        power_mode=read_power_mode(root, run),
+        power_modes=read_power_modes(root),
+        clocks=read_clocks(root, run),
+        governor=read_governor(root),
+        memory=read_parsed(root / "proc/meminfo", parse_memory),
+        swaps=() if isinstance(swaps, Unavailable) else swaps,
         system_tensorrt=tuple(
             SystemTensorRt(folder=str(path.parent), python=path.parts[-4].removeprefix("python"))
             for path in sorted(root.glob("usr/lib/python3.*/dist-packages/tensorrt/__init__.py"))
         ),
         gpu_on_pci=any(
-            _line(vendor) == "0x10de" and _line(vendor.with_name("class")).startswith("0x03")
+            read_line(vendor) == "0x10de" and read_line(vendor.with_name("class")).startswith("0x03")
             for vendor in root.glob("sys/bus/pci/devices/*/vendor")
         ),
     )
 
 
-def _read(path: Path, parse: Callable[[str], T | None]) -> T | Unknown:
-    try:
-        found = parse(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        return Unknown(reason=f"{path}: {error.strerror or error}")
-    return Unknown(reason=f"{path} does not say") if found is None else found
-
-
-def _line(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _package(packages: str | Unknown, names: Sequence[str]) -> str | Unknown:
-    if isinstance(packages, Unknown):
+def _package_version(packages: str | Unavailable, names: Sequence[str]) -> str | Unavailable:
+    if isinstance(packages, Unavailable):
         return packages
-    found = (parse_package_version(packages, name) for name in names)
-    return next((version for version in found if version), Unknown(reason=f"{' or '.join(names)} is not installed"))
+    versions = (parse_package_version(packages, name) for name in names)
+    not_installed = Unavailable(reason=f"{' or '.join(names)} is not installed")
+    return next((version for version in versions if version), not_installed)
 
 
-def _jetpack(root: Path, package: str | Unknown) -> str | Unknown:
+def _jetpack(root: Path, package: str | Unavailable) -> str | Unavailable:
     if isinstance(package, str):
-        return re.split(r"[+-]", package)[0]  # the rest numbers the build
-    l4t = _read(root / "etc/nv_tegra_release", parse_l4t_release)
-    if isinstance(l4t, Unknown):
+        return re.split(r"[+-]", package)[0]  # the rest is the build number
+    l4t = read_parsed(root / "etc/nv_tegra_release", parse_l4t_release)
+    if isinstance(l4t, Unavailable):
         return l4t
-    return jetpack_of(l4t) or Unknown(reason=f"Jetson Linux {l4t} belongs to no JetPack that is known here")
-
-
-def _power_mode(root: Path, modes: Sequence[PowerMode], run: Run) -> PowerMode | Unknown:
-    number = _read(root / "var/lib/nvpmodel/status", parse_power_status)
-    named = next((mode for mode in modes if mode.number == number), None)
-    if named is not None:
-        return named
-    try:
-        return parse_nvpmodel(run(NVPMODEL)) or Unknown(reason="nvpmodel -q names no mode")
-    except FileNotFoundError:
-        return Unknown(reason="there is no nvpmodel")
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return Unknown(reason=f"nvpmodel -q: {error}")
-
-
-def _clocks(root: Path, run: Run) -> tuple[Clock, ...]:
-    # Not root, or no Jetson: the kernel's own files, which keep the memory's clock to themselves.
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        if shown := parse_jetson_clocks(run(JETSON_CLOCKS)):
-            return shown
-    cores = root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")
-    gpus = (*root.glob("sys/class/devfreq/*gpu*"), *root.glob("sys/class/devfreq/*.g[av]1[01]b"))
-    ranges = {
-        "CPU": [_range(core, "scaling_{}_freq", 1e-3) for core in cores],
-        "GPU": [_range(gpu, "{}_freq", 1e-6) for gpu in sorted(gpus)[:1]],  # Thor's second is the video decoder's
-    }
-    known = {name: [bounds for bounds in found if bounds] for name, found in ranges.items()}
-    return tuple(_clock(name, found) for name, found in known.items() if found)
-
-
-def _range(folder: Path, name: str, scale: float) -> tuple[float, float] | None:
-    low, high = (_line(folder / name.format(end)) for end in ("min", "max"))
-    return (int(low) * scale, int(high) * scale) if low.isdigit() and high.isdigit() else None
-
-
-def _clock(name: str, ranges: Sequence[tuple[float, float]]) -> Clock:
-    return Clock(
-        name=name,
-        low_mhz=min(low for low, _ in ranges),
-        high_mhz=max(high for _, high in ranges),
-        locked=all(low == high for low, high in ranges),
-    )
-
-
-def _governor(root: Path) -> str | Unknown:
-    names = {_line(file) for file in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")} - {""}
-    return ", ".join(sorted(names)) or Unknown(reason="no cpufreq: the system shows no governor")
+    return jetpack_of(l4t) or Unavailable(reason=f"no JetPack release is known for Jetson Linux {l4t}")

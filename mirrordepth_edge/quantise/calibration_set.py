@@ -25,6 +25,7 @@ from mirrordepth_edge.imaging.pictures import read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
 from mirrordepth_edge.sources.files import video_frames
+from mirrordepth_edge.support.cache import user_cache
 from mirrordepth_edge.support.files import atomic_write, sha256_of
 
 KIND: Final = "calib"
@@ -248,7 +249,7 @@ class CalibrationSet:
                 are cached; or the cache is not writable.
         """
         height, width = preprocess.size_hw
-        folder = cache_folder() / self.sha256[:16]
+        folder = user_cache("calibration") / self.sha256[:16]
         path = folder / f"{height}x{width}.{preprocess.fit}.{__version__}.npy"
         shape = (self.count, height, width, 3)
         cached = _open_shard(path, shape)
@@ -280,13 +281,6 @@ class CalibrationSet:
             f"Restore the images, or select others for {size} with mde calibrate"
             + (f"; or export with --size {cached_size}" if cached_size != size else ""),
         )
-
-
-def cache_folder() -> Path:
-    """Return the cache folder for preprocessed images, which may be deleted at any time."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "calibration"
 
 
 def _open_shard(path: Path, shape: tuple[int, ...]) -> IO[bytes] | None:

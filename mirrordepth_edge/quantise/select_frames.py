@@ -62,14 +62,14 @@ class TowerFeatures:
     def __init__(self, model: str = "nano") -> None:
         import onnx
 
-        from mirrordepth_edge.backends.base import Missing
         from mirrordepth_edge.backends.onnxruntime import create_inference_session, probe
+        from mirrordepth_edge.machine.unavailable import Unavailable
 
         path = SHIPPED.get(model, Path(model))
         if path.suffix != ".onnx":
             raise OptionError(f"{model} cannot compare frames.", "This needs an ONNX file.", "--model nano")
         runtime = probe()
-        if isinstance(runtime, Missing):
+        if isinstance(runtime, Unavailable):
             raise MissingError("Selecting frames needs ONNX Runtime.", runtime.reason, runtime.cure)
         manifest = read_manifest(path).at()
         image = manifest.inputs[0]

@@ -6,7 +6,6 @@ front. Measurements are stored at once, so that an interrupted sweep can continu
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +17,12 @@ import numpy as np
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import QuantiseConfig, Strict
-from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.graph.cost import node_costs
 from mirrordepth_edge.manifest import Accuracy
 from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
 from mirrordepth_edge.quantise.sweep_result import GroupSensitivity, SweepPoint, SweepResult, pareto
-from mirrordepth_edge.support.files import write_json
+from mirrordepth_edge.support.cache import digest, read_checked, write_checked
 from mirrordepth_edge.support.schema import read_strict
 
 MAX_POINTS: Final = 11
@@ -151,25 +150,13 @@ class _Store:
         self.points: dict[str, _StoredPoint] = {}
         self.seconds_before = 0.0
         self.began = perf_counter()
-        if path.is_file():
-            self._read()
-
-    def _read(self) -> None:
-        try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError:
-            return  # measured again
-        if not isinstance(data, dict) or data.get("key") != self.key:
-            return
-        try:
-            points = {
-                name: read_strict(_StoredPoint, each, str(self.path), "") for name, each in data["points"].items()
+        content = read_checked(path)
+        stored = {} if content is None else json.loads(content)
+        if stored.get("key") == self.key:  # else it is measured again
+            self.points = {
+                name: read_strict(_StoredPoint, point, str(path), "") for name, point in stored["points"].items()
             }
-            sensitivity = {str(name): float(each) for name, each in data["sensitivity"].items()}
-            seconds = float(data["seconds"])
-        except (InputError, KeyError, AttributeError, TypeError, ValueError):
-            return
-        self.points, self.sensitivity, self.seconds_before = points, sensitivity, seconds
+            self.sensitivity, self.seconds_before = stored["sensitivity"], stored["seconds"]
 
     def seconds(self) -> float:
         """Total duration of the sweep in seconds, including earlier runs."""
@@ -194,9 +181,8 @@ class _Store:
 
     def _write(self) -> None:
         points = {name: asdict(each) for name, each in self.points.items()}
-        write_json(
-            self.path, {"key": self.key, "seconds": self.seconds(), "sensitivity": self.sensitivity, "points": points}
-        )
+        stored = {"key": self.key, "seconds": self.seconds(), "sensitivity": self.sensitivity, "points": points}
+        write_checked(self.path, json.dumps(stored).encode())
 
 
 def settings_sha256(quantizer: Int8Quantizer, cost: Cost) -> str:
@@ -212,4 +198,4 @@ def settings_sha256(quantizer: Int8Quantizer, cost: Cost) -> str:
         cost.words,
         cost.settings,
     ]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return digest(settings)

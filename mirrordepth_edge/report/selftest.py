@@ -1,11 +1,20 @@
-"""The page of a self-test: what passed on a machine and how fast, to be looked at before it is sent."""
+"""The HTML page of a self-test, to be checked before it is shared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrordepth_edge.bench.selftest import ROW_HEADER, STEPS, Device, Figure, SelfTest, Step, StepName, SubjectResult
+from mirrordepth_edge.bench.selftest_result import (
+    ROW_HEADER,
+    STEPS,
+    Device,
+    Figure,
+    SelfTest,
+    Step,
+    StepName,
+    SubjectResult,
+)
 from mirrordepth_edge.report.html import render_page
 from mirrordepth_edge.report.tables import Table
 
@@ -16,13 +25,14 @@ KEY_FIGURES: dict[StepName, tuple[str, str]] = {
     "stream": ("age p50", "age"),
     "soak": ("runs", "runs"),
 }
-"""Which of a step's figures stands for it, and in a word what it is."""
+"""The figure shown for a step, and its label."""
 NOTHING = "–"
+NO_REASON = "No reason was reported."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A subject in a few words."""
+    """The headline of a subject."""
 
     figure: str
     what: str
@@ -40,11 +50,11 @@ class Cell:
 
 
 def selftest_page(result: SelfTest, *, command: str = "") -> str:
-    """A self-test as one HTML file, which loads nothing.
+    """Render a self-test as one HTML file without external resources.
 
     Args:
-        result: as `bench.selftest.anonymous` gives it.
-        command: what was typed; left out where empty.
+        result: without personal data, as `bench.selftest_result.anonymise` returns it.
+        command: what was run; left out if empty.
     """
     return render_page(
         "selftest.html.j2",
@@ -65,21 +75,21 @@ def selftest_page(result: SelfTest, *, command: str = "") -> str:
 
 
 def verdict(result: SelfTest) -> str:
-    """What came of it, in a sentence."""
+    """Summarise the outcome in a sentence."""
     failed = [str(tested.subject) for tested in result.tested if tested.outcome == "failed"]
     passed = [str(tested.subject) for tested in result.tested if tested.outcome == "passed"]
     if failed:
         return f"Failed: {', '.join(failed)}." + (f" Passed: {', '.join(passed)}." if passed else "")
     if result.exit_code:
         return "No engine was run" + (f", only ONNX files: {', '.join(passed)} passed." if passed else ".")
-    return f"All that was run passed: {', '.join(passed)}."
+    return f"All passed: {', '.join(passed)}."
 
 
 def _head(tested: SubjectResult) -> Head:
     p50, p99 = (tested.figure("bench", name) for name in ("p50", "p99"))
     age = tested.figure("stream", "age p50")
-    more = [f"99 % of the frames within {_number(p99)} ms"] if p99 is not None else []
-    more += [f"depth {_number(age)} ms old behind a camera"] if age is not None else []
+    more = [f"p99 {_number(p99)} ms"] if p99 is not None else []
+    more += [f"depth is {_number(age)} ms old with a 30 fps camera"] if age is not None else []
     return Head(
         figure="failed" if tested.outcome == "failed" else f"{_number(p50)} ms" if p50 is not None else "not timed",
         what=str(tested.subject),
@@ -94,9 +104,9 @@ def _cell(step: Step | None) -> Cell:
         return Cell(outcome=NOTHING, figure="")
     if step.outcome == "failed":
         return Cell(outcome="failed", figure="")
-    if step.name == "verify":  # its figures' names say against what
-        known = [figure.value for name, figure in step.figures.items() if name.startswith("mean relative")]
-        return Cell(outcome="passed", figure=f"mean {max(known):.1e}" if known else "")
+    if step.name == "verify":  # one figure for each reference, named after it
+        means = [figure.value for name, figure in step.figures.items() if name.startswith("mean relative")]
+        return Cell(outcome="passed", figure=f"mean {max(means):.1e}" if means else "")
     name, word = KEY_FIGURES[step.name]
     figure = step.figures.get(name)
     return Cell(outcome="passed", figure="" if figure is None else f"{word} {_with_unit(figure)}")
@@ -106,22 +116,22 @@ def _failures(result: SelfTest) -> Iterator[tuple[str, str]]:
     for tested in result.tested:
         for step in tested.steps:
             if step.outcome == "failed":
-                yield f"{tested.subject}, {step.name}", step.reason or "It did not say why."
+                yield f"{tested.subject}, {step.name}", step.reason or NO_REASON
 
 
 def _skips(result: SelfTest) -> list[tuple[str, str]]:
-    """A reason, and all that was skipped for it; not what only followed from another step."""
-    found: dict[str, list[str]] = {}
+    """Reasons with what was skipped for each, without the steps that needed another step."""
+    skipped: dict[str, list[str]] = {}
     for tested in result.tested:
         for step in tested.steps:
             if step.outcome == "skipped" and not (step.reason or "").endswith("did not pass"):
                 what = str(tested.subject) if step.name == "make" else f"{tested.subject}, {step.name}"
-                found.setdefault(step.reason or "It did not say why.", []).append(what)
-    return [(reason, "; ".join(whats)) for reason, whats in found.items()]
+                skipped.setdefault(step.reason or NO_REASON, []).append(what)
+    return [(reason, "; ".join(whats)) for reason, whats in skipped.items()]
 
 
 def _notes(result: SelfTest) -> list[tuple[str, list[str]]]:
-    """Subjects with what their steps have to say."""
+    """Subjects with the notes of their steps."""
     return [
         (str(tested.subject), notes)
         for tested in result.tested
@@ -137,27 +147,27 @@ def _figures(tested: SubjectResult) -> Table:
 
 
 def _machine(device: Device) -> Iterator[tuple[str, str]]:
-    """Pairs of a word and its value; what is not known is left out."""
+    """Labels and values, without the unknown ones."""
     yield "device", device.name
     for gpu in device.gpus:
         yield "GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_mib} MiB, CUDA {gpu.cuda}"
     yield "CPU", f"{device.cpu}, {device.cores} cores"
     memory = None if device.memory_mib is None else f"{device.memory_mib} MiB"
-    said = {
+    facts = {
         "memory": memory,
         "system": f"{device.system}, {device.architecture}",
         "JetPack": device.jetpack,
         "Jetson Linux": device.l4t,
         "NVIDIA driver": device.driver,
         "CUDA toolkit": device.cuda_toolkit,
-        "TensorRT's package": device.tensorrt_package,
+        "TensorRT package": device.tensorrt_package,
         "power mode": device.power_mode,
         "clocks": "; ".join(device.clocks),
         "CPU governor": device.governor,
         "Python": device.python,
         "backends": ", ".join(f"{name} {version}" for name, version in device.runtimes.items()),
     }
-    yield from ((word, value) for word, value in said.items() if value)
+    yield from ((label, value) for label, value in facts.items() if value)
     yield from ((f"no {name}", reason) for name, reason in device.absent.items())
     yield "packages", ", ".join(f"{name} {version}" for name, version in device.packages.items())
 
@@ -167,7 +177,7 @@ def _with_unit(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Three figures."""
+    """Format with three significant digits."""
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-2 else f"{value:.1e}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrordepth_edge.machine.telemetry import Absent, Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.report.tables import Table
 
 SENSORS = {
@@ -58,10 +59,10 @@ def telemetry_table(telemetry: Telemetry, of: str, frames: int, artefacts: int) 
     """
     rows, words, absent = [], [], dict[str, list[str]]()
     for label, value in _sensors(telemetry):
-        if isinstance(value, Reading):
+        if isinstance(value, SensorReading):
             statistics = (_with_unit(number, value.unit) for number in (value.mean, value.least, value.most))
             rows.append((label, *statistics, f"{value.samples}"))
-        elif isinstance(value, Absent):
+        elif isinstance(value, Unavailable):
             absent.setdefault(value.reason, []).append(label)
         else:
             words.append((label, value))
@@ -76,7 +77,7 @@ def telemetry_table(telemetry: Telemetry, of: str, frames: int, artefacts: int) 
     )
 
 
-def _sensors(telemetry: Telemetry) -> Iterator[tuple[str, Reading | Absent | str]]:
+def _sensors(telemetry: Telemetry) -> Iterator[tuple[str, SensorReading | Unavailable | str]]:
     for field, label in SENSORS.items():
         value = getattr(telemetry, field)
         if isinstance(value, dict):
@@ -91,7 +92,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 def _energy(telemetry: Telemetry, frames: int, artefacts: int) -> str:
     joules = telemetry.joules_per_frame(frames)
-    if isinstance(joules, Absent):
+    if isinstance(joules, Unavailable):
         return f"Energy per frame is unknown: {joules.reason}."
     note = "; mean of the interleaved artefacts" if artefacts > 1 else ""
     return f"Energy: {joules:.3g} J per frame, drawn by the {telemetry.power[0]}, idle power included{note}."

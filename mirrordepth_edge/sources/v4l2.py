@@ -150,6 +150,8 @@ class CameraInfo:
     formats: tuple[CameraFormat, ...]
     problem: str | None
     """Why the camera could not be queried; None if it could."""
+    denied: bool = False
+    """This user lacks the permission to open it."""
 
 
 def list_cameras(folder: Path | None = None, ioctl: Ioctl | None = None) -> list[CameraInfo]:
@@ -214,7 +216,8 @@ def _query(path: Path, ioctl: Ioctl) -> CameraInfo | None:
 
 
 def _unreadable(path: Path, error: OSError) -> CameraInfo:
-    return CameraInfo(device=str(path), name="", driver="", bus="", formats=(), problem=error.strerror or str(error))
+    problem, denied = error.strerror or str(error), error.errno == errno.EACCES
+    return CameraInfo(device=str(path), name="", driver="", bus="", formats=(), problem=problem, denied=denied)
 
 
 def _capture_type(capability: Capability) -> int | None:

@@ -1,4 +1,4 @@
-"""Time that can be replaced in tests."""
+"""A clock that tests can replace."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import time
 from typing import Protocol
 
 SPIN_NS = 500_000
-"""The end of every wait that is spun, not slept."""
+"""Last part of every wait, in which the thread spins instead of sleeping."""
 
 
 class Clock(Protocol):
-    """Time as `stream` sees it, in nanoseconds since any one moment."""
+    """A monotonic clock, in nanoseconds since an arbitrary moment."""
 
     def now_ns(self) -> int:
-        """Never less than the time before."""
+        """The current time; it never decreases."""
 
     def sleep_until_ns(self, due_ns: int) -> None:
-        """Return when `now_ns` is `due_ns` or later."""
+        """Wait until `now_ns` is at least `due_ns`."""
 
 
 class RealClock:
-    """`perf_counter` and sleep.
-
-    The system wakes a sleeper some 50 µs late (Linux's default timer slack, prctl(2)), and later still from a
-    core's idle state or on a busy machine; that would count as age. Thus the last `SPIN_NS` are spun. More would
-    warm, and keep from other threads, the core that the step needs.
-    """
+    """`perf_counter` and `sleep`."""
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()
@@ -34,6 +29,9 @@ class RealClock:
         nap_ns = due_ns - SPIN_NS - time.perf_counter_ns()
         if nap_ns > 0:
             time.sleep(nap_ns / 1e9)
+        # A sleeping thread wakes about 50 µs late (Linux's default timer slack, prctl(2)), and later from a core's idle
+        # state or on a busy machine, which would count as age. Spinning for longer would heat the core that the next
+        # step needs, and keep it from other threads.
         while time.perf_counter_ns() < due_ns:
             pass
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their hashes."""
+"""Read, write and hash files. A file that is written is complete or absent."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mirrordepth_edge.errors import InputError, OptionError
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; move it into place only if the block succeeds.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
-    The temporary file keeps the suffix, since libraries choose formats by it, and is removed when
-    the block raises anything, Ctrl-C included.
+    If the block raises, including Ctrl-C, the temporary file is deleted.
 
     Args:
-        durable: force the bytes to the disk first, so that a power cut leaves no empty file. Too
-            slow on an SD card for every frame of a video.
+        durable: write the bytes to the disk before renaming, so that a power cut leaves no empty
+            file. Too slow on an SD card for every frame of a video.
 
     Raises:
         InputError: the folder cannot be made or written.
     """
+    # The suffix stays at the end: libraries choose the format by it.
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,9 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            with temporary.open("rb+") as written:  # Windows syncs only what is open for writing
+            with temporary.open("rb+") as written:  # Windows syncs only files that are open for writing
                 os.fsync(written.fileno())
-        temporary.chmod(mode)  # a library that makes the file anew may have made it private
+        temporary.chmod(mode)  # a library that replaced the file may have made it private
         temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -49,40 +49,44 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole; paths become text."""
+    """Write JSON with `atomic_write`. Paths become text."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=os.fspath) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, what: str, cure: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
-        what: what the file is to the user, such as "result".
-        cure: what to do where it is damaged.
+        what: the user's word for the file, such as "result".
+        cure: what to do if it is damaged.
 
     Raises:
-        InputError: it is not there, cannot be read, or is no JSON.
+        InputError: it does not exist, cannot be read, or is not JSON.
     """
     try:
         return json.loads(existing_file(path, what).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no readable JSON.", str(error), cure) from error
+        raise InputError(f"{path} is not valid JSON.", str(error), cure) from error
     except OSError as error:
         raise InputError(f"Cannot read {path}.", error.strerror or str(error), "Check its permissions.") from error
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
-    """The one wording for a file that could not be written."""
+    """The error for a file that cannot be written."""
     return InputError(
         f"Cannot write {path}.",
         f"{error.strerror or error}",
-        "Free space, check the folder's permissions, or name another place.",
+        "Free space, check the folder's permissions, or choose another folder.",
     )
 
 
 def ensure_folder(path: Path) -> Path:
-    """Make `path` a folder one can write into, or say why not."""
+    """Make a folder if need be, and check that it can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{secrets.token_hex(4)}"
@@ -93,42 +97,43 @@ def ensure_folder(path: Path) -> Path:
     return path
 
 
-def require_suffix(
-    path: Path, suffixes: tuple[str, ...], what: str, option: str = "-o", reader: str = "every verb"
-) -> None:
-    """Refuse an output name that nothing would open again.
+def require_suffix(path: Path, suffixes: tuple[str, ...], what: str, option: str = "-o", reader: str = "mde") -> None:
+    """Refuse an output path whose suffix its readers do not know.
 
     Args:
-        what: what the file is to the user, such as "a checkpoint".
-        option: by which it was named.
-        reader: who knows files by the ends of their names.
+        what: the user's word for the file, such as "a checkpoint".
+        option: whose value the path is, for the message.
+        reader: what recognises files by their suffix, for the message.
 
     Raises:
-        OptionError: the name has another ending.
+        OptionError: the path has another suffix.
     """
     if path.suffix not in suffixes:
         raise OptionError(
-            f"{path} is no name for {what}.",
-            f"Its name must end in {' or '.join(suffixes)}, by which {reader} knows it.",
+            f"{path} has the wrong suffix for {what}.",
+            f"It must be {' or '.join(suffixes)}, by which {reader} recognises it.",
             f"{option} {path.with_suffix(suffixes[0])}",
         )
 
 
 def existing_file(path: Path, what: str) -> Path:
-    """Return `path` if it is a file with something in it.
+    """Return `path` if it is a file and not empty.
 
     Args:
-        what: what the file is to the user, such as "checkpoint".
+        what: the user's word for the file, such as "checkpoint".
+
+    Raises:
+        InputError: it is not.
     """
     if not path.exists():
-        raise InputError(f"There is no {what} at {path}.", "No such file.", "Check the path for a typing error.")
+        raise InputError(f"There is no {what} at {path}.", "No such file.", "Check the path.")
     if not path.is_file():
         raise InputError(f"The {what} {path} is not a file.", "It is a folder or a device.", "Name a file.")
     if path.stat().st_size == 0:
         raise InputError(
             f"The {what} {path} is empty.",
-            "It has 0 bytes; a copy or a download broke off.",
-            "Copy or make the file again.",
+            "It has 0 bytes, as after an interrupted copy or download.",
+            "Copy or create the file again.",
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Libraries that narrate to the log, kept quiet while they work."""
+"""Silence libraries that log too much."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_log(level: int) -> Iterator[None]:
-    """Drop log records up to `level`, such as `logging.WARNING`; logging is as it was afterwards.
+    """Drop log records up to `level`, such as `logging.WARNING`, within the block.
 
-    Around a vendor's call whose outcome we judge ourselves, never around our own code.
+    Only for a call into a library whose result is checked afterwards, never for code of this package.
     """
     previous = logging.root.manager.disable
     logging.disable(level)

@@ -1,4 +1,4 @@
-"""Reading files into dataclasses, refusing what does not belong."""
+"""Read JSON and TOML into dataclasses, strictly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 def upgraded(data: Any, renamed: Mapping[str, str], versions: range, version: int) -> Any:
-    """Parsed JSON of an older schema version, with its keys as the current one names them.
+    """Rename the keys of an older schema version to those of the current one.
 
     Args:
-        data: as parsed. What is no object, or has another version, is returned as it is.
-        renamed: new keys by old ones, at any depth.
-        versions: older versions that differ in these names alone.
-        version: the current one, which the result states.
+        data: parsed JSON. If it is not an object, or has another version, it is returned as it is.
+        renamed: from old keys to new ones, at any depth.
+        versions: older versions that differ only in these names.
+        version: the current one, which the result has.
     """
     if not isinstance(data, dict) or data.get("schema_version") not in versions:
         return data
@@ -32,19 +32,19 @@ def upgraded(data: Any, renamed: Mapping[str, str], versions: range, version: in
 
 
 def read_strict(cls: type[T], data: Any, source: str, cure: str) -> T:
-    """Build `cls` from parsed JSON or TOML; every key must be known and every type right.
+    """Build `cls` from parsed JSON or TOML. Unknown keys and wrong types are errors.
 
     Args:
         source: the file's name, for the message.
-        cure: what to do about a file that does not fit.
+        cure: what to do about an invalid file.
 
     Raises:
-        InputError: naming the first field that is wrong.
+        InputError: a field is invalid; the message names the first one.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        # Through JSON, where a list may become a tuple but text never becomes a number.
+        # As JSON, in which strict mode allows a list for a tuple, but no text for a number.
         return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -18,13 +18,14 @@ import pytest
 
 from mirrordepth_edge.backends import onnxruntime as ort_backend
 from mirrordepth_edge.backends import pytorch
-from mirrordepth_edge.backends.base import Available, Missing
+from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import MODULES, backend
-from mirrordepth_edge.backends.trt import cuda, tensorrt_rtx, vendor
+from mirrordepth_edge.backends.trt import cuda, probing, tensorrt_rtx, vendor
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine.device import CudaDriver, Gpu
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 
 PACKAGES = {
     "torch": "torch",
@@ -58,9 +59,14 @@ def _bindings(_nothing_remembered: None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
     """A machine with these GPUs, for every backend."""
-    driver = CudaDriver(gpus=gpus, problem=None if gpus else "libcuda.so.1 is not there: no NVIDIA driver")
+    driver = CudaDriver(gpus=gpus, problem=None if gpus else "libcuda.so.1 not found: no NVIDIA driver is installed")
     monkeypatch.setattr(device, "cuda_driver", lambda: driver)
     monkeypatch.setattr(ort_backend, "cuda_driver", lambda: driver)
+
+
+def finder_of(name: str) -> Any:
+    """The module whose `find_spec` looks for a backend's package."""
+    return probing if name in ENGINES else backend(name)
 
 
 def use_bindings(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
@@ -92,10 +98,10 @@ def hide_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def missing(name: str) -> Missing:
+def missing(name: str) -> Unavailable:
     """The probe's answer, which keeps the contract and is no `Available`."""
     probe = backend(name).probe()
-    assert isinstance(probe, Missing), probe
+    assert isinstance(probe, Unavailable), probe
     assert probe.reason
     assert probe.cure
     assert "\n" not in probe.reason
@@ -106,8 +112,9 @@ def missing(name: str) -> Missing:
 @pytest.mark.parametrize("gpus", [(), (ADA,)], ids=["no GPU", "GPU"])
 def test_an_absent_package(name: str, gpus: tuple[Gpu, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpus(monkeypatch, *gpus)
-    monkeypatch.setattr(backend(name), "find_spec", lambda package: None)
+    monkeypatch.setattr(finder_of(name), "find_spec", lambda package: None)
     probe = missing(name)
+    assert probe.cause is Cause.NOT_INSTALLED
     assert "not installed" in probe.reason
     assert "pip install" in probe.cure
 
@@ -135,7 +142,7 @@ def test_a_broken_package(name: str, body: str, word: str, tmp_path: Path, monke
 @pytest.mark.parametrize("name", MODULES)
 def test_the_real_machine(name: str) -> None:
     probe = backend(name).probe()
-    if isinstance(probe, Missing):
+    if isinstance(probe, Unavailable):
         assert probe == missing(name)
         return
     assert probe.version
@@ -166,7 +173,7 @@ def of_cuda(version: str, *, integrated: bool = False) -> Gpu:
 @pytest.mark.parametrize(
     ("bindings", "gpu", "problem"),
     [
-        ("13.5.0", of_cuda("12.6"), "cuda-python 13.5.0 is newer than the driver, which serves CUDA 12.6"),
+        ("13.5.0", of_cuda("12.6"), "cuda-python 13.5.0 is newer than the driver, which supports CUDA up to 12.6"),
         ("13.0.1", of_cuda("12.6", integrated=True), "cuda-python 13.0.1 is newer"),
         ("12.9.4", of_cuda("12.6"), None),  # minor versions are compatible
         ("12.6.2.post1", of_cuda("13.0"), None),  # and drivers serve what is older
@@ -274,7 +281,7 @@ def test_on_arm_no_engine_comes_from_pip(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     if body is None:
-        monkeypatch.setattr(backend(name), "find_spec", lambda package: None)
+        monkeypatch.setattr(finder_of(name), "find_spec", lambda package: None)
     else:
         break_package(monkeypatch, tmp_path, PACKAGES[name], body)
     assert "pip install" not in missing(name).cure
@@ -409,7 +416,7 @@ def test_onnxruntime_on_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize(
     ("fake", "words"),
     [
-        (FakeOnnxRuntime(opens_on=(CPU,)), ("1.24.4", "does not load", "libcudnn.so.9")),
+        (FakeOnnxRuntime(opens_on=(CPU,)), ("1.24.4", "cannot be loaded", "libcudnn.so.9")),
         (FakeOnnxRuntime(fails="session"), ("fails on CUDA", "driver version is insufficient")),
         (FakeOnnxRuntime(fails="run"), ("fails on CUDA", "no kernel image")),
     ],
@@ -426,7 +433,7 @@ def test_onnxruntime_on_a_gpu_that_it_cannot_use(
         assert word in problem
     assert fake.severities == [ort_backend.LOG_FATAL, ort_backend.LOG_WARNING]
     assert capsys.readouterr().out == ""
-    with pytest.raises(MissingError, match="cannot use a GPU") as caught:
+    with pytest.raises(MissingError, match="cannot use the GPU") as caught:
         ort_backend.create_inference_session(Path("model.onnx"), SessionOptions(device="cuda"))
     assert caught.value.why == problem
     assert "--device cpu" in caught.value.cure

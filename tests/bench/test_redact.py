@@ -1,4 +1,4 @@
-"""What must not be in a report that is sent, whichever way it got into a message."""
+"""Personal data is removed from texts, whatever its form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALICE = Anonymiser.of(["alice", "wonderland-pc", "1424923012345"], ["/home/alice
         ("mail alice.l@example.org", "mail …"),
     ],
 )
-def test_what_is_personal_is_taken_out(text: str, expected: str) -> None:
+def test_personal_data_is_removed(text: str, expected: str) -> None:
     assert ALICE.text(text) == expected
 
 
@@ -48,11 +48,11 @@ def test_what_is_personal_is_taken_out(text: str, expected: str) -> None:
         "a/b and c/d",
     ],
 )
-def test_the_rest_stays(text: str) -> None:
+def test_other_text_stays(text: str) -> None:
     assert ALICE.text(text) == text
 
 
-def test_a_version_of_four_numbers_is_no_address() -> None:
+def test_a_version_of_four_numbers_is_not_an_address() -> None:
     assert ALICE.version("10.3.0.30") == "10.3.0.30"
     assert ALICE.version("10.3.0.30-1+cuda12.5") == "10.3.0.30-1+cuda12.5"
     assert ALICE.version("2.14+alice") == "2.14+…"
@@ -61,7 +61,7 @@ def test_a_version_of_four_numbers_is_no_address() -> None:
     assert found == {"packages": {"tensorrt": "10.3.0.30"}, "why": "…"}
 
 
-def test_values_are_searched_to_the_ground() -> None:
+def test_nested_values_are_cleaned() -> None:
     found = ALICE.value(
         {"a": [1, None, True, ("alice", {"name": "alice"})], "fixed": "alice"}, fixed=frozenset({"fixed"})
     )
@@ -69,12 +69,12 @@ def test_values_are_searched_to_the_ground() -> None:
 
 
 @pytest.mark.parametrize("name", ["nvidia", "orin", "root", "Jetson", "ubuntu", "nano", "al", ""])
-def test_names_that_come_with_a_board_are_words(name: str) -> None:
+def test_default_names_stay(name: str) -> None:
     text = "NVIDIA Jetson Orin Nano, root, ubuntu, al"
     assert Anonymiser.of([name], []).text(text) == text
 
 
-def test_this_machines_names_are_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("USER", "mallory")
     monkeypatch.setenv("SUDO_USER", "trudy")
     monkeypatch.setenv("HOME", str(tmp_path / "peggy"))

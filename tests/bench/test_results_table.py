@@ -187,7 +187,7 @@ def test_other_measurements_are_left_out(results: Store) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "no readable JSON"), ('{"suite": {}}', "not valid"), ('{"suite": 3}', "not valid")],
+    [("{", "not valid JSON"), ('{"suite": {}}', "not valid"), ('{"suite": 3}', "not valid")],
 )
 def test_a_damaged_result_is_refused(content: str, words: str, results: Store) -> None:
     path = results.add("quick", "one", RAMP_MS)

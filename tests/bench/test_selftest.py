@@ -1,4 +1,4 @@
-"""The self-test: each subject by itself, a failure is a result, and nothing personal is in what is sent."""
+"""The self-test: subjects, failures, the worker process, and the removal of personal data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench import selftest, selftest_worker
 from mirrordepth_edge.bench.redact import Anonymiser
-from mirrordepth_edge.bench.selftest import (
+from mirrordepth_edge.bench.selftest import describe_device, run_in_child, run_selftest
+from mirrordepth_edge.bench.selftest_result import (
     ROW_HEADER,
     STEPS,
     Effort,
@@ -26,18 +28,15 @@ from mirrordepth_edge.bench.selftest import (
     StepName,
     Subject,
     SubjectResult,
-    anonymous,
-    describe_device,
-    in_child,
+    anonymise,
     read_selftest,
-    run_selftest,
 )
-from mirrordepth_edge.bench.selftest_worker import Bench, Found, run_step, steps_of
+from mirrordepth_edge.bench.selftest_worker import Measurements, SubjectTest, run_step, run_steps
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
 from mirrordepth_edge.errors import GateError, InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.manifest import read_manifest
+from mirrordepth_edge.support import worker
 from mirrordepth_edge.support.files import write_json
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
@@ -86,7 +85,7 @@ def test_with_a_gpu_both_models_are_tested_in_every_precision() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_quick_is_nano_alone() -> None:
+def test_quick_tests_only_nano() -> None:
     efforts: list[Effort] = []
 
     def run(subject: Subject, effort: Effort, on_stage: Callable[[str], object]) -> SubjectResult:
@@ -110,14 +109,14 @@ def test_without_a_gpu_onnx_files_are_tested_and_it_exits_with_4() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_one_failure_stops_no_other_and_exits_with_3() -> None:
+def test_a_failure_does_not_stop_the_others_and_exits_with_3() -> None:
     result = run_selftest(run=lambda *request: (failed if request[0].precision == "fp32" else passed)(*request))
     assert [tested.outcome for tested in result.tested] == ["failed", "passed", "passed"] * 2
     assert result.exit_code == 3
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu_on_which_nothing_ran_has_not_passed() -> None:
+def test_it_exits_with_4_if_no_engine_ran() -> None:
     def skipped(subject: Subject, *_: object) -> SubjectResult:
         steps = (Step(name="make", outcome="passed"), Step(name="build", outcome="skipped", reason="no cuda-python"))
         return SubjectResult(subject=subject, steps=steps)
@@ -126,7 +125,7 @@ def test_a_gpu_on_which_nothing_ran_has_not_passed() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_rows_hold_what_the_support_matrix_says() -> None:
+def test_rows_of_the_support_matrix() -> None:
     result = run_selftest(quick=True, run=passed)
     board = replace(
         result.device, board="NVIDIA Jetson Orin Nano", jetpack="6.2", driver="540.4.0", runtimes={"tensorrt": "10.3.0"}
@@ -159,11 +158,13 @@ def child(program: str) -> tuple[str, ...]:
     return (sys.executable, "-c", program)
 
 
-SAYS = "import json, sys; r = json.load(sys.stdin); say = lambda **what: print(json.dumps(what), flush=True); "
+SAYS = (
+    "import json, sys; r = json.loads(sys.stdin.readline()); say = lambda **what: print(json.dumps(what), flush=True); "
+)
 MADE = "say(step={'name': 'make', 'outcome': 'passed'}); "
 
 
-def test_a_child_is_asked_and_listened_to() -> None:
+def test_events_of_the_child_make_the_result() -> None:
     told: list[str] = []
     program = SAYS + (
         "say(stage='hello ' + r['subject']['model']); "
@@ -171,7 +172,7 @@ def test_a_child_is_asked_and_listened_to() -> None:
         + MADE
         + "print('a library warns', file=sys.stderr)"
     )
-    found = in_child(NANO, SHORT, told.append, command=child(program))
+    found = run_in_child(NANO, SHORT, told.append, command=child(program))
     assert told == ["hello nano"]
     assert (found.backend, found.backend_version, found.device) == ("b", "1", "d")
     assert found.steps == (Step(name="make", outcome="passed"),)
@@ -182,18 +183,18 @@ def test_a_child_is_asked_and_listened_to() -> None:
     [
         ("import os; print('CUDA error 700', file=sys.stderr, flush=True); os.abort()", ("signal 6", "CUDA error 700")),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ("signal 9", "memory may have run out")),
-        ("raise SystemExit(7)", ("ended with 7",)),
-        ("print('no JSON'); raise SystemExit(1)", ("ended with 1",)),
+        ("raise SystemExit(7)", ("exited with status 7",)),
+        ("print('no JSON'); raise SystemExit(1)", ("exited with status 1",)),
         ("say(stage='stuck'); import time; time.sleep(600)", ("longer than",)),
     ],
 )
-def test_a_child_that_dies_fails_the_step_it_was_at(
+def test_if_the_child_dies_its_current_step_failed(
     ending: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[Callable[[], None]] = []
 
     class WhenStuck:
-        """A timer that goes off when the child says that it is stuck."""
+        """A timer that expires when the child reports that it is stuck."""
 
         def __init__(self, seconds: float, end: Callable[[], None]) -> None:
             ends.append(end)
@@ -204,9 +205,9 @@ def test_a_child_that_dies_fails_the_step_it_was_at(
 
     seconds = 600.0
     if "stuck" in ending:
-        monkeypatch.setattr(selftest, "Timer", WhenStuck)
+        monkeypatch.setattr(worker, "Timer", WhenStuck)
         seconds = 1e-3
-    found = in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), most_s=seconds)
+    found = run_in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), timeout_s=seconds)
     assert [(step.name, step.outcome) for step in found.steps] == [
         ("make", "passed"),
         ("build", "failed"),
@@ -216,17 +217,17 @@ def test_a_child_that_dies_fails_the_step_it_was_at(
     assert found.steps[2].reason == "build did not pass"
 
 
-def test_a_child_that_never_starts_is_a_failure() -> None:
-    found = in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
+def test_if_the_child_does_not_start_the_first_step_failed() -> None:
+    found = run_in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
     assert [step.outcome for step in found.steps] == ["failed"] + ["skipped"] * 5
 
 
-def bench_of(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> Bench:
-    def say(kind: str, value: Any) -> None:
+def subject_test(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> SubjectTest:
+    def emit(kind: str, value: Any) -> None:
         if said is not None:
             said.append((kind, value))
 
-    return Bench(subject=subject, effort=SHORT, folder=tmp_path, say=say, stack=ExitStack())
+    return SubjectTest(subject=subject, effort=SHORT, folder=tmp_path, emit=emit, stack=ExitStack())
 
 
 @pytest.mark.parametrize(
@@ -237,9 +238,9 @@ def bench_of(subject: Subject, tmp_path: Path, said: list[Any] | None = None) ->
         (ZeroDivisionError("of ours"), "failed", "ZeroDivisionError: of ours (test_selftest.py"),
     ],
 )
-def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, words: str) -> None:
-    def work(found: Found) -> None:
-        found.add("so far", 1.0, "s")
+def test_an_exception_is_the_outcome_of_its_step(error: Exception, outcome: str, words: str) -> None:
+    def work(measured: Measurements) -> None:
+        measured.add("so far", 1.0, "s")
         raise error
 
     step = run_step("bench", work, lambda stage: None)
@@ -248,21 +249,21 @@ def test_whatever_a_step_raises_is_its_result(error: Exception, outcome: str, wo
     assert step.figures == {"so far": Figure(value=1.0, unit="s")}, "what was found before it is told"
 
 
-def test_figures_that_are_no_numbers_are_left_out() -> None:
-    def work(found: Found) -> None:
-        found.add("bad", float("nan"), "ms")
-        found.add("worse", float("inf"), "ms")
+def test_figures_that_are_not_finite_are_left_out() -> None:
+    def work(measured: Measurements) -> None:
+        measured.add("bad", float("nan"), "ms")
+        measured.add("worse", float("inf"), "ms")
 
     step = run_step("bench", work, lambda stage: None)
     assert step.figures == {}
     json.dumps(asdict(step), allow_nan=False)
 
 
-def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_after_a_failed_one_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[StepName] = []
 
-    def working(name: StepName) -> Callable[[Bench, Found], None]:
-        def work(bench: Bench, found: Found) -> None:
+    def working(name: StepName) -> Callable[[SubjectTest, Measurements], None]:
+        def work(test: SubjectTest, measured: Measurements) -> None:
             done.append(name)
             if name == "build":
                 raise MissingError("No CUDA.", "", "")
@@ -270,20 +271,20 @@ def test_a_step_that_did_not_pass_ends_the_subject(tmp_path: Path, monkeypatch: 
         return work
 
     for name in STEPS:
-        monkeypatch.setattr(Bench, name, working(name))
-    steps = list(steps_of(bench_of(replace(NANO, no_engine=None), tmp_path)))
+        monkeypatch.setattr(SubjectTest, name, working(name))
+    steps = list(run_steps(subject_test(replace(NANO, no_engine=None), tmp_path)))
     assert done == ["make", "build"]
     assert [step.outcome for step in steps] == ["passed"] + ["skipped"] * 5
     assert {step.reason for step in steps[2:]} == {"build did not pass"}
     done.clear()
-    assert [step.outcome for step in steps_of(bench_of(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
+    assert [step.outcome for step in run_steps(subject_test(NANO, tmp_path))] == ["passed", "skipped", *["passed"] * 4]
 
 
-def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_steps_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirrordepth_edge.export.verify.REPEATS", 1)
     said: list[Any] = []
-    with bench_of(NANO, tmp_path, said).stack:
-        steps = {step.name: step for step in steps_of(bench_of(NANO, tmp_path, said))}
+    with subject_test(NANO, tmp_path, said).stack:
+        steps = {step.name: step for step in run_steps(subject_test(NANO, tmp_path, said))}
     assert {name: step.outcome for name, step in steps.items()} == dict.fromkeys(STEPS, "passed") | {"build": "skipped"}
     assert steps["build"].reason == "there is no GPU"
     (ran_by,) = (value for kind, value in said if kind == "ran_by")
@@ -297,44 +298,44 @@ def test_an_onnx_file_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Monke
     assert steps["soak"].figures["runs that differ from the first"].value == 0
 
 
-def test_int8_is_made_of_the_packages_pictures_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_calibrated_with_the_reference_images_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
-    bench = bench_of(replace(NANO, precision="int8"), tmp_path)
+    bench = subject_test(replace(NANO, precision="int8"), tmp_path)
     step = run_step("make", bench.make, lambda stage: None)
     assert step.outcome == "passed", step.reason
-    quantisation = read_manifest(bench.onnx).quantisation
+    quantisation = bench.onnx.manifest.quantisation
     assert quantisation is not None
     assert (quantisation.scheme, quantisation.calibration_frames) == ("cpu", 3)
     assert quantisation.calibration == "selftest-only-nano"
     assert any("for the self-test only" in note for note in step.notes)
 
 
-def test_an_engine_is_built_and_that_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SimpleNamespace(flavour="tensorrt", build_seconds=12.5, peak_memory_mb=800.0)
     plan = tmp_path / "e.plan"
     plan.write_bytes(b"0" * 2_000_000)
-    cached = SimpleNamespace(path=plan, built=False, why="built yesterday")
-    monkeypatch.setattr(selftest_worker, "cached_engine", lambda onnx, on_stage: cached)
     parity = SimpleNamespace(mean_relative=1e-3, backend="tensorrt")
-    monkeypatch.setattr(
-        selftest_worker, "read_manifest", lambda path, verify: SimpleNamespace(engine=engine, parity=parity)
-    )
-    bench = bench_of(replace(NANO, no_engine=None), tmp_path)
-    bench.onnx = tmp_path / "nano.onnx"
+    artefact = SimpleNamespace(path=plan, manifest=SimpleNamespace(engine=engine, parity=parity))
+    cached = SimpleNamespace(artefact=artefact, built=False, why="built yesterday")
+    monkeypatch.setattr(selftest_worker, "cached_engine", lambda onnx, on_stage: cached)
+    bench = subject_test(replace(NANO, no_engine=None), tmp_path)
+    bench.onnx = Artefact.open("nano")
     step = run_step("build", bench.build, lambda stage: None)
-    assert bench.path == plan
+    assert bench.artefact.path == plan
     assert {name: figure.value for name, figure in step.figures.items()} == {
         "size": 2.0,
         "build": 12.5,
         "main memory at most": 800.0,
         "mean relative, against its ONNX file": 1e-3,
     }
-    assert step.notes == ("not built now: built yesterday",)
+    assert step.notes == ("from the engine cache: built yesterday",)
     parity.backend = "onnxruntime"
     assert "mean relative, against its ONNX file" not in run_step("build", bench.build, lambda stage: None).figures
 
 
-# What is sent.
+# Personal data.
 
 SECRETS = (
     "mallory",
@@ -348,7 +349,7 @@ SECRETS = (
 
 
 @pytest.mark.usefixtures("gpu")
-def test_nothing_personal_is_sent(tmp_path: Path) -> None:
+def test_personal_data_is_removed(tmp_path: Path) -> None:
     planted = " ".join(SECRETS) + " /home/mallory/projectx/a.onnx"
 
     def run(subject: Subject, *_: object) -> SubjectResult:
@@ -364,7 +365,7 @@ def test_nothing_personal_is_sent(tmp_path: Path) -> None:
     result = replace(result, device=device, no_engine=planted)
     assert all(secret in json.dumps(asdict(result)) for secret in SECRETS)
     names = ["mallory", "mallory-laptop", "0424321987654", "projectx"]
-    sent = anonymous(result, Anonymiser.of(names, ["/home/mallory"]))
+    sent = anonymise(result, Anonymiser.of(names, ["/home/mallory"]))
     write_json(tmp_path / "selftest.json", asdict(sent))
     text = (tmp_path / "selftest.json").read_text(encoding="utf-8")
     assert [secret for secret in SECRETS if secret in text] == []
@@ -373,14 +374,14 @@ def test_nothing_personal_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["make", "bench", "passed", "fp16", "nano"])
-def test_a_user_whose_name_is_a_word_of_the_report_breaks_nothing(name: str) -> None:
+def test_a_user_name_that_is_a_word_of_the_report(name: str) -> None:
     result = run_selftest(quick=True, run=passed)
-    sent = anonymous(result, Anonymiser.of([name], []))
+    sent = anonymise(result, Anonymiser.of([name], []))
     assert [step.name for step in sent.tested[0].steps] == ["make", "bench", "stream"]
     assert sent.exit_code == result.exit_code
 
 
-def test_a_kernel_that_someone_named_is_told_by_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_kernel_name_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest.platform, "release", lambda: "5.15.148-mallory-rt")
     monkeypatch.setattr(selftest.platform, "system", lambda: "Linux")
     assert describe_device().system == "Linux 5.15.148"
@@ -393,14 +394,14 @@ def test_gpus_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2}'])
-def test_a_file_that_is_no_self_test(text: str, tmp_path: Path) -> None:
+def test_invalid_files(text: str, tmp_path: Path) -> None:
     path = tmp_path / "selftest.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
         read_selftest(path)
 
 
-def test_it_is_read_back(tmp_path: Path) -> None:
+def test_a_result_can_be_read_again(tmp_path: Path) -> None:
     result: SelfTest = run_selftest(quick=True, run=passed)
     write_json(tmp_path / "a.json", asdict(result))
     assert read_selftest(tmp_path / "a.json") == result

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge import __version__, recipes
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, Artefact
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import MODULES
 from mirrordepth_edge.bench import artefacts
@@ -116,7 +116,7 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ('colour = "red"', "colour"),
-        ('name = "a"', "no valid TOML"),
+        ('name = "a"', "not valid TOML"),
         ("batch = 0", "at least 1"),
         ("batch = 2", "one frame at a time"),
         ("threads = -1", "at least 1"),
@@ -236,9 +236,9 @@ class Kitchen:
         assert config.size_hw is not None
         write_artefact(output, content, self.manifest(replace(network, size_hw=config.size_hw), config, content))
 
-    def build(self, onnx_path: Path, output: Path, plan: BuildPlan, *_: Any) -> None:
+    def build(self, onnx: Artefact, output: Path, plan: BuildPlan, *_: Any) -> None:
         self.built += 1
-        manifest = read_manifest(onnx_path)
+        manifest = onnx.manifest
         content = b"plan"
         made = self.manifest(manifest.model, ExportConfig(precision=manifest.precision), content)
         proven = replace(made.parity, backend=plan.flavour)

@@ -389,7 +389,7 @@ def test_a_printed_board_is_found(tmp_path: Path) -> None:
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(image, board.image(50))
     assert find_corners(image, board) is not None
-    with pytest.raises(OptionError, match="no name for a board to print"):
+    with pytest.raises(OptionError, match="wrong suffix for a board to print"):
         board.save_image(tmp_path / "board.pdf", 50)
 
 

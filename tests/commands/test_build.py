@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands import build as build_command
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import BuildPlan
-from mirrordepth_edge.engines.progress import BuildProgress
+from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.manifest import EngineInfo, Manifest, read_manifest, write_artefact
+from mirrordepth_edge.manifest import EngineInfo, Manifest, write_artefact
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=Tr
 def orin(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An Orin on JetPack 6 whose builder is done at once."""
 
-    def built(model: Path, output: Path, plan: BuildPlan, config: BuildConfig | None, on_progress: Any) -> Manifest:
+    def built(model: Artefact, output: Path, plan: BuildPlan, config: BuildConfig | None, on_progress: Any) -> Manifest:
         on_progress(BuildProgress(phase="Timing graph nodes", fraction=0.5))
         engine = EngineInfo(
             flavour="tensorrt",
@@ -115,9 +115,11 @@ def orin(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             peak_memory_mb=1234.4,
             options=config,
         )
-        source = read_manifest(model)
+        source = model.manifest
         runner = "onnxruntime 1.24.4 CPU" if config else "tensorrt 10.3.0 on Orin against its FP32 ONNX"
-        manifest = replace(source, kind="plan", engine=engine, parity=replace(source.parity, runner=runner))
+        manifest = replace(
+            source, kind="plan", engine=engine, parity=replace(source.parity, runner=runner, backend=runner.split()[0])
+        )
         write_artefact(output, b"plan", manifest)
         return manifest
 

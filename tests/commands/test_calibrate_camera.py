@@ -165,10 +165,10 @@ def test_a_camera_says_when_a_view_is_kept(
     ("arguments", "words"),
     [
         (["--board", "9"], "is not valid"),
-        (["--square", "25"], "is no length"),
+        (["--square", "25"], "is not a length"),
         (["--size", "480"], "is not a size"),
-        (["-o", "camera.txt"], "no name for a calibration"),
-        (["--print-board", "board.pdf"], "no name for a board to print"),
+        (["-o", "camera.txt"], "wrong suffix for a calibration"),
+        (["--print-board", "board.pdf"], "wrong suffix for a board to print"),
     ],
 )
 def test_what_makes_no_sense(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ def test_a_plan_without_a_gpu(model: Path, capfd: pytest.CaptureFixture[str]) ->
         pytest.skip("this machine has a GPU")
     assert run_app(["build", str(model), "--target", "rtx-ada"]) == 0
     capfd.readouterr()
-    check(["bench", "--engine", "model.plan"], 4, "NVIDIA GPU", "replace model.plan by nano.", capfd=capfd)
+    check(["bench", "--engine", "model.plan"], 4, "NVIDIA GPU", "replace model.plan with nano.", capfd=capfd)
     check(["build", str(model), "--target", "orin-nano"], 4, "mde build model.onnx", capfd=capfd)
 
 
@@ -218,6 +218,7 @@ def test_ctrl_c_in_the_middle_of_an_export(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name not in ("out", "torch")]
 
 
+@pytest.mark.slow
 def test_a_gate_that_does_not_hold_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

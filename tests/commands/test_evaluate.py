@@ -116,7 +116,7 @@ def test_alignment_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["--crop", "half"], "--crop 'half' is unknown"),
         (["--align", "mean"], "--align 'mean' is unknown"),
-        (["--report", "page.pdf"], "page.pdf is no name for a report"),
+        (["--report", "page.pdf"], "page.pdf has the wrong suffix for a report"),
         (["--baselines"], "--baselines has nothing to show"),
     ],
 )

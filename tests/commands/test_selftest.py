@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from mirrordepth_edge.bench import selftest as module
-from mirrordepth_edge.bench.selftest import Effort, Figure, Step, Subject, SubjectResult, read_selftest
+from mirrordepth_edge.bench.selftest_result import Effort, Figure, Step, Subject, SubjectResult, read_selftest
 from mirrordepth_edge.commands.selftest import selftest
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
@@ -42,7 +42,7 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> dict[str, SubjectResult]:
         )
         return others.get(subject.precision, passed)
 
-    monkeypatch.setattr(module, "in_child", child)
+    monkeypatch.setattr(module, "run_in_child", child)
     return others
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.commands import target as target_module
 from mirrordepth_edge.commands.target import resolve
 from mirrordepth_edge.config import SessionOptions
@@ -22,11 +22,12 @@ def board(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A machine that builds engines, with TensorRT 10.3 on an Orin; what they were asked for."""
     asked: list[Path] = []
     plan = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
+    engine = Artefact(path=Path("cache/e.plan"), kind="plan", sidecar=None)
 
-    def cached(onnx: Path, *, plan: BuildPlan, on_stage: Callable[[str], None]) -> Cached:
-        asked.append(onnx)
+    def cached(onnx: Artefact, *, plan: BuildPlan, on_stage: Callable[[str], None]) -> Cached:
+        asked.append(onnx.path)
         on_stage("building")
-        return Cached(path=Path("cache/e.plan"), built=len(asked) == 1, why="TensorRT 10.1 → 10.3.0")
+        return Cached(artefact=engine, built=len(asked) == 1, why="TensorRT 10.1 → 10.3.0")
 
     monkeypatch.setattr(target_module, "plan_build", lambda target: plan)
     monkeypatch.setattr(target_module, "cached_engine", cached)

@@ -96,8 +96,8 @@ def test_notes_say_what_was_not_looked_at(capsys: pytest.CaptureFixture[str]) ->
         (["model.safetensors"], 2, "has no reference to compare with", "mde verify model.onnx"),
         (["missing.onnx"], 1, "There is no model at missing.onnx", "Check the path"),
         (["alone.plan"], 1, "alone.plan has no manifest", "--trust"),
-        (["alone.plan", "--trust"], 1, "its ONNX file has none here", "alone.onnx.manifest.json"),
-        (["nano", "--trust"], 2, "no use for --trust", "Leave --trust out"),
+        (["alone.plan", "--trust"], 1, "neither has its ONNX file", "alone.onnx.manifest.json"),
+        (["nano", "--trust"], 2, "--trust does not apply", "Leave out --trust"),
         (["nano", "--device", "npu"], 2, "--device 'npu' is unknown", "--device auto"),
     ],
 )

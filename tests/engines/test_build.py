@@ -1,4 +1,4 @@
-"""Engines: what is refused before anything slow, what the parser says, and a real build."""
+"""Building engines: targets, early errors, parser errors, crashes, and a real build."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.backends.base import Arrays, Available, Missing
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.backends.base import Arrays, Available
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
+from mirrordepth_edge.backends.trt import vendor
 from mirrordepth_edge.backends.trt.plan import _weights_of
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, Precision, SessionOptions, SizeRange
@@ -30,14 +31,16 @@ from mirrordepth_edge.engines import build as build_module
 from mirrordepth_edge.engines import process as build_process
 from mirrordepth_edge.engines import timing_cache
 from mirrordepth_edge.engines.build import BuildPlan, build_engine, plan_build, problems_of
-from mirrordepth_edge.engines.process import run_worker
-from mirrordepth_edge.engines.progress import BuildProgress, Phases
+from mirrordepth_edge.engines.process import run_builder
 from mirrordepth_edge.engines.versions import Flavour
-from mirrordepth_edge.engines.worker import profile_shapes, profiles
+from mirrordepth_edge.engines.worker import BuildProgress, Phases, profile_shapes, profiles
 from mirrordepth_edge.errors import DeviceError, GateError, InputError, MdeError, MissingError, OptionError
 from mirrordepth_edge.export import verify
+from mirrordepth_edge.machine import driver as driver_module
 from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest, read_manifest, write_artefact
+from mirrordepth_edge.support.cache import read_checked
 from mirrordepth_edge.support.files import sha256_of
 
 
@@ -65,9 +68,9 @@ def test_without_a_gpu_every_rtx_target_is_built(machine: pytest.MonkeyPatch) ->
     assert not plan.runs_here
 
 
-def test_a_jetson_without_tensorrt_is_told_of_jetpack(machine: pytest.MonkeyPatch) -> None:
+def test_a_jetson_without_tensorrt_needs_jetpack(machine: pytest.MonkeyPatch) -> None:
     def absent(flavour: str) -> None:
-        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", build_module.INSTALL["tensorrt"])
+        raise MissingError("TensorRT is not usable here.", "No module named tensorrt", vendor.JETPACK)
 
     machine.setattr(build_module.platform, "machine", lambda: "aarch64")
     machine.setattr(build_module, "find_spec", lambda name: None)
@@ -86,16 +89,16 @@ def test_chosen_rtx_targets(machine: pytest.MonkeyPatch) -> None:
     assert not plan_build("rtx-ampere").runs_here
 
 
-def test_with_a_gpu_and_tensorrt_this_machine_is_meant(machine: pytest.MonkeyPatch) -> None:
+def test_the_default_target_is_this_machine(machine: pytest.MonkeyPatch) -> None:
     with_gpu(machine, "8.7")
     for target in (None, "here", "orin-nano"):
         plan = plan_build(target)
         assert (plan.flavour, plan.compute_capabilities, plan.runs_here) == ("tensorrt", ("8.7",), True)
-    with pytest.raises(MissingError, match="no thor"):
+    with pytest.raises(MissingError, match="not a thor"):
         plan_build("thor")
 
 
-def test_with_an_rtx_card_and_no_tensorrt_its_own_capability_is_built(machine: pytest.MonkeyPatch) -> None:
+def test_an_rtx_gpu_without_tensorrt_uses_tensorrt_for_rtx(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(build_module, "find_spec", lambda name: object() if name == "tensorrt_rtx" else None)
     with_gpu(machine, "7.5")
     plan = plan_build(None)
@@ -118,9 +121,9 @@ def test_missing_builder(machine: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("cpu", "no engine"), ("rtx-ada,orin-nano", "No one engine"), ("gtx-480", "no export recipe")],
+    [("cpu", "needs no engine"), ("rtx-ada,orin-nano", "No single engine"), ("gtx-480", "no export recipe")],
 )
-def test_targets_that_make_no_sense(target: str, message: str, machine: pytest.MonkeyPatch) -> None:
+def test_invalid_targets(target: str, message: str, machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=message):
         plan_build(target)
 
@@ -129,7 +132,7 @@ SIZES = parse_range("32x64,64x96,128x192")
 
 
 def write_tiny(path: Path, precision: Precision = "fp32", sizes: SizeRange | None = None) -> Path:
-    """A network of one convolution over an RGB picture, and a manifest that fits it.
+    """A network of one convolution over an RGB image, with its manifest.
 
     In INT8 the convolution's input and weights go through a pair of quantisers, symmetric.
     """
@@ -185,7 +188,7 @@ def write_tiny(path: Path, precision: Precision = "fp32", sizes: SizeRange | Non
 
 @pytest.fixture
 def ada() -> BuildPlan:
-    """RTX 40, for which TensorRT for RTX builds anywhere."""
+    """A plan for RTX 40, which TensorRT for RTX builds on any machine."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     return plan_build("rtx-ada")
 
@@ -196,7 +199,7 @@ def test_a_real_engine_is_built(precision: Precision, ada: BuildPlan, tmp_path: 
 
     source, plan = write_tiny(tmp_path / "tiny.onnx", precision), tmp_path / "tiny.plan"
     config, seen = BuildConfig(workspace_gib=1.0), []
-    manifest = build_engine(source, plan, ada, config, seen.append)
+    manifest = build_engine(Artefact.open(source), plan, ada, config, seen.append)
     assert read_manifest(plan) == manifest
     assert manifest.kind == "plan"
     assert manifest.precision == precision
@@ -225,33 +228,35 @@ def test_a_real_engine_is_built(precision: Precision, ada: BuildPlan, tmp_path: 
 
 def test_an_engine_of_several_sizes(ada: BuildPlan, tmp_path: Path) -> None:
     source, plan = write_tiny(tmp_path / "open.onnx", "fp16", sizes=SIZES), tmp_path / "open.plan"
-    whole = build_engine(source, plan, ada)
+    whole = build_engine(Artefact.open(source), plan, ada)
     assert whole.engine is not None
     assert (whole.sizes, whole.engine.options) == (SIZES, BuildConfig(dynamic=SIZES))
     narrower = parse_range("32x64,96x96,96x96")
-    manifest = build_engine(source, plan, ada, BuildConfig(dynamic=narrower))
+    manifest = build_engine(Artefact.open(source), plan, ada, BuildConfig(dynamic=narrower))
     assert read_manifest(plan) == manifest
     assert manifest.inputs == read_manifest(source).inputs
     assert (manifest.sizes, manifest.model.size_hw, manifest.preprocess.size_hw) == (narrower, (96, 96), (96, 96))
 
 
-def test_a_file_of_one_size_refuses_others(ada: BuildPlan, tmp_path: Path) -> None:
+def test_a_file_with_a_fixed_size_has_no_dynamic_sizes(ada: BuildPlan, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(OptionError, match="needs an ONNX file with dynamic shapes") as caught:
-        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
+        build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(dynamic=SIZES))
     assert f"mde export --dynamic {SIZES}" in caught.value.cure
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.onnx.manifest.json"}
 
 
-def test_sizes_must_suit_the_model(tmp_path: Path) -> None:
+def test_sizes_the_model_does_not_support(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "open.onnx", sizes=SIZES)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     with pytest.raises(OptionError, match="cannot run at 32x70") as caught:
-        build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96")))
+        build_engine(
+            Artefact.open(source), tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range("32x70,64x96,64x96"))
+        )
     assert "32x64" in caught.value.cure
     for beyond in ("32x32,64x96,64x96", "32x64,64x96,160x192", "1x32x64,1x64x96,2x64x96"):
         with pytest.raises(OptionError, match="exceeds the range of the ONNX file") as caught:
-            build_engine(source, tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
+            build_engine(Artefact.open(source), tmp_path / "x.plan", order, BuildConfig(dynamic=parse_range(beyond)))
         assert str(SIZES) in caught.value.cure
 
 
@@ -260,11 +265,11 @@ def test_profiles_follow_the_layout() -> None:
     more = parse_range("1x32x96,2x64x96,4x128x96")
     assert profile_shapes((-1, 3, -1, 96), "NCHW", more) == ((1, 3, 32, 96), (2, 3, 64, 96), (4, 3, 128, 96))
     for shape, layout in (((1, 32, 64, -1), "NHWC"), ((1, -1, -1), "NHWC"), ((1, -1, -1, 3), None)):
-        with pytest.raises(OptionError, match="cannot be given sizes"):
+        with pytest.raises(OptionError, match="does not support dynamic sizes"):
             profile_shapes(shape, layout, SIZES)
 
 
-def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
+def test_profiles_of_a_real_network(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     config, layouts = BuildConfig(dynamic=SIZES), {"image": "NHWC"}
     for open_sizes in (True, False):
@@ -279,13 +284,13 @@ def test_open_sizes_are_found_in_a_real_network(tmp_path: Path) -> None:
             assert profiles(network, BuildConfig(), layouts) == {}
 
 
-def test_too_small_a_workspace_is_told_from_a_bad_file(ada: BuildPlan, tmp_path: Path) -> None:
-    """TensorRT's own words, brought about by a limit of 1 KiB."""
+def test_too_small_a_workspace_is_out_of_memory(ada: BuildPlan, tmp_path: Path) -> None:
+    """With TensorRT's real message for a limit of 1 KiB."""
     source = write_tiny(tmp_path / "tiny.onnx")
-    with pytest.raises(DeviceError, match="Memory ran out") as caught:
-        build_engine(source, tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
+    with pytest.raises(DeviceError, match="Out of memory") as caught:
+        build_engine(Artefact.open(source), tmp_path / "tiny.plan", ada, BuildConfig(workspace_gib=2**-20))
     assert "workspace limit" in caught.value.why
-    assert "another --workspace" in caught.value.cure
+    assert "--workspace other than" in caught.value.cure
     assert not (tmp_path / "tiny.plan").exists()
 
 
@@ -310,7 +315,7 @@ def dies(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     ("code", "kind", "words"),
     [
         ("os.kill(os.getpid(), 9)", DeviceError, ("SIGKILL", "swapon", "--optimisation-level 1", "--workspace 1")),
-        ("""print('{"memory": "std::bad_alloc"}')""", DeviceError, ("std::bad_alloc", "--size")),
+        ("""print('{"failed": "MemoryError: std::bad_alloc"}')""", DeviceError, ("std::bad_alloc", "--size")),
         ("sys.exit('MemoryError')", DeviceError, ("MemoryError", "swapon")),
         ("sys.exit('[E] Error Code 2: OutOfMemory (Requested size was 9 bytes.)')", DeviceError, ("Requested size",)),
         ("os.kill(os.getpid(), 11)", InputError, ("SIGSEGV", "mde inspect")),
@@ -319,23 +324,23 @@ def dies(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
         ("""sys.stderr.write('[E] node 3\\n'); print('{"failed": "no"}')""", InputError, ("no\n[E] node 3",)),
     ],
 )
-def test_how_a_builder_died_is_told(
+def test_the_error_explains_how_the_builder_ended(
     code: str, kind: type[MdeError], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real processes that die so; the cure for want of memory is less of it."""
+    """With real processes."""
     dies(monkeypatch, code)
     with pytest.raises(kind) as caught:
-        run_worker(request_of(tmp_path), BuildConfig())
+        run_builder(request_of(tmp_path), BuildConfig())
     for word in words:
         assert word in str(caught.value).replace("\n        ", "\n")
-    assert ("Memory ran out" in caught.value.what) is (kind is DeviceError)
+    assert ("Out of memory" in caught.value.what) is (kind is DeviceError)
 
 
-def test_a_builder_with_a_limit_is_not_told_to_set_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_considers_the_options_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dies(monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(DeviceError) as caught:
-        run_worker(request_of(tmp_path, flavour="tensorrt-rtx"), BuildConfig(workspace_gib=2))
-    assert "another --workspace than 2" in caught.value.cure
+        run_builder(request_of(tmp_path, flavour="tensorrt-rtx"), BuildConfig(workspace_gib=2))
+    assert "a --workspace other than 2" in caught.value.cure
     assert "--optimisation-level" not in caught.value.cure, "it has none"
 
 
@@ -343,13 +348,13 @@ def test_a_builder_with_a_limit_is_not_told_to_set_one(tmp_path: Path, monkeypat
 def test_a_full_disk_under_the_builder(ada: BuildPlan, tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.onnx")
     with pytest.raises(InputError, match="Cannot write /dev/full") as caught:
-        run_worker(request_of(tmp_path, plan="/dev/full", flavour=ada.flavour), BuildConfig())
+        run_builder(request_of(tmp_path, plan="/dev/full", flavour=ada.flavour), BuildConfig())
     assert caught.value.why == os.strerror(errno.ENOSPC)
 
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """A builder that gives b"plan" at once; the requests it got."""
+    """A builder that writes b"plan" at once. Returns its requests."""
     requests: list[dict[str, Any]] = []
 
     def worker(request: dict[str, Any], config: BuildConfig, on_progress: Any = None) -> dict[str, Any]:
@@ -360,14 +365,14 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             cache.write_bytes((cache.read_bytes() if cache.exists() else b"") + b"timed ")
         return {"version": "10.3.0", "timing": {"parse": 0.25, "build": 1.0}, "peak_memory_mb": None}
 
-    monkeypatch.setattr(build_module, "run_worker", worker)
+    monkeypatch.setattr(build_module, "run_builder", worker)
     return requests
 
 
 def test_a_full_disk_under_the_plan(
     played: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reference, which would fit, is not left behind either."""
+    """The reference, for which there is space, is not left behind."""
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
     really = Path.write_bytes
 
@@ -378,7 +383,7 @@ def test_a_full_disk_under_the_plan(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match="Cannot write") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", order)
     assert "No space left" in caught.value.why
     assert list(tmp_path.iterdir()) == []
 
@@ -386,7 +391,7 @@ def test_a_full_disk_under_the_plan(
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(
     ada: BuildPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raised at the builder's first word, as a signal at that moment would be."""
+    """Raised at the builder's first event, as by a signal at that moment."""
     aside = tmp_path / "aside"
     aside.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(aside))
@@ -397,13 +402,13 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
         started.append(really(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(build_process.subprocess, "Popen", remember)
+    monkeypatch.setattr(subprocess, "Popen", remember)
 
     def interrupt(progress: BuildProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(NANO_ONNX["fp32"], tmp_path / "nano.plan", ada, on_progress=interrupt)
+        build_engine(Artefact.open(NANO_ONNX["fp32"]), tmp_path / "nano.plan", ada, on_progress=interrupt)
     assert [worker.returncode for worker in started] == [-signal.SIGKILL]
     assert [path.name for path in tmp_path.iterdir()] == ["aside"]
     assert list(aside.iterdir()) == []
@@ -414,9 +419,9 @@ ORIN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=Tr
 
 @pytest.fixture
 def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An Orin whose engines are not run; its cache folder."""
+    """An Orin whose engines are not run. Returns its cache folder."""
     with_gpu(machine, "8.7")
-    machine.setattr(build_module, "_proven", lambda built, manifest, *_: manifest.parity)
+    machine.setattr(build_module, "_verify", lambda built, manifest, *_: manifest.parity)
     machine.setattr(build_module, "backend", lambda name: SimpleNamespace(probe=lambda: None))
     machine.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     return tmp_path / "cache"
@@ -424,15 +429,13 @@ def orin(machine: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_timings_are_kept_from_build_to_build(played: list[dict[str, Any]], orin: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN)
-    (kept,) = orin.rglob("*.cache")
-    assert kept.read_bytes() == b"timed timed "
-    assert "10.3.0" in kept.name
-    assert "sm8.7" in kept.name
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, BuildConfig(timing_cache=False))
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(ORIN, flavour="tensorrt-rtx"))
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN)
+    (stored,) = orin.rglob("*.cache")
+    assert read_checked(stored) == b"timed timed "
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, BuildConfig(timing_cache=False))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", replace(ORIN, flavour="tensorrt-rtx"))
     assert [request["timing_cache"] is None for request in played] == [False, False, True, True]
-    assert kept.read_bytes() == b"timed timed "
+    assert read_checked(stored) == b"timed timed "
 
 
 def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
@@ -451,42 +454,42 @@ def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
     assert len({path.parent for path in paths}) == 1, "no name may lead into another folder"
 
 
-def test_timings_that_cannot_be_kept_are_no_error(tmp_path: Path) -> None:
+def test_timings_that_cannot_be_stored_are_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder should be")
     (tmp_path / "copy").write_bytes(b"timed")
-    assert not timing_cache.keep(tmp_path / "copy", tmp_path / "taken" / "x.cache")
-    assert not timing_cache.keep(tmp_path / "absent", tmp_path / "x.cache")
-    assert timing_cache.keep(tmp_path / "copy", tmp_path / "x.cache")
-    timing_cache.take(tmp_path / "absent", tmp_path / "new")
+    assert not timing_cache.save(tmp_path / "copy", tmp_path / "taken" / "x.cache")
+    assert not timing_cache.save(tmp_path / "absent", tmp_path / "x.cache")
+    assert timing_cache.save(tmp_path / "copy", tmp_path / "x.cache")
+    timing_cache.load(tmp_path / "absent", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_an_engine_says_where_it_was_built(
+def test_the_manifest_says_where_an_engine_was_built(
     played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
 ) -> None:
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")
-    machine.setattr(build_module, "DRIVER", version)
-    engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
+    machine.setattr(driver_module, "VERSION_FILE", version)
+    engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert (engine.gpu, engine.driver) == ("GPU", "540.4.0, CUDA 12.6")
     assert (engine.build_seconds, engine.peak_memory_mb) == (1.25, None)
-    machine.setattr(build_module, "DRIVER", tmp_path / "absent")
-    engine = build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN).engine
+    machine.setattr(driver_module, "VERSION_FILE", tmp_path / "absent")
+    engine = build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN).engine
     assert engine is not None
     assert engine.driver == "CUDA 12.6"
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_where_engines_cannot_run_none_is_built_for_this_gpu(
+def test_no_engine_is_built_for_this_gpu_if_it_cannot_run(
     flavour: Flavour,
     played: list[dict[str, Any]],
     orin: Path,
     tmp_path: Path,
     machine: pytest.MonkeyPatch,
 ) -> None:
-    """Without cuda-python it would be written unproven, after minutes."""
-    lacks = Missing(
+    """Without cuda-python it could not be verified."""
+    lacks = Unavailable(
         reason="Engines need cuda-python, which is not installed.", cure="pip install 'cuda-python==12.6.*'"
     )
     asked: list[str] = []
@@ -498,18 +501,18 @@ def test_where_engines_cannot_run_none_is_built_for_this_gpu(
     machine.setattr(build_module, "backend", runtime)
     order = replace(ORIN, flavour=flavour)
     with pytest.raises(MissingError, match=f"^{flavour} could not run the engine") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", order)
     assert "Engines need cuda-python, which is not installed." in caught.value.why
     assert caught.value.cure == lacks.cure
     assert (played, asked) == ([], [flavour])
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", replace(order, runs_here=False))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", replace(order, runs_here=False))
     assert len(played) == 1, "for another GPU nothing need run here"
 
 
-def test_a_stripped_engine_is_proven_with_the_weights_of_its_onnx(
+def test_a_stripped_engine_is_verified_with_the_weights_of_its_onnx(
     played: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the plan is, its runtime finds the ONNX file as beside one that was copied to another board."""
+    """The runtime finds the ONNX file beside the temporary plan."""
     source = NANO_ONNX["fp16"]
 
     class Played:
@@ -526,7 +529,7 @@ def test_a_stripped_engine_is_proven_with_the_weights_of_its_onnx(
     for link in (True, False):
         if not link:
             monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("not allowed")))
-        manifest = build_engine(source, tmp_path / "nano.plan", ORIN, BuildConfig(weights="stripped"))
+        manifest = build_engine(Artefact.open(source), tmp_path / "nano.plan", ORIN, BuildConfig(weights="stripped"))
         assert manifest.parity.runner.endswith("against its FP16 ONNX")
         assert manifest.parity.block_relative == 0
     assert sha256_of(source) == read_manifest(source).artefact_sha256
@@ -540,12 +543,12 @@ def test_hardware_compatibility_is_not_for_a_jetson(
 ) -> None:
     machine.setattr(build_module, "nvidia_gpus", lambda: (replace(gpu("8.7"), integrated=True),))
     config = BuildConfig(hardware_compat="ampere+")
-    with pytest.raises(OptionError, match="--hardware-compat is nothing that") as caught:
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+    with pytest.raises(OptionError, match="does not support --hardware-compat") as caught:
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, config)
     assert "JetPack" in caught.value.why
     assert not played
     machine.setattr(build_module, "nvidia_gpus", lambda: (gpu("8.9"),))
-    build_engine(NANO_ONNX["fp16"], tmp_path / "nano.plan", ORIN, config)
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.plan", ORIN, config)
     assert played[0]["config"]["hardware_compat"] == "ampere+"
 
 
@@ -559,9 +562,11 @@ def test_too_old_a_tensorrt_is_refused(machine: pytest.MonkeyPatch) -> None:
         assert "JetPack 6.1" in caught.value.cure
 
 
-def test_an_option_that_the_builder_lacks_is_refused_first(played: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_an_unsupported_option_is_refused_before_the_build(played: list[dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="same-cc"):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "x.plan", ORIN, BuildConfig(hardware_compat="same-cc"))
+        build_engine(
+            Artefact.open(NANO_ONNX["fp16"]), tmp_path / "x.plan", ORIN, BuildConfig(hardware_compat="same-cc")
+        )
     assert not played
 
 
@@ -575,7 +580,7 @@ def test_known_problems_of_an_engine() -> None:
     assert "tensorrt-10.3-attention" not in [problem.id for problem in newer]
 
 
-def test_the_plan_knows_its_builders_version(machine: pytest.MonkeyPatch) -> None:
+def test_the_plan_has_the_builders_version(machine: pytest.MonkeyPatch) -> None:
     with_gpu(machine, "8.7")
     assert plan_build("here").version == "10.3.0"
     machine.setattr(build_module, "installed_versions", lambda names: {"tensorrt-rtx": "1.7.1.116"})
@@ -584,7 +589,7 @@ def test_the_plan_knows_its_builders_version(machine: pytest.MonkeyPatch) -> Non
     assert plan_build("rtx-ada").version == ""
 
 
-def test_phases_within_phases_are_shares_of_a_step() -> None:
+def test_nested_phases_are_fractions_of_a_step() -> None:
     phases = Phases()
     assert phases.start("building", None, 4).fraction == 0
     assert phases.step("building", 0).fraction == 1 / 4
@@ -608,7 +613,7 @@ def test_a_phase_may_end_early_and_a_step_may_be_unknown() -> None:
     assert phases.start("empty", None, 0).phase == "empty"
 
 
-def test_progress_never_falls_whoever_tells_it() -> None:
+def test_progress_never_falls_with_several_threads() -> None:
     phases, seen = Phases(), []
     phases.start("building", None, 8)
 
@@ -630,7 +635,7 @@ def test_progress_never_falls_whoever_tells_it() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system tells no peak")
 def test_the_peak_is_the_workers_own() -> None:
-    """200 MB that are given back still count; 400 MB of the process that started it do not."""
+    """Freed memory counts, 200 MB; memory of the parent process, 400 MB, does not."""
     child = (
         "from mirrordepth_edge.engines.worker import peak_memory_mb\n"
         "held = b'1' * 200_000_000\ndel held\nprint(peak_memory_mb())"
@@ -644,14 +649,14 @@ def test_the_peak_is_the_workers_own() -> None:
 
 
 class WrongEngine(OnnxRuntimeSession):
-    """An engine as some TensorRT releases build them: fast, and wrong by a twentieth."""
+    """An engine with a relative error of 5 %, as some TensorRT releases build them."""
 
     def infer(self, feeds: Mapping[str, Any]) -> Arrays:
         return {name: array * np.float32(1.05) for name, array in super().infer(feeds).items()}
 
 
 class WrongPatch(OnnxRuntimeSession):
-    """An engine with a kernel that is wrong at its tiles' borders: three times too far on 12x10 pixels."""
+    """An engine whose depth is three times too large on 12x10 pixels, as with an error at tile borders."""
 
     def infer(self, feeds: Mapping[str, Any]) -> Arrays:
         found = {name: array.copy() for name, array in super().infer(feeds).items()}
@@ -660,14 +665,14 @@ class WrongPatch(OnnxRuntimeSession):
 
 
 @pytest.mark.parametrize(("session", "right"), [(OnnxRuntimeSession, True), (WrongEngine, False), (WrongPatch, False)])
-def test_an_engine_that_can_run_here_is_proven_first(
+def test_an_engine_for_this_gpu_is_verified_before_it_is_written(
     session: type[OnnxRuntimeSession],
     right: bool,
     played: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The engine is played by ONNX Runtime, since no GPU is needed to hold the gate."""
+    """ONNX Runtime stands in for the engine, so that no GPU is needed."""
     source, plan = NANO_ONNX["fp16"], tmp_path / "nano.plan"
 
     class Played:
@@ -682,25 +687,25 @@ def test_an_engine_that_can_run_here_is_proven_first(
     monkeypatch.setattr(verify, "REPEATS", 1)
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True)
     if right:
-        manifest = build_engine(source, plan, order)
+        manifest = build_engine(Artefact.open(source), plan, order)
         assert manifest.parity.max_relative == 0.0
         assert "against its FP16 ONNX" in manifest.parity.runner
         assert manifest.parity.limit == "mean <= 0.004, worst 8x8 pixels <= 0.03 relative"
         assert read_manifest(plan).parity == manifest.parity
         return
     with pytest.raises(GateError, match="nothing was written"):
-        build_engine(source, plan, order)
+        build_engine(Artefact.open(source), plan, order)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_engine_needs_an_engines_name(tmp_path: Path) -> None:
+def test_an_engine_needs_the_suffix_of_an_engine(tmp_path: Path) -> None:
     order = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=False)
-    with pytest.raises(OptionError, match="no name for an engine"):
-        build_engine(NANO_ONNX["fp16"], tmp_path / "nano.onnx", order)
+    with pytest.raises(OptionError, match="wrong suffix for an engine"):
+        build_engine(Artefact.open(NANO_ONNX["fp16"]), tmp_path / "nano.onnx", order)
 
 
 def write_unsupported(path: Path) -> None:
-    """A model with an operator no builder knows, and a manifest that fits it."""
+    """A model with an unknown operator, with its manifest."""
     node = helper.make_node("Conundrum", ["image"], ["depth"], name="decoder/odd_one", domain="example")
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 4])
     depth = helper.make_tensor_value_info("depth", TensorProto.FLOAT, [1, 4, 4])
@@ -716,7 +721,7 @@ def test_a_parser_error_names_the_node(tmp_path: Path) -> None:
     source, plan = tmp_path / "odd.onnx", tmp_path / "odd.plan"
     write_unsupported(source)
     with pytest.raises(InputError, match="cannot build") as caught:
-        build_engine(source, plan, plan_build("rtx-ada"))
+        build_engine(Artefact.open(source), plan, plan_build("rtx-ada"))
     assert "decoder/odd_one" in caught.value.why
     assert "Conundrum" in caught.value.why
     assert sorted(p.name for p in tmp_path.iterdir()) == ["odd.onnx", "odd.onnx.manifest.json"]
@@ -731,6 +736,6 @@ def test_an_engine_for_this_machine(tmp_path: Path) -> None:
     from mirrordepth_edge.backends.registry import open_session
 
     plan = tmp_path / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("here"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("here"))
     with open_session(plan)[0] as session:
         assert session.backend == "tensorrt"

@@ -1,4 +1,4 @@
-"""Engines that are kept: built once, built anew where anything differs, and saying what."""
+"""The engine cache: engines are built once, and rebuilt with a reason when anything changes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.backends.trt import compatibility as trust
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines import cache as engine_cache
 from mirrordepth_edge.engines.build import BuildPlan, plan_build
-from mirrordepth_edge.engines.cache import RECORD, Cached, cache_folder, cached_engine
-from mirrordepth_edge.engines.progress import BuildProgress
+from mirrordepth_edge.engines.cache import RECORD, Cached, cached_engine
+from mirrordepth_edge.engines.worker import BuildProgress
 from mirrordepth_edge.errors import GateError, InputError, MissingError
+from mirrordepth_edge.machine import driver as driver_module
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, manifest_path, read_manifest, write_artefact
+from mirrordepth_edge.support.cache import ABANDONED_S
 from mirrordepth_edge.support.files import sha256_of
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
@@ -32,7 +33,7 @@ DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Rel
 
 
 def write_tiny(path: Path, name: str = "tiny") -> Path:
-    """The mean of a picture's colours as its depth, with a manifest that fits."""
+    """A model whose depth is the mean of the colour channels, with its manifest."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels"], ["depth"], axes=[3], keepdims=0),
@@ -54,15 +55,15 @@ def write_tiny(path: Path, name: str = "tiny") -> Path:
 
 @dataclass
 class Board:
-    """A machine whose builder writes a numbered file in place of an engine."""
+    """A machine whose builder writes a numbered file instead of an engine."""
 
     folder: Path
     patch: pytest.MonkeyPatch
     plan: BuildPlan = PLAN
     built: int = 0
     meanwhile: Callable[[], object] = lambda: None
-    proves: bool = True
-    """Whether engines are run before they are kept."""
+    verifies: bool = True
+    """Whether engines are verified before they are written."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -81,26 +82,26 @@ class Board:
     def driver(self, text: str) -> None:
         path = self.folder / "driver"
         path.write_text(text, encoding="utf-8")
-        self.patch.setattr(trust, "DRIVER", path)
+        self.patch.setattr(driver_module, "VERSION_FILE", path)
 
     def _build(
-        self, onnx_path: Path, output: Path, plan: BuildPlan, options: BuildConfig, tell: Callable[..., None]
+        self, onnx: Artefact, output: Path, plan: BuildPlan, options: BuildConfig, tell: Callable[..., None]
     ) -> None:
         self.built += 1
         number = self.built
         tell(BuildProgress(phase="Timing", fraction=0.42))
         self.meanwhile()
-        source = read_manifest(onnx_path)
+        source = onnx.manifest
         content = b"engine %d" % number
         output.write_bytes(content)
         info = EngineInfo(flavour=plan.flavour, version=plan.version, compute_capabilities=(), build_seconds=1.0)
         made = replace(source, kind="plan", artefact_sha256=sha256_of(output), engine=info)
-        if self.proves:
+        if self.verifies:
             made = replace(made, parity=replace(source.parity, backend=plan.flavour))
         write_artefact(output, content, replace(made, parent_sha256=source.artefact_sha256))
 
     def engine(self, **about: Any) -> Cached:
-        return cached_engine(self.onnx, folder=self.cache, **about)
+        return cached_engine(Artefact.open(self.onnx), folder=self.cache, **about)
 
     def kept(self) -> set[Path]:
         return set(self.cache.rglob("*.plan"))
@@ -124,10 +125,10 @@ def test_an_engine_is_built_once(board: Board) -> None:
     again = board.engine(on_stage=told.append)
     assert (again.path, again.built, board.built, told) == (first.path, False, 1, [])
     assert "by TensorRT 10.3.0" in again.why
-    assert len(list(board.cache.rglob("*"))) == 2 + 3, "two folders, and the engine, its manifest and its record"
+    assert len(list(board.cache.rglob("*"))) == 1 + 3, "a folder, and in it the engine, its manifest and its record"
 
 
-def test_a_person_can_read_what_it_was_built_of(board: Board) -> None:
+def test_the_record_lists_file_options_and_environment(board: Board) -> None:
     path = board.engine(options=BuildConfig(optimisation_level=5)).path
     said = json.loads(path.with_name(RECORD).read_text(encoding="utf-8"))
     assert said["onnx"] == "tiny.onnx"
@@ -173,7 +174,7 @@ CHANGES: dict[str, tuple[Callable[[Board], None], str]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_in_another_environment_it_is_built_anew_and_says_why(what: str, board: Board) -> None:
+def test_a_change_of_the_environment_causes_a_rebuild_and_is_the_reason(what: str, board: Board) -> None:
     change, why = CHANGES[what]
     first = board.engine()
     change(board)
@@ -184,14 +185,14 @@ def test_in_another_environment_it_is_built_anew_and_says_why(what: str, board: 
     assert not board.engine().built
 
 
-def test_all_that_changed_is_told(board: Board) -> None:
+def test_the_reason_lists_every_change(board: Board) -> None:
     board.engine()
     CHANGES["version"][0](board)
     CHANGES["driver"][0](board)
     assert board.engine().why == "TensorRT 10.3.0 → 10.7.0, driver 540.4.0, CUDA 12.6 → 540.5.0, CUDA 12.6"
 
 
-def test_what_was_used_last_is_what_it_is_compared_with(board: Board) -> None:
+def test_the_reason_is_the_difference_to_the_engine_used_last(board: Board) -> None:
     board.engine()
     board.plan = replace(PLAN, version="10.7.0")
     board.engine()
@@ -213,7 +214,7 @@ def test_other_files_and_options_have_other_engines(board: Board) -> None:
     assert board.engine(options=BuildConfig(workspace_gib=1.0)).path != other.path, "it was of the other file"
 
 
-def test_what_is_damaged_is_built_anew(board: Board) -> None:
+def test_a_damaged_engine_is_rebuilt(board: Board) -> None:
     damages: tuple[Callable[[Path], object], ...] = (
         lambda path: path.write_bytes(b"cut"),
         lambda path: path.unlink(),
@@ -223,37 +224,37 @@ def test_what_is_damaged_is_built_anew(board: Board) -> None:
     for number, damage in enumerate(damages, 1):
         damage(board.engine().path)
         again = board.engine()
-        assert (again.built, again.why, board.built) == (True, "what was kept of it is damaged", 1 + number)
+        assert (again.built, again.why, board.built) == (True, "the kept engine is damaged", 1 + number)
         assert read_manifest(again.path).kind == "plan"
 
 
-def test_what_was_never_proven_is_built_anew(board: Board) -> None:
-    """Kept by a version that built without running, where cuda-python was missing."""
-    board.proves = False
+def test_an_engine_that_was_not_verified_is_rebuilt(board: Board) -> None:
+    """Older versions wrote such engines if cuda-python was missing."""
+    board.verifies = False
     first = board.engine()
-    board.proves = True
+    board.verifies = True
     again = board.engine()
     assert (again.built, again.path, board.built) == (True, first.path, 2)
-    assert again.why == "the one that was kept was never compared with its ONNX file"
+    assert again.why == "the kept engine was never compared with its ONNX file"
     assert again.path.read_bytes() == b"engine 2"
     assert not board.engine().built
 
 
-def test_what_is_for_another_gpu_needs_no_proof(board: Board) -> None:
-    board.proves = False
+def test_an_engine_for_another_gpu_need_not_be_verified(board: Board) -> None:
+    board.verifies = False
     board.plan = replace(PLAN, runs_here=False)
     board.engine()
     assert not board.engine().built
 
 
 @pytest.mark.parametrize("said", ["", "{", "[]", '{"onnx": 3}'])
-def test_a_record_that_says_nothing_decides_nothing(said: str, board: Board) -> None:
+def test_an_unreadable_record_does_not_cause_a_rebuild(said: str, board: Board) -> None:
     board.engine().path.with_name(RECORD).write_text(said, encoding="utf-8")
     again = board.engine()
     assert (again.built, again.why) == (False, "built before")
 
 
-def test_a_build_that_fails_leaves_nothing(board: Board) -> None:
+def test_a_failed_build_leaves_nothing(board: Board) -> None:
     def refuse() -> None:
         raise GateError("Its depth is wrong.", "", "")
 
@@ -265,7 +266,7 @@ def test_a_build_that_fails_leaves_nothing(board: Board) -> None:
     assert board.engine().why == "not built here before"
 
 
-def test_of_two_that_build_at_once_the_later_takes_what_is_there(board: Board) -> None:
+def test_the_first_of_two_simultaneous_builds_is_kept(board: Board) -> None:
     others: list[Cached] = []
 
     def another_process() -> None:
@@ -279,16 +280,16 @@ def test_of_two_that_build_at_once_the_later_takes_what_is_there(board: Board) -
     assert own.path.read_bytes() == b"engine 2", "the other one's, which may be in use"
     assert read_manifest(own.path).engine is not None
     assert len(board.kept()) == 1
-    assert not list(board.cache.glob("*/.*"))
+    assert not list(board.cache.glob(".*"))
 
 
 def time_travel(engine: Cached, seconds: float) -> None:
-    record = engine.path.with_name(RECORD)
-    when = record.stat().st_mtime + seconds
-    os.utime(record, (when, when))
+    entry = engine.path.parent
+    when = entry.stat().st_mtime + seconds
+    os.utime(entry, (when, when))
 
 
-def test_engines_of_older_environments_go(board: Board) -> None:
+def test_engines_of_older_environments_are_evicted(board: Board) -> None:
     engines = []
     for place, version in enumerate(("10.3.0", "10.7.0", "10.9.0")):
         board.plan = replace(PLAN, version=version)
@@ -302,36 +303,36 @@ def test_engines_of_older_environments_go(board: Board) -> None:
     assert board.kept() == {engines[1].path, newest.path}
 
 
-def test_the_cache_has_a_size(board: Board) -> None:
+def test_the_cache_is_limited_in_size(board: Board) -> None:
     engines = []
     for name in ("a", "b", "c"):
         write_tiny(board.onnx, name)
         engines.append(board.engine())
         time_travel(engines[-1], -100 + len(engines))
     size = sum(file.stat().st_size for file in engines[0].path.parent.iterdir())
-    board.patch.setattr(engine_cache, "MOST_BYTES", 2 * size + 10)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 2 * size + 10)
     write_tiny(board.onnx, "d")
     last = board.engine()
     assert board.kept() == {engines[2].path, last.path}
-    board.patch.setattr(engine_cache, "MOST_BYTES", 1)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 1)
     write_tiny(board.onnx, "e")
     newest = board.engine()
     assert board.kept() == {newest.path}, "the one just built stays, however large"
 
 
-def test_only_engines_and_what_was_abandoned_are_deleted(board: Board) -> None:
+def test_only_engines_and_abandoned_files_are_deleted(board: Board) -> None:
     board.cache.mkdir()
     export = board.cache / "0123456789abcdef" / "nano.onnx"
     export.parent.mkdir()
     export.write_bytes(b"x")
-    group = board.engine().path.parent.parent
-    left, running = group / ".dead", group / ".busy"
+    board.engine()
+    left, running = board.cache / ".dead", board.cache / ".busy"
     for scratch in (left, running):
         scratch.mkdir()
         (scratch / RECORD).write_text("{}", encoding="utf-8")
-    old = left.stat().st_mtime - engine_cache.ABANDONED_S - 1
+    old = left.stat().st_mtime - ABANDONED_S - 1
     os.utime(left, (old, old))
-    board.patch.setattr(engine_cache, "MOST_BYTES", 1)
+    board.patch.setattr(engine_cache, "MAX_BYTES", 1)
     board.plan = replace(PLAN, version="10.7.0")
     board.engine()
     assert export.exists()
@@ -345,27 +346,29 @@ def test_a_cache_that_cannot_be_written(board: Board) -> None:
         board.engine()
 
 
-def test_without_a_gpu_the_cure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_error_says_where_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="no NVIDIA GPU") as caught:
-        cached_engine(NANO_ONNX["fp16"], folder=tmp_path)
+        cached_engine(Artefact.open(NANO_ONNX["fp16"]), folder=tmp_path)
     assert "mde build model.onnx" in caught.value.cure
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    assert cache_folder() == tmp_path / "mirrordepth-edge" / "engines"
+    own = Board(tmp_path / "board", monkeypatch)
+    engine = cached_engine(Artefact.open(own.onnx))
+    assert engine.path.is_relative_to(tmp_path / "mirrordepth-edge" / "engines")
 
 
 def test_a_real_engine_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     source, plan = write_tiny(tmp_path / "tiny.onnx"), plan_build("rtx-ada")
     told: list[str] = []
-    first = cached_engine(source, folder=tmp_path / "cache", plan=plan, on_stage=told.append)
+    first = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan, on_stage=told.append)
     manifest = read_manifest(first.path)
     assert manifest.engine is not None
     assert asdict(manifest.engine)["options"] == asdict(BuildConfig())
     assert told[0].startswith("building with TensorRT for RTX ")
-    again = cached_engine(source, folder=tmp_path / "cache", plan=plan)
+    again = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan)
     assert (again.path, again.built) == (first.path, False)

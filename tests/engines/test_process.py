@@ -1,4 +1,4 @@
-"""What a user is told where there is no plan: the operator, the room that lacks, the INT8 that is not taken."""
+"""Errors of failed builds: unsupported operators, lack of memory or space, INT8 for CPUs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import BuildPlan, build_engine
-from mirrordepth_edge.engines.process import explain, refuse_cpu_int8, run_worker
+from mirrordepth_edge.engines.process import build_error, refuse_cpu_int8, run_builder
+from mirrordepth_edge.engines.worker import _unwritable
 from mirrordepth_edge.errors import DeviceError, InputError
 from mirrordepth_edge.manifest import Quantisation, read_manifest, write_artefact
+from mirrordepth_edge.support.worker import WorkerExit
 
 LOG = (
     "[11/23/2026-06:14:58] [TRT] [E] ModelImporter.cpp:142: --- Begin node ---",
@@ -43,53 +45,56 @@ def request_of(onnx_path: Path | str, **changes: Any) -> dict[str, Any]:
 
 
 def explained(failed: str, lines: Sequence[str] = LOG) -> Any:
-    return explain({"failed": failed}, 0, lines, request_of("/home/me/odd.onnx"), BuildConfig())
+    end = WorkerExit(status=0, log=tuple(lines))
+    return build_error(failed, end, request_of("/home/me/odd.onnx"), BuildConfig())
 
 
 @pytest.mark.parametrize(
     ("failed", "why"),
     [
-        ("node det (Det): false", "TensorRT has no operator Det, or not in this form (node det)."),
-        ("node ? (Det): false", "TensorRT has no operator Det, or not in this form."),
+        ("node det (Det): false", "TensorRT does not support the operator Det, or not in this form (node det)."),
+        ("node ? (Det): false", "TensorRT does not support the operator Det, or not in this form."),
         (
             "node a (b) (Det): false\nnode a (b) (Det): false\nnode rs (Resize): only (half_pixel): see\nthe manual",
-            "TensorRT has no operator Det, or not in this form (node a (b)).\n"
-            "TensorRT has no operator Resize, or not in this form (node rs): only (half_pixel): see\nthe manual",
+            "TensorRT does not support the operator Det, or not in this form (node a (b)).\n"
+            "TensorRT does not support the operator Resize, or not in this form (node rs): only (half_pixel): see\n"
+            "the manual",
         ),
     ],
 )
-def test_the_parsers_errors_become_sentences(failed: str, why: str) -> None:
-    told = explained(failed)
-    assert isinstance(told, InputError)
-    assert told.why == why
-    assert "mde export" in told.cure
-    assert "mde run PICTURE --model /home/me/odd.onnx" in told.cure
+def test_parser_errors_become_sentences(failed: str, why: str) -> None:
+    error = explained(failed)
+    assert isinstance(error, InputError)
+    assert error.why == why
+    assert "mde export" in error.cure
+    assert "mde run PICTURE --model /home/me/odd.onnx" in error.cure
 
 
-def test_a_file_that_is_no_onnx_runs_nowhere_else() -> None:
-    told = explained("node ? (?): Assertion failed: Failed to parse the ONNX model.")
-    assert told.why == "Assertion failed: Failed to parse the ONNX model."
-    assert "mde run" not in told.cure
+def test_an_invalid_onnx_file_is_not_suggested_for_mde_run() -> None:
+    error = explained("node ? (?): Assertion failed: Failed to parse the ONNX model.")
+    assert error.why == "Assertion failed: Failed to parse the ONNX model."
+    assert "mde run" not in error.cure
 
 
-def test_want_of_memory_is_no_want_of_an_operator() -> None:
+def test_out_of_memory_in_the_parser_is_not_an_unsupported_operator() -> None:
     assert isinstance(explained("node big (Conv): OutOfMemory (Requested size was 9 bytes.)"), DeviceError)
 
 
-def test_what_the_builder_itself_says_keeps_its_log() -> None:
-    told = explained("the builder failed: no engine", ["[E] no tactic for node 3"])
-    assert told.why == "the builder failed: no engine\n[E] no tactic for node 3"
-    assert "mde inspect /home/me/odd.onnx" in told.cure
+def test_an_error_of_the_builder_includes_its_log() -> None:
+    error = explained("the builder failed: no engine", ["[E] no tactic for node 3"])
+    assert error.why == "the builder failed: no engine\n[E] no tactic for node 3"
+    assert "mde inspect /home/me/odd.onnx" in error.cure
 
 
-@pytest.mark.parametrize("said", [{"failed": "node det (Det): false"}, {"failed": "the builder failed"}, {}])
-def test_no_cure_names_an_option_that_is_not_there(said: dict[str, str]) -> None:
+@pytest.mark.parametrize("failed", ["node det (Det): false", "the builder failed", None])
+def test_cures_name_only_existing_options(failed: str | None) -> None:
     from typer.main import get_command
 
     from mirrordepth_edge.cli import app
 
     known = {name for each in get_command(app).commands["build"].params for name in each.opts}  # type: ignore[attr-defined]
-    cure = explain(said, 1, LOG, request_of("odd.onnx"), BuildConfig()).cure.partition("mde run")[0]
+    error = build_error(failed, WorkerExit(status=1, log=LOG), request_of("odd.onnx"), BuildConfig())
+    cure = error.cure.partition("mde run")[0]
     assert {word.strip(".,;") for word in cure.split() if word.startswith("--")} <= known
 
 
@@ -105,23 +110,23 @@ def write_model(path: Path, *nodes: onnx.NodeProto, depth: Sequence[int] = (1, 3
     return path
 
 
-def test_an_operator_that_the_real_parser_lacks(tmp_path: Path) -> None:
+def test_an_operator_that_the_real_parser_does_not_support(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     path = write_model(tmp_path / "odd.onnx", helper.make_node("Det", ["image"], ["depth"], name="det"), depth=(1,))
     with pytest.raises(InputError, match="cannot build") as caught:
-        run_worker(request_of(path), BuildConfig())
-    assert caught.value.why == "TensorRT has no operator Det, or not in this form (node det)."
+        run_builder(request_of(path), BuildConfig())
+    assert caught.value.why == "TensorRT does not support the operator Det, or not in this form (node det)."
 
 
-def test_zero_points_are_what_the_real_parser_refuses(tmp_path: Path) -> None:
-    """The reason of `refuse_cpu_int8`, from the one who says so."""
+def test_the_real_parser_refuses_zero_points(tmp_path: Path) -> None:
+    """Why `refuse_cpu_int8` exists."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     pair = (
         helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="q"),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["depth"], name="dq"),
     )
     with pytest.raises(InputError) as caught:
-        run_worker(request_of(write_model(tmp_path / "uint8.onnx", *pair)), BuildConfig())
+        run_builder(request_of(write_model(tmp_path / "uint8.onnx", *pair)), BuildConfig())
     assert "zero point" in caught.value.why.lower()
     assert "[E]" not in caught.value.why
 
@@ -150,25 +155,24 @@ def test_int8_for_a_cpu_is_refused_before_a_builder_is_started(
     write_artefact(written, NANO_ONNX["fp32"].read_bytes(), source)
     order = BuildPlan(flavour="tensorrt-rtx", compute_capabilities=("8.9",), runs_here=False)
     with pytest.raises(InputError, match="INT8 for a CPU"):
-        build_engine(written, tmp_path / "nano.plan", order)
+        build_engine(Artefact.open(written), tmp_path / "nano.plan", order)
     with pytest.raises(InputError, match="INT8 for a CPU") as caught:
         refuse_cpu_int8(Path("nano.cpu.onnx"), source)
     assert "without --target cpu" in caught.value.cure
     assert "mde run PICTURE --model nano.cpu.onnx" in caught.value.cure
 
 
-def test_a_plan_that_does_not_fit_among_temporary_files() -> None:
-    """`-o` would not help: the plan is built elsewhere, and moved."""
-    said, request = {"unwritable": os.strerror(errno.ENOSPC)}, request_of("/home/me/nano.onnx")
-    told = explain(said, 0, (), request, BuildConfig())
-    assert isinstance(told, InputError)
-    assert told.why == os.strerror(errno.ENOSPC)
-    assert "TMPDIR=/path mde build /home/me/nano.onnx" in told.cure
-    assert str(Path(request["plan"]).parent) in told.cure
-    assert "name another place" not in told.cure
+def test_a_plan_that_does_not_fit_into_the_temporary_folder() -> None:
+    """`-o` would not help: the plan is built in the temporary folder, and then moved."""
+    request = request_of("/home/me/nano.onnx")
+    error = _unwritable(request, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert error.why == os.strerror(errno.ENOSPC)
+    assert "TMPDIR=/path mde build /home/me/nano.onnx" in error.cure
+    assert str(Path(request["plan"]).parent) in error.cure
+    assert "choose another folder" not in error.cure
 
 
-def test_tmpdir_is_what_chooses_that_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tmpdir_sets_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert Path(tempfile.gettempdir()) == tmp_path

@@ -1,4 +1,4 @@
-"""Triton's model repositories: their layout, the configuration by its own schema, the client against a server."""
+"""Triton model repositories: layout, configuration parsed with Triton's schema, and the client against a server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def manifest() -> Manifest:
 
 
 def float_io(manifest: Manifest) -> Manifest:
-    """As of a file with normalised input; each channel its own statistics."""
+    """The manifest of a file with normalised input and different statistics per channel."""
     (image,) = manifest.inputs
     height, width = manifest.preprocess.size_hw
     return replace(
@@ -51,7 +51,7 @@ def float_io(manifest: Manifest) -> Manifest:
 
 
 def plan_of(manifest: Manifest, folder: Path, flavour: Any = "tensorrt", options: BuildConfig | None = None) -> Path:
-    """A file that passes for an engine."""
+    """A file with the manifest of an engine."""
     path = folder / "depth.plan"
     path.write_bytes(b"machine code")
     capabilities = ("8.7",)
@@ -82,15 +82,15 @@ def test_a_repository(tmp_path: Path, manifest: Manifest) -> None:
     text = (target / "README.md").read_text(encoding="utf-8")
     assert "| input | `image` | UINT8 | `[1, 224, 288, 3]` NHWC | 0..255 | RGB |" in text
     assert "| output | `depth` | FP32 | `[1, 224, 288]` NHW | > 0 | metres |" in text
-    assert "stretched to 224 rows and 288 columns" in text
+    assert "resized to 224 rows and 288 columns" in text
     assert "random" not in text
 
 
-def test_its_name_is_the_files_if_none_is_given(tmp_path: Path) -> None:
+def test_the_default_name_is_the_files_stem(tmp_path: Path) -> None:
     assert write_triton_repository(NANO, tmp_path).name == "nano"
 
 
-def test_what_the_description_says_of_an_engine(tmp_path: Path, manifest: Manifest) -> None:
+def test_the_readme_of_an_engine(tmp_path: Path, manifest: Manifest) -> None:
     untrained = replace(manifest, trained=False)
     text = (write_triton_repository(plan_of(untrained, tmp_path), tmp_path) / "README.md").read_text(encoding="utf-8")
     assert "built by TensorRT 10.3.0 for compute capability 8.7" in text
@@ -102,14 +102,14 @@ def test_what_the_description_says_of_an_engine(tmp_path: Path, manifest: Manife
 
 
 def parsed(text: str) -> Any:
-    """Read by Triton's schema, which refuses what it does not know."""
+    """Parse with Triton's schema, in which unknown fields are errors."""
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient[grpc] is not installed")
     from google.protobuf import text_format
 
     return text_format.Parse(text, schema.ModelConfig())
 
 
-def test_the_configuration_by_tritons_schema(manifest: Manifest) -> None:
+def test_configuration_of_an_onnx_file(manifest: Manifest) -> None:
     config = parsed(config_pbtxt(manifest, "depth", instances=2))
     assert (config.name, config.backend, config.max_batch_size) == ("depth", "onnxruntime", 0)
     (given,), (wanted,) = config.input, config.output
@@ -130,7 +130,7 @@ def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
     return replace(manifest, sizes=sizes, inputs=inputs, outputs=outputs)
 
 
-def test_requests_are_put_together_where_the_batch_is_open(manifest: Manifest) -> None:
+def test_requests_are_batched_if_the_batch_is_dynamic(manifest: Manifest) -> None:
     config = parsed(config_pbtxt(open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288")), "depth"))
     assert config.max_batch_size == 8
     assert config.HasField("dynamic_batching")
@@ -138,7 +138,7 @@ def test_requests_are_put_together_where_the_batch_is_open(manifest: Manifest) -
     assert (list(given.dims), list(wanted.dims)) == ([224, 288, 3], [224, 288])
 
 
-def test_an_engine_by_tritons_schema(tmp_path: Path, manifest: Manifest) -> None:
+def test_configuration_of_an_engine(tmp_path: Path, manifest: Manifest) -> None:
     target = write_triton_repository(plan_of(manifest, tmp_path), tmp_path / "repository")
     assert (target / "1" / "model.plan").read_bytes() == b"machine code"
     config = parsed((target / "config.pbtxt").read_text(encoding="utf-8"))
@@ -146,14 +146,14 @@ def test_an_engine_by_tritons_schema(tmp_path: Path, manifest: Manifest) -> None
     assert config.instance_group[0].kind == 1  # KIND_GPU
 
 
-def test_float_input_by_tritons_schema(manifest: Manifest) -> None:
+def test_configuration_of_float_input(manifest: Manifest) -> None:
     config = parsed(config_pbtxt(float_io(manifest), "depth"))
     assert (config.input[0].data_type, list(config.input[0].dims)) == (11, [1, 3, 224, 288])
     stated = {key: [float(each) for each in value.string_value.split()] for key, value in config.parameters.items()}
     assert stated == {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
 
 
-def test_int8_for_the_cpu_stays_there(manifest: Manifest) -> None:
+def test_int8_for_the_cpu_runs_on_the_cpu(manifest: Manifest) -> None:
     quantised = Quantisation(
         scheme="cpu",
         method="max",
@@ -168,33 +168,33 @@ def test_int8_for_the_cpu_stays_there(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words"])
-def test_names_that_are_no_folder_or_no_address(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="is no name"):
+def test_invalid_names(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is not a valid Triton model name"):
         write_triton_repository(NANO, tmp_path / "repository", name=name)
     assert not (tmp_path / "repository").exists()
 
 
 def test_what_triton_cannot_serve(tmp_path: Path, manifest: Manifest) -> None:
     for flavour, options, why in (
-        ("tensorrt-rtx", None, "an engine of tensorrt-rtx"),
-        ("tensorrt", BuildConfig(weights="stripped"), "weights are not in it"),
+        ("tensorrt-rtx", None, "a tensorrt-rtx engine"),
+        ("tensorrt", BuildConfig(weights="stripped"), "stripped of its weights"),
     ):
         with pytest.raises(OptionError, match="cannot serve") as caught:
             write_triton_repository(plan_of(manifest, tmp_path, flavour, options), tmp_path)
         assert why in caught.value.why
     for sizes, why in (
-        ("64x64,64x64,96x96", "height and width are open"),
-        ("2x64x64,4x64x64,4x64x64", "no fewer than 2"),
+        ("64x64,64x64,96x96", "height and width are dynamic"),
+        ("2x64x64,4x64x64,4x64x64", "minimum batch is 2"),
     ):
         opened = open_sizes(manifest, parse_range(sizes))
         with pytest.raises(OptionError, match="cannot serve") as caught:
             write_triton_repository(plan_of(opened, tmp_path), tmp_path)
         assert why in caught.value.why
-    with pytest.raises(OptionError, match="serve nobody"):
+    with pytest.raises(OptionError, match="are too few"):
         write_triton_repository(NANO, tmp_path, instances=0)
 
 
-def test_its_own_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_repository_is_replaced(tmp_path: Path) -> None:
     first = write_triton_repository(NANO, tmp_path)
     (first / "README.md").write_text("old", encoding="utf-8")
     second = write_triton_repository(NANO, tmp_path, instances=3)
@@ -205,22 +205,22 @@ def test_its_own_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mine", ["2/model.onnx", "labels.txt"])
-def test_what_others_put_there_is_kept(mine: str, tmp_path: Path) -> None:
+def test_files_of_others_are_not_deleted(mine: str, tmp_path: Path) -> None:
     path = write_triton_repository(NANO, tmp_path) / mine
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write_triton_repository(NANO, tmp_path)
     assert path.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_deleted(tmp_path: Path) -> None:
     (tmp_path / "nano").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         write_triton_repository(NANO, tmp_path)
 
 
-def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write_triton_repository(NANO, tmp_path)
     before = (first / "config.pbtxt").read_bytes()
 
@@ -334,7 +334,7 @@ def run_client(stub: Stub, folder: Path, picture: Path, monkeypatch: pytest.Monk
     return depth
 
 
-def test_the_client_asks_one_picture_of_an_open_batch(
+def test_the_client_sends_one_image_to_a_dynamic_batch(
     tmp_path: Path, pictures: dict[str, Frame], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288"))
@@ -344,7 +344,7 @@ def test_the_client_asks_one_picture_of_an_open_batch(
 
 
 @pytest.mark.parametrize("name", ["near", "large"])
-def test_the_client_asks_as_mde_does(
+def test_the_client_preprocesses_as_mde_does(
     name: str,
     tmp_path: Path,
     pictures: dict[str, Frame],
@@ -352,7 +352,7 @@ def test_the_client_asks_as_mde_does(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Pixel for pixel, what the network is fed and what comes of it."""
+    """Network input and depth are equal in every pixel."""
     with load(NANO, CPU) as predictor:
         expected = predictor(pictures[name]).copy()
         stub = Stub(manifest, lambda fed: predictor.session.infer(fed)["depth"])
@@ -372,8 +372,8 @@ def test_the_client_normalises_for_float_input(
     np.testing.assert_array_equal(stub.fed["image"], Preprocessor(described.preprocess, "float")(pictures["near"]))
 
 
-def test_a_picture_that_is_none(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="is no picture"):
+def test_a_file_that_is_not_an_image(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="cannot be read as an image"):
         run_client(Stub(manifest, None), tmp_path, tmp_path / "absent.png", monkeypatch)
 
 
@@ -422,7 +422,7 @@ def serving(manifest: Manifest, answer: Any) -> Iterator[str]:
 
 
 def test_the_real_client_library_over_http(tmp_path: Path, pictures: dict[str, Frame], manifest: Manifest) -> None:
-    """In a process of its own, as a user runs it."""
+    """In a separate process, as a user runs it."""
     have = subprocess.run([sys.executable, "-c", "import tritonclient.http"], capture_output=True, check=False)
     if have.returncode:
         pytest.skip("tritonclient[http] is not installed")

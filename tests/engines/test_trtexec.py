@@ -1,4 +1,4 @@
-"""The equivalent trtexec command: its flags by TensorRT's version, read back as a shell reads it."""
+"""The equivalent trtexec command: its flags for each TensorRT version, parsed as a shell does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def manifest() -> Manifest:
 
 
 def opened(manifest: Manifest, name: str = "image", layout: str = "NHWC", *shape: int) -> Manifest:
-    """As of a file whose height and width are open, or more."""
+    """The manifest of a file with dynamic axes."""
     spec = replace(manifest.inputs[0], name=name, layout=layout, shape=shape or (1, -1, -1, 3))
     return replace(manifest, inputs=(spec,), sizes=SIZES)
 
@@ -45,7 +45,7 @@ def flags(manifest: Manifest, version: str, config: BuildConfig | None = None) -
 
 
 @pytest.mark.parametrize(("version", "told"), [("10.3", True), ("10.16.1", True), ("11.0", False), ("11.4.1", False)])
-def test_tensorrt_10_is_told_to_keep_the_files_types(version: str, told: bool, manifest: Manifest) -> None:
+def test_tensorrt_10_needs_the_flag_for_strong_typing(version: str, told: bool, manifest: Manifest) -> None:
     strong = ["--stronglyTyped"] if told else []
     assert flags(manifest, version) == [
         "trtexec",
@@ -84,12 +84,12 @@ def test_a_layout_of_channels_first_and_a_colon_in_the_name(manifest: Manifest) 
 
 
 @pytest.mark.parametrize("version", ["10.3", "11.1"])
-def test_precision_is_the_files_alone(version: str, manifest: Manifest) -> None:
+def test_there_are_no_precision_flags(version: str, manifest: Manifest) -> None:
     words = flags(opened(manifest), version, EVERYTHING)
     assert not {"--fp16", "--int8", "--bf16", "--fp8", "--best", "--noTF32"} & set(words)
 
 
-def test_the_same_compute_capability_came_with_10_9(manifest: Manifest) -> None:
+def test_same_compute_capability_needs_10_9(manifest: Manifest) -> None:
     config = BuildConfig(hardware_compat="same-cc")
     assert "--hardwareCompatibilityLevel=sameComputeCapability" in flags(manifest, "10.9", config)
     with pytest.raises(OptionError, match="same-cc"):
@@ -102,19 +102,19 @@ def test_paths_survive_a_shell(manifest: Manifest) -> None:
     assert shlex.split(command)[:2] == ["/usr/src/tensorrt/bin/trtexec", f"--onnx={odd}"]
 
 
-def test_sizes_go_with_files_that_leave_them_open(manifest: Manifest) -> None:
+def test_shapes_of_dynamic_axes(manifest: Manifest) -> None:
     assert "--optShapes=image:1x224x288x3" in flags(opened(manifest), "11.1")
     narrower = flags(opened(manifest), "11.1", BuildConfig(dynamic=parse_range("224x224,224x288,224x288")))
     assert "--minShapes=image:1x224x224x3" in narrower
     with pytest.raises(OptionError, match="needs an ONNX file with dynamic shapes") as caught:
         flags(manifest, "11.1", EVERYTHING)
     assert "omit --dynamic" in caught.value.cure
-    with pytest.raises(OptionError, match="takes no shapes"):
+    with pytest.raises(OptionError, match="cannot set shapes"):
         flags(opened(manifest, "a,b"), "11.1", EVERYTHING)
 
 
-def test_a_version_that_lacks_an_option_does_not_hide_the_other(capsys: pytest.CaptureFixture[str]) -> None:
-    """As typed: SAME_COMPUTE_CAPABILITY came with 10.9, and 10.3 is the oldest that is supported."""
+def test_an_option_that_one_version_does_not_support(capsys: pytest.CaptureFixture[str]) -> None:
+    """SAME_COMPUTE_CAPABILITY needs 10.9; the oldest supported version is 10.3."""
     assert run_app(["build", "nano.fp16", "--print-trtexec", "--hardware-compat", "same-cc"]) == 0
     ten, reason, eleven, command = capsys.readouterr().out.splitlines()
     assert (ten, eleven) == ("# TensorRT 10", "# TensorRT 11")
@@ -123,8 +123,8 @@ def test_a_version_that_lacks_an_option_does_not_hide_the_other(capsys: pytest.C
     assert "--hardwareCompatibilityLevel=sameComputeCapability" in shlex.split(command)
 
 
-def test_what_no_version_does_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(OptionError, match="takes no shapes"):
+def test_an_option_that_no_version_supports(manifest: Manifest) -> None:
+    with pytest.raises(OptionError, match="cannot set shapes"):
         trtexec_commands(ONNX, PLAN, opened(manifest, "ima,ge"), (), EVERYTHING)
 
 
@@ -135,4 +135,4 @@ def test_trtexec_builds_for_tensorrt_only(target: str, status: int, capfd: pytes
     assert run_app(["build", "nano.fp16", "--print-trtexec", "--target", target]) == status
     out, err = capfd.readouterr()
     assert ("trtexec --onnx=" in out) is (status == 0)
-    assert ("trtexec builds nothing for rtx-ada" in err) is (status == 2)
+    assert ("trtexec cannot build for rtx-ada" in err) is (status == 2)

@@ -1,4 +1,4 @@
-"""What versions differ in, against the real modules: the builder of TensorRT for RTX runs without a GPU.
+"""Differences between versions, checked with the real modules: the builder of TensorRT for RTX runs without a GPU.
 
 `tensorrt_lean` is TensorRT 11's runtime: it has the builder's enumerations, and no builder.
 """
@@ -80,14 +80,14 @@ def missing(trt: Any, wanted: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-def test_what_the_builder_path_touches_exists(name: str) -> None:
+def test_the_builder_api_exists(name: str) -> None:
     trt = module(name)
     newer = [int(part) for part in trt.__version__.split(".")[:2]] >= [10, 9] or name == "tensorrt_rtx"
     shared = SHARED_API if newer else {**SHARED_API, "HardwareCompatibilityLevel": ("AMPERE_PLUS",)}
     assert not missing(trt, {**BUILDER_API, **shared})
 
 
-def test_what_the_builder_path_touches_outlived_tensorrt_10() -> None:
+def test_the_builder_api_exists_in_tensorrt_11() -> None:
     trt = module("tensorrt_lean")
     assert int(trt.__version__.split(".")[0]) >= 11
     assert not missing(trt, SHARED_API)
@@ -105,11 +105,11 @@ def test_what_the_builder_path_touches_outlived_tensorrt_10() -> None:
         ("tensorrt-rtx", "1.7.1.116", False),
     ],
 )
-def test_where_strong_typing_has_to_be_asked_for(flavour: Flavour, version: str, needed: bool) -> None:
+def test_which_versions_need_the_flag_for_strong_typing(flavour: Flavour, version: str, needed: bool) -> None:
     assert needs_strong_flag(flavour, version) is needed
 
 
-def test_a_network_of_tensorrt_for_rtx_is_strongly_typed_unasked() -> None:
+def test_tensorrt_for_rtx_is_strongly_typed_by_default() -> None:
     trt = module("tensorrt_rtx")
     network = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)).create_network(0)
     assert network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -126,18 +126,18 @@ EVERYTHING = BuildConfig(
 )
 
 
-def test_the_newest_tensorrt_does_everything() -> None:
+def test_the_newest_tensorrt_supports_every_option() -> None:
     refuse_unsupported(EVERYTHING, "tensorrt", NEWEST["tensorrt"])
     assert has_timing_cache("tensorrt")
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_nothing_is_refused_unasked(flavour: Flavour) -> None:
+def test_defaults_are_never_refused(flavour: Flavour) -> None:
     for version in ("1.4.0", "10.3.0", NEWEST[flavour], ""):
         refuse_unsupported(BuildConfig(workspace_gib=2.0, verbosity="layer-names"), flavour, version)
 
 
-def test_same_compute_capability_came_with_10_9() -> None:
+def test_same_compute_capability_needs_10_9() -> None:
     asked = BuildConfig(hardware_compat="same-cc")
     for version in ("10.3.0", "10.8.0.43"):
         with pytest.raises(OptionError, match="--hardware-compat same-cc") as caught:
@@ -151,7 +151,8 @@ def test_same_compute_capability_came_with_10_9() -> None:
 def test_a_jetsons_engine_is_for_its_own_gpu_only() -> None:
     for version in ("10.3.0", "10.16.1", "11.4.1", ""):
         for level in ("ampere+", "same-cc"):
-            with pytest.raises(OptionError, match=f"^--hardware-compat is nothing that tensorrt {version}") as caught:
+            builder = f"tensorrt {version}".strip()
+            with pytest.raises(OptionError, match=f"^{builder} does not support --hardware-compat") as caught:
                 refuse_unsupported(BuildConfig(hardware_compat=level), "tensorrt", version, integrated=True)
             assert "JetPack" in caught.value.why
         refuse_unsupported(BuildConfig(), "tensorrt", version, integrated=True)
@@ -175,14 +176,14 @@ def test_tensorrt_before_10_3_is_too_old() -> None:
         (BuildConfig(weights="stripped"), "--weights stripped"),
     ],
 )
-def test_what_tensorrt_for_rtx_would_ignore_is_refused(config: BuildConfig, option: str) -> None:
+def test_options_that_tensorrt_for_rtx_ignores_are_refused(config: BuildConfig, option: str) -> None:
     with pytest.raises(OptionError, match=option) as caught:
         refuse_unsupported(config, "tensorrt-rtx", "")
     assert "https://docs.nvidia.com/" in caught.value.why
     assert option in caught.value.cure
 
 
-def test_every_limit_has_its_page() -> None:
+def test_every_limit_has_a_link() -> None:
     assert all(limit.link.startswith(("https://docs.nvidia.com/", "https://github.com/NVIDIA/")) for limit in LIMITS)
 
 
@@ -203,7 +204,7 @@ def convolution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rtx_bytes(convolution: Path) -> Callable[[Callable[[Any, Any], None]], bytes | None]:
-    """Builds the convolution for RTX 40 with TensorRT for RTX; None where the builder failed."""
+    """Build the convolution for RTX 40 with TensorRT for RTX; None if the builder failed."""
     trt = module("tensorrt_rtx")
 
     def built(change: Callable[[Any, Any], None]) -> bytes | None:
@@ -221,8 +222,8 @@ def rtx_bytes(convolution: Path) -> Callable[[Callable[[Any, Any], None]], bytes
     return built
 
 
-def test_tensorrt_for_rtx_does_ignore_what_is_refused(rtx_bytes: Any) -> None:
-    """The reason for refusing: the same bytes come out. A version for which this fails should be asked instead."""
+def test_tensorrt_for_rtx_still_ignores_the_refused_options(rtx_bytes: Any) -> None:
+    """The engine is the same with and without them. If this fails for a version, `LIMITS` should allow them there."""
 
     def level(number: int) -> Any:
         return lambda trt, config: setattr(config, "builder_optimization_level", number)
@@ -239,7 +240,7 @@ def test_tensorrt_for_rtx_does_ignore_what_is_refused(rtx_bytes: Any) -> None:
     assert rtx_bytes(workspace) != plain, "what it does not ignore shows in the bytes"
 
 
-def test_tensorrt_for_rtx_fails_at_what_is_refused(rtx_bytes: Any) -> None:
+def test_tensorrt_for_rtx_still_fails_with_the_refused_options(rtx_bytes: Any) -> None:
     def flag(name: str) -> Any:
         return lambda trt, config: config.set_flag(getattr(trt.BuilderFlag, name))
 
@@ -274,8 +275,8 @@ print(json.dumps({
 """
 
 
-def test_the_builder_has_what_was_asked() -> None:
-    """Read back from the real `IBuilderConfig`, in a process where Polygraphy drives TensorRT for RTX."""
+def test_the_builder_config_has_the_options() -> None:
+    """Read from the real `IBuilderConfig`, in a process in which Polygraphy uses TensorRT for RTX."""
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT for RTX is not installed")
     environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1", "PYTHONWARNINGS": "ignore"}
@@ -341,7 +342,7 @@ def test_weights_are_read_before_the_engine_takes_them() -> None:
     ("trt", "why"),
     [
         (FakeRefit(parses=False), "no initialiser of that name"),
-        (FakeRefit(missing=("a", "b", "c", "d")), "lacks a, b, c …"),
+        (FakeRefit(missing=("a", "b", "c", "d")), "no weights for a, b, c …"),
         (FakeRefit(refits=False), "returned False"),
     ],
 )

@@ -47,7 +47,9 @@ def test_batches_rotate(frames: list[Frame], tiny_network: DepthNetwork) -> None
     np.testing.assert_array_equal(second, np.stack([alone[2], alone[0]]))
 
 
-@pytest.mark.parametrize(("tower", "io"), [("tiny_network", "uint8"), ("tiny_map_network", "float")])
+@pytest.mark.parametrize(
+    ("tower", "io"), [("tiny_network", "uint8"), pytest.param("tiny_map_network", "float", marks=pytest.mark.slow)]
+)
 def test_each_frame_of_a_batch_has_its_own_depth(
     tower: str, io: InputKind, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

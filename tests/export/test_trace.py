@@ -159,8 +159,15 @@ def test_the_file_says_nothing_of_the_exporting_machine(vit_model: onnx.ModelPro
     assert b"site-packages" not in blob
 
 
-@pytest.mark.parametrize("io", ["uint8", "float"])
-@pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
+@pytest.mark.parametrize(
+    ("tower", "io"),
+    [
+        ("tiny_network", "uint8"),
+        ("tiny_network", "float"),
+        ("tiny_map_network", "uint8"),
+        pytest.param("tiny_map_network", "float", marks=pytest.mark.slow),
+    ],
+)
 def test_fp32_parity(
     tower: str, io: str, frames: list[Frame], tmp_path: Path, exported: Export, request: pytest.FixtureRequest
 ) -> None:

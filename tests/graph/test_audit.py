@@ -689,6 +689,6 @@ def test_cuda_says_what_is_wrong_before_a_runtime_fails_on_it(
     monkeypatch.setattr(
         audit_module, "import_runtime", lambda flavour: FakeRuntime([])
     )  # its Runtime is not to be started
-    with pytest.raises(kind, match="CUDA refused cudaSetDevice") as caught:
+    with pytest.raises(kind, match="CUDA call cudaSetDevice failed") as caught:
         layer_information(*plan)
     assert f"({code})" in caught.value.why

@@ -18,6 +18,7 @@ import pytest
 
 from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine.device import CUDA_PROTOTYPES, CudaDriver, CudaDriverError, Gpu
+from mirrordepth_edge.machine.jetson import parse_l4t_release
 
 ORIN_NANO = "NVIDIA Jetson Orin Nano Developer Kit"
 R36 = """# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025
@@ -135,7 +136,9 @@ def test_each_call_may_fail(fails: str, bare_machine: Path, monkeypatch: pytest.
 def test_a_driver_without_a_function(missing: str) -> None:
     library = fake_driver((ADA,), fails="cuInit", code=3) if missing == "cuGetErrorName" else fake_driver((ADA,))
     delattr(library, missing)
-    with pytest.raises(CudaDriverError, match="cuInit: 3" if missing == "cuGetErrorName" else f"has no {missing}"):
+    with pytest.raises(
+        CudaDriverError, match="cuInit: 3" if missing == "cuGetErrorName" else f"has no function {missing}"
+    ):
         device.gpus_of(library)
 
 
@@ -151,21 +154,21 @@ def test_an_error_is_named_where_the_driver_knows_it(monkeypatch: pytest.MonkeyP
 
 
 def test_a_driver_without_gpus() -> None:
-    with pytest.raises(CudaDriverError, match="sees no GPU"):
+    with pytest.raises(CudaDriverError, match="reports no GPU"):
         device.gpus_of(fake_driver(()))
 
 
 def test_no_driver(bare_machine: Path) -> None:
     driver = device.cuda_driver()
     assert driver.gpus == ()
-    assert driver.problem == "libmirrordepth_absent.so.1 is not there: no NVIDIA driver"
+    assert driver.problem == "libmirrordepth_absent.so.1 not found: no NVIDIA driver is installed"
 
 
 def test_a_driver_that_misses_a_library(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a Jetson's container that was started without the NVIDIA runtime."""
     text = "libnvrm_gpu.so: cannot open shared object file: No such file or directory"
     use_driver(monkeypatch, OSError(text))
-    assert device.cuda_driver().problem == f"{device.CUDA_LIBRARY} does not load: {text}"
+    assert device.cuda_driver().problem == f"{device.CUDA_LIBRARY} cannot be loaded: {text}"
 
 
 def test_hidden_gpus_are_said(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +248,7 @@ def test_this_machines_gpus() -> None:
     ("text", "release"), [(R36, "36.4.3"), (R35, "35.4.1"), ("", None), ("# R36 (debug), GCID: 1", None)]
 )
 def test_l4t_release(text: str, release: str | None) -> None:
-    assert device.parse_l4t_release(text) == release
+    assert parse_l4t_release(text) == release
 
 
 def test_cpu_name() -> None:

@@ -14,12 +14,12 @@ from mirrordepth_edge.machine.known_issues import (
     PATTERNS,
     SEVERITIES,
     TABLE,
-    KnownProblem,
-    known_bad,
-    known_problems,
-    version_key,
+    KnownIssue,
+    known_issues,
+    load_known_issues,
 )
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.versions import version_key
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,27 +29,27 @@ else:
 
 def test_the_table_fits_its_fields() -> None:
     data = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    assert set(data) == {"problem"}
-    strict = tuple(read_strict(KnownProblem, entry, str(TABLE), "") for entry in data["problem"])
-    assert strict == known_bad()
-    assert len({problem.id for problem in strict}) == len(strict)
+    assert set(data) == {"issue"}
+    strict = tuple(read_strict(KnownIssue, entry, str(TABLE), "") for entry in data["issue"])
+    assert strict == load_known_issues()
+    assert len({issue.id for issue in strict}) == len(strict)
 
 
-@pytest.mark.parametrize("problem", known_bad(), ids=lambda problem: problem.id)
-def test_entries(problem: KnownProblem) -> None:
-    assert problem.links
-    assert all(link.startswith("https://") for link in problem.links)
-    assert all(re.fullmatch(r"\d+\.\d", each) for each in problem.compute_capabilities)
-    assert problem.patterns
-    assert set(problem.patterns) <= set(PATTERNS)
-    assert set(problem.precisions) <= {"fp32", "fp16", "bf16"}
-    for sentence in (problem.what, problem.instead):
+@pytest.mark.parametrize("issue", load_known_issues(), ids=lambda issue: issue.id)
+def test_entries(issue: KnownIssue) -> None:
+    assert issue.links
+    assert all(link.startswith("https://") for link in issue.links)
+    assert all(re.fullmatch(r"\d+\.\d", each) for each in issue.compute_capabilities)
+    assert issue.patterns
+    assert set(issue.patterns) <= set(PATTERNS)
+    assert set(issue.precisions) <= {"fp32", "fp16", "bf16"}
+    for sentence in (issue.what, issue.instead):
         assert sentence
         assert "\n" not in sentence
-    if problem.since and problem.before:
-        assert Version(problem.since) < Version(problem.before)
-    if problem.fixed_in and problem.before:
-        assert Version(problem.before) <= Version(problem.fixed_in)
+    if issue.since and issue.before:
+        assert Version(issue.since) < Version(issue.before)
+    if issue.fixed_in and issue.before:
+        assert Version(issue.before) <= Version(issue.fixed_in)
 
 
 # What the threads tell, by their numbers: what went wrong, and what was right.
@@ -89,26 +89,26 @@ RIGHT: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 def test_what_threads_tell_to_be_wrong(
     thread: str, version: str, capability: str, asked: dict[str, Any], expected: str
 ) -> None:
-    assert expected in {problem.id for problem in known_problems("tensorrt", version, capability, **asked)}
+    assert expected in {issue.id for issue in known_issues("tensorrt", version, capability, **asked)}
 
 
 @pytest.mark.parametrize(("thread", "version", "capability", "asked"), RIGHT, ids=[case[0] for case in RIGHT])
 def test_what_threads_tell_to_be_right(thread: str, version: str, capability: str, asked: dict[str, Any]) -> None:
-    assert known_problems("tensorrt", version, capability, **asked) == ()
+    assert known_issues("tensorrt", version, capability, **asked) == ()
 
 
 def test_flavours_are_apart() -> None:
-    assert known_problems("tensorrt-rtx", "10.3", "8.7", tuple(PATTERNS)) == ()
-    assert {problem.flavour for problem in known_problems("onnxruntime", "1.27.0", "8.9")} == {"onnxruntime"}
+    assert known_issues("tensorrt-rtx", "10.3", "8.7", tuple(PATTERNS)) == ()
+    assert {issue.flavour for issue in known_issues("onnxruntime", "1.27.0", "8.9")} == {"onnxruntime"}
 
 
 def test_the_worst_comes_first() -> None:
-    found = known_problems("tensorrt", "10.13.3.9", "8.7", ("dla",)) + known_problems("tensorrt", "10.7.0", "12.0")
-    assert [problem.severity for problem in known_problems("tensorrt", "10.7", "12.0", ("sdpa", "attention"))] == [
+    found = known_issues("tensorrt", "10.13.3.9", "8.7", ("dla",)) + known_issues("tensorrt", "10.7.0", "12.0")
+    assert [issue.severity for issue in known_issues("tensorrt", "10.7", "12.0", ("sdpa", "attention"))] == [
         "wrong",
         "fails",
     ]
-    assert {problem.severity for problem in found} <= set(SEVERITIES)
+    assert {issue.severity for issue in found} <= set(SEVERITIES)
 
 
 VERSIONS = (
@@ -137,6 +137,8 @@ def test_versions_as_they_are_written() -> None:
     assert version_key("10.3.0.30-1+cuda12.5") == (10, 3, 0, 30)
     assert version_key("2.14.1+cu130") == (2, 14, 1)
     assert version_key("unknown") == ()
-    everything = {p.id for p in known_bad() if p.flavour == "tensorrt" and not {"dla", "sdpa"} & set(p.patterns)}
-    told = {p.id for cc in ("8.6", "8.7", "11.0", "12.0") for p in known_problems("tensorrt", "dev", cc)}
+    everything = {
+        p.id for p in load_known_issues() if p.flavour == "tensorrt" and not {"dla", "sdpa"} & set(p.patterns)
+    }
+    told = {p.id for cc in ("8.6", "8.7", "11.0", "12.0") for p in known_issues("tensorrt", "dev", cc)}
     assert told == everything

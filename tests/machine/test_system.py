@@ -13,32 +13,36 @@ from types import SimpleNamespace
 
 import pytest
 
+from mirrordepth_edge.machine import jetson
 from mirrordepth_edge.machine import system as environment
-from mirrordepth_edge.machine.system import (
+from mirrordepth_edge.machine.device import Gpu
+from mirrordepth_edge.machine.driver import DriverVersion, driver_version, parse_driver_version, parse_kernel_driver
+from mirrordepth_edge.machine.jetson import (
     JETSON_CLOCKS,
     NVPMODEL,
     Clock,
-    Environment,
-    Memory,
     PowerMode,
-    Swap,
-    SystemTensorRt,
-    Unknown,
     fastest,
     jetpack_of,
-    parse_cuda_toolkit,
-    parse_driver,
     parse_jetson_clocks,
-    parse_memory,
     parse_nvpmodel,
-    parse_package_version,
     parse_power_modes,
     parse_power_status,
+    run_command,
+)
+from mirrordepth_edge.machine.system import (
+    Environment,
+    Memory,
+    Swap,
+    SystemTensorRt,
+    parse_cuda_toolkit,
+    parse_memory,
+    parse_package_version,
     parse_swaps,
     parse_venv,
     read_environment,
-    run_command,
 )
+from mirrordepth_edge.machine.unavailable import Unavailable
 
 SYSTEMS = Path(__file__).parents[1] / "fixtures" / "systems"
 MACHINES = sorted(path.name for path in SYSTEMS.iterdir() if path.is_dir())
@@ -87,7 +91,7 @@ def test_the_package_and_the_release_name_the_same_jetpack(name: str, tmp_path: 
     assert isinstance(with_package.jetpack_package, str)
     (tmp_path / "var/lib/dpkg/status").unlink()
     without = read_environment(tmp_path, silent)
-    assert isinstance(without.jetpack_package, Unknown)
+    assert isinstance(without.jetpack_package, Unavailable)
     assert without.jetpack == with_package.jetpack
 
 
@@ -124,7 +128,37 @@ def test_jetpack_of_a_release(l4t: str, jetpack: str | None) -> None:
 def test_versions(name: str, tensorrt: str | None, cuda: str | None, driver: str | None, tmp_path: Path) -> None:
     found = machine(name, tmp_path)
     for value, expected in ((found.tensorrt_package, tensorrt), (found.cuda_toolkit, cuda), (found.driver, driver)):
-        assert value == expected if expected else isinstance(value, Unknown)
+        assert value == expected if expected else isinstance(value, Unavailable)
+
+
+ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=7620, integrated=True, cuda="12.6")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("orin-nano", "540.4.0, CUDA 12.6"), ("agx-orin", "CUDA 12.6"), ("desktop", "575.57.08, CUDA 12.6")],
+)
+def test_a_driver_version_survives_its_text(name: str, text: str, tmp_path: Path) -> None:
+    version = driver_version(ORIN, grown(name, tmp_path))
+    assert str(version) == text
+    assert parse_driver_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("here", "built", "older"),
+    [
+        ("540.4.0, CUDA 12.6", "540.4.0, CUDA 12.6", False),
+        ("540.3.0, CUDA 12.6", "540.4.0, CUDA 12.6", True),
+        ("540.10.0, CUDA 12.6", "540.4.0, CUDA 12.6", False),
+        ("CUDA 12.6", "540.4.0, CUDA 12.6", False),
+        ("CUDA 12.6", "CUDA 12.8", True),
+        ("540.4.0", "CUDA 13.0", False),
+        ("", "540.4.0, CUDA 12.6", False),
+    ],
+)
+def test_an_older_driver(here: str, built: str, older: bool) -> None:
+    assert parse_driver_version(here).older_than(parse_driver_version(built)) is older
+    assert not DriverVersion(kernel="", cuda="").older_than(parse_driver_version(built))
 
 
 def test_a_package_that_was_removed_is_not_installed(tmp_path: Path) -> None:
@@ -173,7 +207,7 @@ def test_a_mode_that_cannot_be_had_has_a_reason(error: Exception, tmp_path: Path
         raise error
 
     mode = read_environment(tmp_path, run).power_mode
-    assert isinstance(mode, Unknown)
+    assert isinstance(mode, Unavailable)
     assert str(error) in mode.reason
 
 
@@ -300,7 +334,7 @@ def test_a_gpu_that_is_plugged_in(tmp_path: Path) -> None:
 def test_an_empty_machine_has_a_reason_for_everything(tmp_path: Path) -> None:
     found = read_environment(tmp_path, silent)
     for value in vars(found).values():
-        assert value in ((), False) or (isinstance(value, Unknown) and value.reason)
+        assert value in ((), False) or (isinstance(value, Unavailable) and value.reason)
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -312,8 +346,8 @@ def test_files_that_say_nonsense_do_no_harm(name: str, content: bytes, tmp_path:
             path.write_bytes(content)
     found = read_environment(tmp_path, lambda command: content.decode(errors="replace"))
     assert found.power_modes == ()
-    assert isinstance(found.jetpack, Unknown)
-    assert isinstance(found.memory, Unknown)
+    assert isinstance(found.jetpack, Unavailable)
+    assert isinstance(found.memory, Unavailable)
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -322,14 +356,19 @@ def test_a_folder_in_a_files_place_does_no_harm(name: str, tmp_path: Path) -> No
     for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
         path.unlink()
         path.mkdir()
-    assert isinstance(read_environment(tmp_path, silent).driver, Unknown)
+    assert isinstance(read_environment(tmp_path, silent).driver, Unavailable)
 
 
 def test_texts_that_are_not_there() -> None:
     for text in ("", "[]", '{"cuda": 5}', '{"cuda": {}}', "{"):
         assert parse_cuda_toolkit(text) is None
-    assert parse_driver("GCC version:  gcc version 13.3.0 \n") is None
-    assert parse_driver("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Wed Jan 22 2025\n") == "570.86.15"
+    assert parse_kernel_driver("GCC version:  gcc version 13.3.0 \n") is None
+    assert (
+        parse_kernel_driver("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Wed Jan 22 2025\n")
+        == "570.86.15"
+    )
+    assert parse_nvpmodel("NV Power Mode:\n") is None
+    assert parse_nvpmodel("NV Power Mode: MODE_15W_6CORE\n2\n") == PowerMode(number=2, name="MODE_15W_6CORE")
     assert parse_nvpmodel("NVPM ERROR: failed to read PMODE!\n") is None
     assert parse_nvpmodel("NV Fan Mode:quiet\nNV Power Mode: MODE_50W\n3\n") == PowerMode(number=3, name="MODE_50W")
 
@@ -372,10 +411,10 @@ def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell's commands")
 def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(environment, "COMMAND_S", 120)
+    monkeypatch.setattr(jetson, "COMMAND_TIMEOUT_S", 120)
     assert run_command(("echo", "NV Power Mode: 15W")) == "NV Power Mode: 15W\n"
     with monkeypatch.context() as patch:
-        patch.setattr(environment, "COMMAND_S", 0.1)
+        patch.setattr(jetson, "COMMAND_TIMEOUT_S", 0.1)
         with pytest.raises(subprocess.TimeoutExpired):
             run_command(("sleep", "600"))
     with pytest.raises(FileNotFoundError):
@@ -387,6 +426,17 @@ def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(ValueError, match="not run as root"):
         run_command(NVPMODEL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell's commands")
+def test_the_power_mode_of_an_nvpmodel_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(jetson, "COMMAND_TIMEOUT_S", 120)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    script = '#!/bin/sh\n[ "$*" = -q ] && echo "NV Power Mode: 25W" && echo 1\n'
+    (tmp_path / "nvpmodel").write_text(script, encoding="utf-8")
+    (tmp_path / "nvpmodel").chmod(0o755)
+    assert jetson.read_power_mode(tmp_path) == PowerMode(number=1, name="25W")
 
 
 @pytest.mark.parametrize("name", JETSONS)

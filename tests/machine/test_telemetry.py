@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +14,18 @@ from typing import Any
 import pytest
 
 from mirrordepth_edge.machine import sampler as module
-from mirrordepth_edge.machine.sampler import (
-    TelemetrySampler,
-    chosen_gpu,
+from mirrordepth_edge.machine.sampler import TelemetrySampler
+from mirrordepth_edge.machine.sensors.jetson import power_rails
+from mirrordepth_edge.machine.sensors.linux import (
     parse_clocks_mhz,
     parse_cpu_times,
     parse_memory_mib,
     parse_own_ticks,
-    parse_power_mode,
-    power_rails,
     thermal_zones,
-    throttle_words,
 )
-from mirrordepth_edge.machine.telemetry import Absent, Reading, Telemetry
+from mirrordepth_edge.machine.sensors.nvml import first_cuda_gpu, throttle_reasons
+from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
+from mirrordepth_edge.machine.unavailable import Unavailable
 
 Wait = Callable[[Callable[[], object]], None]
 ORIN = {
@@ -121,12 +120,12 @@ def no_nvml() -> Any:
     raise ImportError("No module named 'pynvml'")
 
 
-def mode_15w() -> str:
+def mode_15w(command: Sequence[str]) -> str:
     return "NV Fan Mode:quiet\nNV Power Mode: 15W\n2\n"
 
 
-def no_nvpmodel() -> str:
-    raise FileNotFoundError(2, "No such file or directory", "nvpmodel")
+def no_nvpmodel(command: Sequence[str]) -> str:
+    raise FileNotFoundError(2, "No such file or directory", command[0])
 
 
 @pytest.fixture
@@ -141,20 +140,20 @@ def grown(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def by_hand(root: Path, **doors: Any) -> TelemetrySampler:
+def by_hand(root: Path, **stand_ins: Any) -> TelemetrySampler:
     """A sampler that has looked for its sensors and whose samples the test takes itself."""
-    sampler = TelemetrySampler(root, **{"nvml": no_nvml, "nvpmodel": no_nvpmodel, **doors})
-    sampler._find()
+    sampler = TelemetrySampler(root, **{"nvml": no_nvml, "run": no_nvpmodel, **stand_ins})
+    sampler.find_sensors()
     return sampler
 
 
 def mean(value: object) -> float:
-    assert isinstance(value, Reading), value
+    assert isinstance(value, SensorReading), value
     return value.mean
 
 
 def reason(value: object) -> str:
-    assert isinstance(value, Absent), value
+    assert isinstance(value, Unavailable), value
     return value.reason
 
 
@@ -164,7 +163,7 @@ def group(value: object) -> dict[str, Any]:
 
 
 def test_an_orin(tree: Path) -> None:
-    sampler = by_hand(tree, nvpmodel=mode_15w)
+    sampler = by_hand(tree, run=mode_15w)
     sampler.sample()
     seen = sampler.telemetry()
     assert mean(seen.cpu_clock) == pytest.approx((1510.4 + 729.6) / 2)
@@ -233,7 +232,7 @@ def test_a_desktop(tmp_path: Path) -> None:
     assert "no INA3221" in reason(seen.rails)
     assert "no cpufreq" in reason(seen.governor)
     assert "nvpmodel" in reason(seen.power_mode)
-    assert "the GPU was throttled by power cap in 50 % of the samples" in seen.remarks()
+    assert "the GPU was throttled (power cap) in 50 % of the samples" in seen.remarks()
     assert not any("temperature" in remark for remark in seen.remarks())
 
 
@@ -258,11 +257,11 @@ def test_other_processes_are_told_from_our_own(tree: Path) -> None:
     write_ticks(tree, user=1200, system=550, idle=8140, steal=10, own=(450, 30))
     sampler.sample()
     seen = sampler.telemetry()
-    assert seen.cpu_others == Reading(mean=22.5, least=0.0, most=45.0, unit="%", samples=2)
-    assert seen.cpu == Reading(mean=62.5, least=50.0, most=75.0, unit="%", samples=2)
-    assert seen.cpu_steal == Reading(mean=2.5, least=0.0, most=5.0, unit="%", samples=2)
+    assert seen.cpu_others == SensorReading(mean=22.5, least=0.0, most=45.0, unit="%", samples=2)
+    assert seen.cpu == SensorReading(mean=62.5, least=50.0, most=75.0, unit="%", samples=2)
+    assert seen.cpu_steal == SensorReading(mean=2.5, least=0.0, most=5.0, unit="%", samples=2)
     # 22.5 and 2.5 go to the even number.
-    assert "other processes used 22 % of the CPU meanwhile" in seen.remarks()
+    assert "other processes used 22 % of the CPU during the run" in seen.remarks()
     assert "the hypervisor gave 2 % of the CPU to other machines" in seen.remarks()
 
 
@@ -287,7 +286,7 @@ def test_less_than_a_tick_is_no_sample(tree: Path) -> None:
     assert "too short" in reason(sampler.telemetry().cpu)
     write_ticks(tree, user=1050, system=500, idle=8050, steal=0, own=(320, 20))
     sampler.sample()
-    assert sampler.telemetry().cpu == Reading(mean=50.0, least=50.0, most=50.0, unit="%", samples=1)
+    assert sampler.telemetry().cpu == SensorReading(mean=50.0, least=50.0, most=50.0, unit="%", samples=1)
     assert mean(sampler.telemetry().cpu_others) == 30
 
 
@@ -303,10 +302,10 @@ def test_a_clock_that_moves(tree: Path) -> None:
     for hertz in (1_000_000_000, 920_000_000):
         clock.write_text(str(hertz), encoding="utf-8")
         sampler.sample()
-    assert not any("clock moved" in remark for remark in sampler.telemetry().remarks())
+    assert not any("clock varied" in remark for remark in sampler.telemetry().remarks())
     clock.write_text("306000000", encoding="utf-8")
     sampler.sample()
-    assert "the GPU clock moved between 306 and 1000 MHz" in sampler.telemetry().remarks()
+    assert "the GPU clock varied between 306 and 1000 MHz" in sampler.telemetry().remarks()
     assert not any("the CPU clock" in remark for remark in sampler.telemetry().remarks())
 
 
@@ -327,7 +326,7 @@ def test_a_sensor_that_fails_is_absent_and_the_others_stay(tree: Path) -> None:
 
 
 def test_energy_is_the_modules_watts_by_the_runs_seconds(tree: Path, wait_until: Wait) -> None:
-    with TelemetrySampler(tree, 0.01, nvml=no_nvml, nvpmodel=mode_15w) as sampler:
+    with TelemetrySampler(tree, 0.01, nvml=no_nvml, run=mode_15w) as sampler:
         wait_until(lambda: isinstance(sampler.telemetry().joules, float))
         time.sleep(0.05)
     seen = sampler.telemetry()
@@ -347,13 +346,13 @@ def test_an_agx_has_rails_and_no_total(tree: Path) -> None:
 
 def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path, wait_until: Wait) -> None:
     root = Path("/") if Path("/proc/self/status").exists() else tmp_path
-    with TelemetrySampler(root, 0.02, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
+    with TelemetrySampler(root, 0.02, nvml=no_nvml, run=no_nvpmodel) as sampler:
         if root == Path("/"):
             wait_until(lambda: getattr(sampler.telemetry().memory, "samples", 0) >= 2)
     seen = sampler.telemetry()
     if root == Path("/"):
         assert 1 < mean(seen.memory) <= mean(seen.memory_peak) + 1
-        assert isinstance(seen.memory, Reading)
+        assert isinstance(seen.memory, SensorReading)
         assert seen.memory.samples >= 2
     assert 0 < seen.own_ms < 1e3 * seen.seconds
     plain = json.loads(json.dumps(seen.to_json(), allow_nan=False))
@@ -363,7 +362,7 @@ def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path, wait_
 
 
 def test_a_short_run_says_so(tree: Path) -> None:
-    with TelemetrySampler(tree, nvml=no_nvml, nvpmodel=no_nvpmodel) as sampler:
+    with TelemetrySampler(tree, nvml=no_nvml, run=no_nvpmodel) as sampler:
         pass
     assert any("too short" in remark for remark in sampler.telemetry().remarks())
 
@@ -372,7 +371,7 @@ def test_an_interrupt_passes_and_leaves_nothing_behind(tree: Path) -> None:
     nvml = FakeNvml()
     with (
         pytest.raises(KeyboardInterrupt),
-        TelemetrySampler(tree, 60.0, nvml=lambda: nvml, nvpmodel=mode_15w) as sampler,
+        TelemetrySampler(tree, 60.0, nvml=lambda: nvml, run=mode_15w) as sampler,
     ):
         raise KeyboardInterrupt
     sampler._thread.join(120)
@@ -389,7 +388,7 @@ def test_a_sensor_that_hangs_holds_nothing_up(tree: Path) -> None:
             hanging.wait(600)
             return 1
 
-    with TelemetrySampler(tree, nvml=Hanging, nvpmodel=mode_15w) as sampler:
+    with TelemetrySampler(tree, nvml=Hanging, run=mode_15w) as sampler:
         assert sampler._thread.daemon
         before = time.perf_counter()
         sampler.__exit__(None, None, None)
@@ -416,7 +415,7 @@ def test_nothing_before_the_start(tree: Path) -> None:
     ],
 )
 def test_the_gpu_that_cuda_takes(environment: dict[str, str], count: int, handle: str) -> None:
-    assert chosen_gpu(FakeNvml(count), environment) == handle
+    assert first_cuda_gpu(FakeNvml(count), environment) == handle
 
 
 @pytest.mark.parametrize(
@@ -429,12 +428,12 @@ def test_the_gpu_that_cuda_takes(environment: dict[str, str], count: int, handle
 )
 def test_a_gpu_that_may_be_another_is_not_measured(environment: dict[str, str], count: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        chosen_gpu(FakeNvml(count), environment)
+        first_cuda_gpu(FakeNvml(count), environment)
 
 
 def test_throttling_in_words() -> None:
-    assert throttle_words(0x0) == throttle_words(0x1) == []
-    assert throttle_words(0x4 | 0x20) == ["power cap", "temperature (driver)"]
+    assert throttle_reasons(0x0) == throttle_reasons(0x1) == []
+    assert throttle_reasons(0x4 | 0x20) == ["power cap", "temperature (driver)"]
 
 
 def test_the_bits_are_nvmls() -> None:
@@ -450,7 +449,7 @@ def test_the_bits_are_nvmls() -> None:
         "DisplayClockSetting": "display clock setting",
     }
     for name, word in named.items():
-        assert throttle_words(getattr(nvml, f"nvmlClocksThrottleReason{name}")) == [word]
+        assert throttle_reasons(getattr(nvml, f"nvmlClocksThrottleReason{name}")) == [word]
     for name in vars(FakeNvml):
         if name.startswith(("nvml", "NVML")):
             assert hasattr(nvml, name), name
@@ -464,8 +463,6 @@ def test_parsers() -> None:
     assert parse_memory_mib("VmSize:\t 10 kB\nVmRSS:\t    1536 kB\n") == {"VmRSS": 1.5}
     assert parse_clocks_mhz(DESKTOP["proc/cpuinfo"]) == [3400.0, 1400.0]
     assert parse_clocks_mhz(ORIN["proc/cpuinfo"]) == []
-    assert parse_power_mode("NV Power Mode: MODE_15W_6CORE\n2\n") == "MODE_15W_6CORE"
-    assert parse_power_mode("NV Power Mode:\n") is None
     with pytest.raises(ValueError, match="all CPUs"):
         parse_cpu_times("intr 1\n")
     with pytest.raises(ValueError, match="cut short"):
@@ -485,16 +482,3 @@ def test_what_a_tree_holds(tree: Path, tmp_path: Path) -> None:
     assert set(power_rails(tree)) == {"VDD_IN", "VDD_CPU_GPU_CV"}
     assert power_rails(tmp_path / "none") == {}
     assert thermal_zones(tmp_path / "none") == {}
-
-
-def test_nvpmodel_is_never_run_as_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
-    with pytest.raises(ValueError, match="root"):
-        module.ask_nvpmodel()
-    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
-    with pytest.raises(FileNotFoundError):
-        module.ask_nvpmodel()
-    (tmp_path / "nvpmodel").write_text('#!/bin/sh\n[ "$*" = -q ] && echo "NV Power Mode: 25W"\n', encoding="utf-8")
-    (tmp_path / "nvpmodel").chmod(0o755)
-    assert parse_power_mode(module.ask_nvpmodel()) == "25W"

@@ -37,6 +37,7 @@ from mirrordepth_edge.quantise.sweep import Cost, pick_point, point_counts, swee
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
 from mirrordepth_edge.reference import read_reference
+from mirrordepth_edge.support.cache import read_checked, write_checked
 
 
 def smooth(count: int) -> list[Frame]:
@@ -333,7 +334,9 @@ def test_interrupted_sweep_continues(folder: Path, tmp_path: Path, monkeypatch: 
         patch.setattr(Int8Quantizer, "accuracy", interrupted)
         with pytest.raises(BrokenOffError):
             sweep(made, cost, store)
-    assert set(json.loads(store.read_text())["sensitivity"]) == set(few)
+    stored = read_checked(store)
+    assert stored is not None
+    assert set(json.loads(stored)["sensitivity"]) == set(few)
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
@@ -357,11 +360,14 @@ def test_interrupted_sweep_continues(folder: Path, tmp_path: Path, monkeypatch: 
         pick_point(made, cost, store, first, 99)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"key": "another"}', '{"key": 1, "points": []}', "[]"])
-def test_store_of_other_settings_or_damaged_is_ignored(folder: Path, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"key": 1, "points": []}', None])
+def test_store_of_other_settings_or_damaged_is_ignored(folder: Path, tmp_path: Path, content: bytes | None) -> None:
     made = quantizer_of(folder, tmp_path, FOR_CPU)
     store = tmp_path / "sweep.json"
-    store.write_text(content)
+    if content is None:
+        write_checked(store, b'{"key": "another"}')
+    else:
+        store.write_bytes(content)
     kept = sweeping._Store(store, made, Cost("words", Clock(1)))
     assert kept.sensitivity == {}
     assert kept.points == {}

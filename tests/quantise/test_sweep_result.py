@@ -127,5 +127,5 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], field: str, tmp
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     path.write_bytes(b"\xff{")
-    with pytest.raises(InputError, match="no readable JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         load_sweep(path)

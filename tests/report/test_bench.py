@@ -16,13 +16,14 @@ from mirrordepth_edge.bench.stats import LatencyWarning, Ratio, summarise
 from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult, Trial
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
-from mirrordepth_edge.machine.telemetry import Absent, Measured, Reading, Telemetry
+from mirrordepth_edge.machine.telemetry import SensorReading, SensorValue, Telemetry
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.report.bench import REMAINDER, bench_page
 from mirrordepth_edge.report.telemetry import SENSORS
 
 NASTY = '<script>alert("x")</script>&'
-NO_NVML = Absent(reason="No module named 'pynvml'")
+NO_NVML = Unavailable(reason="No module named 'pynvml'")
 CLOCKS = "Fix the clocks (board: first command; desktop: second command, with a value of its own)"
 MACHINE = Machine(
     system="Linux", architecture="x86_64", python="3.11.7", cpu="a CPU", cores=2, gpus=(), jetson=None, l4t=None
@@ -61,15 +62,15 @@ def rows_of(page: str, header: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in table}
 
 
-def reading(mean: float, unit: str) -> Reading:
-    return Reading(mean=mean, least=mean / 2, most=mean * 2, unit=unit, samples=28)
+def reading(mean: float, unit: str) -> SensorReading:
+    return SensorReading(mean=mean, least=mean / 2, most=mean * 2, unit=unit, samples=28)
 
 
 def telemetry(**changes: object) -> Telemetry:
     """A CPU's, without other sensors."""
-    said: dict[str, Measured | object] = dict.fromkeys(SENSORS, NO_NVML)
+    said: dict[str, SensorValue | object] = dict.fromkeys(SENSORS, NO_NVML)
     said |= {"cpu": reading(40.0, "%"), "cpu_clock": reading(2000.0, "MHz"), "governor": "performance"}
-    said |= {"temperatures": {"soc": reading(51.25, "°C")}, "rails": Absent(reason="no INA3221")}
+    said |= {"temperatures": {"soc": reading(51.25, "°C")}, "rails": Unavailable(reason="no INA3221")}
     return Telemetry(seconds=5.0, own_ms=3.0, **{**said, **changes})  # type: ignore[arg-type]
 
 
@@ -233,12 +234,12 @@ def test_telemetry(page_of: type) -> None:
     assert rows["GPU throttling: power cap"][0] == "12.0 %"
     assert "CPU governor powersave" in text
     assert "The CPU governor is 'powersave', not 'performance'." in text
-    assert "The GPU was throttled by power cap in 12 % of the samples." in text
+    assert "The GPU was throttled (power cap) in 12 % of the samples." in text
     assert "During the 5.00 s of the timed frames." in text
 
 
 def test_unavailable_sensors_have_reasons(page_of: type) -> None:
-    page = bench_page([result(shared=telemetry(power_mode=Absent(reason="nvpmodel is not run as root")))])
+    page = bench_page([result(shared=telemetry(power_mode=Unavailable(reason="nvpmodel is not run as root")))])
     text = page_of(page).text
     (details,) = re.findall(r"<details>.*?</details>", page, re.DOTALL)
     folded = page_of(details).text
@@ -305,7 +306,9 @@ def test_reproduction(page_of: type) -> None:
 
 
 def test_text_from_outside_is_escaped(page_of: type) -> None:
-    shared = telemetry(gpu=Absent(reason=f"{NASTY}1"), rails={f"{NASTY}2": reading(1, "W")}, power_mode=f"{NASTY}3")
+    shared = telemetry(
+        gpu=Unavailable(reason=f"{NASTY}1"), rails={f"{NASTY}2": reading(1, "W")}, power_mode=f"{NASTY}3"
+    )
     one = replace(
         result(f"{NASTY}0", shared=shared),
         findings=[LatencyWarning("drift", f"{NASTY}4", f"{NASTY}5")],

@@ -78,7 +78,7 @@ def test_pages_are_written_whole(tmp_path: Path) -> None:
 
 def test_a_report_needs_a_name_that_browsers_open() -> None:
     check_name(Path("a.html"), "--report")
-    with pytest.raises(OptionError, match=r"a\.pdf is no name") as caught:
+    with pytest.raises(OptionError, match=r"a\.pdf has the wrong suffix for a report") as caught:
         check_name(Path("a.pdf"), "--report")
     assert caught.value.cure == "--report a.html"
 

@@ -1,4 +1,4 @@
-"""The page of a self-test: what passed, what did not and why, and everything escaped."""
+"""The HTML page of a self-test: results, reasons and escaping."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 
-from mirrordepth_edge.bench.selftest import (
+from mirrordepth_edge.bench.selftest_result import (
     ROW_HEADER,
     STEPS,
     Device,
@@ -93,12 +93,12 @@ def result(*tested: SubjectResult, no_engine: str | None = None) -> SelfTest:
 
 
 def words(page: str) -> str:
-    """What a reader sees, in one line."""
+    """The visible text, in one line."""
     body = re.sub(r"<style>.*?</style>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", body)))
 
 
-def test_all_that_a_row_needs_is_there() -> None:
+def test_the_page_has_what_the_support_matrix_needs() -> None:
     text = words(selftest_page(result(ran(NANO))))
     for each in (
         "NVIDIA Jetson Orin Nano Developer Kit",
@@ -113,19 +113,21 @@ def test_all_that_a_row_needs_is_there() -> None:
         *ROW_HEADER,
     ):
         assert each in text, each
-    assert "All that was run passed: nano FP16." in text
+    assert "All passed: nano FP16." in text
     assert "3.46 ms" in text
     assert "age 5.68 ms" in text
     assert "took 91.4 s" in text
     assert "mean 2.1e-03" in text
     assert "bench: too hot" in text
-    assert "What failed" not in text
-    assert "What was not run" not in text
+    assert "Failures" not in text
+    assert "Skipped" not in text
 
 
-def test_what_failed_and_what_was_left_out_is_told_with_the_reason() -> None:
+def test_failed_and_skipped_steps_have_reasons() -> None:
     page = selftest_page(result(broke(NANO, "The parser refused it."), left_out(VIT, "PyTorch is not installed")))
     text = words(page)
+    assert "Failures" in text
+    assert "Skipped" in text
     assert "Failed: nano FP16." in text
     assert "nano FP16, build The parser refused it." in text
     assert "vitb16 INT8: PyTorch is not installed" in text
@@ -135,7 +137,7 @@ def test_what_failed_and_what_was_left_out_is_told_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("tested", "no_engine", "expected"),
     [
-        ((ran(NANO),), None, "All that was run passed: nano FP16."),
+        ((ran(NANO),), None, "All passed: nano FP16."),
         ((ran(NANO), broke(VIT, "no")), None, "Failed: vitb16 INT8. Passed: nano FP16."),
         ((left_out(NANO, "no"),), "no GPU", "No engine was run."),
         (
@@ -153,7 +155,7 @@ def test_the_verdict(tested: tuple[SubjectResult, ...], no_engine: str | None, e
     assert (f"{expected} no GPU" in text) == (no_engine is not None)
 
 
-def test_texts_are_escaped_and_nothing_is_loaded() -> None:
+def test_text_is_escaped_and_there_are_no_external_resources() -> None:
     nasty = ran(NANO)
     steps = tuple(replace(step, notes=(NASTY,)) for step in nasty.steps)
     whole = result(replace(nasty, steps=steps, device=NASTY), broke(VIT, NASTY), no_engine=NASTY)
@@ -163,7 +165,7 @@ def test_texts_are_escaped_and_nothing_is_loaded() -> None:
     assert not re.search(r"(?:src|href)=", page)
 
 
-def test_a_machine_of_which_nothing_is_known() -> None:
+def test_a_machine_without_known_facts() -> None:
     bare = replace(
         DEVICE, board=None, gpus=(), memory_mib=None, jetpack=None, l4t=None, driver=None, power_mode=None, clocks=()
     )

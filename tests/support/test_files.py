@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Files are complete or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, sha256_of
 
 
-def test_the_file_appears_whole_at_the_end(tmp_path: Path) -> None:
+def test_the_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "made" / "on the way" / "model.onnx"
     with atomic_write(target) as temporary:
         temporary.write_bytes(b"half")
@@ -31,7 +31,7 @@ def break_off(path: Path, reason: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, RuntimeError, SystemExit])
-def test_nothing_is_left_of_an_interrupted_write(tmp_path: Path, reason: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, reason: type[BaseException]) -> None:
     with pytest.raises(reason):
         break_off(tmp_path / "new", reason)
     assert list(tmp_path.iterdir()) == []
@@ -49,7 +49,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No space left") as caught, atomic_write(tmp_path / "new"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "Free space" in caught.value.cure
@@ -57,17 +57,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["model.onnx", "deeper/model.onnx"])
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path, below: str) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(InputError) as caught, atomic_write(tmp_path / "file" / below):
         pytest.fail("the block must not run")
     assert "model.onnx" in caught.value.what
-    assert "another place" in caught.value.cure
+    assert "another folder" in caught.value.cure
     with pytest.raises(InputError, match="Cannot write"):
         ensure_folder(tmp_path / "file" / "sub")
 
 
-def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         (tmp_path / "probe").touch()
@@ -82,13 +82,13 @@ def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
-def test_ensure_folder_makes_it_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+def test_ensure_folder_makes_an_empty_folder(tmp_path: Path) -> None:
     folder = ensure_folder(tmp_path / "a" / "b")
     assert folder.is_dir()
     assert list(folder.iterdir()) == []
 
 
-def test_existing_file_tells_three_failures_apart(tmp_path: Path) -> None:
+def test_existing_file_has_three_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint at"):
         existing_file(tmp_path / "missing", "checkpoint")
     with pytest.raises(InputError, match="folder"):
@@ -107,7 +107,7 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     assert sha256_of(tmp_path / "data") == hashlib.sha256(data).hexdigest()
 
 
-def test_sha256_of_abc_is_the_standards_example(tmp_path: Path) -> None:
+def test_sha256_of_abc(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "abc") == expected

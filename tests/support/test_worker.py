@@ -1,4 +1,4 @@
-"""Children of ours find what their parent finds, and run nothing that merely lies in the working directory."""
+"""Worker processes have the parent's import path, without the working directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRANGERS = ("tensorrt", "tensorrt_rtx", "polygraphy", "onnx", "numpy", "importl
 
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with modules that tell when they run, and end the process."""
+    """A working directory whose modules leave a file when they run, and end the process."""
     for name in STRANGERS:
         told = f"import os; open({str(tmp_path / 'RAN')!r}, 'a').write({name!r}); os._exit(9)"
         (tmp_path / f"{name}.py").write_text(told, encoding="utf-8")
@@ -32,7 +32,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "RAN"
 
 
-def test_the_builder_runs_nothing_of_the_working_directory(hostile: Path, tmp_path: Path) -> None:
+def test_the_builder_imports_nothing_from_the_working_directory(hostile: Path, tmp_path: Path) -> None:
     request = {
         "onnx": str(NANO_ONNX["fp16"]),
         "plan": str(tmp_path / "nano.plan"),
@@ -43,14 +43,14 @@ def test_the_builder_runs_nothing_of_the_working_directory(hostile: Path, tmp_pa
         "timing_cache": None,
     }
     with pytest.raises(MdeError) as caught:  # for want of TensorRT, or of a GPU
-        build_process.run_worker(request, BuildConfig())
+        build_process.run_builder(request, BuildConfig())
     assert not hostile.exists(), hostile.read_text()
     assert "status 9" not in caught.value.why
 
 
 @pytest.mark.parametrize("command", [build_process.COMMAND, selftest.COMMAND, command_of("mirrordepth_edge.cli")])
-def test_no_child_of_ours_runs_anything_of_it(command: tuple[str, ...], hostile: Path) -> None:
-    """None gets what it wants, so that each ends at once; the working directory is known to be hostile by `-m`."""
+def test_no_worker_imports_anything_from_it(command: tuple[str, ...], hostile: Path) -> None:
+    """The requests are invalid, so that the workers end at once. `python -m` proves that the folder is hostile."""
     done = subprocess.run([*command, "--version"], input="no JSON", capture_output=True, text=True, check=False)
     assert not hostile.exists(), hostile.read_text()
     assert ("JSONDecodeError" in done.stderr) or done.stdout.strip() == f"mirrordepth-edge {__version__}", done.stderr
@@ -75,8 +75,8 @@ def told_by(folder: Path, environment: dict[str, str] | None = None) -> dict[str
 
 
 @pytest.mark.parametrize("safe_path", ["", "1"])
-def test_all_else_stays_on_the_path(safe_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PYTHONPATH, the environment's packages and the user's: what `python -c` has, less its first entry."""
+def test_the_rest_of_the_path_is_kept(safe_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONPATH and all packages: what `python -c` has, except the first entry."""
     away = tmp_path / "away"
     away.mkdir()
     monkeypatch.chdir(away)
@@ -102,12 +102,12 @@ def test_a_copy_that_is_not_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["mirrordepth_edge.cli", *(c[3] for c in (build_process.COMMAND, selftest.COMMAND))])
-def test_what_is_run_has_a_main(module: str) -> None:
+def test_worker_modules_have_a_main(module: str) -> None:
     assert callable(importlib.import_module(module).main)
 
 
-def test_no_other_way_is_gone() -> None:
-    """`mde demo`, whose bench is such a child, takes long to be run for this."""
+def test_no_process_is_started_in_another_way() -> None:
+    """Checked in the source, because running everything that starts a process takes long."""
     sources = (ROOT / "mirrordepth_edge").rglob("*.py")
     starts = [path.name for path in sources if 'sys.executable, "-m"' in path.read_text(encoding="utf-8")]
     assert starts == []

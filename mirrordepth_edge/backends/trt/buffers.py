@@ -1,16 +1,14 @@
-"""Memory that host and GPU share, or exchange: what an engine's inputs and outputs live in.
+"""Input and output buffers of an engine: pinned host memory with a device copy, or mapped memory (zero-copy).
 
-A discrete GPU reads its own memory fast and the host's through PCIe, so a frame is copied once, from memory that
-cannot be paged out (`PinnedArray`). On a Jetson both are the same memory: a copy would move a frame to where it
-already is, so there the GPU gets the host's buffer itself (`MappedArray`).
+A discrete GPU reads the host's memory through PCIe, so each frame is copied once, from pinned memory (`PinnedArray`).
+On a Jetson, CPU and GPU share the memory and a copy would gain nothing, so the GPU uses the host's buffer
+(`MappedArray`).
 
-Mapped memory is coherent without flushing from compute capability 7.2 on (Xavier, Orin, Thor), where the CPU caches it
-as any other; the GPU does not, so a value that it reads often would be slow there. The network reads each pixel once,
-to make it a float, and writes each depth once.
-https://docs.nvidia.com/cuda/cuda-for-tegra-appnote/ ("Memory Selection", "I/O Coherency")
+From compute capability 7.2 on (Xavier, Orin, Thor) mapped memory is coherent without flushing. The CPU caches it, the
+GPU does not, so values that the GPU reads often would be slow. The network reads each pixel once and writes each depth
+once. https://docs.nvidia.com/cuda/cuda-for-tegra-appnote/ ("Memory Selection", "I/O Coherency")
 
-Not yet run on hardware: whether mapped memory is the faster one on a Jetson is measured with
-`SessionOptions(zero_copy=False)` against it.
+Not yet run on hardware; compare with `SessionOptions(zero_copy=False)` on a Jetson.
 """
 
 from __future__ import annotations
@@ -25,32 +23,32 @@ from mirrordepth_edge.backends.trt import cuda
 
 
 class Buffer(Protocol):
-    """An array for the host and an address for the GPU. `host` and every view of it are valid until `free`."""
+    """A host array and its address on the GPU; `host` and its views are valid until `free`."""
 
     host: npt.NDArray[Any]
     device_pointer: Any
 
     def to_device(self, stream: Any) -> None:
-        """Make what the host wrote visible to work that comes later on `stream`."""
+        """Make the host's writes visible to later work on `stream`."""
 
     def to_host(self, stream: Any) -> None:
-        """Make what the GPU wrote visible to the host, once it has waited for `stream`."""
+        """Make the GPU's writes visible to the host once it has synchronised with `stream`."""
 
     def free(self) -> None:
-        """Give the memory back; calling it twice is fine."""
+        """Free the memory; can be called repeatedly."""
 
 
 def allocate(shape: tuple[int, ...], dtype: str, *, zero_copy: bool) -> Buffer:
-    """A buffer that the GPU works in directly, or one with a twin on the GPU.
+    """Allocate a mapped buffer if `zero_copy`, else a pinned buffer with a device copy.
 
     Raises:
-        DeviceError: there is no memory left.
+        DeviceError: the memory is full.
     """
     return MappedArray(shape, dtype) if zero_copy else PinnedArray(shape, dtype)
 
 
 class PinnedArray:
-    """A host array that the GPU can copy from and to without staging, and its device twin."""
+    """A pinned host array and its copy in device memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         runtime = cuda.runtime()
@@ -85,7 +83,7 @@ class PinnedArray:
 
 
 class MappedArray:
-    """A host array that the GPU reads and writes where it is: nothing is copied."""
+    """A mapped host array that the GPU reads and writes directly."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         runtime = cuda.runtime()
@@ -99,10 +97,10 @@ class MappedArray:
             raise
 
     def to_device(self, stream: Any) -> None:
-        """Nothing to do: a launch sees what the host wrote before it."""
+        """Do nothing: a launch sees the host's earlier writes."""
 
     def to_host(self, stream: Any) -> None:
-        """Nothing to do: a host that waited for the stream sees what the GPU wrote."""
+        """Do nothing: after synchronising, the host sees the GPU's writes."""
 
     def free(self) -> None:
         if self._host_pointer is not None:

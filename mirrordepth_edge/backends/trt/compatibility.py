@@ -1,8 +1,8 @@
-"""Whether a plan may be loaded here; asked of its manifest, before any runtime sees the plan's bytes.
+"""Check from its manifest whether a plan can run here, before a runtime reads the plan.
 
-A plan is native code: NVIDIA says of loading one from a source that is not trusted that it equals running that source's
-program (https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/security.html). A manifest's hash finds what was
-damaged, replaced or mixed up. It does not prove who made a plan: whoever can change the plan can change its manifest.
+A plan is native code: loading one from an untrusted source is the same as running a program from it
+(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/security.html). The hash in the manifest detects damaged
+or mixed-up files. It does not prove who made the plan: whoever can change the plan can change its manifest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,27 +21,26 @@ from mirrordepth_edge.backends.trt.plan import build_here
 from mirrordepth_edge.backends.trt.vendor import PACKAGES, Flavour, import_runtime
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
-from mirrordepth_edge.machine.known_issues import version_key
-from mirrordepth_edge.machine.system import parse_driver
+from mirrordepth_edge.machine.driver import driver_version, parse_driver_version
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest
 from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.support.versions import padded_key, version_key
 
-DRIVER: Final = Path("/proc/driver/nvidia/version")
-LATER_MAJORS: Final = ((8, 10), (10, 11))
-"""Version-compatible plans of the one major version that run in the other, beside later versions of their own:
+COMPATIBLE_MAJORS: Final = ((8, 10), (10, 11))
+"""A version-compatible plan of the first major version also runs in the second:
 https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html"""
 RTX_MAGIC: Final = b"vtrt"
 MAJORS: Final[dict[Flavour, range]] = {"tensorrt": range(8, 20), "tensorrt-rtx": range(1, 8)}
-"""Major versions that a plan's header is believed to tell; others mean that it holds something else."""
+"""Plausible major versions in a plan's header; with others, these bytes are not the version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompatibilityReport:
-    """A plan that may be loaded."""
+    """Result of checking a plan that can be loaded."""
 
     manifest: Manifest
     notes: tuple[str, ...]
-    """What its user should know all the same, a sentence each."""
+    """Warnings, one sentence each."""
 
 
 def open_plan(path: Path, *, trust: bool = False) -> Artefact:
@@ -58,9 +56,9 @@ def open_plan(path: Path, *, trust: bool = False) -> Artefact:
         existing_file(path, "model")
         raise InputError(
             f"{path} has no manifest.",
-            "A plan is native code that runs with your rights, and its "
-            f"{manifest_path(path).name}, which says where it is from and what it takes, is not beside it.",
-            f"Copy the manifest along with it. {build_here(path)}. One that you built yourself: --trust",
+            "A plan is native code that runs with your permissions. The manifest that describes its origin, inputs "
+            f"and outputs, must be next to it: {manifest_path(path).name}.",
+            f"Copy the manifest as well. {build_here(path)}. If you built the plan yourself, add --trust.",
         )
     return Artefact.open(path, trust=trust)
 
@@ -72,23 +70,22 @@ def check_compatibility(
 
     Args:
         plan: the file, or the file opened already.
-        trust: accept a plan without a manifest. The manifest of its ONNX file is used instead.
-        wanted: the runtime that was asked for, for a plan that does not name its own.
+        trust: accept a plan without a manifest, and use the manifest of its ONNX file.
+        wanted: runtime that the user chose, for a plan whose header does not tell.
 
     Raises:
-        InputError: there is no manifest, the file is not the one that it describes, or it was not built for this
-            machine; the last names both sides and how to build it here.
-        MissingError: no runtime for it is installed.
+        InputError: there is no manifest, the file does not match it, or the plan was not built for this machine.
+        MissingError: no runtime for the plan is installed.
     """
     artefact = plan if isinstance(plan, Artefact) else open_plan(plan, trust=trust)
     path, manifest = artefact.path, artefact.sidecar
     notes: tuple[str, ...] = ()
     if manifest is None:
-        onnx_path = _its_onnx(path)
-        manifest = _stand_in(artefact, onnx_path, wanted)
+        onnx_path = _onnx_of(path)
+        manifest = _manifest_from_onnx(artefact, onnx_path, wanted)
         notes = (
-            f"{path.name} has no manifest and is trusted: inputs, precision and units are those of "
-            f"{onnx_path.name}, and what it was built for is not checked.",
+            f"{path.name} has no manifest and is trusted: inputs, precision and units are taken from "
+            f"{onnx_path.name}; the GPU, system and version it was built for are not checked.",
         )
     if manifest.engine is not None and nvidia_gpus():
         notes += check_plan(path, manifest.engine, manifest.parent_sha256)
@@ -96,17 +93,19 @@ def check_compatibility(
 
 
 def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None) -> tuple[str, ...]:
-    """Hold what a plan was built by and for to this machine, which has a GPU.
+    """Check whether a plan runs on this machine, which must have a GPU.
 
     Args:
-        parent_sha256: of the ONNX file that it was built from, to say what to build it from here.
+        path: the plan.
+        engine: build information in its manifest.
+        parent_sha256: SHA-256 of its ONNX file, used in the command of the error message.
 
     Returns:
-        What makes it likely, and not certain, that it fails or is slow.
+        Warnings that the plan may fail or be slow.
 
     Raises:
-        InputError: it does not run here.
-        MissingError: no runtime for it is installed.
+        InputError: the plan does not run here; names the differences and the command that builds it here.
+        MissingError: no runtime for the plan is installed.
     """
     gpus = nvidia_gpus()
     if mismatches := [*_runtime_mismatch(engine), *_system_mismatch(engine)]:
@@ -114,37 +113,40 @@ def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None)
             mismatches.append(_gpu_mismatch(engine, gpus))
         cure = build_here(path, parent_sha256)
         raise InputError(f"{path} was not built for this machine.", " ".join(mismatches), cure)
-    require_served(path, engine, gpus, parent_sha256)
+    require_supported_gpu(path, engine, gpus, parent_sha256)
     return tuple(_warnings(engine, gpus[0]))
 
 
-def require_served(path: Path, engine: EngineInfo, gpus: tuple[Gpu, ...], parent_sha256: str | None = None) -> None:
-    """Sessions run on GPU 0, which must be one that the plan was built for.
+def require_supported_gpu(
+    path: Path, engine: EngineInfo, gpus: tuple[Gpu, ...], parent_sha256: str | None = None
+) -> None:
+    """Raise an error if the plan was not built for GPU 0, which runs sessions.
 
     Args:
+        path: the plan.
+        engine: build information in its manifest.
+        gpus: all GPUs of this machine.
         parent_sha256: see `check_plan`.
 
     Raises:
-        InputError: it is not; names every GPU, and how to choose one that is.
+        InputError: the plan was built for other GPUs; names every GPU, and how to choose a suitable one.
     """
     if runs_on(engine, gpus[0].compute_capability):
         return
-    fitting = [index for index, gpu in enumerate(gpus) if runs_on(engine, gpu.compute_capability)]
+    suitable = [index for index, gpu in enumerate(gpus) if runs_on(engine, gpu.compute_capability)]
     raise InputError(
-        f"{path} was not built for the GPU that would run it.",
+        f"{path} was not built for this GPU.",
         _gpu_mismatch(engine, gpus),
-        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(fitting[0])}"
-        if fitting
+        f"Choose the other GPU: CUDA_VISIBLE_DEVICES={_visible_name(suitable[0])}"
+        if suitable
         else build_here(path, parent_sha256),
     )
 
 
 def runs_on(engine: EngineInfo, compute_capability: str) -> bool:
-    """Whether a plan was built for GPUs such as "8.7".
-
-    One without compute capabilities does not say. `ampere+` is 8.0 and later, `same-cc` no more than those named:
-    https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/engine-compatibility.html
-    """
+    """Whether a plan runs on GPUs of a compute capability such as "8.7"; True if the plan names none."""
+    # `ampere+` covers 8.0 and later, `same-cc` only the named ones:
+    # https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/engine-compatibility.html
     if not engine.compute_capabilities or compute_capability in engine.compute_capabilities:
         return True
     since_ampere = engine.options is not None and engine.options.hardware_compat == "ampere+"
@@ -152,25 +154,22 @@ def runs_on(engine: EngineInfo, compute_capability: str) -> bool:
 
 
 def runs_in(engine: EngineInfo, version: str) -> bool:
-    """Whether a plan runs in this version of its runtime.
+    """Whether a plan runs in this version of its runtime; True if a version is unknown.
 
-    In the version that built it. One that is version-compatible runs in later ones of the same major version too, and
-    in those of `LATER_MAJORS`. TensorRT for RTX has no such plans: https://docs.nvidia.com/deeplearning/tensorrt-rtx/
-    latest/inference-library/engine-compatibility.html. A version that cannot be read is left to the runtime to judge.
+    A plan runs in the version that built it. A version-compatible plan also runs in later versions of the same major
+    version, and in those of `COMPATIBLE_MAJORS`.
     """
+    # TensorRT for RTX has no version-compatible plans:
+    # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html
     built, here = version_key(engine.version), version_key(version)
     if not built or not here:
         return True
     compatible = engine.flavour == "tensorrt" and engine.options is not None and engine.options.version_compat
     if compatible and here >= built:
-        return built[0] == here[0] or (built[0], here[0]) in LATER_MAJORS
-    # Packages leave the build number out here and there: 10.3.0 and 10.3.0.30 may be the same.
+        return built[0] == here[0] or (built[0], here[0]) in COMPATIBLE_MAJORS
+    # Some packages leave out the build number: 10.3.0 and 10.3.0.30 may be the same.
     length = 4 if min(len(built), len(here)) >= 4 else 3
-    return _padded(built, length) == _padded(here, length)
-
-
-def _padded(key: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return (*key, *[0] * length)[:length]
+    return padded_key(engine.version, length) == padded_key(version, length)
 
 
 def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
@@ -178,102 +177,84 @@ def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
     try:
         version = _runtime_version(engine.flavour)
     except MissingError:
-        others = [each for each, package in PACKAGES.items() if each != engine.flavour and find_spec(package)]
+        others = [flavour for flavour, package in PACKAGES.items() if flavour != engine.flavour and find_spec(package)]
         if not others:
             raise
-        yield f"It is a plan of {built}; installed is {others[0]}, and neither loads the other's."
+        yield f"It was built by {built}, but only {others[0]} is installed, which cannot load it."
         return
     if not runs_in(engine, version):
-        later = ", or a later one" if engine.options is not None and engine.options.version_compat else ""
+        later = " or a later one" if engine.options is not None and engine.options.version_compat else ""
         yield (
-            f"It was built by {built}, and here is {engine.flavour} {version}: a plan runs in the version that "
-            f"built it{later}."
+            f"It was built by {built}, but {engine.flavour} {version} is installed; a plan runs only in the version "
+            f"that built it{later}."
         )
 
 
 def _runtime_version(flavour: Flavour) -> str:
-    """
+    """Version of the installed runtime.
+
     Raises:
-        MissingError: it is not installed, or does not load.
+        MissingError: it is not installed, or cannot be loaded.
     """
     return str(import_runtime(flavour).__version__)
 
 
 def _system_mismatch(engine: EngineInfo) -> Iterator[str]:
-    """TensorRT's plans run on the system that they were built on; those of TensorRT for RTX on all that it serves
-    (https://docs.nvidia.com/deeplearning/tensorrt-rtx/1.4/installing-tensorrt-rtx/example-deployment.html)."""
+    # TensorRT plans run only on the operating system and architecture that built them; plans of TensorRT for RTX run on
+    # all supported ones (https://docs.nvidia.com/deeplearning/tensorrt-rtx/1.4/installing-tensorrt-rtx/
+    # example-deployment.html).
     here = f"{platform.system()}-{platform.machine()}".lower()
     if engine.flavour == "tensorrt" and engine.system not in (None, here):
-        yield f"It was built on {engine.system}, and this is {here}."
+        yield f"It was built on {engine.system}, but this machine is {here}."
 
 
 def _gpu_mismatch(engine: EngineInfo, gpus: tuple[Gpu, ...]) -> str:
     later = " and later" if engine.options is not None and engine.options.hardware_compat == "ampere+" else ""
     seen = ", ".join(f"GPU {index} is {gpu.name} ({gpu.compute_capability})" for index, gpu in enumerate(gpus))
     built_for = ", ".join(engine.compute_capabilities)
-    return f"It is for compute capability {built_for}{later}; sessions run on GPU 0, and {seen}."
+    return f"It was built for compute capability {built_for}{later}; sessions run on GPU 0, and {seen}."
 
 
 def _visible_name(index: int) -> str:
-    """What CUDA_VISIBLE_DEVICES calls a GPU, where it may hide and rename others already."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return chosen[index].strip() if index < len(chosen) and chosen[index].strip() else str(index)
+    """The value of CUDA_VISIBLE_DEVICES for a GPU, given that the variable may already renumber the GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
 
 
 def _warnings(engine: EngineInfo, gpu: Gpu) -> Iterator[str]:
-    here = driver_here(gpu)
-    if engine.driver is not None and any(
-        old < new for old, new in zip(_driver_keys(here), _driver_keys(engine.driver), strict=True) if old and new
-    ):
+    driver = driver_version(gpu)
+    if engine.driver is not None and driver.older_than(parse_driver_version(engine.driver)):
         yield (
-            f"The driver here ({here}) is older than the one that the plan was built under ({engine.driver}); "
-            "if it fails to load or gives wrong depth, update the driver."
+            f"This driver ({driver}) is older than the driver on which the plan was built ({engine.driver}). "
+            "If the plan fails to load or gives wrong depth, update the driver."
         )
     portable = engine.options is not None and engine.options.hardware_compat != "none"
-    if engine.flavour == "tensorrt" and not portable and (moved := _moved(engine, gpu)):
-        built_on, here = moved
+    if engine.flavour == "tensorrt" and not portable and (places := _build_and_run_place(engine, gpu)):
+        built_on, here = places
         yield (
-            f"The plan was built on {built_on} and runs on {here}: other kernels may be faster there; mde build "
-            "--target here chooses them."
+            f"The plan was built on {built_on} and runs on {here}, where other kernels may be faster; rebuild it with "
+            "mde build --target here."
         )
 
 
-def _moved(engine: EngineInfo, gpu: Gpu) -> tuple[str, str] | None:
-    """Where a plan was built and where it is, if these are known and differ.
-
-    The CUDA driver calls the GPU of every Orin module "Orin", whose compute capability is 8.7 in all of them; what
-    tells them apart is the board's name.
-    """
+def _build_and_run_place(engine: EngineInfo, gpu: Gpu) -> tuple[str, str] | None:
+    """The board or GPU that built a plan and the one that runs it, if they are known and differ."""
+    # All Orin modules have the GPU name "Orin" and compute capability 8.7; only the board name tells them apart.
     board_here = jetson_model()
     if engine.board is not None and board_here is not None and engine.board != board_here:
         return engine.board, board_here
     return None if engine.gpu in (None, gpu.name) else (str(engine.gpu), gpu.name)
 
 
-def driver_here(gpu: Gpu) -> str:
-    """NVIDIA's driver as manifests have it, such as "560.35.05, CUDA 12.6"."""
-    try:
-        kernel = parse_driver(DRIVER.read_text(encoding="utf-8"))
-    except OSError:
-        kernel = None
-    return ", ".join(part for part in (kernel, f"CUDA {gpu.cuda}") if part)
+def _onnx_of(path: Path) -> Path:
+    """The ONNX file of a plan without a manifest, by its name: in the same folder, or else a shipped model."""
+    # `mde build nano.fp16 --print-trtexec` makes trtexec write nano.fp16.plan without a manifest.
+    neighbour = path.with_suffix(".onnx")
+    return neighbour if manifest_path(neighbour).is_file() else SHIPPED.get(path.stem, neighbour)
 
 
-def _driver_keys(driver: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Version of the kernel driver and of CUDA, each empty where it is not told."""
-    cuda = re.search(r"CUDA ([\d.]+)", driver)
-    return version_key(driver), version_key(cuda[1] if cuda else "")
-
-
-def _its_onnx(path: Path) -> Path:
-    """The ONNX file that the name of a plan without a manifest tells: beside it, else the one that ships by that name,
-    as in trtexec's `nano.fp16.plan` of `mde build nano.fp16 --print-trtexec`."""
-    beside = path.with_suffix(".onnx")
-    return beside if manifest_path(beside).is_file() else SHIPPED.get(path.stem, beside)
-
-
-def _stand_in(plan: Artefact, onnx_path: Path, wanted: str | None) -> Manifest:
-    """A manifest for a plan without one: what its ONNX file's manifest says, and what the plan's header does.
+def _manifest_from_onnx(plan: Artefact, onnx_path: Path, wanted: str | None) -> Manifest:
+    """Build a manifest for a plan without one, from its ONNX file's manifest and the plan's header.
 
     Raises:
         InputError: there is no such manifest, or it cannot be read.
@@ -281,21 +262,21 @@ def _stand_in(plan: Artefact, onnx_path: Path, wanted: str | None) -> Manifest:
     path, sidecar = plan.path, manifest_path(onnx_path)
     if not sidecar.is_file():
         raise InputError(
-            f"{path} has no manifest, and its ONNX file has none here either.",
-            f"What the network takes and gives is unknown; {sidecar.name} would say it.",
-            f"Put {sidecar.name} beside it. {build_here(path)}",
+            f"{path} has no manifest, and neither has its ONNX file.",
+            f"Inputs and outputs of the network are unknown without {sidecar.name}.",
+            f"Put {sidecar.name} into the same folder. {build_here(path)}",
         )
-    cure = "Copy it again from where the ONNX file is."
+    cure = "Copy it again from the folder of the ONNX file."
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{sidecar} is no readable JSON.", str(error), cure) from error
+        raise InputError(f"{sidecar} cannot be read as JSON.", str(error), cure) from error
     source = parse_manifest(data, str(sidecar), cure)
     flavour, version = _header(path)
     if flavour is None:
-        asked = [each for each in PACKAGES if each == wanted]
-        installed = [each for each, package in PACKAGES.items() if find_spec(package)]
-        flavour = (*asked, *installed, "tensorrt")[0]
+        chosen = [name for name in PACKAGES if name == wanted]
+        installed = [name for name, package in PACKAGES.items() if find_spec(package)]
+        flavour = (*chosen, *installed, "tensorrt")[0]
     return replace(
         source,
         kind="plan",
@@ -306,11 +287,9 @@ def _stand_in(plan: Artefact, onnx_path: Path, wanted: str | None) -> Manifest:
 
 
 def _header(path: Path) -> tuple[Flavour | None, str]:
-    """Whose plan a file is and the version that built it, as far as its first bytes tell.
-
-    Bytes 24 to 27 are the four parts of the version (https://github.com/NVIDIA/TensorRT/issues/3073), and plans of
-    TensorRT for RTX 1.7 begin with `vtrt`. Neither is documented, so that nothing but `--trust` depends on it.
-    """
+    """Runtime and version in a plan's header; None and "" if it does not tell."""
+    # Bytes 24 to 27 are the version (https://github.com/NVIDIA/TensorRT/issues/3073), and plans of TensorRT for RTX 1.7
+    # start with `vtrt`. Neither is documented, so only `--trust` depends on it.
     with path.open("rb") as file:
         head = file.read(28)
     if len(head) < 28 or head[1:4] != b"trt":

@@ -1,6 +1,6 @@
-"""What TensorRT for RTX compiled for this GPU, kept between processes.
+"""The runtime cache of TensorRT for RTX: kernels compiled for this GPU, stored between processes.
 
-Its plans hold no machine code: kernels are compiled when a context is made, which takes seconds, and can be kept
+Its plans hold no machine code: kernels are compiled when a context is created, which takes seconds
 (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html).
 
 Not yet run on hardware.
@@ -8,59 +8,45 @@ Not yet run on hardware.
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirrordepth_edge.machine.device import Gpu
-from mirrordepth_edge.support.files import atomic_write
+from mirrordepth_edge.support.cache import Cache, read_checked, user_cache
 
 SUFFIX = ".kernels"
-KEPT = 32
-"""Files that are kept, newest first: every plan, GPU and driver makes one of its own."""
-DIGEST_BYTES = hashlib.sha256().digest_size
+MAX_FILES = 32
+"""Each combination of plan, GPU, driver and runtime version has its own file; the oldest are deleted."""
 
 
 @dataclass(frozen=True)
 class RuntimeCache:
-    """One file of compiled kernels: their SHA-256, then what the runtime serialised."""
+    """A file of compiled kernels."""
 
     path: Path
 
     def read(self) -> bytes | None:
-        """What was kept; None where there is nothing, or not what was written."""
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            return None
-        digest, kernels = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        # The runtime maps what it is given as machine code: it never sees a damaged file.
-        return kernels if kernels and hashlib.sha256(kernels).digest() == digest else None
+        """The stored kernels; None if there are none or the file is damaged."""
+        # The runtime maps these bytes as machine code, so it must never get a damaged file.
+        return read_checked(self.path)
 
     def write(self, kernels: bytes) -> None:
-        """Keep kernels, whole or not at all, and drop the oldest files.
+        """Store kernels and delete the oldest files.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        with atomic_write(self.path) as temporary:
-            temporary.write_bytes(hashlib.sha256(kernels).digest() + kernels)
-        with suppress(OSError):  # another process drops them too
-            files = sorted(self.path.parent.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-            for file in files[KEPT:]:
-                file.unlink(missing_ok=True)
+        Cache(folder=self.path.parent, suffix=SUFFIX, max_per_name=MAX_FILES).write(self.path, kernels)
 
 
 def runtime_cache(plan_sha256: str, gpu: Gpu, version: str, folder: Path | None = None) -> RuntimeCache:
-    """Where kernels of one plan on one GPU, driver and runtime version are kept.
+    """The cache file of a plan for a GPU, driver and runtime version.
 
     Args:
-        version: of TensorRT for RTX.
-        folder: another one than the user's cache, whose files may be deleted at any time.
+        plan_sha256: SHA-256 of the plan.
+        gpu: GPU that runs it, which also tells the driver's CUDA version.
+        version: version of TensorRT for RTX.
+        folder: None for the user's cache folder.
     """
-    import platformdirs
-
-    folder = folder or Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "kernels"
-    parts = (plan_sha256, gpu.name, gpu.compute_capability, gpu.cuda, version)
-    return RuntimeCache(folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}{SUFFIX}")
+    cache = Cache(folder=folder or user_cache("kernels"), suffix=SUFFIX)
+    return RuntimeCache(cache.path(plan_sha256, gpu.name, gpu.compute_capability, gpu.cuda, version))

@@ -1,7 +1,6 @@
-"""A TensorRT or TensorRT-RTX plan in memory; the two runtimes share this API.
+"""A session that runs a plan in TensorRT or TensorRT for RTX, which share this API.
 
-Not yet run on hardware. Every attribute used here is checked against the real runtime modules by
-`tests/backends/test_engine_api.py`.
+Not yet run on hardware; `tests/backends/trt/test_api.py` checks every attribute used here against the real modules.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.trt import cuda
-from mirrordepth_edge.backends.trt.compatibility import require_served
+from mirrordepth_edge.backends.trt.compatibility import require_supported_gpu
 from mirrordepth_edge.backends.trt.cuda_graph import NotCapturedError
 from mirrordepth_edge.backends.trt.plan import check_tensors, last_error, load_plan, source_of, start_runtime
 from mirrordepth_edge.backends.trt.slot import ExecutionSlot
@@ -28,10 +27,12 @@ from mirrordepth_edge.manifest import Manifest
 
 
 def require_gpu(path: Path, flavour: str, manifest: Manifest | None) -> None:
-    """Plans run on NVIDIA GPUs only; say so before a runtime fails in its own words.
+    """Raise an error if this machine has no NVIDIA GPU, before the runtime fails with a less helpful one.
 
     Args:
-        manifest: the plan's, to say what runs here in its place.
+        path: the plan.
+        flavour: name of the runtime.
+        manifest: manifest of the plan, which tells the model to run instead.
 
     Raises:
         MissingError: no GPU is visible.
@@ -39,93 +40,99 @@ def require_gpu(path: Path, flavour: str, manifest: Manifest | None) -> None:
     if nvidia_gpus():
         return
     raise MissingError(
-        f"{path} needs an NVIDIA GPU, and this machine shows none.",
+        f"{path} needs an NVIDIA GPU, but none is visible on this machine.",
         f"A plan is machine code for a GPU; {flavour} would fail with cudaErrorInsufficientDriver (35) "
         "or cudaErrorNoDevice (100).",
-        f"Run it on the target, or run its ONNX here: {_by_its_onnx(path, manifest)}.",
+        f"Run it on the target, or run its ONNX file here: {_use_onnx(path, manifest)}.",
     )
 
 
-def _by_its_onnx(path: Path, manifest: Manifest | None) -> str:
-    return f"replace {path} by {source_of(path, None if manifest is None else manifest.parent_sha256)}"
+def _use_onnx(path: Path, manifest: Manifest | None) -> str:
+    return f"replace {path} with {source_of(path, None if manifest is None else manifest.parent_sha256)}"
 
 
-def refuse_other_options(path: Path, options: SessionOptions, manifest: Manifest | None) -> None:
-    """A plan runs on the GPU with what is inside it; options that ask for more are not ignored.
+def reject_other_options(path: Path, options: SessionOptions, manifest: Manifest | None) -> None:
+    """Raise an error for session options that do not apply to plans.
 
     Args:
+        path: the plan.
+        options: session options.
         manifest: see `require_gpu`.
 
     Raises:
-        OptionError: one of them was given.
+        OptionError: an option does not apply.
     """
-    run_its_onnx = f"run its ONNX: {_by_its_onnx(path, manifest)}."
+    run_onnx = f"run its ONNX file: {_use_onnx(path, manifest)}."
     if options.device == "cpu":
         raise OptionError(
             f"{path} cannot run on the CPU.",
             "A plan is machine code for an NVIDIA GPU.",
-            f"Leave --device out, or {run_its_onnx}",
+            f"Leave out --device, or {run_onnx}",
         )
     if options.threads is not None:
         raise OptionError(
-            f"{path} has no use for {options.threads} CPU threads.",
+            f"--threads {options.threads} does not apply to {path}.",
             "A plan runs on the GPU.",
-            f"Leave --threads out, or {run_its_onnx}",
+            f"Leave out --threads, or {run_onnx}",
         )
     if options.clip_weights is not None:
         raise OptionError(
-            f"{path} has no use for {options.clip_weights}.",
-            "A plan carries its weights; only a checkpoint takes CLIP's from elsewhere.",
-            "Leave --clip-weights out.",
+            f"--clip-weights {options.clip_weights} does not apply to {path}.",
+            "A plan contains its weights; only a checkpoint needs the CLIP weights.",
+            "Leave out --clip-weights.",
         )
 
 
 class Contexts(Protocol):
-    """How a flavour makes execution contexts of an engine."""
+    """Creates the execution contexts of an engine; one class per flavour."""
 
-    captures: bool
-    """Whether the network's launches are left to be captured as a CUDA graph here."""
+    session_captures_graph: bool
+    """The session captures the network as a CUDA graph; if False, the runtime does it or nobody."""
     notes: list[str]
-    """What is not as it was asked for."""
+    """Differences from what was requested."""
     cuda_graph: bool
-    """Whether the runtime itself replays a CUDA graph."""
+    """The runtime replays a CUDA graph."""
     jit_cached: bool
-    """Whether the runtime found kernels that an earlier process compiled."""
+    """The runtime uses kernels that an earlier process compiled."""
 
     def make(self) -> Any:
-        """An execution context; None where the runtime cannot."""
+        """Create an execution context; None if the runtime failed."""
 
-    def ran(self) -> None:
-        """Called once all contexts have run, and compiled what they need."""
+    def save_cache(self) -> None:
+        """Save compiled kernels; called after every context has run once."""
 
     def close(self) -> None:
-        """Let go of the engine, and of what contexts were made with; they went before."""
+        """Release the engine and all resources of the contexts, which are already destroyed."""
 
 
 class EngineSession(CheckedSession):
-    """A plan with one execution context for each frame in flight, and buffers allocated once.
+    """Runs a plan with one execution slot per frame in flight.
 
-    `infer` runs one frame. Where the GPU idles while the host prepares the next one, and throughput counts more than
-    latency, `submit` and `collect` keep `options.in_flight` frames in work:
+    `infer` runs one frame. For throughput, `submit` and `collect` keep `options.in_flight` frames in flight, so that
+    the GPU works while the host prepares the next frame:
 
         session.submit(feeds(0))
         for number in range(1, frames):
             session.submit(feeds(number))
-            use(session.collect())  # of number - 1
+            use(session.collect())  # frame number - 1
         use(session.collect())
 
-    Outputs are views of memory that `close` frees. Those of `infer` are valid until the next call; those of a
-    submitted frame until `in_flight` later ones were submitted. One thread uses a session at a time.
+    Outputs are views of memory that `close` frees. Outputs of `infer` are valid until the next call, those of a
+    submitted frame until `in_flight` later frames have been submitted. A session is not thread-safe.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
-        contexts: given the engine, how its contexts are made.
+        backend: name of the backend.
+        path: the plan.
+        manifest: its verified manifest.
+        options: session options.
+        contexts: creates the `Contexts` of an engine.
 
     Raises:
-        MissingError: there is no driver that works.
-        InputError: the plan cannot be loaded here, or is not what its manifest describes.
-        DeviceError: the GPU failed, such as for want of memory.
-        OptionError: no frame may be in flight.
+        MissingError: there is no working driver.
+        InputError: the plan cannot be loaded here, or does not match its manifest.
+        DeviceError: the GPU failed, for example because its memory is full.
+        OptionError: `in_flight` is less than 1.
     """
 
     def __init__(
@@ -139,38 +146,38 @@ class EngineSession(CheckedSession):
     ) -> None:
         if options.in_flight < 1:
             raise OptionError(
-                f"{options.in_flight} frames in flight are none.", "A session needs one at least.", "in_flight=1"
+                f"in_flight={options.in_flight} is too small.", "A session needs at least one slot.", "Use in_flight=1."
             )
         gpus = nvidia_gpus()
         if manifest.engine is not None:
-            require_served(path, manifest.engine, gpus, manifest.parent_sha256)
+            require_supported_gpu(path, manifest.engine, gpus, manifest.parent_sha256)
         gpu = gpus[0]
         self.backend, self.version = backend, str(trt.__version__)
         self.precision = manifest.precision
-        here = manifest.at(options.network_hw, options.batch)
-        self.inputs, self.outputs = here.inputs, here.outputs
+        sized = manifest.at(options.network_hw, options.batch)
+        self.inputs, self.outputs = sized.inputs, sized.outputs
         self.device = gpu.name
         self.zero_copy = gpu.integrated if options.zero_copy is None else options.zero_copy
-        """Whether the GPU works in the host's own buffers; `device_ms` then has nothing for the copies."""
+        """The GPU uses the host's buffers directly; the copies of `device_ms` then take no time."""
         self.cuda_graph = False
-        """Whether the network's launches are replayed as one."""
+        """The network is replayed as a CUDA graph."""
         self.jit_cached = False
-        """Whether kernels came from an earlier process; only TensorRT for RTX compiles any."""
+        """Kernels were read from the runtime cache; TensorRT for RTX only."""
         self.warm_up_ms = 0.0
-        """What came between the loaded plan and the first frame: making contexts (TensorRT for RTX compiles there),
-        one run of each, and the capture of its graph."""
+        """Time between loading the plan and the first frame: creating contexts (where TensorRT for RTX compiles), one
+        run of each slot, and capturing its graph."""
         self.notes: tuple[str, ...] = ()
-        """What is not as it was asked for, a sentence each; empty where all is."""
+        """Differences from what was requested, one sentence each."""
         self._runtime: Any = None
         self._engine: Any = None
         self._contexts: Contexts | None = None
         self._slots: list[ExecutionSlot] = []
         self._pending: deque[ExecutionSlot] = deque()
-        """Lanes with a frame that was submitted and not collected, oldest first."""
+        """Slots whose frame is submitted but not collected, oldest first."""
         self._next = 0
         self._last: ExecutionSlot | None = None
         try:
-            # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
+            # CUDA first: it names the problem of a driver, where TensorRT returns None, raises TypeError or crashes.
             cuda.call(cuda.runtime().cudaSetDevice, 0)
             self._runtime = start_runtime(trt, backend)
             self._engine = load_plan(trt, self._runtime, backend, path, manifest)
@@ -184,7 +191,7 @@ class EngineSession(CheckedSession):
     def _open_slots(
         self, contexts: Contexts, last_error: Callable[[], str], path: Path, options: SessionOptions
     ) -> None:
-        begun = perf_counter()
+        start_s = perf_counter()
         for _ in range(options.in_flight):
             slot = ExecutionSlot(
                 contexts.make,
@@ -199,25 +206,25 @@ class EngineSession(CheckedSession):
             slot.warm_up()
         self._last = self._slots[0]
         notes: list[str] = []
-        if options.cuda_graph and contexts.captures:
-            notes += self._capture(last_error)
-        self.warm_up_ms = (perf_counter() - begun) * 1e3
-        contexts.ran()
+        if options.cuda_graph and contexts.session_captures_graph:
+            notes += self._capture_graphs(last_error)
+        self.warm_up_ms = (perf_counter() - start_s) * 1e3
+        contexts.save_cache()
         self.cuda_graph = self.cuda_graph or contexts.cuda_graph
         self.jit_cached = contexts.jit_cached
         self.notes = tuple(dict.fromkeys((*contexts.notes, *notes)))
 
-    def _capture(self, last_error: Callable[[], str]) -> list[str]:
-        """Capture the graph of every lane, or of none; says why of none."""
+    def _capture_graphs(self, last_error: Callable[[], str]) -> list[str]:
+        """Capture a graph for every slot, or for none if one fails; returns the reason as a note."""
         try:
             for slot in self._slots:
                 slot.capture()
         except NotCapturedError as reason:
             for slot in self._slots:
                 slot.drop_graph()
-            return [f"No CUDA graph is used, and kernels are launched one by one: {reason}.{last_error()}"]
+            return [f"No CUDA graph is used; kernels are launched one by one: {reason}.{last_error()}"]
         for slot in self._slots:
-            slot.warm_up()  # a graph's first launch uploads it
+            slot.warm_up()  # the first launch uploads the graph
         self.cuda_graph = True
         return []
 
@@ -225,21 +232,21 @@ class EngineSession(CheckedSession):
         if self._pending:
             raise InputError(
                 f"{len(self._pending)} submitted frames were not collected.",
-                "infer runs one frame alone.",
+                "infer() needs all slots to be free.",
                 "Call collect() for each of them first.",
             )
-        self._next = 0  # always the same arrays
+        self._next = 0  # always return the same arrays
         self.submit(feeds)
         return self.collect()
 
     def submit(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Begin a frame, and return while the GPU works on it.
+        """Start a frame and return while the GPU works on it.
 
         Args:
-            feeds: as `infer` takes them; read before this returns.
+            feeds: as for `infer`; read before this returns.
 
         Raises:
-            InputError: a feed does not fit, or `in_flight` frames are in work already.
+            InputError: a feed does not match, or `in_flight` frames are already in flight.
             DeviceError: the GPU failed.
         """
         if not self._slots:
@@ -247,9 +254,9 @@ class EngineSession(CheckedSession):
         self.check(feeds)
         if len(self._pending) == len(self._slots):
             raise InputError(
-                f"{len(self._pending)} frames are in work already.",
+                f"{len(self._pending)} frames are already in flight.",
                 f"The session was opened for in_flight={len(self._slots)}.",
-                f"Call collect() first, or open it with SessionOptions(in_flight={len(self._slots) + 1}).",
+                f"Call collect() first, or open the session with SessionOptions(in_flight={len(self._slots) + 1}).",
             )
         slot = self._slots[self._next]
         slot.start(feeds)
@@ -257,17 +264,17 @@ class EngineSession(CheckedSession):
         self._next = (self._next + 1) % len(self._slots)
 
     def collect(self) -> Arrays:
-        """Wait for the oldest frame that was submitted.
+        """Wait for the oldest submitted frame.
 
         Returns:
-            Its outputs by name, valid until `in_flight` later frames were submitted, or until `infer` or `close`.
+            Its outputs by name, valid until `in_flight` later frames are submitted, or until `infer` or `close`.
 
         Raises:
             InputError: nothing was submitted.
             DeviceError: the GPU failed.
         """
         if not self._pending:
-            raise InputError("There is no frame to collect.", "None was submitted.", "Call submit() first.")
+            raise InputError("There is no frame to collect.", "No frame was submitted.", "Call submit() first.")
         self._last = self._pending.popleft()
         return self._last.finish()
 
@@ -278,8 +285,8 @@ class EngineSession(CheckedSession):
         self._pending.clear()
         self._last = None
         for slot in self._slots:
-            slot.settle()
-        # Contexts must go before what they were made with, that before the engine, and the engine before its runtime.
+            slot.synchronise()
+        # Destroy in this order: contexts, their configs, the engine, the runtime.
         while self._slots:
             self._slots.pop().close()
         if self._contexts is not None:

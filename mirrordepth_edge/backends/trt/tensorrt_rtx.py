@@ -1,80 +1,84 @@
-"""TensorRT for RTX: plans on RTX desktop GPUs, built ahead of time on any x86-64 machine."""
+"""TensorRT for RTX: runs plans on RTX desktop GPUs, built ahead of time on any x86-64 machine."""
 
 from __future__ import annotations
 
-import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from mirrordepth_edge.backends.base import Available, Missing, Probe
-from mirrordepth_edge.backends.trt import cuda
+from mirrordepth_edge.backends.base import Probe
+from mirrordepth_edge.backends.trt.probing import probe_runtime
 from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache, runtime_cache
-from mirrordepth_edge.backends.trt.session import EngineSession, refuse_other_options, require_gpu
-from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
+from mirrordepth_edge.backends.trt.session import EngineSession, reject_other_options, require_gpu
+from mirrordepth_edge.backends.trt.vendor import import_runtime
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "tensorrt-rtx"
-USE_TENSORRT = "Use TensorRT here: mde build model.onnx --target here"
-# GPUs it serves: the members of `tensorrt_rtx.ComputeCapability`, which needs the package to be read.
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Supported GPUs: the members of `tensorrt_rtx.ComputeCapability`, listed here because the package may be missing."""
+WITHOUT_GPU: Final = Unavailable(
+    reason="no NVIDIA GPU is visible (engines can be built on this machine, but not run)",
+    cure="Run engines on a machine with an RTX GPU.",
+    cause=Cause.NO_GPU,
+)
 
 
-class JitContexts:
-    """Contexts that compile the plan's kernels for this GPU, unless `store` has them, and replay them as a CUDA graph.
+class RuntimeCacheContexts:
+    """Contexts that compile the plan's kernels for this GPU, unless they are in the runtime cache.
 
-    The runtime captures by itself, once its kernels are compiled
+    The runtime captures the CUDA graph itself, once its kernels are compiled
     (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html).
     Not yet run on hardware.
 
     Args:
         trt: the module `tensorrt_rtx`.
-        store: where compiled kernels are kept. One that cannot be read or written costs time, nothing else.
-        cuda_graph: whether the runtime may.
+        engine: its `ICudaEngine`.
+        cache: file of compiled kernels. If it cannot be read or written, kernels are compiled at each start.
+        cuda_graph: whether the runtime may capture a CUDA graph.
     """
 
-    captures = False
+    session_captures_graph = False
 
-    def __init__(self, trt: Any, engine: Any, store: RuntimeCache, cuda_graph: bool) -> None:
+    def __init__(self, trt: Any, engine: Any, cache: RuntimeCache, cuda_graph: bool) -> None:
         self.notes: list[str] = []
         self.cuda_graph = cuda_graph
-        self._engine, self._store = engine, store
+        self._engine, self._cache = engine, cache
         strategies = trt.CudaGraphStrategy
         self._strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graph else strategies.DISABLED
         self._specialisation = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._configs: list[Any] = []  # they must outlive their contexts
-        first = engine.create_runtime_config()
-        self._kept = store.read()
-        self._kernels = first.create_runtime_cache()
-        if self._kept is not None and not self._kernels.deserialize(self._kept):
-            self._kept, self._kernels = None, first.create_runtime_cache()
-        self.jit_cached = self._kept is not None
+        config = engine.create_runtime_config()
+        self._cached = cache.read()
+        self._kernels = config.create_runtime_cache()
+        if self._cached is not None and not self._kernels.deserialize(self._cached):
+            self._cached, self._kernels = None, config.create_runtime_cache()
+        self.jit_cached = self._cached is not None
 
     def make(self) -> Any:
         config = self._engine.create_runtime_config()
         self._configs.append(config)
         config.cuda_graph_strategy = self._strategy
-        # A session keeps one size, so kernels made for it are worth waiting for; else they come while frames run.
+        # A session keeps one size, so it waits for the kernels of that size instead of compiling them between frames.
         config.dynamic_shapes_kernel_specialization_strategy = self._specialisation
         if config.cuda_graph_strategy != self._strategy:
             self.cuda_graph = False
-            self.notes.append(f"TensorRT for RTX did not take the CUDA graph strategy {self._strategy.name}.")
+            self.notes.append(f"TensorRT for RTX rejected the CUDA graph strategy {self._strategy.name}.")
         if not config.set_runtime_cache(self._kernels):
             self.jit_cached = False
-            self.notes.append("TensorRT for RTX took no runtime cache: kernels are compiled at every start.")
+            self.notes.append("TensorRT for RTX rejected the runtime cache: kernels are compiled at every start.")
         return self._engine.create_execution_context(config)
 
-    def ran(self) -> None:
+    def save_cache(self) -> None:
         kernels = self._kernels.serialize()
-        if kernels is None or bytes(kernels) in (b"", self._kept):
+        if kernels is None or bytes(kernels) in (b"", self._cached):
             return
         try:
-            self._store.write(bytes(kernels))
+            self._cache.write(bytes(kernels))
         except InputError as error:
-            self.notes.append(f"Compiled kernels were not kept, and the next start compiles them again: {error.why}.")
+            self.notes.append(f"Compiled kernels were not saved; the next start compiles them again: {error.why}.")
 
     def close(self) -> None:
         self._configs.clear()
@@ -83,45 +87,17 @@ class JitContexts:
 
 
 def probe() -> Probe:
-    """Whether TensorRT for RTX imports, serves this GPU and can call CUDA; building needs no GPU."""
-    install = USE_TENSORRT if platform.machine() == "aarch64" else INSTALL[NAME]
-    try:
-        if find_spec("tensorrt_rtx") is None:
-            return Missing(reason="the package tensorrt-rtx is not installed", cure=install)
-        version = str(import_runtime(NAME).__version__)
-    except MissingError as error:
-        return Missing(reason=error.why, cure=install)
-    except Exception as error:  # whatever a broken installation raises
-        return Missing(reason=f"import tensorrt_rtx: {error!r}", cure=install)
-    gpus = nvidia_gpus()
-    if not gpus:
-        return Missing(
-            reason="no NVIDIA GPU is visible (engines can be built here, not run)",
-            cure="Run the engine on a machine with an RTX GPU.",
-        )
-    gpu = gpus[0]  # the one that sessions run on
-    if gpu.compute_capability not in COMPUTE_CAPABILITIES:
-        return Missing(
-            reason=f"it does not serve {gpu.name}, compute capability {gpu.compute_capability}", cure=USE_TENSORRT
-        )
-    if problem := cuda.too_new(gpu):
-        return Missing(reason=problem, cure=cuda.install(gpu))
-    try:
-        cuda.runtime()
-    except MissingError as error:
-        return Missing(reason=error.what, cure=error.cure)
-    except Exception as error:
-        return Missing(reason=f"import cuda: {error!r}", cure="pip install --force-reinstall cuda-python")
-    return Available(version=version, devices=(gpu.name,))
+    """Check that TensorRT for RTX can be imported, supports this GPU and can call CUDA; building needs no GPU."""
+    return probe_runtime(NAME, without_gpu=WITHOUT_GPU, compute_capabilities=COMPUTE_CAPABILITIES)
 
 
 def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> EngineSession:  # noqa: A001
-    """Open a plan that `mde build --target rtx-…` wrote."""
-    refuse_other_options(path, options, manifest)
+    """Open a plan written by `mde build --target rtx-…`."""
+    reject_other_options(path, options, manifest)
     require_gpu(path, "TensorRT for RTX", manifest)
-    assert manifest is not None, "the registry reads it for every plan"
+    assert manifest is not None, "the registry reads the manifest of every plan"
     trt = import_runtime(NAME)
-    store = runtime_cache(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))
+    cache = runtime_cache(manifest.artefact_sha256, nvidia_gpus()[0], str(trt.__version__))
     return EngineSession(
-        trt, NAME, path, manifest, options, lambda engine: JitContexts(trt, engine, store, options.cuda_graph)
+        trt, NAME, path, manifest, options, lambda engine: RuntimeCacheContexts(trt, engine, cache, options.cuda_graph)
     )

@@ -1,4 +1,4 @@
-"""The one place where TensorRT and TensorRT for RTX are imported for running engines."""
+"""Import TensorRT and TensorRT for RTX to run engines; no other module of the inference code imports them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from mirrordepth_edge.errors import MissingError
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 PACKAGES: Final[dict[Flavour, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Import names of the runtimes, in the order in which they are looked for."""
-JETPACK: Final = "It comes with JetPack, not from pip: make the venv with --system-site-packages."
+"""Import names of the runtimes, in order of preference."""
+TITLES: Final[dict[Flavour, str]] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+JETPACK: Final = "python3 -m venv --system-site-packages ~/mde  (TensorRT is part of JetPack, not of pip)"
+USE_TENSORRT: Final = "Use TensorRT on this machine: mde build model.onnx --target here"
 INSTALL: Final[dict[Flavour, str]] = {
-    "tensorrt": (
-        "Jetson: it comes with JetPack (make the venv with --system-site-packages); "
-        "desktop: pip install 'mirrordepth-edge[tensorrt]'"
-    ),
+    "tensorrt": "pip install 'mirrordepth-edge[tensorrt]'",
     "tensorrt-rtx": "pip install 'mirrordepth-edge[rtx]'  (x86-64 Linux or Windows)",
 }
 LIBRARY: Final = re.compile(r"\blib([\w-]+)\.so\b(?:\.(\d+))?|DLL load failed")
-"""How loaders name a shared library: the bindings are installed, and what they need does not load."""
+"""How loaders name a shared library: the bindings are installed, but a library they need cannot be loaded."""
 
 
 def import_runtime(flavour: Flavour) -> Any:
-    """The package `tensorrt` or `tensorrt_rtx`.
+    """Import the package `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        MissingError: it is not installed, or its libraries do not load.
+        MissingError: it is not installed, or its libraries cannot be loaded.
     """
     try:
         if flavour == "tensorrt":
@@ -38,25 +37,28 @@ def import_runtime(flavour: Flavour) -> Any:
         import tensorrt_rtx
 
         return tensorrt_rtx
-    except (ImportError, OSError) as error:  # OSError: libnvinfer is not where the bindings look
-        if flavour == "tensorrt":
-            raise MissingError("TensorRT is not usable here.", f"import tensorrt: {error}", _cure(error)) from error
+    except (ImportError, OSError) as error:  # OSError: libnvinfer is not where the bindings look for it
+        cure = _repair_tensorrt(error) if flavour == "tensorrt" else how_to_install(flavour)
         raise MissingError(
-            "TensorRT for RTX is not usable here.", f"import tensorrt_rtx: {error}", INSTALL[flavour]
+            f"{TITLES[flavour]} cannot be used here.", f"import {PACKAGES[flavour]}: {error}", cure
         ) from error
 
 
-def _cure(error: ImportError | OSError) -> str:
-    """What to type after an import of `tensorrt` that failed.
+def how_to_install(flavour: Flavour) -> str:
+    """How to install a runtime on this machine, or what to use instead of it."""
+    if platform.machine() != "aarch64":
+        return INSTALL[flavour]
+    return JETPACK if flavour == "tensorrt" else USE_TENSORRT
 
-    JetPack's package is a list of others, which apt installs where they are missing; the library's own is named beside
-    it so that a damaged one is replaced. Debian names packages after libraries: libnvinfer.so.10 is in libnvinfer10.
-    """
-    on_jetson = platform.machine() == "aarch64"
+
+def _repair_tensorrt(error: ImportError | OSError) -> str:
+    """What to type after a failed import of `tensorrt`."""
     library = LIBRARY.search(str(error))
     if library is None:
-        return JETPACK if on_jetson else INSTALL["tensorrt"]
-    if not on_jetson:
+        return how_to_install("tensorrt")
+    if platform.machine() != "aarch64":
         return "pip install --force-reinstall tensorrt"
+    # nvidia-jetpack only lists other packages, of which apt installs the missing ones. A damaged library is replaced
+    # only if its own package is named, which Debian calls after the library: libnvinfer.so.10 is in libnvinfer10.
     own = f" libnvinfer{library[2]}" if library[1] == "nvinfer" and library[2] else ""
     return f"sudo apt update && sudo apt install --reinstall nvidia-jetpack{own}"

@@ -1,16 +1,17 @@
-"""How `mde doctor` prints what it found."""
+"""Print the facts and diagnoses of `mde doctor`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mirrordepth_edge.backends.base import Available
+from mirrordepth_edge.backends.onnxruntime import GPU_CURE
+from mirrordepth_edge.backends.trt import cuda
+from mirrordepth_edge.commands.doctor.checks import Diagnosis, Level
+from mirrordepth_edge.commands.doctor.facts import Facts, OpenCv
 from mirrordepth_edge.commands.terminal import console
+from mirrordepth_edge.machine.system import Memory
+from mirrordepth_edge.machine.unavailable import Unavailable
 
-if TYPE_CHECKING:
-    from mirrordepth_edge.commands.doctor.checks import Level, ToDo
-    from mirrordepth_edge.commands.doctor.facts import Facts
-
-# What each package is for, and the extra that brings it; None for the base install.
+# Each package, and the extra that installs it; None for the base install.
 PACKAGES = (
     ("numpy", None),
     ("opencv-python", None),
@@ -28,121 +29,125 @@ PACKAGES = (
     ("cuda-bindings", "tensorrt"),
 )
 ONNX_RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
-# Where pip is not the way, or not by an extra.
-ARM_HINTS = {
-    "tensorrt": "comes with JetPack, for a venv made with --system-site-packages",
-    "tensorrt-rtx": "x86-64 only",
-    "cuda-bindings": "pip install 'cuda-python==12.6.*' on JetPack 6, 'cuda-python==13.0.*' on JetPack 7.0",
-}
+# Packages that no extra installs on Arm.
+ARM_HINTS = {"tensorrt": "part of JetPack; needs a venv with --system-site-packages", "tensorrt-rtx": "x86-64 only"}
 STYLES: dict[Level, str] = {"wrong": "red", "missing": "red", "slow": "yellow", "hint": "default"}
 
 
 def print_machine(facts: Facts) -> None:
-    """The machine, a line for each thing that is known of it."""
-    here = facts.machine
-    _row("CPU", f"{here.cpu}, {here.cores} cores, {here.architecture}")
+    """Print hardware and system, one line per fact."""
+    here, environment = facts.machine, facts.environment
+    _print_row("CPU", f"{here.cpu}, {here.cores} cores, {here.architecture}")
     if facts.is_jetson:
-        _row(
-            "Jetson",
-            f"{here.jetson or 'a board of another name'}, Jetson Linux {here.l4t or 'unknown'}, {_jetpack(facts)}",
-        )
+        board = here.jetson or "board of another maker"
+        _print_row("Jetson", f"{board}, Jetson Linux {here.l4t or 'unknown'}, {_jetpack(facts)}")
     for gpu in here.gpus:
         memory = f"{gpu.memory_mib} MiB{' shared with the CPU' if gpu.integrated else ''}"
-        _row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}, CUDA up to {gpu.cuda}")
-    if not here.gpus:
-        _row("GPU", f"none visible ({facts.gpu_problem})")
+        _print_row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}, CUDA up to {gpu.cuda}")
+    if here.gpus:
+        _print_row("driver", _value(environment.driver))
+        _print_row("CUDA toolkit", _value(environment.cuda_toolkit))
     else:
-        _row("driver", _known(facts.environment.driver))
-        _row("CUDA toolkit", _known(facts.environment.cuda_toolkit))
+        _print_row("GPU", f"none visible ({facts.gpu_problem})")
+    _print_python(facts)
+    for system in environment.system_tensorrt:
+        package = environment.tensorrt_package
+        version = f"{package} " if isinstance(package, str) else ""
+        _print_row("TensorRT", f"{version}in {system.folder}, for Python {system.python}")
+    _print_row("OpenCV", describe_opencv(facts.opencv))
+    _print_clocks(facts)
+    _print_space(facts)
+    for camera in facts.cameras:
+        _print_row("camera", f"{camera.device} {camera.name or f'({camera.problem})'}")
+
+
+def describe_opencv(opencv: OpenCv | Unavailable) -> str:
+    """OpenCV's version and whether it can open CSI cameras, or why it cannot be imported."""
+    if isinstance(opencv, Unavailable):
+        return f"cannot be imported: {opencv.reason}"
+    if opencv.gstreamer:
+        return f"{opencv.version} with GStreamer"
+    return f"{opencv.version} without GStreamer: USB cameras work, CSI cameras do not"
+
+
+def _print_python(facts: Facts) -> None:
     python = facts.python
-    sees = f", which {'sees' if python.system_packages else 'does not see'} the system's packages"
-    matters = facts.is_jetson or facts.environment.system_tensorrt
-    _row("Python", f"{python.abi}{', a venv' if python.venv else ''}{sees if matters else ''}")
-    for place in facts.environment.system_tensorrt:
-        version = facts.environment.tensorrt_package
-        of = f"{version} " if isinstance(version, str) else ""
-        _row("TensorRT", f"{of}in {place.folder}, for Python {place.python}")
-    _row("OpenCV", facts.opencv)
-    _print_speed(facts)
-    _print_room(facts)
+    text = f"{python.version} ({python.abi}){', venv' if python.venv else ''}"
+    if facts.is_jetson or facts.environment.system_tensorrt:  # where TensorRT is a system package
+        text += f", {'with' if python.system_packages else 'without'} access to system packages"
+    _print_row("Python", text)
 
 
-def _print_speed(facts: Facts) -> None:
-    from mirrordepth_edge.machine.system import PowerMode
-
+def _print_clocks(facts: Facts) -> None:
     environment = facts.environment
     if facts.is_jetson:
         mode, names = environment.power_mode, ", ".join(mode.name for mode in environment.power_modes)
-        known = f"{mode.name}, number {mode.number}" if isinstance(mode, PowerMode) else _known(mode)
-        _row("power mode", f"{known}{f', of {names}' if names else ''}")
+        text = _value(mode) if isinstance(mode, Unavailable) else f"{mode.name} (mode {mode.number})"
+        _print_row("power mode", f"{text}{f'; available: {names}' if names else ''}")
     for clock in environment.clocks:
-        state = "locked at" if clock.locked else f"moves from {clock.low_mhz:.0f} to"
-        _row(f"{clock.name} clock", f"{state} {clock.high_mhz:.0f} MHz")
+        fixed, variable = f"locked at {clock.high_mhz:.0f} MHz", f"{clock.low_mhz:.0f} to {clock.high_mhz:.0f} MHz"
+        _print_row(f"{clock.name} clock", fixed if clock.locked else variable)
     if isinstance(environment.governor, str):
-        _row("governor", environment.governor)
+        _print_row("CPU governor", environment.governor)
 
 
-def _print_room(facts: Facts) -> None:
-    from mirrordepth_edge.machine.system import Memory
-
+def _print_space(facts: Facts) -> None:
     memory, swaps, free = facts.environment.memory, facts.environment.swaps, facts.cache_free_mib
     if isinstance(memory, Memory):
         kinds = ", ".join(sorted({swap.kind for swap in swaps}))
-        swap = f"{memory.swap_mib} MiB of swap{f' ({kinds})' if kinds else ''}"
-        _row("memory", f"{memory.total_mib} MiB, {memory.available_mib} MiB free, {swap}")
-    _row("disk", f"{free} MiB free for caches" if isinstance(free, int) else _known(free))
-    for camera in facts.cameras:
-        _row("camera", f"{camera.device} {camera.name or f'({camera.problem})'}")
+        swap = f"{memory.swap_mib} MiB swap{f' ({kinds})' if kinds else ''}" if memory.swap_mib else "no swap"
+        _print_row("memory", f"{memory.total_mib} MiB, {memory.available_mib} MiB available, {swap}")
+    _print_row("disk", f"{free} MiB free for caches" if isinstance(free, int) else _value(free))
 
 
 def print_backends(facts: Facts) -> None:
-    """What runs networks, and what to type for what does not."""
-    from mirrordepth_edge.backends.base import Available
-    from mirrordepth_edge.backends.onnxruntime import GPU_CURE
-
+    """Print which backends work, and what to type for the others."""
     console.print("backends", style="bold")
     for name, probe in facts.probes.items():
         if isinstance(probe, Available):
-            console.print(f"  works    {name:14}{probe.version} on {', '.join(probe.devices)}", style="green")
+            console.print(f"  {'works':15}{name:14}{probe.version} on {', '.join(probe.devices)}", style="green")
         else:
-            console.print(f"  missing  {name:14}{probe.reason}", style="yellow")
-            console.print(f"           {'':14}next: {probe.cure}")
+            console.print(f"  {'does not work':15}{name:14}{probe.reason}", style="yellow")
+            _print_backend_line(f"next: {probe.cure}")
         if name == "onnxruntime" and isinstance(probe, Available) and facts.onnxruntime_problem:
-            console.print(f"           {'':14}not on the GPU: {facts.onnxruntime_problem}", style="yellow")
-            console.print(f"           {'':14}next: {GPU_CURE}")
+            _print_backend_line(f"CPU only: {facts.onnxruntime_problem}", style="yellow")
+            _print_backend_line(f"next: {GPU_CURE}")
 
 
-def print_packages(packages: dict[str, str], architecture: str) -> None:
-    """The packages that matter."""
+def _print_backend_line(text: str, style: str = "default") -> None:
+    console.print(f"  {'':15}{'':14}{text}", style=style)
+
+
+def print_packages(facts: Facts) -> None:
+    """Print the versions of the packages that matter, and how to install the missing ones."""
     console.print("packages", style="bold")
+    arm_hints = {**ARM_HINTS, "cuda-bindings": cuda.install(next(iter(facts.machine.gpus), None))}
     for name, extra in PACKAGES:
-        version = packages.get(name)
-        hint = ARM_HINTS.get(name) if architecture == "aarch64" else None
+        version = facts.packages.get(name)
+        hint = arm_hints.get(name) if facts.machine.architecture == "aarch64" else None
         hint = hint or (f"pip install 'mirrordepth-edge[{extra}]'" if extra else None)
         if version or name not in ONNX_RUNTIMES:
             console.print(f"  {name:18}{version or 'not installed'}{'' if version or not hint else f'  ({hint})'}")
 
 
-def print_to_do(found: tuple[ToDo, ...]) -> None:
-    """What there is to do, each with what to type."""
-    console.print("to do" if found else "nothing to do", style="bold")
-    for each in found:
-        console.print(f"  {each.level:9}{each.what}", style=STYLES[each.level])
-        if each.why:
-            console.print(f"  {'':9}{each.why}")
-        console.print(f"  {'':9}next: {each.next}")
+def print_diagnoses(diagnoses: tuple[Diagnosis, ...]) -> None:
+    """Print the problems, each with what to type."""
+    console.print("to do" if diagnoses else "no problems found", style="bold")
+    for diagnosis in diagnoses:
+        console.print(f"  {diagnosis.level:9}{diagnosis.what}", style=STYLES[diagnosis.level])
+        if diagnosis.why:
+            console.print(f"  {'':9}{diagnosis.why}")
+        console.print(f"  {'':9}next: {diagnosis.next}")
 
 
-def _row(name: str, text: str) -> None:
+def _print_row(name: str, text: str) -> None:
     console.print(f"  {name:14}{text}")
 
 
-def _known(value: object) -> str:
-    from mirrordepth_edge.machine.system import Unknown
-
-    return f"unknown: {value.reason}" if isinstance(value, Unknown) else str(value)
+def _value(value: object) -> str:
+    return f"unknown ({value.reason})" if isinstance(value, Unavailable) else str(value)
 
 
 def _jetpack(facts: Facts) -> str:
     package = facts.environment.jetpack_package
-    return f"JetPack {_known(facts.environment.jetpack)}{f' ({package})' if isinstance(package, str) else ''}"
+    return f"JetPack {_value(facts.environment.jetpack)}{f' ({package})' if isinstance(package, str) else ''}"

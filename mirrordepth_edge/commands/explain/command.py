@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED
-from mirrordepth_edge.backends.base import Missing
 from mirrordepth_edge.backends.pytorch import probe
 from mirrordepth_edge.commands.parameters import (
     NANO,
@@ -24,6 +23,7 @@ from mirrordepth_edge.commands.parameters import (
     torch_device,
 )
 from mirrordepth_edge.errors import MissingError, OptionError
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
 
@@ -65,7 +65,7 @@ def explain(
     require_suffix(output, (".png",), "a chart")
     for file in (output, json_file or output):
         ensure_folder(file.parent)
-    if isinstance(missing := probe(), Missing):
+    if isinstance(missing := probe(), Unavailable):
         raise MissingError("mde explain needs PyTorch.", missing.reason, missing.cure)
 
     # PyTorch is installed: modules that import it follow.

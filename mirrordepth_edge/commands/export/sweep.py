@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import platformdirs
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.bench.measure import time_interleaved
@@ -25,6 +24,7 @@ from mirrordepth_edge.quantise.sweep_result import SweepResult, save_sweep
 from mirrordepth_edge.report.html import save_page
 from mirrordepth_edge.report.sweep import sweep_page
 from mirrordepth_edge.report.tables import Table
+from mirrordepth_edge.support.cache import user_cache
 
 TIMED_FRAMES = 30
 """Timed frames of each point, interleaved with FP32; as many again with FP32 first."""
@@ -35,7 +35,7 @@ def run_sweep(
 ) -> Fitted | None:
     """Sweep and print the result, or return point `pick`."""
     cost = measure_cost(quantizer) if quantizer.config.scheme == "cpu" else estimate_cost(quantizer, targets)
-    store = _cache_folder() / f"{settings_sha256(quantizer, cost)[:16]}.json"
+    store = user_cache("sweeps") / f"{settings_sha256(quantizer, cost)[:16]}.json"
     result = sweep(quantizer, cost, store)
     if pick is not None:
         return pick_point(quantizer, cost, store, result, pick)
@@ -45,10 +45,6 @@ def run_sweep(
     save_page(page, sweep_page(result))
     console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick N")
     return None
-
-
-def _cache_folder() -> Path:
-    return Path(platformdirs.user_cache_dir("mirrordepth-edge")) / "sweeps"
 
 
 def measure_cost(quantizer: Int8Quantizer) -> Cost:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mirrordepth_edge.machine.sampler import thermal_zones
+from mirrordepth_edge.machine.sensors.linux import thermal_zones
 
 if TYPE_CHECKING:
     from mirrordepth_edge.live.result import LiveResult

@@ -625,7 +625,7 @@ class Machine:
     def open_rtx(self, options: SessionOptions | None = None) -> EngineSession:
         module, options = fake_module(self.script, rtx=True), options or SessionOptions()
 
-        def contexts(engine: Any) -> tensorrt_rtx.JitContexts:
-            return tensorrt_rtx.JitContexts(module, engine, self.store, options.cuda_graph)
+        def contexts(engine: Any) -> tensorrt_rtx.RuntimeCacheContexts:
+            return tensorrt_rtx.RuntimeCacheContexts(module, engine, self.store, options.cuda_graph)
 
         return EngineSession(module, "tensorrt-rtx", self.plan, MANIFEST, options, contexts)

@@ -208,7 +208,7 @@ def test_cuda_codes_are_what_we_take_them_for(name: str, number: int) -> None:
     from mirrordepth_edge.backends.trt import cuda
 
     assert int(getattr(cuda_module().cudaError_t, name)) == number
-    assert number in (*cuda.NOTHING_HERE, cuda.OUT_OF_MEMORY)
+    assert number in (*cuda.NO_GPU_OR_DRIVER, cuda.OUT_OF_MEMORY)
 
 
 def test_a_cuda_error_is_named() -> None:
@@ -228,12 +228,12 @@ def test_a_cuda_error_is_named() -> None:
 @pytest.fixture(scope="module")
 def rtx_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real plan with its manifest."""
-    from mirrordepth_edge.artefact import NANO_ONNX
+    from mirrordepth_edge.artefact import NANO_ONNX, Artefact
     from mirrordepth_edge.engines.build import build_engine, plan_build
 
     module("tensorrt_rtx")
     plan = tmp_path_factory.mktemp("rtx") / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("rtx-ada"))
     return plan
 
 
@@ -253,7 +253,7 @@ def test_a_real_plan_without_a_gpu_is_refused_before_tensorrt_is_asked(rtx_plan:
     with pytest.raises(MissingError, match="needs an NVIDIA GPU") as caught:
         open_session(rtx_plan)
     assert caught.value.exit_code == 4
-    assert f"replace {rtx_plan} by nano.fp16." in caught.value.cure
+    assert f"replace {rtx_plan} with nano.fp16." in caught.value.cure
 
 
 def test_a_driver_that_does_not_work_is_named_before_tensorrt_is_asked(

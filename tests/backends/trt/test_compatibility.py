@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED
+from mirrordepth_edge.artefact import NANO_ONNX, SHIPPED, Artefact
 from mirrordepth_edge.backends.registry import open_session
-from mirrordepth_edge.backends.trt import compatibility as trust
-from mirrordepth_edge.backends.trt import cuda, tensorrt
+from mirrordepth_edge.backends.trt import compatibility, cuda, tensorrt
 from mirrordepth_edge.backends.trt import session as engine
 from mirrordepth_edge.backends.trt.compatibility import check_compatibility, runs_in, runs_on
 from mirrordepth_edge.backends.trt.plan import trt_logger
@@ -28,6 +27,7 @@ from mirrordepth_edge.config import BuildConfig, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.machine import device
 from mirrordepth_edge.machine.device import Gpu, nvidia_gpus
+from mirrordepth_edge.machine.driver import DriverVersion
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, write_artefact
 from mirrordepth_edge.support.files import sha256_of
 
@@ -77,16 +77,12 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
             raise MissingError(f"{flavour} is not usable here.", "not installed", f"pip install {flavour}")
         return board.installed[flavour]
 
-    class Driver:
-        def read_text(self, encoding: str) -> str:
-            return f"NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  {board.driver}  Release Build\n"
-
-    monkeypatch.setattr(trust, "nvidia_gpus", lambda: board.gpus)
-    monkeypatch.setattr(trust, "DRIVER", Driver())
+    monkeypatch.setattr(compatibility, "nvidia_gpus", lambda: board.gpus)
+    monkeypatch.setattr(compatibility, "driver_version", lambda gpu: DriverVersion(kernel=board.driver, cuda=gpu.cuda))
     monkeypatch.setattr(
-        trust, "find_spec", lambda package: package if package.replace("_", "-") in board.installed else None
+        compatibility, "find_spec", lambda package: package if package.replace("_", "-") in board.installed else None
     )
-    monkeypatch.setattr(trust, "import_runtime", import_runtime)
+    monkeypatch.setattr(compatibility, "import_runtime", import_runtime)
     monkeypatch.setattr(platform, "system", lambda: board.system[0])
     monkeypatch.setattr(platform, "machine", lambda: board.system[1])
     return board
@@ -107,9 +103,9 @@ def write_onnx_manifest(folder: Path) -> Manifest:
 
 
 def test_a_plan_of_this_machine(board: Board, tmp_path: Path) -> None:
-    admitted = check_compatibility(write_plan(tmp_path))
-    assert admitted.manifest.engine == ORIN
-    assert admitted.notes == ()
+    report = check_compatibility(write_plan(tmp_path))
+    assert report.manifest.engine == ORIN
+    assert report.notes == ()
 
 
 MISMATCHES: list[tuple[Callable[[Board], object], list[str]]] = [
@@ -118,7 +114,7 @@ MISMATCHES: list[tuple[Callable[[Board], object], list[str]]] = [
     (lambda board: setattr(board, "gpus", (gpu("Ada", "8.9"),)), ["compute capability 8.7", "GPU 0 is Ada (8.9)"]),
     (
         lambda board: board.installed.update({"tensorrt-rtx": board.installed.pop("tensorrt")}),
-        ["a plan of tensorrt 10.3.0", "installed is tensorrt-rtx"],
+        ["built by tensorrt 10.3.0", "only tensorrt-rtx is installed"],
     ),
 ]
 
@@ -183,7 +179,7 @@ def test_all_mismatches_are_told_at_once(board: Board, tmp_path: Path) -> None:
 def test_another_gpu_of_this_machine_would_do(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board.gpus = (gpu("Ada", "8.9"), gpu("Orin"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with pytest.raises(InputError, match="not built for the GPU that would run it") as caught:
+    with pytest.raises(InputError, match="not built for this GPU") as caught:
         check_compatibility(write_plan(tmp_path))
     assert caught.value.cure.endswith("CUDA_VISIBLE_DEVICES=5")
 
@@ -249,7 +245,7 @@ def test_gpus(level: Any, gpus: dict[str, bool]) -> None:
     assert runs_on(replace(info, compute_capabilities=()), "5.3")  # the builder's default GPUs
 
 
-def test_a_portable_plan_is_admitted_elsewhere(board: Board, tmp_path: Path) -> None:
+def test_a_portable_plan_runs_elsewhere(board: Board, tmp_path: Path) -> None:
     board.gpus = (gpu("Ada", "8.9"),)
     board.installed["tensorrt"] = untouchable("10.13.0")
     portable = replace(ORIN, options=BuildConfig(hardware_compat="ampere+", version_compat=True))
@@ -300,20 +296,20 @@ def test_another_orin_is_told(
     built_on: str | None, here: str | None, warns: bool, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA calls all their GPUs "Orin", 8.7."""
-    monkeypatch.setattr(trust, "jetson_model", lambda: here)
-    told = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
+    monkeypatch.setattr(compatibility, "jetson_model", lambda: here)
+    told = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
     assert bool(told) is warns
     if warns:
         assert f"built on {AGX} and runs on {NANO}" in told[0]
         same_cc = replace(ORIN, options=BuildConfig(hardware_compat="same-cc"))
-        assert trust.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
+        assert compatibility.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
 
 
 def test_the_boards_name_is_the_device_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
     (tmp_path / "model").write_bytes(NANO.encode() + bytes(1))
     monkeypatch.setattr(device, "JETSON_MODEL", tmp_path / "model")
-    (note,) = trust.check_plan(Path("tiny.plan"), replace(ORIN, board=AGX))
-    assert f"runs on {NANO}:" in note
+    (note,) = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=AGX))
+    assert f"runs on {NANO}, where" in note
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -340,11 +336,11 @@ def test_a_plan_without_a_manifest_is_refused(board: Board, tmp_path: Path) -> N
 def test_trust_needs_to_know_what_the_network_takes(board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     manifest_path(plan).unlink()
-    with pytest.raises(InputError, match="its ONNX file has none here") as caught:
+    with pytest.raises(InputError, match="neither has its ONNX file") as caught:
         open_session(plan, SessionOptions(trust=True))
     assert "tiny.onnx.manifest.json" in caught.value.cure
     (tmp_path / "tiny.onnx.manifest.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="no readable JSON"):
+    with pytest.raises(InputError, match="cannot be read as JSON"):
         open_session(plan, SessionOptions(trust=True))
     plan.unlink()
     with pytest.raises(InputError, match="There is no model at"):
@@ -355,13 +351,13 @@ def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     source = write_onnx_manifest(tmp_path)
     manifest_path(plan).unlink()
-    admitted = check_compatibility(plan, trust=True)
-    found = admitted.manifest
+    report = check_compatibility(plan, trust=True)
+    found = report.manifest
     assert (found.kind, found.artefact_sha256, found.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
     assert (found.inputs, found.outputs, found.preprocess) == (source.inputs, source.outputs, source.preprocess)
     assert found.engine is not None
     assert (found.engine.flavour, found.engine.version) == ("tensorrt", "")
-    (note,) = admitted.notes
+    (note,) = report.notes
     assert "has no manifest and is trusted" in note
     assert not manifest_path(plan).exists()
     board.installed = {"tensorrt-rtx": untouchable("1.7.1")}
@@ -382,10 +378,10 @@ def test_trtexecs_plan_of_a_shipped_model(name: str, board: Board, tmp_path: Pat
     plan.write_bytes(CONTENT)
     with pytest.raises(InputError, match="has no manifest"):
         check_compatibility(plan)
-    admitted = check_compatibility(plan, trust=True)
-    assert admitted.manifest.parent_sha256 == sha256_of(SHIPPED[name])
-    assert admitted.manifest.precision == ("fp16" if "fp16" in name else "fp32")
-    assert f"those of {SHIPPED[name].name}," in admitted.notes[0]
+    report = check_compatibility(plan, trust=True)
+    assert report.manifest.parent_sha256 == sha256_of(SHIPPED[name])
+    assert report.manifest.precision == ("fp16" if "fp16" in name else "fp32")
+    assert f"taken from {SHIPPED[name].name};" in report.notes[0]
     own = replace(MANIFEST, kind="onnx", artefact_sha256="e" * 64, engine=None)
     (tmp_path / f"{name}.onnx.manifest.json").write_text(json.dumps(asdict(own)), encoding="utf-8")
     assert check_compatibility(plan, trust=True).manifest.parent_sha256 == "e" * 64  # what lies beside it goes first
@@ -404,7 +400,7 @@ def test_trtexecs_plan_of_a_shipped_model(name: str, board: Board, tmp_path: Pat
 def test_a_plans_first_bytes(head: bytes, flavour: str | None, version: str, tmp_path: Path) -> None:
     plan = tmp_path / "tiny.plan"
     plan.write_bytes(head)
-    assert trust._header(plan) == (flavour, version)
+    assert compatibility._header(plan) == (flavour, version)
 
 
 def test_a_trusted_plan_of_another_version_is_refused(board: Board, tmp_path: Path) -> None:
@@ -422,8 +418,7 @@ def fake_gpu(board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fake = FakeCuda()
     board.installed["tensorrt"] = fake_module(Script(fake))
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    for module in (engine, tensorrt):
-        monkeypatch.setattr(module, "nvidia_gpus", lambda: board.gpus)
+    monkeypatch.setattr(engine, "nvidia_gpus", lambda: board.gpus)
     monkeypatch.setattr(tensorrt, "import_runtime", lambda flavour: board.installed[flavour])
     yield
     trt_logger.cache_clear()
@@ -451,7 +446,7 @@ def test_a_trusted_plan_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nano.onnx", "nano.safetensors"])
 def test_trust_is_for_plans(name: str) -> None:
-    with pytest.raises(OptionError, match="no use for --trust"):
+    with pytest.raises(OptionError, match="--trust does not apply"):
         open_session(NANO_ONNX["fp32"].with_name(name), SessionOptions(trust=True))
 
 
@@ -463,8 +458,8 @@ def test_a_real_plans_header_and_its_refusal(tmp_path: Path) -> None:
     from mirrordepth_edge.engines.build import build_engine, plan_build
 
     plan = tmp_path / "nano.plan"
-    build_engine(NANO_ONNX["fp16"], plan, plan_build("rtx-ada"))
-    assert trust._header(plan) == ("tensorrt-rtx", rtx.__version__)
+    build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build("rtx-ada"))
+    assert compatibility._header(plan) == ("tensorrt-rtx", rtx.__version__)
     assert check_compatibility(plan).notes == ()
     with pytest.raises(MissingError, match="needs an NVIDIA GPU"):
         open_session(plan)

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
-from mirrordepth_edge.backends.base import Missing
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.registry import backend, open_session
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt import session as engine
@@ -23,6 +22,7 @@ from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache
 from mirrordepth_edge.backends.trt.session import EngineSession
 from mirrordepth_edge.config import SessionOptions
+from mirrordepth_edge.machine.unavailable import Unavailable
 
 from .fake_engine import CONTENT, FakeCuda, Machine, Script, depth_of, gpu
 
@@ -64,7 +64,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             made[flavour] = tmp_path_factory.mktemp("plans") / f"{flavour}.plan"
             capability = (nvidia_gpus()[0].compute_capability,)
             wanted = BuildPlan(flavour=flavour, compute_capabilities=capability, runs_here=True)  # type: ignore[arg-type]
-            build_engine(NANO_ONNX["fp16"], made[flavour], wanted)
+            build_engine(Artefact.open(NANO_ONNX["fp16"]), made[flavour], wanted)
         return made[flavour]
 
     return plan_of
@@ -94,7 +94,7 @@ def built(
         trt_logger.cache_clear()
         return
     probe = backend(flavour).probe()
-    if isinstance(probe, Missing):
+    if isinstance(probe, Unavailable):
         pytest.skip(f"{flavour}: {probe.reason}")
     plan = plans(flavour)
     keep_kernels_in("of the test")  # which finds none there

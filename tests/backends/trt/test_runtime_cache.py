@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.trt import tensorrt_rtx
-from mirrordepth_edge.backends.trt.runtime_cache import KEPT, SUFFIX, RuntimeCache, runtime_cache
+from mirrordepth_edge.backends.trt.runtime_cache import MAX_FILES, SUFFIX, RuntimeCache, runtime_cache
 from mirrordepth_edge.config import SessionOptions
 
 from .fake_engine import MANIFEST, Machine, depth_of, fake_module, frame, gpu
@@ -73,7 +73,7 @@ def test_where_nothing_can_be_written_the_session_runs_and_says_so(machine: Mach
 def test_a_runtime_that_keeps_nothing(machine: Machine) -> None:
     machine.script.takes_cache = False
     with machine.open_rtx(SessionOptions(in_flight=2)) as session:
-        assert session.notes == ("TensorRT for RTX took no runtime cache: kernels are compiled at every start.",)
+        assert session.notes == ("TensorRT for RTX rejected the runtime cache: kernels are compiled at every start.",)
         assert not session.jit_cached
     machine.script.takes_cache, machine.script.serialises = True, False
     assert not opened_again(machine)
@@ -93,7 +93,7 @@ def test_a_strategy_that_the_runtime_does_not_take(machine: Machine) -> None:
     machine.script.takes_strategy = False
     with machine.open_rtx() as session:
         assert not session.cuda_graph
-        assert session.notes == ("TensorRT for RTX did not take the CUDA graph strategy WHOLE_GRAPH_CAPTURE.",)
+        assert session.notes == ("TensorRT for RTX rejected the CUDA graph strategy WHOLE_GRAPH_CAPTURE.",)
 
 
 def test_the_backend_keeps_them_in_the_users_cache(
@@ -125,11 +125,11 @@ def test_plan_gpu_driver_and_version_each_have_their_own(tmp_path: Path) -> None
 
 
 def test_the_oldest_files_go(tmp_path: Path) -> None:
-    stores = [RuntimeCache(tmp_path / f"{number}{SUFFIX}") for number in range(KEPT + 3)]
+    stores = [RuntimeCache(tmp_path / f"{number}{SUFFIX}") for number in range(MAX_FILES + 3)]
     for age, store in enumerate(stores[:-1]):
         store.write(b"kernels")
         os.utime(store.path, ns=(0, age))
     (tmp_path / "else.txt").write_text("not ours")
     stores[-1].write(b"kernels")
-    assert [store.path.exists() for store in stores] == [False] * 3 + [True] * KEPT
+    assert [store.path.exists() for store in stores] == [False] * 3 + [True] * MAX_FILES
     assert (tmp_path / "else.txt").exists()

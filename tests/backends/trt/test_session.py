@@ -17,6 +17,8 @@ from mirrordepth_edge.backends.trt.buffers import MappedArray, PinnedArray, allo
 from mirrordepth_edge.backends.trt.plan import trt_logger
 from mirrordepth_edge.config import SessionOptions, SizeRange
 from mirrordepth_edge.errors import DeviceError, InputError, MdeError, MissingError, OptionError
+from mirrordepth_edge.machine import device
+from mirrordepth_edge.machine.device import CudaDriver
 from mirrordepth_edge.support.files import sha256_of
 
 from .fake_engine import (
@@ -57,12 +59,12 @@ def test_a_session_says_what_it_is(machine: Machine) -> None:
 @pytest.mark.parametrize("backend", [tensorrt, tensorrt_rtx])
 def test_backends_open_it(backend: Any, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / name))
-    monkeypatch.setattr(backend, "nvidia_gpus", lambda: (gpu(),))
+    monkeypatch.setattr(device, "cuda_driver", lambda: CudaDriver(gpus=(gpu(),), problem=None))
     monkeypatch.setattr(
         backend, "import_runtime", lambda flavour: fake_module(machine.script, rtx=backend is tensorrt_rtx)
     )
-    for device in ("auto", "cuda"):
-        with backend.open(machine.plan, MANIFEST, SessionOptions(device=device)) as session:
+    for name in ("auto", "cuda"):
+        with backend.open(machine.plan, MANIFEST, SessionOptions(device=name)) as session:
             assert session.backend == backend.NAME
             assert session.infer({"image": frame()})["depth"].shape == DEPTH.shape
             assert session.cuda_graph
@@ -82,7 +84,7 @@ def test_these_are_all_calls(machine: Machine) -> None:
 def test_the_first_run_is_on_zeros(machine: Machine) -> None:
     """Not on what memory held before, of which a float may be no number."""
     with machine.open() as session:
-        np.testing.assert_array_equal(session._lanes[0].outputs["depth"], np.ones(DEPTH.shape))
+        np.testing.assert_array_equal(session._slots[0].outputs["depth"], np.ones(DEPTH.shape))
 
 
 def test_without_a_graph_kernels_are_launched_one_by_one(machine: Machine) -> None:
@@ -120,7 +122,11 @@ def test_nothing_is_copied_where_memory_is_shared(machine: Machine, monkeypatch:
     [
         ("cudaStreamBeginCapture", {}, "cudaStreamBeginCapture: cudaErrorNotSupported (801)"),
         ("cudaGraphInstantiate", {}, "cudaGraphInstantiate: cudaErrorNotSupported (801)"),
-        (None, {"capturable": False}, "cannot be captured. It says: operation not permitted when stream is capturing"),
+        (
+            None,
+            {"capturable": False},
+            "cannot be captured. The runtime reports: operation not permitted when stream is capturing",
+        ),
         (None, {"breaks_capture": True}, "cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated (901)"),
     ],
     ids=["begin", "instantiate", "runtime refuses", "invalidated"],
@@ -143,7 +149,7 @@ def test_a_plan_that_cannot_be_captured_runs_without_a_graph_and_says_so(
     assert not machine.cuda.leaked
 
 
-def test_either_all_lanes_replay_a_graph_or_none(machine: Machine) -> None:
+def test_either_all_slots_replay_a_graph_or_none(machine: Machine) -> None:
     """Frames of one session are all worked on in the same way."""
     instantiate = machine.cuda.cudaGraphInstantiate
     answers = iter([instantiate, lambda graph, flags: (Code.cudaErrorMemoryAllocation, None)])
@@ -197,7 +203,7 @@ def test_frames_in_flight_are_counted(machine: Machine) -> None:
         with pytest.raises(InputError, match="not collected"):
             session.infer(feeds)
         session.submit(feeds)
-        with pytest.raises(InputError, match="2 frames are in work") as caught:
+        with pytest.raises(InputError, match="2 frames are already in flight") as caught:
             session.submit(feeds)
         assert "in_flight=3" in caught.value.cure
         session.collect()
@@ -207,7 +213,7 @@ def test_frames_in_flight_are_counted(machine: Machine) -> None:
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_frame_in_flight_is_no_session(count: int, machine: Machine) -> None:
-    with pytest.raises(OptionError, match="in flight"):
+    with pytest.raises(OptionError, match=f"in_flight={count} is too small"):
         machine.open(SessionOptions(in_flight=count))
     assert machine.cuda.calls == []
 
@@ -227,9 +233,9 @@ def test_wrong_feeds_are_refused(machine: Machine) -> None:
     ]
     with machine.open() as session:
         for feeds in bad:
-            with pytest.raises(InputError, match="do not fit"):
+            with pytest.raises(InputError, match="do not match"):
                 session.infer(feeds)
-            with pytest.raises(InputError, match="do not fit"):
+            with pytest.raises(InputError, match="do not match"):
                 session.submit(feeds)
         assert machine.cuda.calls == OPENING
 
@@ -340,7 +346,7 @@ def test_what_the_runtime_cannot_make(name: str, error: type[MdeError], what: st
         machine.open()
     assert cure in caught.value.cure
     if name != "runtime":
-        assert caught.value.why.endswith("It says: the reason, in two lines")
+        assert caught.value.why.endswith("The runtime reports: the reason, in two lines")
     assert not machine.cuda.leaked
 
 
@@ -356,7 +362,7 @@ def test_a_plan_that_does_not_fit_into_the_gpus_memory(machine: Machine) -> None
 @pytest.mark.parametrize("tensor", ["image", "depth"])
 def test_a_buffer_that_the_runtime_refuses(tensor: str, machine: Machine) -> None:
     machine.script.refused_tensor = tensor
-    with pytest.raises(DeviceError, match=f"refused the buffer for '{tensor}'"):
+    with pytest.raises(DeviceError, match=f"rejected the buffer for '{tensor}'"):
         machine.open()
     assert not machine.cuda.leaked
 
@@ -369,7 +375,7 @@ def test_an_engine_that_does_not_run(machine: Machine) -> None:
         machine.script.runs = True
         session.infer({"image": frame()})
     assert "mde build" in caught.value.cure
-    assert caught.value.why.endswith("It says: misaligned address")
+    assert caught.value.why.endswith("The runtime reports: misaligned address")
     assert not machine.cuda.leaked
 
 
@@ -388,7 +394,7 @@ def test_a_plan_that_its_manifest_does_not_describe(
     tensors: dict[str, tuple[str, tuple[int, ...]]], machine: Machine
 ) -> None:
     machine.script.tensors = tensors
-    with pytest.raises(InputError, match="not the plan its manifest describes") as caught:
+    with pytest.raises(InputError, match="does not match its manifest") as caught:
         machine.open()
     assert all(repr(name) in caught.value.why for name in tensors)
     assert not machine.cuda.leaked
@@ -430,7 +436,7 @@ def test_an_engine_of_several_sizes_runs_at_one(
             image = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
             found = session.infer({"image": image})["depth"]
             np.testing.assert_allclose(found, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
-        with pytest.raises(InputError, match="do not fit"):
+        with pytest.raises(InputError, match="do not match"):
             session.infer({"image": np.zeros((1, 6, 6, 3), np.uint8)})
     assert not opened.cuda.leaked
 
@@ -451,7 +457,7 @@ def test_a_size_beyond_the_engines_own_range(opened: Machine) -> None:
 
 
 def test_an_engine_whose_manifest_says_another_range(opened: Machine) -> None:
-    with pytest.raises(InputError, match="not the plan its manifest describes"):
+    with pytest.raises(InputError, match="does not match its manifest"):
         opened.open(manifest=dataclasses.replace(OPENED, inputs=(IMAGE.with_dynamic_axes("N"),)))
 
 
@@ -467,7 +473,7 @@ def test_of_two_gpus_the_first_runs_plans(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: (ada, orin))
-    with pytest.raises(InputError, match="not built for the GPU") as caught:
+    with pytest.raises(InputError, match="not built for this GPU") as caught:
         machine.open()
     assert "for compute capability 8.7" in caught.value.why
     assert "GPU 0 is Ada (8.9), GPU 1 is Orin (8.7)" in caught.value.why
@@ -480,7 +486,7 @@ def test_of_two_gpus_the_first_runs_plans(
 
 def test_a_gpu_that_no_plan_is_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: (gpu("Ada", "8.9"),))
-    with pytest.raises(InputError, match="not built for the GPU") as caught:
+    with pytest.raises(InputError, match="not built for this GPU") as caught:
         machine.open()
     assert f"mde build {machine.plan.with_suffix('.onnx')} -o {machine.plan} " in caught.value.cure
     assert MANIFEST.engine is not None
@@ -493,9 +499,13 @@ def test_a_gpu_that_no_plan_is_for(machine: Machine, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("options", "what", "cure"),
     [
-        (SessionOptions(device="cpu"), "cannot run on the CPU", "replace model.plan by model.onnx"),
-        (SessionOptions(threads=2), "no use for 2 CPU threads", "Leave --threads out"),
-        (SessionOptions(clip_weights=Path("clip.pt")), "no use for clip.pt", "Leave --clip-weights out"),
+        (SessionOptions(device="cpu"), "cannot run on the CPU", "replace model.plan with model.onnx"),
+        (SessionOptions(threads=2), "--threads 2 does not apply", "Leave out --threads"),
+        (
+            SessionOptions(clip_weights=Path("clip.pt")),
+            "--clip-weights clip.pt does not apply",
+            "Leave out --clip-weights",
+        ),
     ],
     ids=["cpu", "threads", "clip-weights"],
 )
@@ -513,11 +523,11 @@ def test_a_plan_of_a_shipped_model_is_replaced_by_it(backend: Any, monkeypatch: 
     shipped = dataclasses.replace(MANIFEST, parent_sha256=sha256_of(SHIPPED["nano.fp16"]))
     with pytest.raises(OptionError, match="CPU") as refused:
         backend.open(Path("a/nano.plan"), shipped, SessionOptions(device="cpu"))
-    assert "replace a/nano.plan by nano.fp16." in refused.value.cure
+    assert "replace a/nano.plan with nano.fp16." in refused.value.cure
     monkeypatch.setattr(engine, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="needs an NVIDIA GPU") as missing:
         backend.open(Path("a/nano.plan"), shipped, SessionOptions())
-    assert "replace a/nano.plan by nano.fp16." in missing.value.cure
+    assert "replace a/nano.plan with nano.fp16." in missing.value.cure
 
 
 @pytest.mark.parametrize("backend", [tensorrt, tensorrt_rtx])
@@ -525,8 +535,8 @@ def test_a_plan_of_a_shipped_model_is_replaced_by_it(backend: Any, monkeypatch: 
 def test_a_runtime_whose_libraries_are_missing(
     backend: Any, kind: type[Exception], machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The package imports its libraries, and says in its own way that one is not there."""
-    monkeypatch.setattr(backend, "nvidia_gpus", lambda: (gpu(),))
+    """The package imports its libraries and raises its own error if one is missing."""
+    monkeypatch.setattr(device, "cuda_driver", lambda: CudaDriver(gpus=(gpu(),), problem=None))
     package = backend.NAME.replace("-", "_")
     (tmp_path / package).mkdir()
     body = f"raise {kind.__name__}('libnvinfer.so.10: cannot open shared object file')"
@@ -534,7 +544,7 @@ def test_a_runtime_whose_libraries_are_missing(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)  # so that what is there now, or nothing, comes back
     del sys.modules[package]
-    with pytest.raises(MissingError, match="not usable here") as caught:
+    with pytest.raises(MissingError, match="cannot be used here") as caught:
         backend.open(machine.plan, MANIFEST, SessionOptions())
     assert "libnvinfer.so.10" in caught.value.why
     assert "pip install" in caught.value.cure
@@ -546,13 +556,13 @@ def test_only_a_missing_gpu_or_driver_is_missing(code: Code) -> None:
     def cudaSomething(argument: int) -> tuple[Code, None]:  # noqa: N802
         return code, None
 
-    nothing_here = code in (3, 35, 100, 803)
-    with pytest.raises(MissingError if nothing_here else DeviceError, match="cudaSomething") as caught:
+    no_gpu_or_driver = code in (3, 35, 100, 803)
+    with pytest.raises(MissingError if no_gpu_or_driver else DeviceError, match="cudaSomething") as caught:
         cuda.call(cudaSomething, 1)
-    assert caught.value.exit_code == (4 if nothing_here else 1)
+    assert caught.value.exit_code == (4 if no_gpu_or_driver else 1)
     assert f"{code.name} ({code.value})" in caught.value.why
     assert ("older" in caught.value.why) == (code == 35)
-    assert ("mde doctor shows what is here" in caught.value.cure) == nothing_here
+    assert (caught.value.cure == cuda.DRIVER_CURE) == no_gpu_or_driver
     assert ("smaller --size" in caught.value.cure) == (code == 2)
 
 

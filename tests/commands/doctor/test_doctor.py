@@ -1,4 +1,4 @@
-"""What `mde doctor` says of machines that this one is not."""
+"""`mde doctor` on simulated machines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import platformdirs
 import pytest
 
 from mirrordepth_edge.backends import onnxruntime, registry
-from mirrordepth_edge.backends.base import Available, Missing, Probe
-from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx, vendor
+from mirrordepth_edge.backends.base import Available, Probe
+from mirrordepth_edge.backends.trt import probing, tensorrt, tensorrt_rtx, vendor
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.doctor import command as doctor
-from mirrordepth_edge.machine import device
-from mirrordepth_edge.machine import system as environment
+from mirrordepth_edge.machine import device, system
 from mirrordepth_edge.machine.device import CudaDriver, Gpu, Machine
 from mirrordepth_edge.machine.system import Python, read_environment
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.v4l2 import CameraInfo
 
@@ -40,7 +40,7 @@ JETSON = replace(
 )
 ENOUGH_DISK_MIB = 50_000
 PROBES: dict[str, Probe] = {
-    "torch": Missing(reason="the package torch is not installed", cure="pip install torch"),
+    "torch": Unavailable(reason="the package torch is not installed", cure="pip install torch"),
     "onnxruntime": Available(version="1.24.4", devices=("cpu",)),
 }
 
@@ -54,8 +54,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A function that makes this machine another one, with nothing installed and no files."""
 
     def become(machine: Machine, problem: str | None = None) -> None:
-        monkeypatch.setattr(environment, "read_environment", partial(read_environment, tmp_path, silent))
-        monkeypatch.setattr(environment, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
+        monkeypatch.setattr(system, "read_environment", partial(read_environment, tmp_path, silent))
+        monkeypatch.setattr(system, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
         monkeypatch.setattr(v4l2, "list_cameras", list)
         monkeypatch.setattr(device, "machine", lambda: machine)
         monkeypatch.setattr(device, "cuda_driver", lambda: CudaDriver(gpus=machine.gpus, problem=problem))
@@ -73,12 +73,12 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_machine_without_a_driver(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    here(LAPTOP, "libcuda.so.1 is not there: no NVIDIA driver")
+    here(LAPTOP, "libcuda.so.1 not found: no NVIDIA driver is installed")
     text = report(capsys)
-    assert "GPU           none visible (libcuda.so.1 is not there: no NVIDIA driver)" in text
-    assert "works    onnxruntime   1.24.4 on cpu" in text
-    assert "missing  torch         the package torch is not installed" in text
-    assert "not on the GPU" not in text
+    assert "GPU           none visible (libcuda.so.1 not found: no NVIDIA driver is installed)" in text
+    assert "works          onnxruntime   1.24.4 on cpu" in text
+    assert "does not work  torch         the package torch is not installed" in text
+    assert "CPU only" not in text
 
 
 def test_gpus(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,15 +89,14 @@ def test_gpus(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_onnx_runtime_that_cannot_use_the_gpu(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    here(replace(LAPTOP, gpus=(ADA,)), "The CUDA provider does not load; it needs libcudnn.so.9.")
+    here(replace(LAPTOP, gpus=(ADA,)), "The CUDA provider cannot be loaded; it needs libcudnn.so.9.")
     text = report(capsys)
-    assert "not on the GPU: The CUDA provider does not load; it needs libcudnn.so.9." in text
+    assert "CPU only: The CUDA provider cannot be loaded; it needs libcudnn.so.9." in text
     assert f"next: {onnxruntime.GPU_CURE}" in text
 
 
 def test_hints_on_a_jetson(here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for module in (tensorrt, tensorrt_rtx):
-        monkeypatch.setattr(module, "find_spec", lambda package: None)
+    monkeypatch.setattr(probing, "find_spec", lambda package: None)
     here(JETSON)
     monkeypatch.setattr(
         registry, "probe_all", lambda: {"tensorrt": tensorrt.probe(), "tensorrt-rtx": tensorrt_rtx.probe()}
@@ -107,7 +106,7 @@ def test_hints_on_a_jetson(here: Any, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "mirrordepth-edge[tensorrt]" not in text
     assert "mirrordepth-edge[rtx]" not in text
     assert "JetPack" in text
-    assert "cuda-bindings     not installed  (pip install 'cuda-python==12.6.*' on JetPack 6" in text
+    assert "cuda-bindings     not installed  (pip install 'cuda-python==12.6.*')" in text
 
 
 def test_hints_on_a_pc(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +133,7 @@ def test_an_opencv_that_does_not_import(
 ) -> None:
     here(LAPTOP)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    assert "OpenCV        does not import" in report(capsys)
+    assert "OpenCV        cannot be imported" in report(capsys)
 
 
 def test_json(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +142,11 @@ def test_json(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["machine"]["gpus"] == [vars(ORIN)]
     assert found["gpu_problem"] is None
     assert found["opencv"].startswith(cv2.__version__)
-    assert found["backends"]["torch"] == {"available": False, **vars(PROBES["torch"])}
+    assert found["backends"]["torch"] == {
+        "available": False,
+        "reason": "the package torch is not installed",
+        "cure": "pip install torch",
+    }
     here(LAPTOP, "cuInit: CUDA_ERROR_NO_DEVICE (100)")
     assert json.loads(report(capsys, "--json"))["gpu_problem"] == "cuInit: CUDA_ERROR_NO_DEVICE (100)"
 
@@ -154,7 +157,9 @@ BLACKWELL = Gpu(
 )
 SYSTEM_PYTHON = Python(version="3.10.12", abi="cp310", venv=True, system_packages=True)
 BARE_VENV = replace(SYSTEM_PYTHON, system_packages=False)
-NO_TENSORRT = Missing(reason=tensorrt.NOT_INSTALLED, cure=vendor.JETPACK)
+NO_TENSORRT = Unavailable(
+    reason="the package tensorrt is not installed", cure=vendor.JETPACK, cause=Cause.NOT_INSTALLED
+)
 
 
 @pytest.fixture
@@ -181,15 +186,15 @@ def boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             printed = SYSTEMS / name / "nvpmodel.txt"
             return printed.read_text(encoding="utf-8") if command[0] == "nvpmodel" else silent(command)
 
-        problem = None if gpus else "libcuda.so.1 is not there: no NVIDIA driver"
+        problem = None if gpus else "libcuda.so.1 not found: no NVIDIA driver is installed"
         onnx = Available(version="1.24.4", devices=("cpu",))
         for constant, file in (("JETSON_MODEL", "proc/device-tree/model"), ("L4T_RELEASE", "etc/nv_tegra_release")):
             monkeypatch.setattr(device, constant, root / file)
         monkeypatch.setattr(device, "cuda_driver", lambda: CudaDriver(gpus=gpus, problem=problem))
         monkeypatch.setattr(platform, "machine", lambda: "x86_64" if name == "desktop" else "aarch64")
-        monkeypatch.setattr(environment, "read_environment", partial(read_environment, root, run))
-        monkeypatch.setattr(environment, "this_python", lambda: python)
-        monkeypatch.setattr(environment, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
+        monkeypatch.setattr(system, "read_environment", partial(read_environment, root, run))
+        monkeypatch.setattr(system, "this_python", lambda: python)
+        monkeypatch.setattr(system, "disk_free_mib", lambda folder: ENOUGH_DISK_MIB)
         monkeypatch.setattr(registry, "probe_all", lambda: {"onnxruntime": onnx, "tensorrt": engine})
         monkeypatch.setattr(onnxruntime, "cuda_problem", lambda: onnxruntime_problem)
         monkeypatch.setattr(doctor, "installed_packages", lambda: packages or {})
@@ -215,13 +220,13 @@ def test_an_orin_nano_whose_venv_does_not_see_tensorrt(boot: Any, capsys: pytest
     assert "Jetson Linux 36.4.3, JetPack 6.2 (6.2+b77)" in text
     assert "driver        540.4.0" in text
     assert "CUDA toolkit  12.6.11" in text
-    assert "Python        cp310, a venv, which does not see the system's packages" in text
-    assert "power mode    25W, number 1, of 15W, 25W, MAXN_SUPER, 7W" in text
-    assert "GPU clock     moves from 306 to 918 MHz" in text
-    assert f"memory        {7802736 // 1024} MiB, {6245596 // 1024} MiB free, 3810 MiB of swap (zram)" in text
+    assert "Python        3.10.12 (cp310), venv, without access to system packages" in text
+    assert "power mode    25W (mode 1); available: 15W, 25W, MAXN_SUPER, 7W" in text
+    assert "GPU clock     306 to 918 MHz" in text
+    assert f"memory        {7802736 // 1024} MiB, {6245596 // 1024} MiB available, 3810 MiB swap (zram)" in text
     bad, engine, power, clocks = to_do(capsys)
     assert bad["level"] == "wrong"
-    assert "This is TensorRT 10.3.0.30 on compute capability 8.7." in bad["what"]
+    assert "Installed: TensorRT 10.3.0.30, for compute capability 8.7." in bad["what"]
     assert "https://github.com/" in bad["why"]
     assert engine["next"].startswith("python3 -m venv --system-site-packages")
     assert str(root / "usr/lib/python3.10/dist-packages/tensorrt") in engine["why"]
@@ -233,7 +238,7 @@ def test_an_orin_nano_whose_venv_does_not_see_tensorrt(boot: Any, capsys: pytest
 def test_another_python_than_the_one_tensorrt_is_for(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     boot("orin-nano", ORIN, python=replace(BARE_VENV, version="3.12.3", abi="cp312"))
     engine = to_do(capsys)[1]
-    assert "for Python 3.10; this is Python 3.12" in engine["why"]
+    assert "for Python 3.10; this is Python 3.12 without access to system packages." in engine["why"]
     assert engine["next"].startswith("/usr/bin/python3.10 -m venv --system-site-packages")
 
 
@@ -241,24 +246,29 @@ def test_another_python_than_the_one_tensorrt_is_for(boot: Any, capsys: pytest.C
     ("gpu", "wanted"), [(ORIN, "'cuda-python==12.6.*'"), (replace(ORIN, cuda="13.2"), "'cuda-python==13.2.*'")]
 )
 def test_the_cuda_python_for_this_cuda(gpu: Gpu, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    lacks = Missing(reason="Engines need cuda-python, which is not installed.", cure="pip install cuda-python")
-    boot("orin-nano", gpu, engine=lacks, packages={"tensorrt": "10.3.0"})
+    no_cuda = Unavailable(reason="it is not installed", cure="pip install cuda-python", cause=Cause.CUDA_PYTHON)
+    boot("orin-nano", gpu, engine=no_cuda, packages={"tensorrt": "10.3.0"})
     (engine,) = (each for each in to_do(capsys) if each["level"] == "missing")
     assert engine["next"] == f"pip install {wanted}"
 
 
 @pytest.mark.parametrize(
-    ("reason", "wanted"),
+    ("reason", "cause", "wanted"),
     [
-        ("import tensorrt: libnvinfer.so.10: cannot open shared object file", "sudo apt install --reinstall it"),
-        ("Engines need cuda-python, which is not installed.", "pip install 'cuda-python==12.6.*'"),
+        ("import tensorrt: libnvinfer.so.10: cannot open", Cause.IMPORT_FAILED, "sudo apt install --reinstall it"),
+        ("Engines need cuda-python, which is not installed.", Cause.CUDA_PYTHON, "pip install 'cuda-python==12.6.*'"),
     ],
 )
 def test_bindings_of_jetpack_that_do_not_work_are_not_called_absent(
-    reason: str, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]
+    reason: str, cause: Cause, wanted: str, boot: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They lie in dist-packages, where no pip knows of them, and this Python sees them."""
-    boot("orin-nano", ORIN, engine=Missing(reason=reason, cure="sudo apt install --reinstall it"), packages={})
+    boot(
+        "orin-nano",
+        ORIN,
+        engine=Unavailable(reason=reason, cure="sudo apt install --reinstall it", cause=cause),
+        packages={},
+    )
     (engine,) = (each for each in to_do(capsys) if "TensorRT does not work" in each["what"])
     assert reason.rstrip(".") in engine["why"]
     assert engine["next"] == wanted
@@ -278,7 +288,7 @@ def test_an_orin_nx_with_a_minimal_flash(boot: Any, capsys: pytest.CaptureFixtur
     boot("orin-nx", ORIN)
     text = report(capsys)
     assert "JetPack 6.2.1" in text
-    assert re.search(r"CUDA toolkit  unknown: .*version.json: No such file", text)
+    assert re.search(r"CUDA toolkit  unknown \(.*version.json: No such file", text)
     found = to_do(capsys)
     assert [each["next"] for each in found[:2]] == ["sudo apt install nvidia-jetpack", "sudo nvpmodel -m 0"]
     assert not any(each["level"] == "wrong" for each in found)
@@ -287,9 +297,9 @@ def test_an_orin_nx_with_a_minimal_flash(boot: Any, capsys: pytest.CaptureFixtur
 def test_an_agx_orin_that_is_ready(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     boot("agx-orin", ORIN, engine=works("10.16.2.10", ORIN), packages={"tensorrt": "10.16.2.10"})
     text = report(capsys)
-    assert "power mode    MAXN, number 0" in text
+    assert "power mode    MAXN (mode 0)" in text
     assert "GPU clock     locked at 1300 MHz" in text
-    assert text.endswith("nothing to do\n")
+    assert text.endswith("no problems found\n")
     assert to_do(capsys) == []
 
 
@@ -298,18 +308,18 @@ def test_a_thor(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "NVIDIA Jetson AGX Thor Developer Kit, Jetson Linux 38.4.0, JetPack 7.1\n" in report(capsys)
     found = to_do(capsys)
     assert [each["level"] for each in found] == ["wrong", "slow", "hint"]
-    assert "10.13.3.9 on compute capability 11.0" in found[0]["what"]
+    assert "10.13.3.9, for compute capability 11.0" in found[0]["what"]
     assert "fc_h_fusion" in found[0]["next"]
     assert found[1]["next"] == "sudo nvpmodel -m 0"
 
 
 def test_a_desktop(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    why = "The CUDA provider of onnxruntime 1.24.4 does not load; it needs libcudnn.so.9."
+    why = "The CUDA provider of onnxruntime 1.24.4 cannot be loaded; it needs libcudnn.so.9."
     boot("desktop", BLACKWELL, engine=works("10.7.0", BLACKWELL), onnxruntime_problem=why)
     text = report(capsys)
     assert "Jetson" not in text.split("backends")[0]
     assert "driver        575.57.08" in text
-    assert "8191 MiB of swap (file)" in text
+    assert "8191 MiB swap (file)" in text
     found = to_do(capsys)
     assert [each["level"] for each in found] == ["missing", "slow"]
     assert found[0]["next"] == "pip install --upgrade 'tensorrt>=10.8'"
@@ -319,7 +329,7 @@ def test_a_desktop(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_gpu_without_a_driver(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     boot("desktop")
     (gpu,) = to_do(capsys)
-    assert "libcuda.so.1 is not there" in gpu["what"]
+    assert "libcuda.so.1 not found" in gpu["what"]
     assert "ubuntu-drivers" in gpu["next"]
     boot("orin-nano")
     assert "docker run --runtime nvidia" in to_do(capsys)[0]["next"]
@@ -328,25 +338,28 @@ def test_a_gpu_without_a_driver(boot: Any, capsys: pytest.CaptureFixture[str]) -
 def test_a_tensorrt_that_is_too_old(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     boot("agx-orin", ORIN, engine=works("8.6.2", ORIN))
     (old,) = to_do(capsys)
-    assert "TensorRT 8.6.2 is older than 10.3" in old["what"]
+    assert "TensorRT 8.6.2 is too old; mde needs 10.3 or later" in old["what"]
 
 
 def test_a_board_of_another_maker(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     root = boot("orin-nano", ORIN, engine=works("10.16.1", ORIN))
     (root / "proc/device-tree/model").write_bytes(b"Lanner EAI-I233\0")
-    assert "a board of another name, Jetson Linux 36.4.3" in report(capsys)
+    assert "board of another maker, Jetson Linux 36.4.3" in report(capsys)
     assert to_do(capsys)[0]["next"] == "sudo nvpmodel -m 2"
 
 
 def test_cameras(boot: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fine = CameraInfo(device="/dev/video0", name="HD Webcam", driver="uvcvideo", bus="usb-1", formats=(), problem=None)
-    shut = replace(fine, device="/dev/video2", name="", problem="Permission denied")
-    boot("agx-orin", ORIN, engine=works("10.16.1", ORIN), cameras=(fine, shut))
+    shut = replace(fine, device="/dev/video2", name="", problem="Permission denied", denied=True)
+    busy = replace(shut, device="/dev/video4", problem="Device or resource busy", denied=False)
+    boot("agx-orin", ORIN, engine=works("10.16.1", ORIN), cameras=(fine, shut, busy))
     text = report(capsys)
     assert "camera        /dev/video0 HD Webcam" in text
     assert "camera        /dev/video2 (Permission denied)" in text
-    (camera,) = to_do(capsys)
-    assert "usermod -aG video" in camera["next"]
+    denied, other = to_do(capsys)
+    assert "usermod -aG video" in denied["next"]
+    assert "Device or resource busy" in other["what"]
+    assert "usermod" not in other["next"]
 
 
 def test_a_system_without_a_list_of_cameras(
@@ -362,16 +375,16 @@ def test_a_system_without_a_list_of_cameras(
 def test_little_room(boot: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     root = boot("agx-orin", ORIN, engine=works("10.16.1", ORIN))
     (root / "proc/meminfo").write_text("MemTotal: 7802736 kB\nMemAvailable: 1000000 kB\nSwapTotal: 4000000 kB\n")
-    monkeypatch.setattr(environment, "disk_free_mib", lambda folder: 1200)
+    monkeypatch.setattr(system, "disk_free_mib", lambda folder: 1200)
     memory, disk = to_do(capsys)
     assert "Only 976 MiB of memory" in memory["what"]
-    assert "Only 1200 MiB of disk" in disk["what"]
+    assert "Only 1200 MiB of disk space" in disk["what"]
 
 
 def test_the_disk_of_the_caches(here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     here(LAPTOP)
     asked: list[Path] = []
-    monkeypatch.setattr(environment, "disk_free_mib", lambda folder: asked.append(folder) or 5000)
+    monkeypatch.setattr(system, "disk_free_mib", lambda folder: asked.append(folder) or 5000)
     assert "disk          5000 MiB free for caches" in report(capsys)
     assert asked == [Path(platformdirs.user_cache_dir("mirrordepth-edge"))]
 
@@ -380,7 +393,7 @@ def test_an_absent_onnx_runtime_is_to_be_installed(
     here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here(LAPTOP)
-    gone = Missing(reason="the package onnxruntime is not installed", cure=onnxruntime.INSTALL)
+    gone = Unavailable(reason="the package onnxruntime is not installed", cure=onnxruntime.INSTALL)
     monkeypatch.setattr(registry, "probe_all", lambda: {"onnxruntime": gone})
     (only,) = to_do(capsys)
     assert (only["level"], only["next"]) == ("missing", onnxruntime.INSTALL)
@@ -395,4 +408,4 @@ def test_json_of_a_whole_machine(boot: Any, capsys: pytest.CaptureFixture[str]) 
     assert found["environment"]["power_mode"] == {"number": 1, "name": "25W"}
     assert [mode["name"] for mode in found["environment"]["power_modes"]] == ["15W", "25W", "MAXN_SUPER", "7W"]
     boot("orin-nx", ORIN)
-    assert "reason" in json.loads(report(capsys, "--json"))["environment"]["cuda_toolkit"]
+    assert set(json.loads(report(capsys, "--json"))["environment"]["cuda_toolkit"]) == {"reason"}

@@ -149,7 +149,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
         (["--int8", "--fp16"], 2, "exclude each other"),
         (["--int8", "--calib", "nowhere"], 2, "nowhere"),
         (["--int8", *TO_CPU, "--calib-method", "best"], 2, "--calib-method 'best' is unknown"),
-        (["--int8", *TO_CPU, "--max-absrel-loss", "little"], 2, "--max-absrel-loss 'little' is no share"),
+        (["--int8", *TO_CPU, "--max-absrel-loss", "little"], 2, "--max-absrel-loss 'little' is not a fraction"),
         (["--int8", *TO_CPU, "--size", "32x32"], 2, "has a fixed size"),
         (["--int8", *TO_CPU, "--root", "nowhere"], 1, "nowhere"),
         (["--fp16"], 2, "is an ONNX file already"),
@@ -231,5 +231,5 @@ def test_shares(text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "%", "-1%", "101%", "1.5", "nan", "a"])
 def test_what_is_no_share(text: str) -> None:
-    with pytest.raises(OptionError, match="is no share"):
+    with pytest.raises(OptionError, match="is not a fraction"):
         parse_share(text, "--x")

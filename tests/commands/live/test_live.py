@@ -290,7 +290,7 @@ def test_results_go_to_all_outputs(
     assert sorted(path.suffix for path in saved.iterdir()) == [".jpg", ".npy", ".png"]
     written = json.loads(statistics.read_text())
     assert [output["problem"] for output in written["outputs"]] == [None] * 6
-    with pytest.raises(OptionError, match="no name for a recording"):
+    with pytest.raises(OptionError, match="wrong suffix for a recording"):
         live(source="synthetic", no_window=True, frames=1, record=[tmp_path / "out.avi"])
 
 

@@ -265,7 +265,7 @@ def test_saved_frames_stop_when_the_disk_is_full(tmp_path: Path, monkeypatch: py
 
 def test_the_suffix_decides_the_format(tmp_path: Path) -> None:
     assert isinstance(recording(tmp_path / "a.mp4", limits_m=LIMITS_M), VideoRecording)
-    with pytest.raises(OptionError, match=r"\.avi is no name for a recording") as caught:
+    with pytest.raises(OptionError, match=r"\.avi has the wrong suffix for a recording") as caught:
         recording(tmp_path / "a.avi", limits_m=LIMITS_M)
     assert "--record" in caught.value.cure
     with pytest.raises(OptionError, match="every 0 s"):

@@ -370,8 +370,10 @@ def test_too_many_browsers_are_reported(browser: Any, monkeypatch: pytest.Monkey
     with WebView(SETUP, LIMITS_M, port=0) as view, browsing(browser) as page:
         page.goto(view.url)
         until(page, lambda: "browsers are already connected" in page.inner_text("#state"))
-        monkeypatch.setattr(web, "MAX_CLIENTS", 1)
-        page.click("#retry")
+        until(page, lambda: page.is_visible("#retry"))
+        monkeypatch.setattr(web, "MAX_CLIENTS", 2)
+        # Not `page.click`, which waits for a button that is hidden while the page tries by itself.
+        page.evaluate("document.getElementById('retry').click()")
         until(page, lambda: page.inner_text("#state") == "Waiting for a frame")
 
 
