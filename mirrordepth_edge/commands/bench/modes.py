@@ -56,7 +56,7 @@ def latency(
     first, *others = results
     ratios = [ratio_interval(other.frames_ms, first.frames_ms, paired=True) for other in others]
     for place, result in enumerate(results):
-        view.report(result, ratios[place - 1].in_words(f"as {first.artefact}") if place else None)
+        view.report(result, ratios[place - 1].describe(f"as {first.artefact}") if place else None)
     view.report_context(first, config.iterations * len(results))
     for place, result in enumerate(results):
         write(result, json_file and view.sidecar_name(json_file, place))
