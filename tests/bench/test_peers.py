@@ -137,7 +137,7 @@ def test_free_sides_take_the_described_size(tmp_path: Path, scripts: dict[str, M
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32", sides=["batch", 3, "height", "width"])
     depth = depth_of(scripts, model, describe(tmp_path), picture)
     np.testing.assert_allclose(depth, picture.astype(np.float64).mean(axis=2) / 255, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="does not run as it is described"):
+    with pytest.raises(InputError, match="cannot be run as described"):
         depth_of(scripts, model, describe(tmp_path, output_shape="[1, 3, 4]"), picture)
 
 
@@ -156,14 +156,14 @@ def test_a_description_of_another_model_is_refused(
     changes: dict[str, str], said: str, tmp_path: Path, scripts: dict[str, ModuleType], picture: Frame
 ) -> None:
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32")
-    with pytest.raises(InputError, match="not the model that is described") as caught:
+    with pytest.raises(InputError, match="does not match its description") as caught:
         depth_of(scripts, model, describe(tmp_path, **changes), picture)
     assert said in caught.value.why
 
 
 def test_a_model_with_a_second_input_is_refused(tmp_path: Path, scripts: dict[str, ModuleType], picture: Frame) -> None:
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32", inputs=2)
-    with pytest.raises(InputError, match="not the model that is described"):
+    with pytest.raises(InputError, match="does not match its description"):
         depth_of(scripts, model, describe(tmp_path), picture)
 
 
@@ -250,7 +250,7 @@ def test_a_stopwatch_that_is_off_is_found_out(
 ) -> None:
     """One that reads seconds as milliseconds says that our runs take a thousand times as long."""
     agreement = scripts["agreement"]
-    honest = agreement.plain
+    honest = agreement.time_session
 
     def wrong(session: Any) -> Any:
         run = honest(session)
@@ -261,7 +261,7 @@ def test_a_stopwatch_that_is_off_is_found_out(
 
         return in_seconds
 
-    monkeypatch.setattr(agreement, "plain", wrong)
+    monkeypatch.setattr(agreement, "time_session", wrong)
     assert agreement.main(["nano", "--frames", "6", "--warmup", "0", "--within", "0.9", "--device", "cpu"]) == 3
     told = capsys.readouterr().err
     assert "InferenceSession.run" in told
@@ -409,4 +409,4 @@ def test_a_missing_trtexec_is_named(
     assert capsys.readouterr().err.count("trtexec is not here") == 2
     monkeypatch.setattr(trtexec, "JETPACK", str(stand_in(tmp_path)))
     monkeypatch.setenv("PATH", "")
-    assert trtexec.find(None) == str(tmp_path / "trtexec")
+    assert trtexec.find_trtexec(None) == str(tmp_path / "trtexec")
