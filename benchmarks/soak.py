@@ -20,6 +20,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live.loop import run_live
 from mirrordepth_edge.live.result import LiveResult
+from mirrordepth_edge.machine.sensors.linux import parse_memory_mib
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource
@@ -62,12 +63,6 @@ class CopyingOutput:
         self.frame, self.depth_m = result.frame.copy(), result.depth_m.copy()
 
 
-def rss_kib() -> float:
-    """Read the resident memory of this process, in KiB."""
-    (line,) = (line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmRSS:"))
-    return float(line.split()[1])
-
-
 def slope(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Fit a line by least squares; return its slope with a 95 % interval.
 
@@ -105,7 +100,7 @@ def main() -> None:
         nonlocal taken
         seconds = time.perf_counter() - start_s
         if seconds >= taken * INTERVAL_S and taken < len(samples):
-            samples[taken] = seconds / 60, rss_kib()
+            samples[taken] = seconds / 60, parse_memory_mib(STATUS.read_text(encoding="utf-8"))["VmRSS"] * 1024
             taken += 1
         return bool(seconds >= options.minutes * 60)
 

@@ -87,7 +87,7 @@ def test_model_without_manifest(model: Path, capfd: pytest.CaptureFixture[str]) 
 
 def test_manifest_without_its_model(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model.unlink()
-    check(["inspect", str(model)], 1, "describes model.onnx, which is not there", capfd=capfd)
+    check(["inspect", str(model)], 1, "describes model.onnx, which does not exist", capfd=capfd)
 
 
 def test_broken_manifest(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
