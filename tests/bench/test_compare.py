@@ -84,7 +84,7 @@ def base(template: BenchResult, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_written_is_read(template: BenchResult, base: Path) -> None:
+def test_a_written_result_is_read(template: BenchResult, base: Path) -> None:
     result = read_result(base)
     assert result.source == str(base)
     for name in ("artefact", "artefact_sha256", "backend", "backend_version", "device", "precision", "boundary"):
@@ -158,7 +158,7 @@ def test_other_files_are_refused(content: bytes, base: Path) -> None:
     assert "mde bench" in caught.value.cure
 
 
-def test_no_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result"):
         read_result(tmp_path / "none.json")
 
@@ -204,7 +204,7 @@ def test_few_frames_make_no_verdict(stored: Callable[..., StoredResult]) -> None
 
 
 @pytest.mark.parametrize("kind", ["device", "cpu", "cores", "jetson", "boundary", "frame size"])
-def test_what_was_not_measured_alike_is_not_compared(
+def test_different_conditions_are_not_compared(
     kind: str, template: BenchResult, stored: Callable[..., StoredResult]
 ) -> None:
     about = template.machine
@@ -356,7 +356,7 @@ def test_other_conditions_are_refused_with_an_example(text: str) -> None:
     assert repr(text) in caught.value.what
 
 
-def test_a_missing_base_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_missing_base_is_refused_early(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result"):
         parse_gate(f"p50>1.05*{tmp_path / 'none.json'}")
 

@@ -80,7 +80,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert (held >= 49).all(), held
 
 
-def test_what_slows_all_sizes_alike_does_not_blur_the_shape() -> None:
+def test_common_disturbances_do_not_widen_the_interval() -> None:
     medians_ms = times_ms(0.8, 0.0123, 1.9e-5)
     alike, independent = (fit(SIZES, measured(medians_ms, 60, *noise)) for noise in ((0.002, 1, 0.2), (0.2, 1, 0.0)))
     narrow, wide = (model.quadratic_share.high - model.quadratic_share.low for model in (alike, independent))

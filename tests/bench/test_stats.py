@@ -135,7 +135,7 @@ def test_drift_is_noticeable_and_beyond_chance(factor: float) -> None:
     assert scipy_stats.mannwhitneyu(samples[:50], samples[-50:]).pvalue < 0.01
 
 
-def test_a_short_warm_up_is_told_by_how_much_to_raise() -> None:
+def test_a_short_warm_up_states_the_required_length() -> None:
     samples = np.random.default_rng(7).normal(10.0, 0.1, 200)
     samples[:60] += 5.0
     drift = next(finding for finding in latency_warnings(samples) if finding.kind == "drift")
@@ -232,7 +232,7 @@ def test_the_ratio_covers_the_truth(paired: bool) -> None:
     assert 0.89 <= covered / REPETITIONS <= 0.995
 
 
-def test_pairs_cancel_what_slows_both() -> None:
+def test_pairs_cancel_common_disturbances() -> None:
     random = np.random.default_rng(15)
     weather = correlated(random, 200, 0.5)
     a, b = 1.02 * weather * random.normal(1.0, 0.005, 200), weather * random.normal(1.0, 0.005, 200)
@@ -255,7 +255,7 @@ def test_significant_excludes_one(low: float, high: float, significant: bool) ->
     assert Ratio((low + high) / 2, low, high).significant is significant
 
 
-def test_what_cannot_be_compared() -> None:
+def test_unusable_samples_are_refused() -> None:
     good = np.full(10, 3.0)
     with pytest.raises(InputError, match="paired"):
         ratio_interval(good, good[:9], paired=True)

@@ -130,7 +130,7 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
         ("[[case]]", "name"),
     ],
 )
-def test_a_suite_that_is_none(change: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_suite_is_refused(change: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(MINIMAL + change, encoding="utf-8")
     with pytest.raises(InputError) as caught:
@@ -177,7 +177,7 @@ def test_settings_of_a_suite_that_make_no_sense(change: str, words: str, tmp_pat
         (ArtefactRequest(model=str(NANO_ONNX["fp16"]), precision="fp16", size_hw=(224, 288)), NANO_ONNX["fp16"]),
     ],
 )
-def test_what_is_there_is_taken_as_it_is(wanted: ArtefactRequest, path: Path, tmp_path: Path) -> None:
+def test_existing_files_are_used(wanted: ArtefactRequest, path: Path, tmp_path: Path) -> None:
     assert find_or_make(wanted, tmp_path / "cache").path == path
     assert not (tmp_path / "cache").exists()
 
@@ -198,7 +198,7 @@ def test_what_is_there_is_taken_as_it_is(wanted: ArtefactRequest, path: Path, tm
         (ArtefactRequest(model="absent.safetensors"), "No such file"),
     ],
 )
-def test_what_cannot_be_had(wanted: ArtefactRequest, words: str, tmp_path: Path) -> None:
+def test_requests_that_do_not_fit_are_refused(wanted: ArtefactRequest, words: str, tmp_path: Path) -> None:
     with pytest.raises((OptionError, InputError)) as caught:
         find_or_make(wanted, tmp_path)
     assert words in str(caught.value)
@@ -261,7 +261,7 @@ def kitchen(monkeypatch: pytest.MonkeyPatch) -> Kitchen:
     return own
 
 
-def test_what_is_not_there_is_made_once(
+def test_missing_artefacts_are_created_once(
     kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
@@ -311,7 +311,7 @@ def test_another_checkpoint_of_the_same_name_is_another_artefact(
     assert first.parent != second.parent
 
 
-def test_without_pytorch_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pytorch_the_reason_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     with pytest.raises(MissingError) as caught:
         find_or_make(ArtefactRequest(model="nano", batch=2), tmp_path)
@@ -492,7 +492,7 @@ def test_ctrl_c_closes_what_was_opened(stage: Stage, frames: list[Frame]) -> Non
     assert [session.closed for session in stage.sessions] == [True]
 
 
-def test_what_fails_while_it_is_timed_is_told_of_all(
+def test_an_error_while_timing_applies_to_all_interleaved_cases(
     stage: Stage, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:

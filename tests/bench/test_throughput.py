@@ -47,13 +47,13 @@ def test_a_failure_ends_all_and_is_raised() -> None:
 
 
 @pytest.mark.parametrize(("sessions", "seconds"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
-def test_what_measures_nothing_is_refused(sessions: int, seconds: float) -> None:
+def test_nothing_to_measure_is_refused(sessions: int, seconds: float) -> None:
     with pytest.raises(OptionError) as caught:
         throughput([lambda number: None] * sessions, seconds)
     assert isinstance(caught.value, MdeError)
 
 
-def test_one_thread_finishes_what_it_began() -> None:
+def test_one_thread_finishes_started_frames() -> None:
     """Frames are begun two at a time and end in pairs, 20 ms later; the last one is alone, or not."""
     taken: list[int] = []
 

@@ -96,7 +96,7 @@ def test_versions_by_number(code: str, version: str) -> None:
         ("10.7-cuda-graph", True, "trtexec-10"),
     ],
 )
-def test_what_a_run_counts_is_told_by_its_figures(name: str, transfers: bool, protocol: str) -> None:
+def test_copies_are_recognised_by_the_figures(name: str, transfers: bool, protocol: str) -> None:
     summary = summary_of(name)
     assert (summary.transfers, summary.protocol) == (transfers, protocol)
     assert summary.boundary.startswith("network input" if transfers else "compute on the GPU")

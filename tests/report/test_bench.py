@@ -147,7 +147,7 @@ def test_short_times_have_three_decimals_and_many_frames_no_note(page_of: type) 
     assert "close to the maximum" in bench_page([result(frames=999)])
 
 
-def test_the_head_says_what_ran_where(page_of: type) -> None:
+def test_the_headline(page_of: type) -> None:
     text = page_of(bench_page([result(), replace(result("b.plan"), device="Orin")], made="today")).text
     assert "a.onnx, FP16 fake 1.2.3 on a CPU, 2 cores" in text
     assert "b.plan, FP16 fake 1.2.3 on Orin" in text

@@ -49,7 +49,7 @@ def test_a_histogram_holds_every_value() -> None:
     assert chart.legend == ()
 
 
-def test_outliers_are_counted_in_the_last_bin_and_said() -> None:
+def test_outliers_are_in_the_last_bin() -> None:
     chart = charts.histogram({"one": [0.01] * 10 + [0.09] * 189 + [9.0]}, "AbsRel", "pictures", bins=9)
     assert "all above 0.1" in chart.x_label
     (area,) = marks(chart, "area")
@@ -208,7 +208,7 @@ def test_a_front_of_one_dot() -> None:
     assert [mark.look for mark in chart.marks] == ["line", "dots"]
 
 
-def test_what_is_too_bad_is_drawn_at_the_top_and_counted() -> None:
+def test_dots_above_the_limit_are_drawn_at_the_top_and_counted() -> None:
     dots = {"front": [("1", 0.5, 9.0), ("2", 0.6, 0.2)], "others": [("3", 0.7, 0.25), ("4", 0.9, 7.0)]}
     chart = charts.front(dots, [(0.5, 9.0), (0.6, 0.2)], "cost", "error", top=1.0)
     assert [mark.path.count("M") for mark in marks(chart, "beyond")] == [1, 1]

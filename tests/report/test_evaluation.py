@@ -127,7 +127,7 @@ def test_it_has_every_part(page: str, page_of: type) -> None:
     assert len(read.all("img")) == 6 * 6
 
 
-def test_its_pictures_are_what_they_say(page: str, page_of: type) -> None:
+def test_images_match_their_captions(page: str, page_of: type) -> None:
     read = page_of(page)
     named = list(zip([image["alt"] for image in read.all("img")], read.pictures(), strict=True))
     (photo,) = (picture for alt, picture in named if alt == f"photo of {NASTY} 3")
@@ -160,7 +160,7 @@ def test_alignment_is_never_silent(align: str, metric: bool, page_of: type) -> N
     assert ("aligned to the truth (" in read.text) != metric, "published figures do not compare"
 
 
-def test_one_model_is_compared_with_none(page_of: type) -> None:
+def test_one_model_has_no_comparison(page_of: type) -> None:
     made = report(models=("a",))
     read = page_of(evaluation_page(replace(made, baselines=False)))
     assert len(read.all("svg")) == 3
@@ -169,7 +169,7 @@ def test_one_model_is_compared_with_none(page_of: type) -> None:
     assert len(read.all("img")) == 6 * 4
 
 
-def test_random_weights_are_said(page_of: type) -> None:
+def test_random_weights_are_stated(page_of: type) -> None:
     made = report(models=("a",))
     artefacts = {"a": replace(made.artefacts["a"], trained=False)}
     assert "Random weights." in page_of(evaluation_page(replace(made, artefacts=artefacts))).text
@@ -199,7 +199,7 @@ def test_protocols_in_words() -> None:
     assert "rows 45 to 470" in " ".join(protocol_words(replace(PROTOCOL, crop="eigen")))
 
 
-def test_json_has_the_models_and_what_ran_them() -> None:
+def test_json_has_the_models_and_their_backends() -> None:
     data = json.loads(json.dumps(report().to_json(), allow_nan=False))
     assert data["schema_version"] == 2
     assert data["data"] == {"source": NASTY, "kind": "nyu"}

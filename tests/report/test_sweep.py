@@ -71,7 +71,7 @@ def table_of(page: str) -> list[tuple[bool, list[str]]]:
     return [("own" in kind, re.findall(r"<td>(.*?)</td>", row)) for kind, row in rows]
 
 
-def test_the_page_loads_nothing_and_closes_what_it_opens(page_of: type, loads_nothing: Callable[[str], bool]) -> None:
+def test_the_page_loads_nothing_and_is_well_formed(page_of: type, loads_nothing: Callable[[str], bool]) -> None:
     for result in (sweep(), sweep(labelled=False), sweep(groups=(), points=())):
         page = sweep_page(result)
         page_of(page)
@@ -98,7 +98,7 @@ def test_the_table_holds_every_figure() -> None:
     assert [bold for bold, _ in rows] == [True, True, True, True, False]
 
 
-def test_words_say_what_figures_are_of(page_of: type) -> None:
+def test_texts_of_the_page(page_of: type) -> None:
     text = page_of(sweep_page(sweep(), made="today", command="mde sweep nano.onnx")).text
     for words in (
         "Precision sweep: nano.onnx",

@@ -95,7 +95,7 @@ def test_edges() -> None:
     assert consistency_table({"a": plain}).notes == ()
 
 
-def test_baselines_have_their_source_and_what_is_to_be_said() -> None:
+def test_baselines_have_sources_and_notes() -> None:
     table = baselines_table("nyu", PROTOCOL)
     assert table.header == ("published", "AbsRel", "RMSE (m)", "delta < 1.25", "source")
     assert [row[-1] for row in table.rows] == [each.source for each in baselines_of("nyu")]
