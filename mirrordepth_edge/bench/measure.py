@@ -135,16 +135,16 @@ class Candidate:
 
 
 def open_candidate(model: str | Path | Artefact, options: SessionOptions | None = None, batch: int = 1) -> Candidate:
-    """Open a model, with what its depth has to be.
+    """Open a model together with its reference depth.
 
     Raises:
-        InputError, MissingError, OptionError: as `runtime.load`.
+        InputError, MissingError, OptionError: as `predictor.load`.
     """
     artefact = open_artefact(model, trust=options is not None and options.trust)
     reference = artefact.reference
     predictor = load(artefact, options, batch=batch)
     if reference is not None and reference.depth_m.shape[1:] != predictor.session.inputs[0].size[1:]:
-        reference = None  # it is of the usual size, and this session of another
+        reference = None  # it is for the opt size, and this session has another
     return Candidate(predictor=predictor, name=artefact.name, sha256=artefact.sha256, reference=reference)
 
 
