@@ -265,11 +265,7 @@ def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
     Text is escaped. The string ends in a newline.
     """
     comparisons = [row for row in rows if isinstance(row, Comparison)]
-    results: list[StoredResult] = []
-    for row in rows:
-        for result in (row.first, row.second) if isinstance(row, Comparison) else (row,):
-            if not any(result is known for known in results):
-                results.append(result)
+    results = _distinct_results(rows)
     numbers = {id(result): number for number, result in enumerate(results, 1)}
     text = pipe_table(
         ["#", "artefact", "backend", "device", "precision", "p50 ms", "p90 ms", "p99 ms", "frames/s"],
@@ -285,6 +281,15 @@ def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
     notes = dict.fromkeys(difference for row in comparisons for difference in row.differences)
     text += "\nMeasured under different conditions:\n\n" if notes else ""
     return text + "".join(f"- {_cell(note)}\n" for note in notes)
+
+
+def _distinct_results(rows: Sequence[StoredResult] | Sequence[Comparison]) -> list[StoredResult]:
+    results: list[StoredResult] = []
+    for row in rows:
+        for result in (row.first, row.second) if isinstance(row, Comparison) else (row,):
+            if not any(result is known for known in results):
+                results.append(result)
+    return results
 
 
 def _cells(number: int, result: StoredResult) -> list[str]:
