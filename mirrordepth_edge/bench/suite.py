@@ -209,11 +209,12 @@ def measure(
     outcomes: dict[str, BenchResult | MdeError] = {
         case_name: error for case_name, error in cases.items() if isinstance(error, MdeError)
     }
-    for frame_hw in dict.fromkeys(case.frame for case in suite.case if case.name in ready):
-        together = [case for case in suite.case if case.name in ready and case.frame == frame_hw]
-        names = [case.name for case in together]
+    ready_cases = [case for case in suite.case if case.name in ready]
+    for frame_hw in dict.fromkeys(case.frame for case in ready_cases):
+        group = [case for case in ready_cases if case.frame == frame_hw]
+        names = [case.name for case in group]
         try:
-            results = bench([ready[case_name] for case_name in names], frames, _config(suite, together[0]), on_frame)
+            results = bench([ready[case_name] for case_name in names], frames, _config(suite, group[0]), on_frame)
             outcomes |= dict(zip(names, results, strict=True))
         except MdeError as error:
             outcomes |= dict.fromkeys(names, error)
