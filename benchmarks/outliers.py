@@ -29,7 +29,8 @@ def with_outliers(network: DepthNetwork, channels: int = 3, size: float = 60.0, 
             for norm in (block.ln_1, block.ln_2):
                 norm.weight.mul_(deviation)
                 norm.weight[out] = 0.05
-        for reduce in network.decoder.reduces:
+        decoder: Any = network.decoder
+        for reduce in decoder.reduces:
             reduce.weight[:, out] = 0.0
     return network
 
@@ -39,7 +40,8 @@ def with_varied_depth(network: DepthNetwork, gain: float = 30.0) -> DepthNetwork
     import torch
 
     network = copy.deepcopy(network)
-    last: Any = [module for module in network.decoder.head.modules() if hasattr(module, "weight")][-1]
+    decoder: Any = network.decoder
+    last = [module for module in decoder.head.modules() if hasattr(module, "weight")][-1]
     with torch.no_grad():
         last.weight.mul_(gain)
         last.bias.add_(3.0)

@@ -25,7 +25,7 @@ from mirrordepth_edge.artefact import NANO_ONNX, Artefact
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.bench.measure import time_interleaved
 from mirrordepth_edge.commands.parameters import data_config
-from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
+from mirrordepth_edge.config import DataKind, ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
 from mirrordepth_edge.data.sample import Selected
 from mirrordepth_edge.engines.build import build_engine, plan_build
@@ -55,7 +55,7 @@ def fp32_and_fp16(model: str, folder: Path) -> dict[str, Path]:
     return files
 
 
-def labelled_frames(root: Path, kind: str, max_frames: int, manifest: Manifest) -> GateFrames:
+def labelled_frames(root: Path, kind: DataKind, max_frames: int, manifest: Manifest) -> GateFrames:
     """Select frames with measured depth."""
     config = data_config(root, kind)
     dataset = choose_dataset(config, "test")
