@@ -22,7 +22,6 @@ from mirrordepth_edge.evaluation.consistency import (
     FlowMeter,
     ReprojectionMeter,
     TemporalConsistency,
-    no_correspondence,
 )
 from mirrordepth_edge.evaluation.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
 from mirrordepth_edge.evaluation.metrics import (
@@ -34,6 +33,7 @@ from mirrordepth_edge.evaluation.metrics import (
     eigen_crop,
     garg_crop,
     mean_metrics,
+    means,
     valid_mask,
 )
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -179,8 +179,7 @@ class Evaluation:
         if not boundaries:
             return None
         return SpatialConsistency(
-            accuracy_px=float(np.mean([boundary.accuracy_px for boundary in boundaries])),
-            completeness_px=float(np.mean([boundary.completeness_px for boundary in boundaries])),
+            **means(boundaries, "accuracy_px", "completeness_px"),
             found=sum(boundary.predicted for boundary in boundaries) / sum(boundary.true for boundary in boundaries),
             pictures=len(boundaries),
         )
@@ -320,7 +319,11 @@ class _TemporalMeter:
     def results(self) -> tuple[TemporalConsistency, TemporalConsistency | None]:
         of_prediction, of_truth = self._meter.results() or (None, None)
         if of_prediction is None:
-            raise no_correspondence()
+            raise InputError(
+                "Temporal consistency cannot be measured.",
+                "There are fewer than two frames with depth, or no pixel of one is found in the next.",
+                "Pass consecutive frames of one video, in order.",
+            )
         if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
             of_truth = None
         return of_prediction, of_truth
@@ -331,8 +334,6 @@ def _predict(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protoc
 
 
 def _align(depth_m: Depth, sample: Sample, protocol: Protocol) -> Depth:
-    if protocol.align == "none":
-        return depth_m
     return align(depth_m, sample.depth_m, _evaluated_pixels(sample, protocol), protocol.align)
 
 
@@ -355,19 +356,12 @@ def _compare(depth_m: Depth, sample: Sample, protocol: Protocol, *, spatial: boo
 
 def _mean_f1(per_picture: list[BoundaryF1 | None]) -> MeanBoundaryF1 | None:
     scores = [score for score in per_picture if score is not None]
-    if not scores:
-        return None
-    return MeanBoundaryF1(
-        f1=float(np.mean([score.f1 for score in scores])),
-        precision=float(np.mean([score.precision for score in scores])),
-        recall=float(np.mean([score.recall for score in scores])),
-        pictures=len(scores),
-    )
+    return MeanBoundaryF1(**means(scores, "f1", "precision", "recall"), pictures=len(scores)) if scores else None
 
 
 def _crop(sample: Sample, protocol: Protocol) -> Mask | None:
     height, width = sample.depth_m.shape
-    return CROPS[protocol.crop]((height, width)) if protocol.crop != "none" else None
+    return None if protocol.crop == "none" else CROPS[protocol.crop]((height, width))
 
 
 def _evaluated_pixels(sample: Sample, protocol: Protocol) -> Mask:
@@ -387,16 +381,9 @@ def _ranges(depth_m: Depth, truth_m: Depth, far_m: float) -> tuple[DepthRange, .
     edges = np.linspace(0, far_m, DEPTH_BINS + 1)
     index = np.digitize(truth_m, edges[1:-1])
     relative = (depth_m.astype(np.float64) - truth_m) / truth_m.astype(np.float64)
-    pixels, bias, abs_rel = (
-        np.bincount(index, weights, minlength=DEPTH_BINS) for weights in (None, relative, np.abs(relative))
-    )
+    sums = (np.bincount(index, weights, minlength=DEPTH_BINS) for weights in (None, np.abs(relative), relative))
+    columns = (values.tolist() for values in (edges[:-1], edges[1:], *sums))
     return tuple(
-        DepthRange(
-            near_m=float(edges[k]),
-            far_m=float(edges[k + 1]),
-            pixels=int(pixels[k]),
-            abs_rel_sum=float(abs_rel[k]),
-            bias_sum=float(bias[k]),
-        )
-        for k in range(DEPTH_BINS)
+        DepthRange(near_m=near_m, far_m=far_m, pixels=pixels, abs_rel_sum=abs_rel, bias_sum=bias)
+        for near_m, far_m, pixels, abs_rel, bias in zip(*columns, strict=True)
     )

@@ -6,7 +6,8 @@ Symbols: p prediction, g ground truth, both in metres.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,10 +72,8 @@ def garg_crop(shape_hw: tuple[int, int]) -> Mask:
     """
     height, width = shape_hw
     mask = np.zeros(shape_hw, np.bool_)
-    mask[
-        int(0.40810811 * height) : int(0.99189189 * height),
-        int(0.03594771 * width) : int(0.96405229 * width),
-    ] = True
+    rows = slice(int(0.40810811 * height), int(0.99189189 * height))
+    mask[rows, int(0.03594771 * width) : int(0.96405229 * width)] = True
     return mask
 
 
@@ -141,5 +140,9 @@ def mean_metrics(per_image: list[DepthMetrics]) -> DepthMetrics:
     """
     if not per_image:
         raise InputError("There is nothing to average.", "No image was evaluated.", "Check the data set's folder.")
-    rows = [asdict(metrics) for metrics in per_image]
-    return DepthMetrics(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+    return DepthMetrics(**means(per_image, *(field.name for field in fields(DepthMetrics))))
+
+
+def means(results: Sequence[Any], *names: str) -> dict[str, float]:
+    """Average attributes over results, each result counting once."""
+    return {name: float(np.mean([getattr(result, name) for result in results])) for name in names}

@@ -244,9 +244,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a `state`."""
-        with torch.no_grad():
-            for name, parameter in self.network.trainable().items():
-                parameter.copy_(state["weights"][name])
+        self._set_weights(state["weights"][name] for name in self.network.trainable())
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -258,15 +256,16 @@ class Trainer:
             yield
             return
         current = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            for parameter, mean in zip(self.parameters, self.average.module.parameters(), strict=True):
-                parameter.copy_(mean)
+        self._set_weights(self.average.module.parameters())
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, current, strict=True):
-                    parameter.copy_(value)
+            self._set_weights(current)
+
+    @torch.no_grad()
+    def _set_weights(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
     def _trainable_parts(self) -> nn.Module:
         return nn.ModuleList([self.network.mirror, self.network.decoder])

@@ -189,8 +189,8 @@ def _images(report: DatasetReport) -> Iterator[DatasetProblem]:
         what = f"{len(some)} of {report.looked_at} images are black or of a single colour, such as {some[0]}."
         why = "The lens was covered, or the camera had just started. They hold no information to learn from."
         yield _note("blank", what, why, "Remove them and their depth.")
-    if some := report.copies:
-        what = f"{len(some)} of {report.looked_at} images are copies of others, such as {' of '.join(some[0])}."
+    if copies := report.copies:
+        what = f"{len(copies)} of {report.looked_at} images are copies of others, such as {' of '.join(copies[0])}."
         why = "They count twice in training. Copies in both training and validation make errors look too small."
         yield _note("copies", what, why, "Keep one of each; --json check.json lists all.")
     if len(report.sizes) > 1:
