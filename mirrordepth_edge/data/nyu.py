@@ -75,7 +75,6 @@ class NyuLabelled(DepthDataset):
         return [self.file, self._splits]
 
     def __getitem__(self, index: int) -> Sample:
-        existing_file(self.file, "NYU Depth v2 file")
         image, depth_m = read_hdf5(
             self.file,
             ("images", "rawDepths"),  # published results are on raw depth

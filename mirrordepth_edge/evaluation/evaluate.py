@@ -7,7 +7,7 @@ same preprocessing and metrics, so a difference between them is the cost of expo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -153,16 +153,11 @@ class Evaluation:
     @property
     def ranges(self) -> tuple[DepthRange, ...]:
         """Errors by true depth over all images; here each pixel counts once."""
-        return tuple(
-            DepthRange(
-                near_m=parts[0].near_m,
-                far_m=parts[0].far_m,
-                pixels=sum(part.pixels for part in parts),
-                abs_rel_sum=sum(part.abs_rel_sum for part in parts),
-                bias_sum=sum(part.bias_sum for part in parts),
-            )
-            for parts in zip(*(picture.ranges for picture in self.pictures), strict=True)
-        )
+        totals = []
+        for parts in zip(*(picture.ranges for picture in self.pictures), strict=True):
+            sums = {name: sum(getattr(part, name) for part in parts) for name in ("pixels", "abs_rel_sum", "bias_sum")}
+            totals.append(replace(parts[0], **sums))
+        return tuple(totals)
 
     @property
     def boundary_f1(self) -> MeanBoundaryF1 | None:
@@ -221,21 +216,24 @@ def evaluate(
         protocol: crop, depth limits, flip averaging and alignment.
         spatial: also measure depth boundary errors.
         temporal: also measure temporal consistency; the images must be consecutive frames.
-        camera_path: measure temporal consistency by camera motion instead of optical flow.
+        camera_path: measure temporal consistency by camera motion instead of optical flow; a pose for each sample.
 
     Raises:
         InputError: there are no samples, an image has no valid depth, the crop does not fit, or frames of a
             video differ in size.
     """
     results = []
-    meter = _TemporalMeter(camera_path) if temporal else None
-    for sample in samples:
+    meter: ConsistencyMeter[Any] | None = None
+    if temporal:
+        meter = FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
+    for index, sample in enumerate(samples):
         depth_m = _predict(predict, sample, protocol)
         if meter is not None:
-            meter.add(sample, depth_m, protocol.limits_m)
+            truth_m = np.where(valid_mask(sample.depth_m, protocol.limits_m), sample.depth_m, np.float32(0))
+            meter.add(sample.frame if camera_path is None else camera_path.poses[index], depth_m, truth_m)
         results.append(_compare(_align(depth_m, sample, protocol), sample, protocol, spatial=spatial))
     mean_metrics([result.metrics for result in results])  # raises if there was no image
-    of_prediction, of_truth = (None, None) if meter is None else meter.results()
+    of_prediction, of_truth = (None, None) if meter is None else _temporal_results(meter)
     return Evaluation(
         protocol=protocol,
         pictures=tuple(results),
@@ -296,37 +294,18 @@ def align(depth_m: Depth, truth_m: Depth, valid: Mask, how: Align) -> Depth:
     return (depth_m * np.float32(scale) + np.float32(shift)).astype(np.float32)
 
 
-class _TemporalMeter:
-    """Temporal consistency of the prediction and of the true depth, with the same correspondences."""
-
-    def __init__(self, camera_path: CameraPath | None) -> None:
-        self._poses = None if camera_path is None else iter(camera_path.poses)
-        self._meter: ConsistencyMeter[Any] = (
-            FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
+def _temporal_results(meter: ConsistencyMeter[Any]) -> tuple[TemporalConsistency, TemporalConsistency | None]:
+    """Temporal consistency of the prediction, and of the true depth if it is dense enough."""
+    of_prediction, of_truth = meter.results() or (None, None)
+    if of_prediction is None:
+        raise InputError(
+            "Temporal consistency cannot be measured.",
+            "There are fewer than two frames with depth, or no pixel of one is found in the next.",
+            "Pass consecutive frames of one video, in order.",
         )
-
-    def add(self, sample: Sample, depth_m: Depth, limits_m: tuple[float, float]) -> None:
-        truth_m = np.where(valid_mask(sample.depth_m, limits_m), sample.depth_m, np.float32(0))
-        view = sample.frame if self._poses is None else next(self._poses, None)
-        if view is None:
-            raise InputError(
-                f"There is no pose for {sample.name}.",
-                "The camera path has fewer poses than there are images.",
-                "Give a pose for each image.",
-            )
-        self._meter.add(view, depth_m, truth_m)
-
-    def results(self) -> tuple[TemporalConsistency, TemporalConsistency | None]:
-        of_prediction, of_truth = self._meter.results() or (None, None)
-        if of_prediction is None:
-            raise InputError(
-                "Temporal consistency cannot be measured.",
-                "There are fewer than two frames with depth, or no pixel of one is found in the next.",
-                "Pass consecutive frames of one video, in order.",
-            )
-        if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
-            of_truth = None
-        return of_prediction, of_truth
+    if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
+        of_truth = None
+    return of_prediction, of_truth
 
 
 def _predict(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> Depth:

@@ -154,11 +154,8 @@ def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path)
 
 
 def _check_tensors(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], path: Path) -> None:
-    wrong = sorted(
-        set(expected).symmetric_difference(actual)
-        | {name for name in set(expected) & set(actual) if expected[name].shape != actual[name].shape}
-    )
-    if wrong:
+    here, there = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (expected, actual))
+    if wrong := sorted({name for name, _ in here.items() ^ there.items()}):
         raise InputError(
             f"The checkpoint {path} does not match its model.",
             f"{len(wrong)} tensors are missing, unexpected or of another shape, such as {wrong[0]}.",

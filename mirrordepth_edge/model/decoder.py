@@ -79,10 +79,9 @@ class Decoder(nn.Module, ABC):
     def set_dropout(self, share: float) -> None:
         """Set the dropout rate of tap channels and transformer blocks; active in training mode only."""
         self.dropout = share
-        for block in self.blocks:
-            for part in block.modules():
-                if isinstance(part, nn.Dropout):
-                    part.p = share
+        for part in self.blocks.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = share
 
     def forward(self, taps: Taps, text_feature: Tensor, size_hw: SizeHW) -> Tensor:
         """
