@@ -41,6 +41,7 @@ def folder_dataset(root: Path, units_per_metre: float = 1000.0) -> FilePairs:
 
 
 def _images_in(rgb: Path) -> list[Path]:
+    # macOS adds a ._NAME beside each file that is copied to other file systems.
     files = [path for path in sorted(rgb.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not images:

@@ -108,6 +108,7 @@ def depth_metrics(
             f"No true depth lies between {near} and {far} m.",
             "Check the depth scale.",
         )
+    # float32 loses digits in sums over hundreds of thousands of pixels.
     g = truth_m[mask].astype(np.float64)
     p = clamp_depth(prediction_m[mask].astype(np.float64), limits_m)
     e = np.log(p) - np.log(g)
@@ -118,6 +119,7 @@ def depth_metrics(
         rmse=float(np.sqrt(np.mean((g - p) ** 2))),
         rmse_log=float(np.sqrt(np.mean(e**2))),
         log10=float(np.mean(np.abs(np.log10(g) - np.log10(p)))),
+        # Rounding can make the variance slightly negative.
         silog=float(100.0 * np.sqrt(max(np.mean(e**2) - np.mean(e) ** 2, 0.0))),
         delta1=float(np.mean(ratio < 1.25)),
         delta2=float(np.mean(ratio < 1.25**2)),
@@ -127,6 +129,7 @@ def depth_metrics(
 
 def clamp_depth(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
     """Clamp a prediction to the limits; infinity becomes the far limit, NaN the near limit."""
+    # NaN is not left out: a model could then improve its result by refusing hard pixels.
     near, far = limits_m
     inside: FloatArray = np.nan_to_num(prediction_m, nan=near, posinf=far, neginf=near).clip(near, far)
     return inside

@@ -118,6 +118,7 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor], dict[str, Tens
         tensors = load_file(path)
     except SafetensorError as error:  # the header is intact, the rest is not
         raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
+    # CLIP's weights have a hash of their own (`clip_sha256`).
     embedded = {name: tensors.pop(name) for name in list(tensors) if name.startswith(CLIP_PREFIX)}
     if tensors_sha256(tensors) != info.weights_sha256:
         raise InputError(

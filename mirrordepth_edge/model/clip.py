@@ -79,6 +79,7 @@ def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipMo
             clip = _random_clip(config.clip_model, config.pretrained)
         else:
             clip = _pretrained_clip(config, clip_weights)
+    # OpenAI's weights are stored in FP16.
     return clip.float().eval().requires_grad_(False)
 
 

@@ -193,6 +193,7 @@ def ablate(network: DepthNetwork, samples: Iterable[Sample], protocol: Protocol,
     features = text_features(network, prompt)
     pictures: dict[str, list[list[PictureResult]]] = {name: [[] for _ in seeds] for name, seeds in features.items()}
     for sample in samples:
+        # One cache per image: the features of a data set may not fit into memory.
         tower = _CachedTower(network)
         for name, seeds in features.items():
             for feature, results_of_seed in zip(seeds, pictures[name], strict=True):

@@ -127,6 +127,7 @@ def _scale(report: DatasetReport, depths: DepthStatistics) -> Iterator[DatasetPr
     elif _looks_like_kitti(report, depths):
         what = f"The depth scale is wrong: the images have KITTI's size, but {distances}."
         yield _error("scale", what, _read_with(depths, [256.0]), "--units-per-metre 256")
+    # Sparse depth comes from LiDAR, usually outdoors, where rooms are no yardstick.
     elif likely and not _in_a_room(median_m, far_m) and (far_m < ROOM_FAR_M[0] or report.valid_share > DENSE):
         what = f"The depth scale is implausible for rooms: {distances}."
         yield _note("scale", what, why, f"If the images show rooms: {cure}")
@@ -238,4 +239,5 @@ def _looks_like_kitti(report: DatasetReport, depths: DepthStatistics) -> bool:
     units = depths.units_per_metre
     if units in (None, 256.0) or report.sizes[0][0] not in KITTI_SIZES_HW:
         return False
+    # The size alone is no proof: depth must also become plausible.
     return KITTI_MEDIAN_M[0] <= depths.percentiles_m[50] * (units or 1) / 256 <= KITTI_MEDIAN_M[1]

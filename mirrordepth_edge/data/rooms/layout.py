@@ -135,6 +135,7 @@ def place_furniture(rng: np.random.Generator, width: float, depth: float) -> tup
     makers += [(make, False) for make in rng.choice(np.array(IN_THE_ROOM), rng.integers(3, 9))]
     for make, by_wall in makers:
         piece = make(rng)
+        # A piece that has no place after a few tries is left out.
         for _ in range(8):
             side = int(rng.integers(4))
             length, away, yaw = wall_frames[side]
@@ -169,6 +170,7 @@ def camera_pose(position_m: Points, yaw: float, pitch: float, roll: float) -> Po
 def viewpoint(rng: np.random.Generator, width: float, depth: float, taken: list[Footprint]) -> Pose:
     """Draw the view of a standing or sitting person from a free place in the room."""
     max_m = np.array([width / 2 - 0.4, depth / 2 - 0.4, 1.7])
+    # In a crowded room the last try is used, even if it is not free.
     for _ in range(100):
         eye_m = rng.uniform([-max_m[0], -max_m[1], 0.9], max_m)
         to_x, to_y = rng.uniform(-0.35, 0.35, 2) * (width, depth) - eye_m[:2]
