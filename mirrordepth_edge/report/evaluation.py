@@ -45,7 +45,7 @@ ERROR_LIMIT = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
+class EvaluatedModel:
     """One model as it was evaluated."""
 
     path: str
@@ -57,7 +57,7 @@ class Artefact:
     trained: bool
 
     @classmethod
-    def of(cls, predictor: DepthPredictor, path: Path) -> Artefact:
+    def of(cls, predictor: DepthPredictor, path: Path) -> EvaluatedModel:
         """What an opened model is."""
         session = predictor.session
         return cls(
@@ -80,7 +80,7 @@ class EvaluationReport:
     protocol: Protocol
     results: dict[str, Evaluation]
     """By model, in the order asked for; the first is what others are compared with."""
-    artefacts: dict[str, Artefact]
+    artefacts: dict[str, EvaluatedModel]
     examples: tuple[Example, ...]
     baselines: bool
     machine: Machine
@@ -95,7 +95,7 @@ class EvaluationReport:
         kind: DataKind,
         protocol: Protocol,
         results: dict[str, Evaluation],
-        artefacts: dict[str, Artefact],
+        artefacts: dict[str, EvaluatedModel],
         examples: tuple[Example, ...],
         baselines: bool,
     ) -> EvaluationReport:

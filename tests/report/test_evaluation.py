@@ -15,7 +15,7 @@ from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page, protocol_words
+from mirrordepth_edge.report.evaluation import EvaluatedModel, EvaluationReport, evaluation_page, protocol_words
 from mirrordepth_edge.report.examples import ExampleSheet
 
 PROTOCOL = Protocol(limits_m=(1e-3, 10.0))
@@ -60,7 +60,7 @@ def report(protocol: Protocol = PROTOCOL, models: tuple[str, ...] = ("a", NASTY)
         results[model] = evaluate(predict, Scenes(), protocol, spatial=True, temporal=True)
         sheet.add(model, predict, results[model])
     artefacts = {
-        model: Artefact(
+        model: EvaluatedModel(
             path=f"runs/{model}", sha256="ab" * 32, backend="fake 1.0", device="cpu", precision="fp32", trained=True
         )
         for model in models
