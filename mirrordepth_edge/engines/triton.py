@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mirrordepth_edge.artefact import copy_reference, reference_path
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.manifest import Manifest, TensorSpec, manifest_path, read_manifest
-from mirrordepth_edge.reference import copy_reference, reference_path
 from mirrordepth_edge.support.files import sha256_of, unwritable
 
 VERSION = "1"

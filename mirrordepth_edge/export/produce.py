@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.artefact import write_reference
 from mirrordepth_edge.config import PRESETS, ExportConfig, Precision, SizeHW, check_size
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.fp16 import check_range, to_fp16
@@ -17,7 +18,6 @@ from mirrordepth_edge.export.trace import export_onnx
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.machine.device import installed_versions
 from mirrordepth_edge.manifest import Manifest, Parity, input_spec, output_spec, write_artefact
-from mirrordepth_edge.reference import write_reference
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:

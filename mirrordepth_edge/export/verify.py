@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import SHIPPED, Artefact
+from mirrordepth_edge.artefact import SHIPPED, Artefact, Reference, reference_path
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import NAME as ONNXRUNTIME
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
@@ -37,7 +37,6 @@ from mirrordepth_edge.export.parity import (
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.manifest import Manifest, Parity, manifest_path, read_manifest
-from mirrordepth_edge.reference import Reference, reference_path
 
 Inputs = Sequence[npt.NDArray[Any]]
 """What the network is fed, one array a run."""

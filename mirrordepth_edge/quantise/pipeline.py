@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.artefact import Artefact, copy_reference
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
@@ -41,7 +41,6 @@ from mirrordepth_edge.quantise.qdq import (
 )
 from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
 from mirrordepth_edge.quantise.sensitivity import measure_sensitivity
-from mirrordepth_edge.reference import copy_reference
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, reference_path
 from mirrordepth_edge.backends import registry
 from mirrordepth_edge.backends.base import Arrays
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.reference import reference_path
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact, Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.config import SessionOptions
@@ -22,7 +22,6 @@ from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.export.parity import LIMITS_ELSEWHERE
 from mirrordepth_edge.export.verify import check_verification, require_repeatable, verify
 from mirrordepth_edge.manifest import EngineInfo, Manifest, TensorSpec, read_manifest, write_artefact
-from mirrordepth_edge.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.support.files import sha256_of
 
 HEIGHT, WIDTH, FRAMES = 4, 6, 3
