@@ -209,7 +209,7 @@ def test_it_is_verified_at_any_size(opened: Path) -> None:
         assert verify(session, Artefact.open(opened), manifest).holds
     session, manifest = open_session(opened, at((1, 96, 128)))
     assert manifest is not None
-    with session, pytest.raises(InputError, match="nothing to hold") as caught:
+    with session, pytest.raises(InputError, match="nothing to compare") as caught:
         verify(session, Artefact.open(opened), manifest)
     assert "another size than 96x128" in caught.value.why
 
