@@ -35,7 +35,7 @@ def test_the_shipped_models(name: str, precision: str, capsys: pytest.CaptureFix
     assert "4 FP32" in out
     if precision == "FP32":
         assert "2 of 2 attention blocks cannot run as one TensorRT kernel" in out
-        assert "next: Nothing on a CPU; for a GPU, mde export --fp16" in out
+        assert "next: Nothing to do for a CPU. For a GPU, mde export --fp16" in out
     else:
         assert "2 blocks, 2 that TensorRT can fuse" in out
 

@@ -147,9 +147,9 @@ def test_one_sided_quantisation_is_no_integer_arithmetic(quantised: str, kind: s
     assert kinds(audit) == {kind}
     assert nodes(audit, kind) == ("conv",)
     (finding,) = audit.findings
-    # A layer that mde export --int8 gave back looks like the latter, and would be given back again.
+    # A layer that mde export --int8 keeps in floating point looks like the latter; exporting again would not help.
     assert "mde export" not in finding.cure
-    assert ("given back" in finding.cure) is (quantised == "activations")
+    assert ("kept in floating point" in finding.cure) is (quantised == "activations")
 
 
 def test_a_layer_quantised_on_both_sides_has_nothing_to_find() -> None:
@@ -189,12 +189,12 @@ def attention(
         (lambda: attention(F16, quantised="both", sequence=512), None),
         (lambda: attention(F16, sequence=600), None),
         (lambda: attention(F32), "it is FP32, not FP16 or BF16"),
-        (lambda: attention(F16, head_dim=20), "heads of 20 "),
-        (lambda: attention(F16, head_dim=8), "heads of 8 "),
-        (lambda: attention(F16, head_dim=264), "heads of 264 "),
-        (lambda: attention(F16, quantised="first"), "one product is INT8, the other FP16"),
-        (lambda: attention(F16, quantised="both", sequence=513), "a sequence of 513 is longer than 512"),
-        (lambda: attention(F16, softmax_type=F32), "changes type on its way (FP16, FP32)"),
+        (lambda: attention(F16, head_dim=20), "head dimension 20 "),
+        (lambda: attention(F16, head_dim=8), "head dimension 8 "),
+        (lambda: attention(F16, head_dim=264), "head dimension 264 "),
+        (lambda: attention(F16, quantised="first"), "one product is INT8, the other is FP16"),
+        (lambda: attention(F16, quantised="both", sequence=513), "sequence of 513 is longer than 512"),
+        (lambda: attention(F16, softmax_type=F32), "its type changes (FP16, FP32)"),
     ],
 )
 def test_which_attention_tensorrt_can_fuse(audit: Callable[[], Audit], why: str | None) -> None:
