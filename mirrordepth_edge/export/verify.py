@@ -254,7 +254,7 @@ def verify(
             f"Copy {reference_path(path).name}, or the ONNX file with its manifest, beside it; or make it again with "
             "mde export.",
         )
-    inputs = _package_inputs(manifest)
+    inputs = package_inputs(manifest)
     comparisons = []
     if reference is not None:
         size = session.inputs[0].shape[0]
@@ -311,7 +311,7 @@ def require_repeatable(session: Session, manifest: Manifest, name: str) -> None:
     Raises:
         GateError: depth is NaN, infinite or not positive, or differs between runs.
     """
-    inputs = _package_inputs(manifest)
+    inputs = package_inputs(manifest)
     _check(
         _checks_of("repeats", _repeat(session, inputs, _first_depths(session, inputs))),
         f"{name} is not reliable in {session.backend} {session.version}; nothing was written.",
@@ -326,7 +326,7 @@ def _check(checks: Sequence[Check], what: str, cure: str) -> None:
         )
 
 
-def _package_inputs(manifest: Manifest) -> Inputs:
+def package_inputs(manifest: Manifest) -> Inputs:
     """The package's own photos as network inputs."""
     (image,) = manifest.inputs
     return list(batches(reference_frames(), Preprocessor(manifest.preprocess, image.io), image.shape[0]))

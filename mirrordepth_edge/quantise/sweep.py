@@ -105,7 +105,7 @@ def pick_point(quantizer: Int8Quantizer, cost: Cost, path: Path, result: SweepRe
     fallback = tuple(group.group for group in result.groups if group.group not in point.int8_groups)
     accuracy = _Store(path, quantizer, cost).measure(quantizer, cost, fallback).accuracy
     accuracy = replace(accuracy, limit=quantizer.config.max_loss)
-    return Fitted(nodes=quantizer.without(fallback), fp_fallback=fallback, accuracy=accuracy, trail=())
+    return Fitted(nodes=quantizer.without(fallback), fp_fallback=fallback, accuracy=accuracy)
 
 
 def point_counts(groups: int) -> tuple[int, ...]:
@@ -180,7 +180,7 @@ class _Store:
         return self.points[name]
 
     def _write(self) -> None:
-        points = {name: asdict(each) for name, each in self.points.items()}
+        points = {name: asdict(point) for name, point in self.points.items()}
         stored = {"key": self.key, "seconds": self.seconds(), "sensitivity": self.sensitivity, "points": points}
         write_checked(self.path, json.dumps(stored).encode())
 
