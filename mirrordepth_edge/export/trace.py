@@ -101,15 +101,12 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 def _strip_traces(model: onnx.ModelProto) -> None:
     """Remove stack traces and other metadata, which enlarge the file and contain paths of the exporting machine."""
-    for holder in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for holder in (model, graph, *graph.node, *values):
         del holder.metadata_props[:]
         holder.doc_string = ""
-    for initializer in model.graph.initializer:
-        del initializer.metadata_props[:]
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
     del model.functions[:]
-    model.doc_string = model.graph.doc_string = ""
 
 
 def _dynamic_shapes(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int, Any]:

@@ -174,11 +174,15 @@ class Verification:
 
 def _checks_of(name: str, runs: Runs, suffix: str = "") -> tuple[Check, Check]:
     bad = f"{runs.nan} NaN, {runs.infinite} infinite, {runs.not_positive} not above 0 m"
+    duration = f"{runs.seconds / 60:.1f} min" if runs.seconds >= 60 else f"{runs.seconds:.1f} s"
+    speed = f"{runs.first_ms:.1f} ms per run"
+    if runs.slowed:
+        speed += f" at first, {runs.last_ms:.1f} ms at the end"
     return (
         Check(what=f"{name}, values", found=f"{runs.values} depths: {bad}{suffix}", limit="none", holds=runs.valid),
         Check(
             what=f"{name}, same depth",
-            found=f"{_count(runs.runs, 'run')} in {_duration(runs.seconds)}: {_sameness(runs)}{_speed(runs)}",
+            found=f"{_count(runs.runs, 'run')} in {duration}: {_sameness(runs)}; {speed}",
             limit=f"bit-identical, or worst pixel <= {runs.roundings:g} relative (rounding)",
             holds=runs.steady,
         ),
@@ -193,15 +197,6 @@ def _sameness(runs: Runs) -> str:
         f"{runs.differing} not bit-identical, first in run {runs.first_differing}, by up to {runs.max_relative:.1e} "
         f"relative and {runs.max_m:.2g} m: {meaning}"
     )
-
-
-def _speed(runs: Runs) -> str:
-    slowed = f" at first, {runs.last_ms:.1f} ms at the end" if runs.slowed else ""
-    return f"; {runs.first_ms:.1f} ms per run{slowed}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mirrordepth_edge.backends.onnxruntime import create_inference_session
 from mirrordepth_edge.config import CalibrationMethod, SessionOptions
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.graph.subgraph import with_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -187,7 +188,7 @@ def collect(
     done = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _write_with_outputs(model, list(histograms), path)
+        path.write_bytes(with_outputs(model, histograms).SerializeToString())
         # Without yields, ONNX Runtime's threads keep the cores busy that NumPy needs next.
         session = create_inference_session(path, SessionOptions(device="cpu", yields=True))
     (source,) = (value.name for value in session.get_inputs())
@@ -263,19 +264,6 @@ def _log2_range_ratio(calibrated: TensorStatistics, observed: TensorStatistics) 
     if not first or not second:
         return math.copysign(MAX_LOG2_RATIO, first - second)
     return min(max(math.log2(first / second), -MAX_LOG2_RATIO), MAX_LOG2_RATIO)
-
-
-def _write_with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:
-    import onnx
-
-    existing = {value.name for value in (*model.graph.input, *model.graph.output)}
-    computed = {name for node in model.graph.node for name in node.output}
-    unknown = [name for name in tensors if name not in existing | computed]
-    assert not unknown, f"the graph computes no {unknown}"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in existing)
-    path.write_bytes(copy.SerializeToString())
 
 
 class _Histogram:

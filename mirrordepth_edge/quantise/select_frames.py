@@ -102,7 +102,7 @@ class TowerFeatures:
 
 def _extract_tower(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Return the subgraph that computes the output of the last node of the tower."""
-    from onnx import ModelProto, ValueInfoProto
+    import onnx
 
     tower = [node for node in model.graph.node if node.name.startswith(TOWER)]
     if not tower:
@@ -111,21 +111,9 @@ def _extract_tower(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             f"None of its node names begins with {TOWER}; it was made or changed by another tool.",
             "Pass a file from mde export, or --model nano.",
         )
-    needed = {tower[-1].output[0]}
-    nodes = []
-    for node in reversed(model.graph.node):  # nodes are sorted topologically
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    subgraph = ModelProto()
-    subgraph.CopyFrom(model)
-    graph = subgraph.graph
-    for entries in (graph.node, graph.output, graph.initializer, graph.value_info):
-        del entries[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in needed)
-    graph.output.append(ValueInfoProto(name=tower[-1].output[0]))  # ONNX Runtime infers type and shape
-    return subgraph
+    # The extractor needs the type of the output, which files need not state for intermediate tensors.
+    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
+    return extractor.extract_model([model.graph.input[0].name], [tower[-1].output[0]])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,15 +28,15 @@ TARGET = TargetConfig(
 )
 
 
-def cost(name: str, work: int, weights: int = 0, activations: int = 0, op_type: str = "MatMul") -> NodeCost:
-    return NodeCost(name=name, op_type=op_type, macs=work, weight_bytes=weights, activation_bytes=activations)
+def cost(name: str, work: int, weights: int = 0, activations: int = 0) -> NodeCost:
+    return NodeCost(name=name, macs=work, weight_bytes=weights, activation_bytes=activations)
 
 
 # At FP32 10 ms of arithmetic and 4 ms of memory; then 1 ms and 12 ms.
 COSTS = (
     cost("big", 5_000_000_000, weights=30_000_000, activations=10_000_000),
     cost("wide", 500_000_000, weights=20_000_000, activations=100_000_000),
-    cost("relu", 0, activations=900_000_000, op_type="Relu"),
+    cost("relu", 0, activations=900_000_000),
 )
 
 
