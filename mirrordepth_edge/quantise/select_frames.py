@@ -6,6 +6,7 @@ statistics are kept of each candidate, so any number of them fits in memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +147,13 @@ class Chooser:
     def __init__(self, features: TowerFeatures) -> None:
         self.features = features
         self._candidates: dict[Key, _Candidate] = {}
-        self._unreadable = self._uniform = self._noise = 0
+        self._dropped: Counter[str] = Counter()
+        """Rejected candidates by reason, a field of `Dropped`."""
 
     @property
     def seen(self) -> int:
         """Number of candidates so far."""
-        return len(self._candidates) + self._unreadable + self._uniform + self._noise
+        return len(self._candidates) + self._dropped.total()
 
     def look(self, key: Key, frame: Frame | None) -> None:
         """Examine one candidate. The frame's array may be reused afterwards.
@@ -161,16 +163,16 @@ class Chooser:
             frame: uint8 RGB `[H, W, 3]`; None if it could not be read.
         """
         if frame is None:
-            self._unreadable += 1
+            self._dropped["unreadable"] += 1
             return
         prepared = self.features.prepare(frame)
         grey = brightness(self.features.image)
         deviation = float(grey.std())
         correlation = neighbour_correlation(brightness(frame))
         if deviation < MIN_DEVIATION:
-            self._uniform += 1
+            self._dropped["uniform"] += 1
         elif correlation < MIN_CORRELATION:
-            self._noise += 1
+            self._dropped["noise"] += 1
         else:
             feature = self.features.of(prepared)
             self._candidates[key] = _Candidate(correlation=correlation, sharpness=sharpness(grey), feature=feature)
@@ -193,13 +195,8 @@ class Chooser:
         median = float(np.median([candidate.sharpness for candidate in candidates])) if candidates else 0.0
         sharp = [index for index, candidate in enumerate(candidates) if candidate.sharpness >= MIN_SHARPNESS * median]
         distinct = [sharp[index] for index in distinct_rows([candidates[index].feature for index in sharp])]
-        dropped = Dropped(
-            unreadable=self._unreadable,
-            uniform=self._uniform,
-            noise=self._noise,
-            blurred=len(candidates) - len(sharp),
-            duplicate=len(sharp) - len(distinct),
-        )
+        blurred, duplicate = len(candidates) - len(sharp), len(sharp) - len(distinct)
+        dropped = Dropped(**self._dropped, blurred=blurred, duplicate=duplicate)
         if not distinct:
             raise InputError(
                 f"No frame of {source} can be used for calibration.",

@@ -83,9 +83,9 @@ def test_a_changed_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         (str(NANO_CHECKPOINT), 2, "has no precision to audit", "then mde audit nano.onnx"),
         ("notes.txt", 2, "cannot be audited", "Give an ONNX file"),
         ("missing.onnx", 1, "There is no model at missing.onnx", "Check the path"),
-        ("broken.onnx", 1, "no readable ONNX file", "mde export"),
+        ("broken.onnx", 1, "cannot be read as an ONNX file", "mde export"),
         ("moving.onnx", 1, "is not fixed", "make_dynamic_shape_fixed"),
-        ("other.json", 1, "not what TensorRT's engine inspector writes", "--exportLayerInfo=layers.json"),
+        ("other.json", 1, "not the output of TensorRT's engine inspector", "--exportLayerInfo=layers.json"),
         ("alone.plan", 1, "alone.plan has no manifest", "Copy the manifest"),
     ],
 )
