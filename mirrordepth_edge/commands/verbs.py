@@ -50,7 +50,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "bench": Verb("bench.command:bench_app", "Measure latency, throughput or a simulated camera stream."),
         "import-trtexec": Verb("import_trtexec:import_trtexec", "Read the timings in the log of trtexec."),
         "selftest": Verb("selftest:selftest", "Test and benchmark this machine, and write a report."),
-        "doctor": Verb("doctor.command:doctor", "Show what works here, what is wrong, and what to type."),
+        "doctor": Verb("doctor.command:doctor", "Show what works on this machine, what does not, and how to fix it."),
     },
 }
 VERBS = {name: verb for section in SECTIONS.values() for name, verb in section.items()}

@@ -187,7 +187,7 @@ def test_ros_calibrations_are_read(text: str, tmp_path: Path) -> None:
 
 def test_the_camera_of_rendered_rooms_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendered, "require_pybullet", lambda: None)  # no room is drawn
-    list(rendered.written(rendered.RenderedRooms(count=0, size_hw=(240, 320), fov_deg=90), tmp_path))
+    list(rendered.write_rooms(rendered.RenderedRooms(count=0, size_hw=(240, 320), fov_deg=90), tmp_path))
     camera = read_camera(tmp_path / "camera.json")
     assert (camera.width_px, camera.height_px) == (320, 240)
     assert camera.fx_px == camera.fy_px == pytest.approx(160)

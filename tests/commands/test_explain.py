@@ -185,7 +185,7 @@ def test_words_and_runs_that_cannot_be_read(
         (["--root", "pictures", "--prompt", "how far?"], ("cannot be given a prompt", "Leave --prompt out")),
         (["--root", "pictures", "--crop", "half"], ("--crop 'half' is unknown",)),
         (["--root", "pictures", "--device", "tpu"], ("auto, cpu or cuda",)),
-        (["--root", "pictures", "-o", "explain.jpg"], ("must end in .png",)),
+        (["--root", "pictures", "-o", "explain.jpg"], ("must be .png",)),
     ],
 )
 def test_options_that_make_no_sense(

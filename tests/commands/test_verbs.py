@@ -86,13 +86,13 @@ def test_one_file_for_several_sizes(
     assert run_app(["export", str(tiny_checkpoint), "--dynamic", sizes, "-o", str(output)]) == 0
     assert f"for {sizes} (height x width) pixels" in capsys.readouterr().out
     assert run_app(["inspect", str(output)]) == 0
-    assert f"from {sizes}, in steps of 16 pixels" in capsys.readouterr().out
+    assert f"{sizes} (min, opt, max), multiples of 16 pixels" in " ".join(capsys.readouterr().out.split())
     asked = ["--device", "cpu", "--network-size", "96x112"]
     assert run_app(["run", str(picture), "--model", str(output), *asked, "-o", str(written)]) == 0
     assert np.load(written / "picture.depth.npy").shape == frames[0].shape[:2]
     assert run_app(["bench", "--engine", str(output), *asked, "--iterations", "2"]) == 0
     assert run_app(["run", str(picture), "--model", str(output), "--network-size", "96x160", "-o", str(written)]) == 2
-    assert "64 to 128 wide" in capsys.readouterr().err
+    assert "widths of 64 to 128 pixels" in capsys.readouterr().err
 
 
 def test_a_file_that_is_there_goes_to_triton_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_altered_byte_in_a_tensor(copy: Path) -> None:
 @pytest.mark.parametrize("content", [b"PK\x03\x04" * 500, b"\x08\x09\x12\x07pytorch" * 50, b"x"])
 def test_another_kind_of_file(copy: Path, content: bytes) -> None:
     copy.write_bytes(content)
-    check_refused(copy, match="no safetensors file")
+    check_refused(copy, match="not a safetensors file")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ OPENCV_CURE = "sudo apt install libgl1 libglib2.0-0"
 def doctor(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a bug report.")] = False,
 ) -> None:
-    """Show what works on this machine, what is wrong, and the commands that fix it.
+    """Show what works on this machine, what does not, and how to fix it.
 
     Lists the hardware, the backends, the packages and known issues of the installed versions. Problems are sorted by
     importance.
