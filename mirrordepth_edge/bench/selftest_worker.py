@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from mirrordepth_edge.artefact import Artefact
-from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
+from mirrordepth_edge.bench.artefacts import PRESET, ArtefactRequest, cache_folder, find_or_make
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest_result import STEPS, Effort, Figure, Step, StepName, Subject, skip_after
 from mirrordepth_edge.bench.stream import stream
@@ -35,10 +35,6 @@ from mirrordepth_edge.support.worker import Emit, serve
 
 CAMERA_HZ: Final = 30.0
 MB: Final = 1e6
-
-
-class SkippedError(Exception):
-    """A step that is not needed."""
 
 
 @dataclass
@@ -111,7 +107,7 @@ class SubjectTest:
 
     def _export(self, precision: Precision) -> Artefact:
         model = self.subject.model if self.subject.model == "nano" else PRESET + self.subject.model
-        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
+        return find_or_make(ArtefactRequest(model=model, precision=precision), cache_folder(), on_stage=self.stage)
 
     def _quantise(self) -> Artefact:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback
@@ -130,8 +126,6 @@ class SubjectTest:
         return Artefact.open(output)
 
     def build(self, measured: Measurements) -> None:
-        if self.subject.no_engine is not None:
-            raise SkippedError(self.subject.no_engine)
         cached = cached_engine(self.onnx, on_stage=self.stage)
         self.artefact, manifest = cached.artefact, cached.artefact.manifest
         assert manifest.engine is not None, "a plan has an engine"
@@ -208,14 +202,15 @@ class SubjectTest:
 
 
 def run_steps(test: SubjectTest) -> Iterator[Step]:
-    """Run each step in turn. After one that did not pass, those that need it are skipped."""
-    remaining = list(STEPS)
-    while remaining:
-        name = remaining.pop(0)
+    """Run each step in turn. After one that did not pass, the others are skipped."""
+    for name in STEPS:
+        if name == "build" and test.subject.no_engine is not None:
+            yield Step(name=name, outcome="skipped", reason=test.subject.no_engine)
+            continue
         step = run_step(name, getattr(test, name), test.stage)
         yield step
-        if step.outcome != "passed" and not (name == "build" and test.subject.no_engine):
-            yield from skip_after(name, remaining)
+        if step.outcome != "passed":
+            yield from skip_after(name)
             return
 
 
@@ -226,8 +221,6 @@ def run_step(name: StepName, work: Callable[[Measurements], None], stage: Callab
     step = Step(name=name, outcome="passed")
     try:
         work(measured)
-    except SkippedError as why:
-        step = replace(step, outcome="skipped", reason=str(why))
     except MdeError as error:
         outcome: Any = "skipped" if isinstance(error, MissingError) else "failed"
         step = replace(step, outcome=outcome, reason=f"{error.what} {error.why}")

@@ -15,7 +15,7 @@ from mirrordepth_edge.evaluation.baselines import show_baselines
 from mirrordepth_edge.evaluation.consistency import read_camera_path
 from mirrordepth_edge.evaluation.evaluate import Evaluation, Protocol, evaluate
 from mirrordepth_edge.predictor import load
-from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
+from mirrordepth_edge.report.evaluation import EvaluatedModel, EvaluationReport, evaluation_page
 from mirrordepth_edge.report.examples import ExampleSheet
 from mirrordepth_edge.report.html import check_name, save_page
 from mirrordepth_edge.report.tables import baselines_table, results_table
@@ -38,7 +38,7 @@ def evaluate_models(
     dataset, kind = choose_dataset(data, "test"), kind_of(data)
     camera_path = read_camera_path(data.root, dataset) if options.temporal else None
     results: dict[str, Evaluation] = {}
-    artefacts: dict[str, Artefact] = {}
+    artefacts: dict[str, EvaluatedModel] = {}
     examples = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in options.models or [NANO]:
@@ -62,7 +62,7 @@ def evaluate_models(
                 temporal=options.temporal,
                 camera_path=camera_path,
             )
-            artefacts[model] = Artefact.of(predictor, model_path(model))
+            artefacts[model] = EvaluatedModel.of(predictor, model_path(model))
             if report_file is not None:
                 examples.add(model, predictor, results[model])
     assert protocol is not None, "there is at least one model"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.bench.measure import time_in_turn
+from mirrordepth_edge.bench.measure import time_interleaved
 from mirrordepth_edge.commands.terminal import console, print_table
 from mirrordepth_edge.config import Precision, SessionOptions, TargetConfig
 from mirrordepth_edge.errors import OptionError
@@ -20,11 +20,12 @@ from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, pick_point, settings_sha256, sweep
-from mirrordepth_edge.quantise.sweep_result import SweepResult, save_sweep
+from mirrordepth_edge.quantise.sweep_result import SweepResult
 from mirrordepth_edge.report.html import save_page
 from mirrordepth_edge.report.sweep import sweep_page
 from mirrordepth_edge.report.tables import Table
 from mirrordepth_edge.support.cache import user_cache
+from mirrordepth_edge.support.files import write_json
 
 TIMED_FRAMES = 30
 """Timed frames of each point, interleaved with FP32; as many again with FP32 first."""
@@ -41,7 +42,7 @@ def run_sweep(
         return pick_point(quantizer, cost, store, result, pick)
     _print(result)
     page, data = output.with_suffix(".sweep.html"), output.with_suffix(".sweep.json")
-    save_sweep(data, result)
+    write_json(data, asdict(result))
     save_page(page, sweep_page(result))
     console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick N")
     return None
@@ -65,9 +66,9 @@ def measure_cost(quantizer: Int8Quantizer) -> Cost:
             feeds = {candidate.inputs[0].name: image}
             quantizer.progress.stage("timing", 0)
             paths = [[lambda _, session=session: session.infer(feeds)] for session in (candidate, fp32)]
-            time_in_turn(paths, 3)
-            own_first = time_in_turn(paths, TIMED_FRAMES)
-            fp32_first = time_in_turn(paths[::-1], TIMED_FRAMES)[::-1]
+            time_interleaved(paths, 3)
+            own_first = time_interleaved(paths, TIMED_FRAMES)
+            fp32_first = time_interleaved(paths[::-1], TIMED_FRAMES)[::-1]
             own_ms, fp32_ms = (float(np.median(times)) for times in zip(own_first, fp32_first, strict=True))
         return own_ms, fp32_ms
 

@@ -10,8 +10,8 @@ from time import monotonic
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mirrordepth_edge.artefact import model_path
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_artefact, open_session
+from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, model_path
+from mirrordepth_edge.backends.registry import open_artefact, open_session
 from mirrordepth_edge.commands.terminal import console, errors, print_notes
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import OptionError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact, Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
@@ -22,7 +22,6 @@ from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference, read_reference, reference_path, write_reference
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
 
@@ -81,7 +80,7 @@ def test_a_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [(each["rate_hz"], each["frames"]) for each in data["streams"]] == [(10, 5), (8, 4)]
     assert len(unpack(data["streams"][0]["ages_ns"])) == data["streams"][0]["results"]
     assert mde("bench", "compare", stored, stored) == 1
-    assert "no measurement of latency" in capfd.readouterr().err
+    assert "not a latency measurement" in capfd.readouterr().err
 
 
 def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
