@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -11,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mirrordepth_edge.machine.device import nvidia_gpus
+from mirrordepth_edge.support.files import write_json
 
 if TYPE_CHECKING:  # errors are printed without NumPy
     from mirrordepth_edge.camera.model import Camera
@@ -54,6 +56,13 @@ def print_properties(rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value))
     console.print(table)
+
+
+def write_result(path: Path | None, content: Any) -> None:
+    """Write a result as JSON, and print where; do nothing without a path."""
+    if path is not None:
+        write_json(path, content)
+        console.print(f"wrote {path}")
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.text import Text
 
 from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES, model_path
-from mirrordepth_edge.commands.terminal import console, print_properties
+from mirrordepth_edge.commands.terminal import console, print_properties, write_result
 from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes
 from mirrordepth_edge.graph.audit import Audit, audit_onnx, read_onnx
 from mirrordepth_edge.graph.audit_engine import audit_engine, layer_information
 from mirrordepth_edge.graph.audit_findings import AuditFinding
 from mirrordepth_edge.manifest import Manifest, manifest_path, read_manifest
-from mirrordepth_edge.support.files import ensure_folder, existing_file, write_json
+from mirrordepth_edge.support.files import ensure_folder, existing_file
 
 MAX_NODES = 2
 """Nodes listed per finding; --json has all of them."""
@@ -34,10 +34,8 @@ def audit_model(model: str, json_file: Path | None) -> None:
         ensure_folder(json_file.parent)
     result, manifest = _audit(file)
     _print(file, result)
-    if json_file is not None:
-        shares = {precision: result.share(precision) for precision in result.work}
-        write_json(json_file, {"file": file, "shares": shares, **asdict(result)})
-        console.print(f"wrote {json_file}")
+    shares = {precision: result.share(precision) for precision in result.work}
+    write_result(json_file, {"file": file, "shares": shares, **asdict(result)})
     if result.verdict is None:
         reason = "the file has no manifest" if manifest is None else "the precision of its layers is unknown"
         console.print(f"No verdict: {reason}, so there is nothing to compare with.")

@@ -12,16 +12,15 @@ from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.bench.compare import compare, differences, markdown, parse_gate, read_result
 from mirrordepth_edge.bench.in_flight import bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate, bench, bench_stream, bench_throughput, open_candidate
-from mirrordepth_edge.bench.result import Measurement
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.commands.bench import view
-from mirrordepth_edge.commands.terminal import console, errors, warn
+from mirrordepth_edge.commands.terminal import console, errors, warn, write_result
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.errors import GateError
 from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.report.bench import bench_page
 from mirrordepth_edge.report.html import check_name, save_page
-from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_json
+from mirrordepth_edge.support.files import atomic_write, ensure_folder
 
 
 @contextmanager
@@ -58,7 +57,7 @@ def latency(
         view.report(result, ratios[place - 1].describe(f"as {first.artefact}") if place else None)
     view.report_context(first, config.iterations * len(results))
     for place, result in enumerate(results):
-        write(result, json_file and view.sidecar_name(json_file, place))
+        write_result(json_file and view.sidecar_name(json_file, place), result.to_json())
     if html is not None:
         save_page(html, bench_page(results, ratios, command=view.command_line()))
         console.print(f"wrote {html}")
@@ -85,7 +84,7 @@ def stream(
         console.print(f"{candidate.name}, {seconds:g} s of frames at each rate")
         result = bench_stream(candidate, reference_frames(), config, rates_hz, seconds, view.report_stream)
     view.report_peak(result)
-    write(result, json_file)
+    write_result(json_file, result.to_json())
 
 
 def throughput(
@@ -107,7 +106,7 @@ def throughput(
         with open_candidates([model] * in_flight, options) as candidates:
             result = bench_throughput(candidates, reference_frames(), config, seconds)
     view.report_throughput(result)
-    write(result, json_file)
+    write_result(json_file, result.to_json())
 
 
 def check_outputs(json_file: Path | None, html: Path | None = None) -> None:
@@ -117,13 +116,6 @@ def check_outputs(json_file: Path | None, html: Path | None = None) -> None:
     for path in (json_file, html):
         if path is not None:
             ensure_folder(path.parent)
-
-
-def write(result: Measurement, json_file: Path | None) -> None:
-    """Write a measurement as JSON if a file was given."""
-    if json_file is not None:
-        write_json(json_file, result.to_json())
-        console.print(f"wrote {json_file}")
 
 
 def compare_results(files: Sequence[Path], anyway: bool, markdown_file: Path | None) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mirrordepth_edge.commands.terminal import console, progress_bar
+from mirrordepth_edge.commands.terminal import console, progress_bar, write_result
 from mirrordepth_edge.config import DataConfig, Part, SizeHW
 from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.lint.problems import DatasetProblem, find_problems, refuse_problems
 from mirrordepth_edge.data.lint.scan import check_dataset, contact_sheet, report_lines, spread
 from mirrordepth_edge.data.rooms.render import NYU_FOV_DEG, RenderedRooms, write_rooms
 from mirrordepth_edge.imaging.draw import save_png
-from mirrordepth_edge.support.files import ensure_folder, require_suffix, write_json
+from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
 
 def check_data(data: DataConfig, part: Part, *, limit: int | None, sheet: Path | None, json_file: Path | None) -> None:
@@ -41,9 +41,7 @@ def check_data(data: DataConfig, part: Part, *, limit: int | None, sheet: Path |
     if sheet is not None and (image := contact_sheet(dataset, indices, report)) is not None:
         save_png(sheet, image)
         console.print(f"wrote {sheet}")
-    if json_file is not None:
-        write_json(json_file, asdict(report) | {"findings": [asdict(finding) for finding in findings]})
-        console.print(f"wrote {json_file}")
+    write_result(json_file, asdict(report) | {"findings": [asdict(finding) for finding in findings]})
     refuse_problems(str(data.root), findings)
 
 

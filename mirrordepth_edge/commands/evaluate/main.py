@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.commands.evaluate.options import EvaluateOptions
 from mirrordepth_edge.commands.parameters import NANO
-from mirrordepth_edge.commands.terminal import announce, console, print_camera, print_table, progress_bar
+from mirrordepth_edge.commands.terminal import announce, console, print_camera, print_table, progress_bar, write_result
 from mirrordepth_edge.config import DataConfig, SessionOptions
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
 from mirrordepth_edge.evaluation.baselines import show_baselines
@@ -19,7 +17,7 @@ from mirrordepth_edge.report.evaluation import EvaluatedModel, EvaluationReport,
 from mirrordepth_edge.report.examples import ExampleSheet
 from mirrordepth_edge.report.html import check_name, save_page
 from mirrordepth_edge.report.tables import baselines_table, results_table
-from mirrordepth_edge.support.files import ensure_folder, write_json
+from mirrordepth_edge.support.files import ensure_folder
 
 
 def evaluate_models(
@@ -76,13 +74,7 @@ def evaluate_models(
     report = EvaluationReport.here(
         f"{data.root}{scaled}", kind, protocol, results, artefacts, examples.examples, with_baselines
     )
-    _write(report, json_file, report_file)
-
-
-def _write(report: EvaluationReport, json_file: Path | None, report_file: Path | None) -> None:
-    if json_file is not None:
-        write_json(json_file, report.to_json())
-        console.print(f"wrote {json_file}")
+    write_result(json_file, report.to_json())
     if report_file is not None:
         save_page(report_file, evaluation_page(report))
         console.print(f"wrote {report_file}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from mirrordepth_edge.commands.terminal import console, progress_bar
+from mirrordepth_edge.commands.terminal import console, progress_bar, write_result
 from mirrordepth_edge.config import Crop, DataConfig
 from mirrordepth_edge.data.choose import CONVENTIONS, choose_dataset, depth_limits_on, kind_of
 from mirrordepth_edge.data.sample import Selected
@@ -18,7 +18,6 @@ from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.imaging.draw import save_png
 from mirrordepth_edge.model.checkpoint import load_checkpoint
 from mirrordepth_edge.model.network import DepthNetwork
-from mirrordepth_edge.support.files import write_json
 from mirrordepth_edge.training import explain as core
 from mirrordepth_edge.training.explain_picture import draw_reading
 
@@ -75,9 +74,7 @@ def analyse(
         _print_reading(reading)
         save_png(output, draw_reading(reading))
         console.print(f"wrote {output}")
-    if json_file is not None:
-        write_json(json_file, core.to_json(info, ablation, reading))
-        console.print(f"wrote {json_file}")
+    write_result(json_file, core.to_json(info, ablation, reading))
 
 
 def _ablate(network: DepthNetwork, options: AblationOptions, path: Path) -> core.Ablation:

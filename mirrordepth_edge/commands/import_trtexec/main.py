@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mirrordepth_edge.bench.result import BenchResult
 from mirrordepth_edge.bench.trtexec_log import AGAIN, TrtexecSummary, read_log, read_times, result_of
-from mirrordepth_edge.commands.terminal import console, print_table
+from mirrordepth_edge.commands.terminal import console, print_table, write_result
 from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.report.tables import Table
-from mirrordepth_edge.support.files import ensure_folder, write_json
+from mirrordepth_edge.support.files import ensure_folder
 
 RANKS = ("90", "95", "99")
 ROWS = {
@@ -41,10 +41,8 @@ def import_log(log: Path, times: Path | None, model: Path | None, *, here: bool,
     print_table(_table(summary))
     for note in _notes(summary, result):
         console.print(note)
-    if json_file is not None:
-        content = summary.to_json()
-        write_json(json_file, content if result is None else result.to_json() | {"trtexec": content})
-        console.print(f"wrote {json_file}")
+    content = summary.to_json()
+    write_result(json_file, content if result is None else result.to_json() | {"trtexec": content})
 
 
 def _head(summary: TrtexecSummary, result: BenchResult | None) -> str:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, model_path
 from mirrordepth_edge.backends.registry import open_artefact, open_session
-from mirrordepth_edge.commands.terminal import console, errors, print_notes
+from mirrordepth_edge.commands.terminal import console, errors, print_notes, write_result
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.verify import Verification, check_verification
@@ -20,7 +20,7 @@ from mirrordepth_edge.export.verify import verify as run_checks
 from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.machine.telemetry import SensorReading, Telemetry
-from mirrordepth_edge.support.files import ensure_folder, write_json
+from mirrordepth_edge.support.files import ensure_folder
 
 REDRAW_S = 0.5
 
@@ -51,15 +51,13 @@ def verify_model(model: str, options: SessionOptions, soak_s: float, json_file: 
             result = run_checks(session, artefact, manifest, soak_s=soak_s, on_soak=on_soak)
     telemetry = sampler.telemetry()
     _report(result, telemetry)
-    if json_file is not None:
-        header = {
-            "kind": "verification",
-            "model": model,
-            "machine": asdict(machine()),
-            "telemetry": telemetry.to_json(),
-        }
-        write_json(json_file, header | result.to_json())
-        console.print(f"wrote {json_file}")
+    header = {
+        "kind": "verification",
+        "model": model,
+        "machine": asdict(machine()),
+        "telemetry": telemetry.to_json(),
+    }
+    write_result(json_file, header | result.to_json())
     check_verification(result, model)
     console.print(f"{model} passed on {result.device}")
 
