@@ -95,11 +95,11 @@ def test_nothing_is_multiplied_in_bf16_unless_asked_for() -> None:
 @installed
 @pytest.mark.usefixtures("_cpu_has_bf16")
 def test_a_session_says_its_precision() -> None:
-    said = {}
+    sessions = {}
     for name, path, options in (("a", NANO, FP32), ("b", NANO_ONNX["fp16"], FP32), ("c", NANO, BF16)):
         with open_session(path, options)[0] as session:
-            said[name] = (session.precision, session.device, session.backend)
-    assert said == {
+            sessions[name] = (session.precision, session.device, session.backend)
+    assert sessions == {
         "a": ("fp32", "cpu", "openvino"),
         "b": ("fp16", "cpu", "openvino"),
         "c": ("bf16", "cpu", "openvino"),
@@ -266,8 +266,8 @@ def test_it_tells_nobody_and_prints_nothing(tmp_path: Path) -> None:
         "from mirrordepth_edge.config import SessionOptions\n"
         f"with open_session(Path({str(NANO)!r}), SessionOptions(backend='openvino', threads=1))[0] as session:\n"
         "    session.infer({'image': np.zeros(session.inputs[0].shape, np.uint8)})\n"
-        "told = [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
-        "sys.exit(f'imported {told}' if told else 0)\n"
+        "imported = [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
+        "sys.exit(f'imported {imported}' if imported else 0)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
     environment |= {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -299,7 +299,7 @@ class Stub:
 
             def infer(self, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
                 assert name == "nano"
-                assert [each.name for each in outputs] == ["depth"]
+                assert [output.name for output in outputs] == ["depth"]
                 return self
 
             def as_numpy(self, name: str) -> npt.NDArray[np.float32]:

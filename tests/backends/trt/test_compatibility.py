@@ -247,7 +247,7 @@ def test_plans_of_tensorrt_for_rtx_run_in_their_release_only(here: str, runs: bo
 )
 def test_gpus(level: Any, gpus: dict[str, bool]) -> None:
     info = replace(ORIN, options=BuildConfig(hardware_compat=level))
-    assert {each: runs_on(info, each) for each in gpus} == gpus
+    assert {capability: runs_on(info, capability) for capability in gpus} == gpus
     assert runs_on(replace(info, compute_capabilities=()), "5.3")  # the builder's default GPUs
 
 
@@ -303,10 +303,10 @@ def test_another_orin_is_told(
 ) -> None:
     """CUDA calls all their GPUs "Orin", 8.7."""
     monkeypatch.setattr(compatibility, "jetson_model", lambda: here)
-    told = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
-    assert bool(told) is warns
+    warnings = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
+    assert bool(warnings) is warns
     if warns:
-        assert f"built on {AGX} and runs on {NANO}" in told[0]
+        assert f"built on {AGX} and runs on {NANO}" in warnings[0]
         same_cc = replace(ORIN, options=BuildConfig(hardware_compat="same-cc"))
         assert compatibility.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
 
@@ -358,23 +358,26 @@ def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
     source = write_onnx_manifest(tmp_path)
     manifest_path(plan).unlink()
     manifest, notes = check_compatibility(plan, trust=True)
-    found = manifest
-    assert (found.kind, found.artefact_sha256, found.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
-    assert (found.inputs, found.outputs, found.preprocess) == (source.inputs, source.outputs, source.preprocess)
-    assert found.engine is not None
-    assert (found.engine.flavour, found.engine.version) == ("tensorrt", "")
+    assert (manifest.kind, manifest.artefact_sha256, manifest.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
+    assert (manifest.inputs, manifest.outputs, manifest.preprocess) == (
+        source.inputs,
+        source.outputs,
+        source.preprocess,
+    )
+    assert manifest.engine is not None
+    assert (manifest.engine.flavour, manifest.engine.version) == ("tensorrt", "")
     (note,) = notes
     assert "has no manifest and is trusted" in note
     assert not manifest_path(plan).exists()
     board.installed = {"tensorrt-rtx": untouchable("1.7.1")}
-    found = check_compatibility(plan, trust=True)[0]
-    assert found.engine is not None
-    assert found.engine.flavour == "tensorrt-rtx"  # what is installed
+    manifest = check_compatibility(plan, trust=True)[0]
+    assert manifest.engine is not None
+    assert manifest.engine.flavour == "tensorrt-rtx"  # what is installed
     board.installed["tensorrt"] = untouchable("10.3.0")
     for wanted in ("tensorrt", "tensorrt-rtx"):
-        found = check_compatibility(plan, trust=True, wanted=wanted)[0]
-        assert found.engine is not None
-        assert found.engine.flavour == wanted
+        manifest = check_compatibility(plan, trust=True, wanted=wanted)[0]
+        assert manifest.engine is not None
+        assert manifest.engine.flavour == wanted
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -161,7 +161,7 @@ def test_either_all_slots_replay_a_graph_or_none(machine: Machine) -> None:
     with machine.open(TWO) as session:
         assert not session.cuda_graph
         assert "cudaErrorMemoryAllocation (2)" in session.notes[0]
-        assert not [each for each in machine.cuda.graphs if isinstance(each, Executable)]
+        assert not [graph for graph in machine.cuda.graphs if isinstance(graph, Executable)]
         session.infer({"image": frame()})
     assert "cudaGraphLaunch" not in machine.cuda.calls
     assert not machine.cuda.leaked
@@ -434,8 +434,8 @@ def test_an_engine_of_several_sizes_runs_at_one(
         assert session.cuda_graph == graph
         for seed in range(3):
             image = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
-            found = session.infer({"image": image})["depth"]
-            np.testing.assert_allclose(found, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
+            depth = session.infer({"image": image})["depth"]
+            np.testing.assert_allclose(depth, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
         with pytest.raises(InputError, match="do not match"):
             session.infer({"image": np.zeros((1, 6, 6, 3), np.uint8)})
     assert not opened.cuda.leaked
