@@ -464,7 +464,7 @@ def test_timings_that_cannot_be_stored_are_not_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_the_manifest_says_where_an_engine_was_built(
+def test_the_manifest_records_where_an_engine_was_built(
     played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
 ) -> None:
     version = tmp_path / "version"

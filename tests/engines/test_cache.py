@@ -346,7 +346,7 @@ def test_a_cache_that_cannot_be_written(board: Board) -> None:
         board.engine()
 
 
-def test_without_a_gpu_the_error_says_where_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_gpu_names_where_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="no NVIDIA GPU") as caught:
         cached_engine(Artefact.open(NANO_ONNX["fp16"]), folder=tmp_path)

@@ -171,7 +171,7 @@ def test_a_driver_that_misses_a_library(bare_machine: Path, monkeypatch: pytest.
     assert device.cuda_driver().problem == f"{device.CUDA_LIBRARY} cannot be loaded: {text}"
 
 
-def test_hidden_gpus_are_said(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_reported(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_driver(monkeypatch, fake_driver((ADA,), fails="cuInit", code=100))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device.cuda_driver().problem == "cuInit: 100, with CUDA_VISIBLE_DEVICES=''"

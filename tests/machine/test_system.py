@@ -247,7 +247,7 @@ def test_power_status(text: str, number: int | None) -> None:
         ("thor", PowerMode(number=0, name="MAXN")),
     ],
 )
-def test_the_fastest_mode_is_told_by_its_name(name: str, best: PowerMode, tmp_path: Path) -> None:
+def test_the_fastest_mode_is_chosen_by_name(name: str, best: PowerMode, tmp_path: Path) -> None:
     assert fastest(machine(name, tmp_path).power_modes) == best
 
 
@@ -396,7 +396,7 @@ def test_texts_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("included", [True, False])
-def test_the_venv_module_writes_what_is_read(included: bool, tmp_path: Path) -> None:
+def test_pyvenv_cfg_of_the_venv_module(included: bool, tmp_path: Path) -> None:
     venv.EnvBuilder(system_site_packages=included, with_pip=False, symlinks=True).create(tmp_path)
     assert parse_venv((tmp_path / "pyvenv.cfg").read_text(encoding="utf-8")) is included
     assert parse_venv("home = /usr/bin\n") is None
@@ -406,7 +406,7 @@ def test_the_venv_module_writes_what_is_read(included: bool, tmp_path: Path) -> 
     ("base", "included", "sees"),
     [("/usr", True, True), ("/usr", False, False), ("/opt/conda", True, False), ("/usr", None, True)],
 )
-def test_what_this_python_sees(
+def test_this_python(
     base: str, included: bool | None, sees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyvenv.cfg").write_text(f"include-system-site-packages = {str(included).lower()}\n", encoding="utf-8")

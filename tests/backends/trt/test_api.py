@@ -204,7 +204,7 @@ def test_cuda_takes_the_arguments_that_sessions_pass() -> None:
 
 
 @pytest.mark.parametrize(("name", "number"), CUDA_CODES.items())
-def test_cuda_codes_are_what_we_take_them_for(name: str, number: int) -> None:
+def test_cuda_error_codes(name: str, number: int) -> None:
     from mirrordepth_edge.backends.trt import cuda
 
     assert int(getattr(cuda_module().cudaError_t, name)) == number

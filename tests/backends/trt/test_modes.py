@@ -152,7 +152,7 @@ def test_frames_in_flight_are_those_of_one_at_a_time(in_flight: int, built: Engi
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gpus_clock_tells_copies_from_compute(mode: str, built: Engine) -> None:
+def test_device_times_separate_copies_from_compute(mode: str, built: Engine) -> None:
     with built.open(MODES[mode]) as session:
         for seed in range(2):
             session.infer({"image": picture(session, seed)})
