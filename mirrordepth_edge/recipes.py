@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig
+from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig, get_preset
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import existing_file
 from mirrordepth_edge.support.schema import read_strict, tomllib
@@ -89,11 +89,7 @@ def load_training(
     elif path is not None:
         recipe = _read_table(path, cure)
     name = preset or recipe.get("preset") or recipe.get("model", {}).get("preset") or "nano"
-    if name not in PRESETS:
-        raise OptionError(
-            f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", "--preset nano"
-        )
-    model = {**asdict(PRESETS[name]), "depth_limits_m": depth_limits_m, **recipe.get("model", {})}
+    model = {**asdict(get_preset(name, "--preset nano")), "depth_limits_m": depth_limits_m, **recipe.get("model", {})}
     train = {**asdict(TRAINING.get(name, TrainConfig())), **recipe.get("train", {})}
     return read_strict(ModelConfig, model, str(path), cure), read_strict(TrainConfig, train, str(path), cure)
 

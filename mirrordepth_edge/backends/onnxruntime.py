@@ -126,26 +126,11 @@ def create_inference_session(
         MissingError: `cuda` was requested, and CUDA does not load or does not support this model.
         InputError: ONNX Runtime cannot load the file.
     """
-    # Integer kernels for int8 activations are slow on x86. In ONNX Runtime 1.24 they are also wrong in FP16 models:
-    # QuantizeLinear truncates instead of rounding (depth error of nano 9 % instead of 3 %), and the bias of a
-    # convolution is quantised with a scale that FP16 cannot represent (32 %).
     import onnxruntime
 
     name = str(model) if isinstance(model, Path) else "the model"
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = LOG_FATAL  # errors are raised as exceptions
-    for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
-        settings.add_free_dimension_override_by_name(dimension, length)
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-    if options.yields:
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-    if qdq_as_written:
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    problem = None if options.device == "cpu" else cuda_problem()
-    if options.device == "cuda" and problem is not None:
-        raise MissingError("ONNX Runtime cannot use the GPU.", problem, f"Use --device cpu. For the GPU: {GPU_CURE}")
-    provider = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
+    settings = _session_settings(options, qdq_as_written, size)
+    provider = _choose_provider(options)
     try:
         source = _quantised_in_fp32(model) if qdq_as_written else str(model) if isinstance(model, Path) else model
         session = onnxruntime.InferenceSession(source, settings, providers=[provider], enable_fallback=0)
@@ -163,6 +148,32 @@ def create_inference_session(
             f"Use --device cpu. For the GPU: {GPU_CURE}",
         )
     return session
+
+
+def _session_settings(options: SessionOptions, qdq_as_written: bool, size: BatchHW | None) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = LOG_FATAL  # errors are raised as exceptions
+    for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
+        settings.add_free_dimension_override_by_name(dimension, length)
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    if options.yields:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if qdq_as_written:
+        # Integer kernels for int8 activations are slow on x86. In ONNX Runtime 1.24 they are also wrong in FP16 models:
+        # QuantizeLinear truncates instead of rounding (depth error of nano 9 % instead of 3 %), and the bias of a
+        # convolution is quantised with a scale that FP16 cannot represent (32 %).
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
+
+
+def _choose_provider(options: SessionOptions) -> str:
+    problem = None if options.device == "cpu" else cuda_problem()
+    if options.device == "cuda" and problem is not None:
+        raise MissingError("ONNX Runtime cannot use the GPU.", problem, f"Use --device cpu. For the GPU: {GPU_CURE}")
+    return CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
 
 
 def _quantised_in_fp32(model: Path | bytes) -> bytes:

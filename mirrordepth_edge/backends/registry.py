@@ -6,10 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX as CHECKPOINT_SUFFIX
-from mirrordepth_edge.artefact import ONNX_SUFFIX as ONNX_SUFFIX
-from mirrordepth_edge.artefact import PLAN_SUFFIXES as PLAN_SUFFIXES
-from mirrordepth_edge.artefact import Artefact, kind_of, model_path
+from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact, kind_of, model_path
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError

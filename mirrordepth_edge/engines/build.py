@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact
+from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact, reference_path
 from mirrordepth_edge.backends.registry import backend
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
@@ -29,7 +29,6 @@ from mirrordepth_edge.machine.known_issues import KnownIssue, known_issues
 from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
-from mirrordepth_edge.reference import reference_path
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
 
 HERE = "here"

@@ -17,9 +17,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mirrordepth_edge.artefact import copy_reference, reference_path
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.manifest import Manifest, TensorSpec, manifest_path, read_manifest
-from mirrordepth_edge.reference import copy_reference, reference_path
 from mirrordepth_edge.support.files import atomic_folder, sha256_of
 
 VERSION = "1"

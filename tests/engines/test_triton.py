@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, read_reference
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, SessionOptions, SizeRange
 from mirrordepth_edge.engines.triton import CLIENT, config_pbtxt, write_triton_repository
@@ -27,7 +27,6 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Quantisation, manifest_path, read_manifest
 from mirrordepth_edge.predictor import load
-from mirrordepth_edge.reference import read_reference
 from mirrordepth_edge.support.files import sha256_of
 
 NANO = NANO_ONNX["fp32"]
