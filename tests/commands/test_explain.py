@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
-pytest.importorskip("open_clip", reason="open_clip is not installed")
+pytest.importorskip("open_clip", reason="open-clip is not installed")
 
 import open_clip
 import torch
@@ -205,4 +205,4 @@ def test_a_machine_without_open_clip(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     from mirrordepth_edge.backends import base
 
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "open_clip" else name)
-    check(["explain", "nano", "--root", "."], 4, "open_clip is not installed", "mirrordepth-edge[export]", capfd=capfd)
+    check(["explain", "nano", "--root", "."], 4, "open-clip is not installed", "mirrordepth-edge[export]", capfd=capfd)
