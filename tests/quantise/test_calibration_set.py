@@ -69,7 +69,7 @@ def office(tmp_path: Path) -> CalibrationSet:
     return save_calibration(tmp_path / "calib" / "office.toml", recipe)
 
 
-def test_the_content_of_a_recipe(office: CalibrationSet) -> None:
+def test_content_of_a_recipe(office: CalibrationSet) -> None:
     content = office.path.read_bytes()
     assert office.sha256 == hashlib.sha256(content).hexdigest()
     data = tomllib.loads(content.decode())
