@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from functools import cache
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs, import_checked
 from mirrordepth_edge.config import BatchHW, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import cuda_driver, nvidia_gpus
-from mirrordepth_edge.machine.unavailable import Cause, Unavailable
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import DIMENSIONS, Manifest
 
 NAME: Final = "onnxruntime"
@@ -46,17 +45,13 @@ def probe() -> Probe:
 
 def _import_problem() -> Unavailable | None:
     """Why ONNX Runtime cannot be imported; None if it can."""
-    try:
-        if find_spec("onnxruntime") is None:
-            return Unavailable(
-                reason="the package onnxruntime is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED
-            )
+
+    def load() -> None:
         import onnxruntime
 
         onnxruntime.get_available_providers()  # fails on a partly overwritten package, which imports but is empty
-    except Exception as error:  # such as a build for another numpy, or a package partly overwritten by its other wheel
-        return Unavailable(reason=f"import onnxruntime: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
-    return None
+
+    return import_checked(("onnxruntime",), load, install=INSTALL, repair=REPAIR)
 
 
 @cache

@@ -113,8 +113,7 @@ def open_session(
     if artefact.kind == "plan":
         from mirrordepth_edge.backends.trt.compatibility import check_compatibility
 
-        report = check_compatibility(artefact, wanted=options.backend)
-        manifest, warnings = report.manifest, report.notes
+        manifest, warnings = check_compatibility(artefact, wanted=options.backend)
     elif options.trust:
         raise OptionError(
             f"--trust does not apply to {path}.",
