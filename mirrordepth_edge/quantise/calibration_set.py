@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import InputKind, PreprocessConfig, Strict
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
 from mirrordepth_edge.sources.files import video_frames
@@ -193,7 +193,7 @@ class CalibrationSet:
         assert frame.sha256 is not None
         path = self.source / frame.file
         self._check(path, frame.sha256)
-        return read_picture(path)
+        return read_image(path)
 
     def _check(self, path: Path, sha256: str) -> None:
         if not path.is_file():
