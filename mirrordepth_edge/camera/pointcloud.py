@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mirrordepth_edge.camera.model import Camera, Lens, camera_at
 from mirrordepth_edge.config import NormalisedFocal, SizeHW
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.imaging.postprocess import DepthMap, has_depth
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import atomic_write
 
@@ -66,11 +66,6 @@ def points_of(depth_m: DepthMap, camera: Camera, *, step: int = 1) -> npt.NDArra
         np.multiply(z, rows.astype(np.float32)[:, None], out=points[..., 1])
     points[..., 2] = z
     return points
-
-
-def has_depth(depth_m: DepthMap) -> npt.NDArray[np.bool_]:
-    """Return which pixels have a depth: finite and greater than 0. Same shape as the input."""
-    return np.isfinite(depth_m) & (depth_m > 0)
 
 
 def save_ply(path: Path, depth_m: DepthMap, frame: Frame, camera: Camera) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
+from mirrordepth_edge.camera.calibration import calibrate
+from mirrordepth_edge.camera.chessboard import Board, ViewPicker
 from mirrordepth_edge.commands.parameters import parse_size
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import SizeHW
