@@ -30,12 +30,7 @@ __all__ = [
 ]
 
 SYNTHETIC = "synthetic"
-CLI_OPTIONS = {
-    "size_hw": "--size",
-    "rate_hz": "--rate",
-    "pixel_format": "--pixel-format",
-    "exposure_ms": "--exposure",
-}
+CLI_OPTIONS = {"size_hw": "--size", "rate_hz": "--rate", "pixel_format": "--pixel-format", "exposure_ms": "--exposure"}
 """Fields of `CameraOptions` and their names on the command line."""
 
 
