@@ -1,8 +1,8 @@
-"""What building engines costs with TensorRT for RTX, which needs no GPU: a table of files that were built just now.
+"""Build engines with TensorRT for RTX, which needs no GPU, and print a table of build times, memory and sizes.
 
     python benchmarks/engines.py nano nano.fp16 vitb16.onnx vitb16.int8.onnx --target rtx-ada
 
-Each file is one that `mde export` wrote, or a model that ships. Nothing is run: that takes a GPU (`mde selftest`).
+Each model is a file of `mde export` or a shipped model. The engines are not run; that needs a GPU (`mde selftest`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.engines.build import build_engine, plan_build
 from mirrordepth_edge.errors import MdeError
 from mirrordepth_edge.manifest import EngineInfo, Manifest
 
-HEAD = "| model | precision | input, pixels | for | built in | main memory at most | ONNX | engine |"
+HEAD = "| model | precision | input, pixels | target | build time | peak memory | ONNX | engine |"
 
 
 def row(onnx: Path, plan: Path, manifest: Manifest, engine: EngineInfo) -> str:
-    """One line of the table."""
+    """Format a line of the table."""
     height, width = manifest.model.size_hw
     sizes = f"{height}x{width}" if manifest.sizes is None else str(manifest.sizes).replace(",", ", ")
     memory = "unknown" if engine.peak_memory_mb is None else f"{engine.peak_memory_mb:.0f} MB"
@@ -33,26 +33,26 @@ def row(onnx: Path, plan: Path, manifest: Manifest, engine: EngineInfo) -> str:
 
 
 def megabytes(path: Path) -> str:
-    """Size of a file, in 1e6 bytes."""
+    """Format the size of a file in 1e6 bytes."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 def main() -> None:
-    """Build each, and print the table."""
+    """Build each model and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--target", default="rtx-ampere,rtx-ada,rtx-blackwell")
-    told = parser.parse_args()
+    options = parser.parse_args()
     try:
-        order = plan_build(told.target)
-        print(f"{order.flavour} {order.version}\n\n{HEAD}\n{'|---' * HEAD.count(' |')}|", flush=True)
-        for model in told.models:
-            onnx = model_path(model)
+        build_plan = plan_build(options.target)
+        print(f"{build_plan.flavour} {build_plan.version}\n\n{HEAD}\n{'|---' * HEAD.count(' |')}|", flush=True)
+        for model in options.models:
+            onnx = Artefact.open(model)
             with tempfile.TemporaryDirectory() as folder:
                 plan = Path(folder) / "engine.plan"
-                manifest = build_engine(onnx, plan, order, BuildConfig(timing_cache=False))
+                manifest = build_engine(onnx, plan, build_plan, BuildConfig(timing_cache=False))
                 assert manifest.engine is not None, "a plan has an engine"
-                print(row(onnx, plan, manifest, manifest.engine), flush=True)
+                print(row(onnx.path, plan, manifest, manifest.engine), flush=True)
     except MdeError as error:
         raise SystemExit(str(error)) from error
 

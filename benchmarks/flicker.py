@@ -1,13 +1,13 @@
-"""What `temporal_filter.TemporalFilter` does to flicker, to errors and to the time that a frame takes.
+"""Measure the effect of `temporal_filter.TemporalFilter` on flicker, errors and latency.
 
-    python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive pictures with depth, in order
-    python benchmarks/flicker.py FOLDER --every 80 --pan 4         # of each 80th picture a video, the camera turning
-    python benchmarks/flicker.py                                   # a drawn scene with simulated flicker, no network
+    python benchmarks/flicker.py FOLDER --units-per-metre 5000     # consecutive images with depth
+    python benchmarks/flicker.py FOLDER --every 80 --pan 4         # a panned video of every 80th image
+    python benchmarks/flicker.py                                   # a synthetic scene with simulated flicker
     python benchmarks/flicker.py FOLDER --vary pixel_s=0.3 --vary flicker=0.3
 
-All at the network's size: OPW and rTC along optical flow, AbsRel as it comes and with each picture scaled to the true
-median, boundary F1 of pixels 8 apart. Network and filters are timed in turn, frame by frame: cost is in shares of
-the network's time, which a machine that others use too changes less than milliseconds.
+All metrics are at the network's size: OPW and rTC along optical flow, AbsRel without and with scaling to the true
+median, boundary F1 of pixels 8 px apart. Network and filters are timed interleaved, frame by frame. The cost is a share
+of the network's time, which other load affects less than milliseconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from peers.common import add_placing, ends, parser, positive
+from peers.common import add_device_options, parser, positive, run_script
 
 from mirrordepth_edge.commands.terminal import print_table
 from mirrordepth_edge.config import DataConfig, SessionOptions
@@ -42,18 +42,18 @@ from mirrordepth_edge.report.tables import Table
 LIMITS_M = (1e-3, 10.0)
 APART_PX = 8
 SETTLED = 5
-"""Errors count from this frame of a video on; OPW and rTC from the first pair."""
+"""First frame of a video that counts for errors; OPW and rTC count from the first pair."""
 FRAMES = 45
-"""Of a video that is made here."""
+"""Length of a generated video."""
 WINDOW = 0.75
-"""Share of a picture's width and height that the turning camera sees at once."""
+"""Size of the panned window relative to the image."""
 DRAWN_HW = (224, 288)
 Figures = npt.NDArray[np.float64]
 HEADER = ("depth", "OPW (m)", "share", "rTC", "AbsRel", "scaled", "F1", "p50 ms", "cost")
 
 
 class Shot(NamedTuple):
-    """A frame with its depth, all of the network's size."""
+    """A frame with its predicted and true depth, at the network's size."""
 
     frame: Frame
     depth_m: Depth
@@ -61,8 +61,8 @@ class Shot(NamedTuple):
     network_ms: float
 
 
-def panned(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame, Depth]]:
-    """A window that slides over a picture to and fro, with a sensor's noise: a longer lens, all is nearer."""
+def pan_image(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame, Depth]]:
+    """Move a window back and forth over an image, with sensor noise; depth shrinks with the field of view."""
     (height, width), rng = frame.shape[:2], np.random.default_rng(0)
     rows, columns, room = round(height * WINDOW), round(width * WINDOW), width - round(width * WINDOW)
     top = (height - rows) // 2
@@ -73,8 +73,8 @@ def panned(frame: Frame, depth_m: Depth, step_px: float) -> Iterator[tuple[Frame
         yield noisy.clip(0, 255).astype(np.uint8), depth_m[window] * np.float32(WINDOW)
 
 
-def drawn() -> Iterator[Shot]:
-    """A textured card that crosses before a slanted wall that pans, exact depth, and flicker of scale and of dents."""
+def draw_scene() -> Iterator[Shot]:
+    """Draw a textured card in front of a slanted, panning wall, with flicker of scale and of smooth deformations."""
     rng, (height, width) = np.random.default_rng(0), DRAWN_HW
     wall, card = (
         cv2.GaussianBlur(rng.normal(128, 400, (*hw, 3)), (0, 0), 2) for hw in ((height, width + FRAMES), (90, 70))
@@ -88,8 +88,8 @@ def drawn() -> Iterator[Shot]:
         yield Shot(noisy, (truth_m * np.exp(dents + rng.normal(0, 0.02))).astype(np.float32), truth_m, 0.0)
 
 
-def predicted(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -> Iterator[Shot]:
-    """What the network makes of a video."""
+def predict_video(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -> Iterator[Shot]:
+    """Run the network on a video."""
     size_hw = predictor.model.size_hw
     for frame, truth_m in video:
         feeds, begin_s = predictor.prepare(frame), perf_counter()
@@ -100,11 +100,11 @@ def predicted(predictor: DepthPredictor, video: Iterator[tuple[Frame, Depth]]) -
 
 
 def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: float) -> tuple[Figures, Figures]:
-    """One video: its depth as it comes, then what each config makes of it.
+    """Measure one video without a filter and with each config.
 
     Returns:
-        OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN where one cannot be told; and how long the
-        network and each config took, milliseconds, `[frames, 1 + configs]`.
+        OPW, rTC, AbsRel, AbsRel scaled and F1, `[1 + configs, 5]`, NaN if undefined; and the times of the
+        network and of each config, milliseconds, `[frames, 1 + configs]`.
     """
     filters, meter, errors, took_ms = [TemporalFilter(config) for config in configs], FlowMeter(), [], []
     for index, shot in enumerate(video):
@@ -117,73 +117,78 @@ def measure(video: Iterator[Shot], configs: Sequence[TemporalFilterConfig], hz: 
         took_ms.append(took)
         if index >= SETTLED:
             errors.append([errors_of(depth_m, shot.truth_m) for depth_m in depths])
-    along_flow = [(np.nan, np.nan) if each is None else (each.error_m, each.rtc) for each in meter.results()]
+    along_flow = [(np.nan, np.nan) if one is None else (one.error_m, one.rtc) for one in meter.results()]
     return np.hstack([along_flow, mean_known(errors)]), np.array(took_ms)
 
 
 def errors_of(depth_m: Depth, truth_m: Depth) -> tuple[float, float, float]:
     valid = valid_mask(truth_m, LIMITS_M)
     scaled_m = align(depth_m, truth_m, valid, "median")
-    plain, scaled = (depth_metrics(each, truth_m, limits_m=LIMITS_M).abs_rel for each in (depth_m, scaled_m))
+    plain, scaled = (depth_metrics(metres, truth_m, limits_m=LIMITS_M).abs_rel for metres in (depth_m, scaled_m))
     edges = boundary_f1(clamp_depth(depth_m, LIMITS_M), truth_m, valid, apart_px=APART_PX)
     return plain, scaled, np.nan if edges is None else edges.f1
 
 
 def mean_known(figures: Sequence[object]) -> Figures:
-    """Means over the first axis, of what is known."""
+    """Average over the first axis, without NaN."""
     known = np.ma.masked_invalid(np.asarray(figures, np.float64))
     return np.asarray(known.mean(axis=0).filled(np.nan))
 
 
 def run(words: Sequence[str] | None, stack: ExitStack) -> None:
-    told = options(words)
-    videos = [drawn()] if told.folder is None else predicted_videos(told, stack)
-    measured = [measure(video, [TemporalFilterConfig(), *map(varied, told.vary)], told.hz) for video in videos]
-    figures = mean_known([each for each, _ in measured])
+    arguments = parse_options(words)
+    videos = [draw_scene()] if arguments.folder is None else predict_videos(arguments, stack)
+    measured = [
+        measure(video, [TemporalFilterConfig(), *map(parse_variation, arguments.vary)], arguments.hz)
+        for video in videos
+    ]
+    figures = mean_known([metrics for metrics, _ in measured])
     times_ms = np.median(np.concatenate([took_ms for _, took_ms in measured]), axis=0)
     rows = []
-    for name, (opw_m, *others), ms in zip(("as it comes", "filtered", *told.vary), figures, times_ms, strict=True):
+    for name, (opw_m, *others), ms in zip(("unfiltered", "filtered", *arguments.vary), figures, times_ms, strict=True):
         of_network = f"{ms / times_ms[0]:.1%}" if times_ms[0] else ""
         rows.append((name, f"{opw_m:.4f}", f"{opw_m / figures[0, 0]:.0%}", *map("{:.4f}".format, others)))
         rows[-1] += (f"{ms:.2f}", of_network)
     frames = sum(len(took_ms) for _, took_ms in measured)
-    note = f"{frames} frames of {len(measured)} videos, as if at {told.hz:g} Hz; in the first row, the network's time."
+    note = f"{frames} frames, videos: {len(measured)}, at {arguments.hz:g} Hz; the first row has the network's time."
     print_table(Table(header=HEADER, rows=tuple(rows), notes=(note,)))
 
 
-def predicted_videos(told: argparse.Namespace, stack: ExitStack) -> Iterator[Iterator[Shot]]:
-    dataset = choose_dataset(DataConfig(root=told.folder, units_per_metre=told.units_per_metre), "test")
-    samples = (dataset[index] for index in range(0, len(dataset), told.every))
+def predict_videos(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Iterator[Shot]]:
+    dataset = choose_dataset(DataConfig(root=arguments.folder, units_per_metre=arguments.units_per_metre), "test")
+    samples = (dataset[index] for index in range(0, len(dataset), arguments.every))
     views = ((sample.frame, sample.depth_m) for sample in samples)
-    predictor = stack.enter_context(load(told.model, SessionOptions(device=told.device, threads=told.threads)))
-    if told.pan is None:
-        yield predicted(predictor, views)
+    predictor = stack.enter_context(
+        load(arguments.model, SessionOptions(device=arguments.device, threads=arguments.threads))
+    )
+    if arguments.pan is None:
+        yield predict_video(predictor, views)
     else:
-        yield from (predicted(predictor, panned(*view, told.pan)) for view in views)
+        yield from (predict_video(predictor, pan_image(*view, arguments.pan)) for view in views)
 
 
-def varied(words: str) -> TemporalFilterConfig:
+def parse_variation(words: str) -> TemporalFilterConfig:
     name, _, value = words.partition("=")
     try:
         return replace(TemporalFilterConfig(), **{name: float(value)})
     except (TypeError, ValueError) as error:
-        known = ", ".join(each.name for each in fields(TemporalFilterConfig))
-        raise OptionError(f"--vary {words} cannot be used.", f"Settings are {known}.", "--vary pixel_s=0.3") from error
+        known = ", ".join(setting.name for setting in fields(TemporalFilterConfig))
+        raise OptionError(
+            f"--vary {words} is not a valid setting.", f"The settings are {known}.", "--vary pixel_s=0.3"
+        ) from error
 
 
-def options(words: Sequence[str] | None) -> argparse.Namespace:
-    asked = add_placing(parser(__doc__))
-    asked.add_argument("folder", nargs="?", type=Path, help="pictures with depth, as mde evaluate reads them")
-    asked.add_argument("--model", default="nano", help="what predicts (nano)")
-    asked.add_argument("--units-per-metre", type=float, help="of the depth files")
-    asked.add_argument("--every", type=positive, default=1, help="take each so-manieth picture (1)")
-    asked.add_argument(
-        "--pan", type=float, help="a video of each picture, the camera turning by so many pixels a frame"
-    )
-    asked.add_argument("--hz", type=float, default=30.0, help="frames per second (30)")
-    asked.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE", help="another setting to compare")
-    return asked.parse_args(words)
+def parse_options(words: Sequence[str] | None) -> argparse.Namespace:
+    options = add_device_options(parser(__doc__))
+    options.add_argument("folder", nargs="?", type=Path, help="images with depth, as for mde evaluate")
+    options.add_argument("--model", default="nano", help="model (nano)")
+    options.add_argument("--units-per-metre", type=float, help="units of the depth files")
+    options.add_argument("--every", type=positive, default=1, help="use every Nth image (1)")
+    options.add_argument("--pan", type=float, help="pan over each image by this many pixels per frame")
+    options.add_argument("--hz", type=float, default=30.0, help="frames per second (30)")
+    options.add_argument("--vary", action="append", default=[], metavar="NAME=VALUE", help="a setting to compare")
+    return options.parse_args(words)
 
 
 if __name__ == "__main__":
-    sys.exit(ends(run))
+    sys.exit(run_script(run))

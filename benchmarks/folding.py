@@ -1,11 +1,11 @@
-"""What folding is worth: the exported network against the whole model exported as it stands.
+"""Measure the benefit of folding: the exported network against the complete model.
 
     python benchmarks/folding.py [--frames 60] [--threads 2]
 
-The whole model is all that training has: the text tower over the mirror, every block of the image tower, pixels
-scaled and normalised by nodes of their own. Weights are random. ONNX Runtime works out by itself, when it opens a
-file, what depends on constants alone, and with that most of the text tower; so the whole model is timed twice, once
-with the mirror as a constant and once as an input, which no runtime can fold. All in turn, frame by frame.
+The complete model is that of training: the text tower on the mirror, every block of the image tower, and separate
+nodes for scaling and normalising pixels. Weights are random. ONNX Runtime folds constant subgraphs when it opens a
+file, which includes most of the text tower. The complete model is therefore timed twice: with the mirror as a constant,
+and as an input, which no runtime can fold. All are interleaved, frame by frame.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mirrordepth_edge.bench.measure import time_in_turn, warm_up
+from mirrordepth_edge.bench.measure import time_interleaved, warm_up
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.config import PRESETS, ExportConfig
 from mirrordepth_edge.export.parity import reference_frames
@@ -36,8 +36,8 @@ from mirrordepth_edge.model.network import DepthNetwork, create_network, normali
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Whole(torch.nn.Module):
-    """uint8 RGB `[1, H, W, 3]` to metres `[1, H, W]` and the image's CLIP feature: nothing is left out."""
+class CompleteModel(torch.nn.Module):
+    """Maps uint8 RGB `[1, H, W, 3]` to metres `[1, H, W]` and the CLIP feature of the image, without folding."""
 
     def __init__(self, network: DepthNetwork) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class Whole(torch.nn.Module):
         return network.decoder(taps, text, network.config.size_hw), seen["image_features"]
 
 
-def export_whole(network: DepthNetwork, path: Path, *, mirror_is_input: bool) -> None:
-    """Trace the whole model to ONNX as it stands."""
+def export_complete(network: DepthNetwork, path: Path, *, mirror_is_input: bool) -> None:
+    """Export the complete model to ONNX."""
     frames = torch.zeros(1, *network.config.size_hw, 3, dtype=torch.uint8)
     inputs = (frames, network.mirror().detach()) if mirror_is_input else (frames,)
     names = ["image", "mirror"][: len(inputs)]
     with torch.no_grad():
         torch.onnx.export(
-            Whole(network).eval(), inputs, path, dynamo=True, opset_version=18, input_names=names, verbose=False
+            CompleteModel(network).eval(), inputs, path, dynamo=True, opset_version=18, input_names=names, verbose=False
         )
 
 
@@ -78,15 +78,17 @@ def main() -> None:
     network = create_network(replace(PRESETS["vitb16"], pretrained=f"{RANDOM_PREFIX}0")).eval()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = arguments.threads
-    settings.add_session_config_entry("session.force_spinning_stop", "1")  # or it would keep cores from the next one
+    settings.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # otherwise its threads would spin while the next session is timed
     sessions: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        for name, mirror_is_input in (("whole, mirror an input", True), ("whole, mirror a constant", False)):
+        for name, mirror_is_input in (("complete, mirror as input", True), ("complete, mirror as constant", False)):
             console.print(f"exporting: {name}")
-            export_whole(network, path, mirror_is_input=mirror_is_input)
+            export_complete(network, path, mirror_is_input=mirror_is_input)
             sessions[name] = onnxruntime.InferenceSession(path, settings)
-        console.print("exporting: folded, as mde export does it")
+        console.print("exporting: folded (mde export)")
         onnx.save(export_onnx(network, ExportConfig()), path)
         sessions["folded"] = onnxruntime.InferenceSession(path, settings)
 
@@ -99,18 +101,18 @@ def main() -> None:
         return lambda index: session.run(None, {"image": images[index % len(images)], **extra})
 
     steps = {name: step(session) for name, session in sessions.items()}
-    expected = steps["whole, mirror an input"](0)[0]
+    expected = steps["complete, mirror as input"](0)[0]
     for name, run in steps.items():
         worst = float(np.abs(run(0)[0] / expected - 1).max())
         console.print(f"{name}: worst pixel {worst:.1e} relative")
-        assert worst < 1e-4, "these are not the same model"
+        assert worst < 1e-4, "the models differ"
         warm_up([run], 3)
-    times = dict(zip(steps, time_in_turn([[run] for run in steps.values()], arguments.frames), strict=True))
+    times = dict(zip(steps, time_interleaved([[run] for run in steps.values()], arguments.frames), strict=True))
     folded_ms = times.pop("folded")[:, 0]
     console.print(f"folded: median {np.median(folded_ms):.1f} ms")
-    for name, own in times.items():
-        ratio = ratio_interval(folded_ms, own[:, 0], paired=True)
-        console.print(f"{name}: median {np.median(own):.1f} ms; folded takes {ratio.in_words()}")
+    for name, complete_ms in times.items():
+        ratio = ratio_interval(folded_ms, complete_ms[:, 0], paired=True)
+        console.print(f"{name}: median {np.median(complete_ms):.1f} ms; folded takes {ratio.describe()}")
 
 
 if __name__ == "__main__":

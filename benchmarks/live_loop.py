@@ -1,18 +1,19 @@
-"""What the live loop costs over the bare engine, and how old its depth is: python benchmarks/live_loop.py
+"""Measure the overhead of the live loop over the bare engine, and the age of its depth.
 
-The camera is the synthetic pattern, paced. The bare engine gets frames at the same rate without a thread or a
-hand-over (`bench.stream`); the loop is `run_live` with one output beside it, as `mde live` runs it. Both take turns,
-so that what else the machine does meets both. Two figures are held against a goal:
+    python benchmarks/live_loop.py
 
-- overhead, at most 5 %, median over the rounds: where the engine keeps up with the camera, how much older the median
-  depth is in the loop; where it does not, how many more results a second the bare engine gives.
-- age at its 99th percentile over all rounds, at most one period of the camera and 1.5 times the engine's median time.
+The camera is the synthetic pattern at a fixed rate. The bare engine gets frames at the same rate without threads
+(`bench.stream`). The loop is `run_live` with one output, as in `mde live`. Rounds of both alternate, so that other load
+affects both. Two values have a goal:
 
-CPU time per result is told beside them, since what else runs changes it least; the loop's holds all its threads, and
-the drawing of the pattern.
+- overhead, at most 5 %, median over the rounds. If the engine sustains the camera rate: increase of the median age of
+  depth in the loop. Otherwise: increase of the results per second of the bare engine over the loop.
+- p99 of the age over all rounds, at most one camera period plus 1.5 times the engine's median time.
 
-Engines are models by name or file, and stand-ins that wait: `10ms` is an engine of 10 ms that leaves the CPU alone,
-as a GPU does.
+CPU time per result is reported too, because other load affects it least. For the loop, it includes all threads and the
+drawing of the pattern.
+
+Engines are models by name or file, or simulated: `10ms` is an engine that sleeps for 10 ms, as if a GPU did the work.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.sources.synthetic import SIZE_HW, SyntheticSource
 
-MOST_OVERHEAD = 0.05
-KEEPS_UP = 0.9
-"""Share of a period that an engine may take to be called quick enough for it."""
+MAX_OVERHEAD = 0.05
+MAX_PERIOD_SHARE = 0.9
+"""Engine time, as a share of the camera period, up to which the engine sustains the camera rate."""
 Engine = Callable[[Frame], DepthMap]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One turn of the bare engine and one of the loop."""
+    """One run of the bare engine and one of the loop."""
 
     rate_hz: float
     """Of the camera."""
     engine_ms: list[float]
-    """How long the bare engine took for each frame."""
+    """Times of the bare engine per frame."""
     bare_hz: float
     loop_hz: float
     bare_ages_ms: list[float]
@@ -59,19 +60,19 @@ class Round:
 
     @property
     def overhead(self) -> float:
-        if median(self.engine_ms) < KEEPS_UP / self.rate_hz * 1e3:
+        if median(self.engine_ms) < MAX_PERIOD_SHARE / self.rate_hz * 1e3:
             return median(self.loop_ages_ms) / median(self.bare_ages_ms) - 1
         return self.bare_hz / self.loop_hz - 1
 
 
-class Nothing:
-    """An output that takes every result and does nothing with it."""
+class NullOutput:
+    """An output that ignores every result."""
 
     def show(self, result: LiveResult) -> None: ...
 
 
-def stand_in(milliseconds: float) -> Engine:
-    """An engine that waits, and gives one depth always."""
+def simulated_engine(milliseconds: float) -> Engine:
+    """Create an engine that sleeps and returns constant depth."""
     depth_m = np.ones(SIZE_HW, np.float32)
 
     def engine(frame: Frame) -> DepthMap:
@@ -81,8 +82,8 @@ def stand_in(milliseconds: float) -> Engine:
     return engine
 
 
-def one_round(engine: Engine, rate_hz: float, seconds: float) -> Round:
-    """Both in turn."""
+def run_round(engine: Engine, rate_hz: float, seconds: float) -> Round:
+    """Run the bare engine, then the loop."""
     pattern = SyntheticSource(rate_hz=1000)
     frames = [pattern.read() for _ in range(8)]
     took_ms: list[float] = []
@@ -102,12 +103,12 @@ def one_round(engine: Engine, rate_hz: float, seconds: float) -> Round:
             source,
             lambda frame, time_s: engine(frame),
             lambda result: ages_ms.append(result.age_ms),
-            outputs=[Nothing()],
+            outputs=[NullOutput()],
             should_stop=lambda: time.perf_counter() > until_s,
         )
         end_cpu_s = time.process_time()
     if loop.rate_hz is None or bare.results < 2:
-        raise SystemExit(f"{seconds:g} s are too short for two results at {rate_hz:g} Hz.")
+        raise SystemExit(f"Fewer than two results in {seconds:g} s at {rate_hz:g} Hz. Raise --seconds.")
     return Round(
         rate_hz=rate_hz,
         engine_ms=took_ms,
@@ -121,12 +122,12 @@ def one_round(engine: Engine, rate_hz: float, seconds: float) -> Round:
 
 
 def row(name: str, rounds: list[Round]) -> str:
-    """A line of the table: medians over the rounds, percentiles over all their frames, and whether goals are met."""
+    """Format a line of the table: medians over the rounds, percentiles over all frames, and whether goals are met."""
 
-    def all_of(field: str) -> npt.NDArray[np.float64]:
+    def concatenate(field: str) -> npt.NDArray[np.float64]:
         return np.concatenate([getattr(one, field) for one in rounds])
 
-    engine_ms, bare_ms, loop_ms = (all_of(field) for field in ("engine_ms", "bare_ages_ms", "loop_ages_ms"))
+    engine_ms, bare_ms, loop_ms = (concatenate(field) for field in ("engine_ms", "bare_ages_ms", "loop_ages_ms"))
     bare_hz, loop_hz, engine_cpu_ms, loop_cpu_ms = (
         median(getattr(one, field) for one in rounds)
         for field in ("bare_hz", "loop_hz", "engine_cpu_ms", "loop_cpu_ms")
@@ -138,7 +139,7 @@ def row(name: str, rounds: list[Round]) -> str:
     return (
         f"| {name} | {rounds[0].rate_hz:g} | {np.median(engine_ms):.1f} | {bare_hz:.1f} / {loop_hz:.1f} "
         f"| {np.median(bare_ms):.1f} / {np.median(loop_ms):.1f} "
-        f"| {overhead:+.1%} ({low:+.1%} … {high:+.1%}) | {'yes' if overhead <= MOST_OVERHEAD else 'NO'} "
+        f"| {overhead:+.1%} ({low:+.1%} … {high:+.1%}) | {'yes' if overhead <= MAX_OVERHEAD else 'NO'} "
         f"| {bare_p99_ms:.1f} / {loop_p99_ms:.1f} | {limit_ms:.1f} | {'yes' if loop_p99_ms <= limit_ms else 'NO'} "
         f"| {engine_cpu_ms:.1f} / {loop_cpu_ms:.1f} |"
     )
@@ -146,7 +147,7 @@ def row(name: str, rounds: list[Round]) -> str:
 
 HEAD = (
     "| engine | camera, Hz | engine p50, ms | results/s bare / loop | age p50 bare / loop, ms "
-    "| overhead (half of the rounds) | met | age p99 bare / loop, ms | goal, ms | met | CPU engine / loop, ms |\n"
+    "| overhead (quartiles) | met | age p99 bare / loop, ms | goal, ms | met | CPU engine / loop, ms |\n"
     + "|---" * 11
     + "|"
 )
@@ -154,21 +155,23 @@ HEAD = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", nargs="+", default=["nano", "10ms"], help="model, file, or such as 10ms")
-    parser.add_argument("--rates", nargs="+", type=float, default=[15, 30, 60], help="of the camera, Hz")
-    parser.add_argument("--seconds", type=float, default=4, help="of each turn")
+    parser.add_argument(
+        "--engines", nargs="+", default=["nano", "10ms"], help="model, file, or a duration such as 10ms"
+    )
+    parser.add_argument("--rates", nargs="+", type=float, default=[15, 30, 60], help="camera rates (Hz)")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of each run")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     print(HEAD)
     for name in options.engines:
         with ExitStack() as stack:
-            waits = name.removesuffix("ms")
-            is_stand_in = waits != name and waits.replace(".", "", 1).isdecimal()
-            engine = stand_in(float(waits)) if is_stand_in else stack.enter_context(load(name))
-            for _ in range(10):  # buffers, kernels, clocks
+            duration = name.removesuffix("ms")
+            simulated = duration != name and duration.replace(".", "", 1).isdecimal()
+            engine = simulated_engine(float(duration)) if simulated else stack.enter_context(load(name))
+            for _ in range(10):  # warm-up
                 engine(np.zeros((*SIZE_HW, 3), np.uint8))
             for rate_hz in options.rates:
-                rounds = [one_round(engine, rate_hz, options.seconds) for _ in range(options.rounds)]
+                rounds = [run_round(engine, rate_hz, options.seconds) for _ in range(options.rounds)]
                 print(row(name, rounds), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Write `benchmarks/RESULTS.md` anew, of what is stored in `benchmarks/results`: python benchmarks/make_results.py"""
+"""Generate `benchmarks/RESULTS.md` from `benchmarks/results`. Usage: python benchmarks/make_results.py"""
 
 from __future__ import annotations
 

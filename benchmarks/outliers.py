@@ -1,4 +1,4 @@
-"""Random ViTs made like CLIP where it matters for precision: a few residual channels far out, and depth that varies."""
+"""Random ViTs that are as sensitive to precision as CLIP: outlier channels in the residual stream, varied depth."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def with_outliers(network: DepthNetwork, channels: int = 3, size: float = 60.0, seed: int = 0) -> DepthNetwork:
-    """Plant outlier channels in the residual stream, as trained CLIP towers have them.
+    """Add outlier channels to the residual stream, as in trained CLIP towers.
 
-    They enter behind the first normalisation, pass through every sum, and are held down by each block's own
-    normalisation, whose gains raise the others again; so depth is made of small values beside large ones.
+    They are added after the first normalisation and stay in every residual sum. The gains of each block's normalisation
+    reduce them and raise the other channels, so that depth depends on small values next to large ones.
     """
     import torch
 
@@ -29,17 +29,19 @@ def with_outliers(network: DepthNetwork, channels: int = 3, size: float = 60.0, 
             for norm in (block.ln_1, block.ln_2):
                 norm.weight.mul_(deviation)
                 norm.weight[out] = 0.05
-        for reduce in network.decoder.reduces:
+        decoder: Any = network.decoder
+        for reduce in decoder.reduces:
             reduce.weight[:, out] = 0.0
     return network
 
 
 def with_varied_depth(network: DepthNetwork, gain: float = 30.0) -> DepthNetwork:
-    """Raise the head's gain, for a random network's depth hardly varies and so hides what precision does to it."""
+    """Raise the gain of the head, because the depth of a random network hardly varies and hides precision errors."""
     import torch
 
     network = copy.deepcopy(network)
-    last: Any = [module for module in network.decoder.head.modules() if hasattr(module, "weight")][-1]
+    decoder: Any = network.decoder
+    last = [module for module in decoder.head.modules() if hasattr(module, "weight")][-1]
     with torch.no_grad():
         last.weight.mul_(gain)
         last.bias.add_(3.0)

@@ -1,8 +1,10 @@
-"""Does `mde live` leak? Run the loop for minutes and watch its memory: python benchmarks/soak.py --minutes 30
+"""Test the live loop for memory leaks.
 
-The camera is the synthetic pattern; every `--unplug-s` seconds it is pulled out, and comes back. One output beside the
-loop copies what it gets. What is told: memory (VmRSS of `/proc/self/status`) as a slope with its 95 % interval, the
-first part left out, and frames, drops and faults.
+    python benchmarks/soak.py --minutes 30
+
+The camera is the synthetic pattern, which disconnects and reconnects every `--unplug-s` seconds. One output copies
+every result. The script reports the slope of the memory (VmRSS of `/proc/self/status`) after a settling time, with its
+95 % interval, and the numbers of frames, drops and faults.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from mirrordepth_edge.sources.synthetic import SyntheticSource
 STATUS = Path("/proc/self/status")
 INTERVAL_S = 0.5
 SETTLING = 0.2
-"""Share of the run that is left out: buffers and allocators take their size then."""
+"""Share of the run that is ignored, in which buffers and allocators reach their size."""
 BLOCKS = 20
 T_18 = 2.101
 """97.5 % quantile of Student's t with `BLOCKS - 2` degrees of freedom."""
 
 
-class Loose(FrameSource):
-    """A camera whose plug comes loose after so many seconds."""
+class UnpluggedCamera(FrameSource):
+    """A camera that fails after `seconds`."""
 
     live = True
     may_return = True
@@ -46,12 +48,14 @@ class Loose(FrameSource):
 
     def read(self, out: Frame | None = None) -> Frame | None:
         if time.perf_counter() > self._until_s:
-            raise InputError(f"{self.name} was unplugged.", "That is what this run is for.", "Wait.")
+            raise InputError(
+                f"{self.name} was unplugged.", "The soak test disconnects it on purpose.", "Wait until it reconnects."
+            )
         return self._camera.read(out)
 
 
-class Copies:
-    """An output that copies every result, as a recorder does."""
+class CopyingOutput:
+    """An output that copies every result, like a recorder."""
 
     name = "copies"
 
@@ -60,10 +64,9 @@ class Copies:
 
 
 def slope(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Least-squares slope and its 95 % interval.
+    """Fit a line by least squares; return its slope with a 95 % interval.
 
-    Neighbouring samples of memory are alike, which would make the interval too narrow: it is taken from the means of
-    `BLOCKS` blocks, as if those were independent.
+    The interval is computed from the means of `BLOCKS` blocks, because neighbouring samples are correlated.
 
     Args:
         x: ascending, shape `[N]`, at least `BLOCKS` long.
@@ -84,16 +87,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--rate", type=float, default=30, help="of the camera, Hz")
-    parser.add_argument("--unplug-s", type=float, default=20, help="how long the camera holds each time")
+    parser.add_argument("--rate", type=float, default=30, help="camera rate (Hz)")
+    parser.add_argument("--unplug-s", type=float, default=20, help="seconds between disconnections")
     options = parser.parse_args()
-    # All memory for samples at once, so that it is no part of what is measured.
+    # Allocated in advance, so that it does not count as growth.
     samples = np.full((int(options.minutes * 60 / INTERVAL_S) + 1, 2), np.nan)
     taken = 0
     camera = SyntheticSource(rate_hz=options.rate)
     start_s = time.perf_counter()
 
-    def over() -> bool:
+    def should_stop() -> bool:
         nonlocal taken
         seconds = time.perf_counter() - start_s
         if seconds >= taken * INTERVAL_S and taken < len(samples):
@@ -101,19 +104,17 @@ def main() -> None:
             taken += 1
         return bool(seconds >= options.minutes * 60)
 
-    with load(options.model) as predictor, reconnecting(lambda: Loose(camera, options.unplug_s)) as source:
-        stats = run_live(source, predictor, outputs=[Copies()], should_stop=over)
+    with load(options.model) as predictor, reconnecting(lambda: UnpluggedCamera(camera, options.unplug_s)) as source:
+        stats = run_live(source, predictor, outputs=[CopyingOutput()], should_stop=should_stop)
     minutes, kib = samples[:taken].T
     kept = minutes >= SETTLING * options.minutes
     if kept.sum() < BLOCKS:
-        raise SystemExit("Too short for a slope: pass --minutes 1 or more.")
+        raise SystemExit("The run is too short for a slope. Pass --minutes 1 or more.")
     steepness, low, high = slope(minutes[kept], kib[kept])
     print(f"{stats}")
     for output in stats.outputs:
         print(f"output {output.name}: {output.shown} results, {output.dropped} dropped")
-    print(
-        f"memory: {kib[0] / 1024:.1f} MiB at first, {kib[kept][0] / 1024:.1f} once settled, {kib[-1] / 1024:.1f} last"
-    )
+    print(f"memory (MiB): start {kib[0] / 1024:.1f}, settled {kib[kept][0] / 1024:.1f}, end {kib[-1] / 1024:.1f}")
     print(f"slope: {steepness:+.1f} KiB/min, 95 % interval {low:+.1f} … {high:+.1f}; {kept.sum()} samples")
     print(f"faults: {stats.faults}; frames: {stats.frames}; dropped: {stats.dropped}")
     raise SystemExit(stats.interrupted)

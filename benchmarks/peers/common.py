@@ -1,4 +1,4 @@
-"""What the scripts in this folder share: how they read their options and how they end."""
+"""Options and exit codes of the scripts in this folder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mirrordepth_edge.errors import MdeError
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
-    """One that shows a script's own description."""
+    """Create a parser that shows the docstring of a script."""
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_placing(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let it be said where ONNX files run."""
+def add_device_options(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options for the device of ONNX files."""
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of ONNX files (auto)")
     options.add_argument("--threads", type=positive, help="CPU threads")
     return options
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -35,14 +35,14 @@ def positive(text: str) -> int:
 
 
 def open_ours(name: str, options: SessionOptions, stack: ExitStack) -> tuple[Candidate, Path]:
-    """One of our models to measure, open until `stack` ends, and its file."""
+    """Open one of our models until `stack` closes; return it with its file."""
     candidate = open_candidate(name, options)
     stack.callback(candidate.predictor.close)
     return candidate, model_path(name)
 
 
-def ends(work: Callable[[Sequence[str] | None, ExitStack], None], words: Sequence[str] | None = None) -> int:
-    """Run a script and return its exit code, which is `mde`'s: expected failures go to the error stream."""
+def run_script(work: Callable[[Sequence[str] | None, ExitStack], None], words: Sequence[str] | None = None) -> int:
+    """Run a script; return the exit code of `mde` and print expected errors to stderr."""
     try:
         with ExitStack() as stack:
             work(words, stack)

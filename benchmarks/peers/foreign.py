@@ -1,4 +1,4 @@
-"""A foreign ONNX depth model, by its description, as a predictor that `mirrordepth_edge.bench` measures."""
+"""Predictors of third-party ONNX depth models from a description, for `mirrordepth_edge.bench`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ else:
 
 MODELS = Path(__file__).parent / "models"
 CURE = f"Compare it with {MODELS.parent / 'README.md'}."
-SMALLEST = 1e-6
-"""The least answer of a model without metres: some say zero for infinitely far, and depth has to be finite."""
+MIN_OUTPUT = 1e-6
+"""Minimum output of a non-metric model, because some output zero for infinite depth."""
 WEIGHTS = {"float32": "fp32", "float16": "fp16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputDescription(Strict):
-    """A picture: (pixel / 255 - mean) / std as float32, or the pixels themselves as uint8."""
+    """The input image: (pixel / 255 - mean) / std as float32, or uint8 pixels."""
 
     name: str
     layout: Literal["NCHW", "NHWC"]
     dtype: Literal["float32", "uint8"]
     size_hw: SizeHW
-    """Frames are stretched to it, as ours are."""
+    """Frames are resized to it without keeping the aspect ratio, as for our models."""
     channels: Literal["RGB", "BGR"] = "RGB"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """In the order of `channels`, as is `std`."""
@@ -51,9 +51,9 @@ class InputDescription(Strict):
 
     def __post_init__(self) -> None:
         if self.dtype == "uint8" and (any(self.mean) or set(self.std) != {1.0}):
-            raise ValueError("a uint8 input takes pixels as they are, without mean and std")
+            raise ValueError("a uint8 input cannot have mean and std")
         if min(*self.size_hw, *self.std) <= 0:
-            raise ValueError("size_hw and std are positive")
+            raise ValueError("size_hw and std must be positive")
 
     @property
     def spec(self) -> TensorSpec:
@@ -63,19 +63,19 @@ class InputDescription(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDescription(Strict):
-    """Depth, float32, one value a pixel."""
+    """The output: float32 depth per pixel."""
 
     name: str
     shape: tuple[int, ...]
-    """As the model gives it for one frame: height and width, and ones around them."""
+    """Shape for one frame: height, width and dimensions of 1."""
     kind: Literal["metric", "relative", "inverse"]
-    """`inverse` grows towards the camera."""
+    """`inverse` increases towards the camera."""
     scale: float = 1.0
-    """Depth is the output times this, in metres where `metric`; where `inverse` it is this over the output."""
+    """Depth is the output times this (in metres if `metric`); for `inverse`, this over the output."""
 
     def __post_init__(self) -> None:
         if len(self.size_hw) != 2 or min(self.shape) < 1 or self.scale <= 0:
-            raise ValueError("shape is height and width with ones around them, and scale is positive")
+            raise ValueError("shape must be height, width and dimensions of 1, and scale positive")
 
     @property
     def size_hw(self) -> tuple[int, ...]:
@@ -88,17 +88,17 @@ class OutputDescription(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Description(Strict):
-    """What is to be known of a model."""
+    """The description of a model."""
 
     name: str
     source: str
-    """Where the model is from, and where the facts are."""
+    """Sources of the model and of this description."""
     input: InputDescription
     output: OutputDescription
 
 
 class ForeignPredictor(DepthPredictor):
-    """Frames in, depth out, with a foreign model's input and output; buffers are reused."""
+    """Maps frames to depth with a third-party model; buffers are reused."""
 
     def __init__(self, session: Session, given: Description) -> None:
         self.session, self.trained, self.camera = session, True, None
@@ -107,7 +107,7 @@ class ForeignPredictor(DepthPredictor):
         self._image = np.empty(given.input.spec.shape, given.input.dtype)
         self._depth = np.empty((1, *given.output.size_hw), np.float32)
         self._postprocess = Postprocessor()
-        # A view: what is resized into the pixels shows in it, in the model's order.
+        # A view of the pixels in the model's channel order and layout.
         planar = given.input.layout == "NCHW"
         ordered = self._pixels[..., ::-1] if given.input.channels == "BGR" else self._pixels
         self._ordered = ordered.transpose(2, 0, 1) if planar else ordered
@@ -129,7 +129,7 @@ class ForeignPredictor(DepthPredictor):
         output = self.described.output
         answer, scale = outputs[output.name].reshape(self._depth.shape), np.float32(output.scale)
         if output.kind != "metric":
-            answer = np.maximum(answer, np.float32(SMALLEST), out=self._depth)
+            answer = np.maximum(answer, np.float32(MIN_OUTPUT), out=self._depth)
         if output.kind == "inverse":
             np.divide(scale, answer, out=self._depth)
         else:
@@ -138,31 +138,33 @@ class ForeignPredictor(DepthPredictor):
 
 
 def read_description(name: str) -> Description:
-    """A description, by its name in `models/` or by its file."""
+    """Read a description by its name in `models/` or by its file."""
     path = Path(name) if name.endswith(".toml") else MODELS / f"{name}.toml"
     if not path.is_file():
-        names = ", ".join(sorted(each.stem for each in MODELS.glob("*.toml")))
-        raise OptionError(f"There is no description {path}.", f"In {MODELS} are {names}.", "Name one, or a .toml file.")
+        names = ", ".join(sorted(file.stem for file in MODELS.glob("*.toml")))
+        raise OptionError(
+            f"There is no description {path}.", f"{MODELS} has {names}.", "Pass one of these, or a .toml file."
+        )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no valid TOML.", str(error), CURE) from error
+        raise InputError(f"{path} is not valid TOML.", str(error), CURE) from error
     return read_strict(Description, data, str(path), CURE)
 
 
 def open_foreign(path: Path, given: Description, options: SessionOptions) -> tuple[ForeignPredictor, float]:
-    """A predictor that has run once, and the size of the model's files in MB (10^6 bytes).
+    """Open and run a model once; return its predictor and the size of its files in MB (10^6 bytes).
 
     Raises:
-        InputError: the file is no ONNX model, or not the one that is described.
+        InputError: the file is not an ONNX model, or does not match the description.
     """
     existing_file(path, "model")
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf's, of several kinds
-        raise InputError(f"{path} is no ONNX model.", str(error), "Copy it again.") from error
-    fixed = {tensor.name for tensor in graph.initializer}  # inputs too, in old files
-    _check(path, [each for each in graph.input if each.name not in fixed], given.input.spec, "input", alone=True)
+    except Exception as error:  # protobuf raises several types
+        raise InputError(f"{path} is not an ONNX model.", str(error), "Copy it again.") from error
+    fixed = {tensor.name for tensor in graph.initializer}  # old files list them as inputs too
+    _check(path, [tensor for tensor in graph.input if tensor.name not in fixed], given.input.spec, "input", alone=True)
     _check(path, graph.output, given.output.spec, "output", alone=False)
     counts = {"none": 0}
     for tensor in graph.initializer:
@@ -182,26 +184,28 @@ def open_foreign(path: Path, given: Description, options: SessionOptions) -> tup
         session.infer({given.input.name: np.zeros(given.input.spec.shape, given.input.dtype)})
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         why = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{path} does not run as it is described.", why, CURE) from error
-    outside = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+        raise InputError(f"{path} cannot be run as described.", why, CURE) from error
+    external = {
+        entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
     return ForeignPredictor(session, given), sum(
-        each.stat().st_size / 1e6 for each in (path, *(path.parent / name for name in outside))
+        file.stat().st_size / 1e6 for file in (path, *(path.parent / name for name in external))
     )
 
 
-def _check(path: Path, found: Sequence[Any], spec: TensorSpec, what: str, *, alone: bool) -> None:
-    """Refuse a model without this tensor; a dimension that the model leaves free takes any size."""
-    told = []
-    for each in found:
-        tensor = each.type.tensor_type
+def _check(path: Path, tensors: Sequence[Any], spec: TensorSpec, what: str, *, alone: bool) -> None:
+    """Refuse a model without this tensor; a dynamic dimension accepts any size."""
+    described = []
+    for value in tensors:
+        tensor = value.type.tensor_type
         sides = [side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim]
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        told.append(f"{each.name} {dtype} [{', '.join('?' if side is None else str(side) for side in sides)}]")
+        described.append(f"{value.name} {dtype} [{', '.join('?' if side is None else str(side) for side in sides)}]")
         fits = len(sides) == len(spec.shape) and all(a in (None, b) for a, b in zip(sides, spec.shape, strict=True))
-        if (each.name, dtype, fits) == (spec.name, spec.dtype, True) and not (alone and len(found) > 1):
+        if (value.name, dtype, fits) == (spec.name, spec.dtype, True) and not (alone and len(tensors) > 1):
             return
     raise InputError(
-        f"{path} is not the model that is described.",
-        f"The description has the {what} {spec.name} {spec.dtype} {list(spec.shape)}, the file {', '.join(told)}.",
-        "Name the file that the description is for, or correct the description.",
+        f"{path} does not match its description.",
+        f"The description has the {what} {spec.name} {spec.dtype} {list(spec.shape)}, the file {', '.join(described)}.",
+        "Pass the file of the description, or correct the description.",
     )

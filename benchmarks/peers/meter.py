@@ -1,12 +1,12 @@
-"""METER-XXS (Papa et al., IEEE TCSVT 2023) beside our models, and as a teacher of them.
+"""Evaluate METER-XXS (Papa et al., IEEE TCSVT 2023), or use it as a teacher.
 
-    git clone https://github.com/lorenzopapa5/METER       (MIT; figures here are of commit 0f9a49ad)
+    git clone https://github.com/lorenzopapa5/METER       (MIT; results are of commit 0f9a49ad)
     python benchmarks/peers/meter.py METER evaluate nyu/test
     python benchmarks/peers/meter.py METER label labelled PHOTOGRAPHS...
 
-`evaluate` measures it on NYU Depth v2 by the protocol of `mde evaluate`. `label` writes views of photographs
-with METER's depth as a folder that `mde train` reads: knowledge of some 50,000 NYU frames, for pictures that
-have no depth. It answers as if all were taken with NYU's Kinect, and `camera.json` says so.
+`evaluate` measures it on NYU Depth v2 with the protocol of `mde evaluate`. `label` writes views of photographs with
+METER's depth as a folder for `mde train`. METER was trained on some 50,000 NYU frames and assumes NYU's Kinect, which
+`camera.json` states.
 """
 
 from __future__ import annotations
@@ -38,24 +38,22 @@ from mirrordepth_edge.support.files import ensure_folder, write_json
 Depth = npt.NDArray[np.float32]
 
 INPUT_HW = (192, 256)
-# ImageNet's; METER's repository does not state its input scaling. Of those tried on NYU's training pictures,
-# this one gives the true scale (median ratio 1.00 with a spread of 3 %), plain 0..1 gives 0.70.
+# ImageNet's. METER's repository does not state its input scaling; on NYU's training images, this one results in the
+# true depth scale (median ratio 1.00 with a spread of 3 %), a range of 0 to 1 in 0.70.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 CENTIMETRES = 100.0
 
 VIEW_HW = (240, 320)
-SMALLEST_VIEW = 0.5
-PLAIN = 4.0
-"""Grey levels by which the pixels of a letterbox's lines may differ."""
+MIN_VIEW = 0.5
+MAX_MARGIN_RANGE = 4.0
+"""Maximum range of grey levels in a line of a uniform margin."""
 BATCH = 16
 
 
 def load(clone: Path) -> torch.nn.Module:
-    """METER-XXS with its NYU weights, on the CPU.
-
-    Its source names a GPU, needs a module that is not in the repository, and has two unbalanced lines.
-    """
+    """Load METER-XXS with its NYU weights on the CPU."""
+    # Its source hard-codes a GPU, imports a module that is not in the repository, and has two unbalanced lines.
     source = (clone / "architecture.py").read_text(encoding="utf-8")
     source = source.replace("cuda:0", "cpu").replace("RGB_img_res[2])), dims", "RGB_img_res[2]), dims")
     sys.modules["globals"] = SimpleNamespace(RGB_img_res=(3, *INPUT_HW))  # type: ignore[assignment]
@@ -68,7 +66,7 @@ def load(clone: Path) -> torch.nn.Module:
 
 @torch.no_grad()
 def predict(model: torch.nn.Module, frames: Sequence[Frame], *, flip: bool) -> Depth:
-    """Metres, float32 `[N, 48, 64]`; the mean with the mirrored picture's where `flip`."""
+    """Predict metres, float32 `[N, 48, 64]`; averaged with the mirrored image if `flip`."""
     pixels = np.stack([resize_frame(frame, INPUT_HW) for frame in frames])
     images = torch.from_numpy((pixels.astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     depth = model(images)
@@ -80,15 +78,15 @@ def predict(model: torch.nn.Module, frames: Sequence[Frame], *, flip: bool) -> D
 def without_margins(picture: Frame) -> Frame:
     """The picture without the plain lines that letterboxing leaves at its sides."""
     for _ in range(4):  # each side in turn
-        edge = next((row for row, line in enumerate(picture) if line.std(axis=0).max() >= PLAIN), 0)
+        edge = next((row for row, line in enumerate(picture) if line.std(axis=0).max() >= MAX_MARGIN_RANGE), 0)
         picture = np.rot90(picture[edge:])
     return np.ascontiguousarray(picture)
 
 
 def views(picture: Frame, count: int, rng: np.random.Generator) -> Iterator[Frame]:
-    """The whole picture, then random windows of it, all at `VIEW_HW`."""
+    """Yield the whole image, then random crops of it, all at `VIEW_HW`."""
     for view in range(count):
-        share = rng.uniform(SMALLEST_VIEW, 1.0) if view else 1.0
+        share = rng.uniform(MIN_VIEW, 1.0) if view else 1.0
         height, width = round(picture.shape[0] * share), round(picture.shape[1] * share)
         top = rng.integers(0, picture.shape[0] - height + 1)
         left = rng.integers(0, picture.shape[1] - width + 1)
@@ -121,14 +119,14 @@ def label(model: torch.nn.Module, photographs: Sequence[Path], out: Path, count:
         flush()
 
 
-def timed(model: torch.nn.Module, spent: list[float]) -> Callable[[Frame], Depth]:
-    def one(frame: Frame) -> Depth:
-        began = perf_counter()
+def with_timing(model: torch.nn.Module, spent: list[float]) -> Callable[[Frame], Depth]:
+    def predict_one(frame: Frame) -> Depth:
+        started = perf_counter()
         depth_m = resize_depth_to(predict(model, [frame], flip=False)[0], frame.shape[:2])
-        spent.append(perf_counter() - began)
+        spent.append(perf_counter() - started)
         return depth_m
 
-    return one
+    return predict_one
 
 
 def main() -> None:
@@ -139,21 +137,21 @@ def main() -> None:
     one.add_argument("root", type=Path)
     other = commands.add_parser("label")
     other.add_argument("out", type=Path)
-    other.add_argument("photographs", type=Path, nargs="+", help="files, or folders with .jpg and .png in them")
+    other.add_argument("photographs", type=Path, nargs="+", help="files, or folders of .jpg and .png files")
     other.add_argument("--views", type=int, default=2)
     arguments = parser.parse_args()
     model = load(arguments.clone)
     if arguments.command == "label":
-        found = [file for each in arguments.photographs for file in (each.rglob("*") if each.is_dir() else [each])]
-        pictures = sorted(file for file in found if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        label(model, pictures, arguments.out, arguments.views)
+        files = [file for path in arguments.photographs for file in (path.rglob("*") if path.is_dir() else [path])]
+        photographs = sorted(file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        label(model, photographs, arguments.out, arguments.views)
         return
     spent: list[float] = []
     nyu = choose_dataset(DataConfig(root=arguments.root, kind="nyu"), "test")
     protocol = Protocol(limits_m=CONVENTIONS["nyu"].depth_limits_m, crop=CONVENTIONS["nyu"].crop)
-    result = evaluate(timed(model, spent), nyu, protocol)
+    result = evaluate(with_timing(model, spent), nyu, protocol)
     print(json.dumps({"mean": vars(result.mean), "boundary_f1_wide": vars(result.boundary_f1_wide)}, indent=1))
-    print(f"{np.median(spent) * 1000:.1f} ms a picture, median, PyTorch eager, {torch.get_num_threads()} threads")
+    print(f"{np.median(spent) * 1000:.1f} ms per image (median), PyTorch eager, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""TensorRT's own trtexec beside ours, on the same engine, in turn. Not yet run on hardware.
+"""Compare `mde bench` with TensorRT's trtexec on the same engine, in alternating runs. Not yet run on hardware.
 
     python benchmarks/peers/trtexec.py depth.plan --protocol trtexec-10
 
-What trtexec counts when it is told nothing changed with TensorRT 11 (samples/common/sampleOptions.h and .cpp of
-github.com/NVIDIA/TensorRT, tags v10.9.0 and v11.1, class InferenceOptions):
+The defaults of trtexec changed with TensorRT 11 (samples/common/sampleOptions.h and .cpp of github.com/NVIDIA/TensorRT,
+tags v10.9.0 and v11.1, class InferenceOptions):
 
 - up to 10: copies to and from the GPU, no CUDA graph, blocking synchronisation;
 - since 11: no copies, a CUDA graph, spin wait (`--includeDataTransfers --noCudaGraph --noSpinWait` undo them).
 
-Both warm up for 200 ms and measure for 3 s. Whichever trtexec is here is told the flags that make it count as
---protocol says, and ours counts the same: the GPU's own times of copies and compute, or of compute alone. Two
-things stay different: trtexec puts the next query's copy under the present one's compute, and ours uses no graph.
+Both warm up for 200 ms and measure for 3 s. The script passes the flags that make the installed trtexec follow
+--protocol: GPU times of copies and compute, or of compute alone. Two differences remain: trtexec overlaps the copies of
+the next query with the compute of the current one, and ours uses no CUDA graph.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from common import ends, open_ours, parser, positive
+from common import open_ours, parser, positive, run_script
 
 from mirrordepth_edge.backends.base import DEVICE_STAGES, Arrays
 from mirrordepth_edge.bench.measure import bench, camera_frames
@@ -37,10 +37,10 @@ from mirrordepth_edge.export.parity import reference_frames
 from mirrordepth_edge.report.tables import Table
 
 JETPACK = "/usr/src/tensorrt/bin/trtexec"
-"""Where JetPack and the Debian packages put it, which is not on PATH."""
+"""Path in JetPack and in the Debian packages, which is not on PATH."""
 SINCE_11 = "--includeDataTransfers"
-"""An option that only trtexec 11 and later offers."""
-# By protocol: what to tell a trtexec up to 10, and one since 11.
+"""An option of trtexec 11 and later."""
+# By protocol: flags up to version 10, and since 11.
 FLAGS = {
     "trtexec-10": ((), (SINCE_11, "--noCudaGraph", "--noSpinWait")),
     "trtexec-11": (("--noDataTransfers", "--useCudaGraph", "--useSpinWait"), ()),
@@ -48,31 +48,31 @@ FLAGS = {
 WARM_UP_MS = 200
 
 
-def find(named: str | None) -> str:
-    """The trtexec to run.
+def find_trtexec(named: str | None) -> str:
+    """Find trtexec.
 
     Raises:
-        MissingError: there is none.
+        MissingError: it is not installed.
     """
-    for place in [named] if named else ["trtexec", JETPACK]:
-        if found := shutil.which(place):
-            return found
+    for candidate in [named] if named else ["trtexec", JETPACK]:
+        if path := shutil.which(candidate):
+            return path
     raise MissingError(
-        "trtexec is not here.",
-        f"{named} is no program." if named else f"It is neither on PATH nor {JETPACK}.",
-        "Name it with --trtexec; it comes with JetPack and with TensorRT's tar and Debian packages, not with pip.",
+        "trtexec was not found.",
+        f"{named} is not a program." if named else f"It is neither on PATH nor at {JETPACK}.",
+        "Pass its path with --trtexec. JetPack and TensorRT's tar and Debian packages include it, pip does not.",
     )
 
 
 def run(trtexec: str, plan: Path, protocol: str, seconds: int, inputs: Arrays) -> dict[str, Times]:
-    """What trtexec measures (`read_times`) when it repeats one frame's network input.
+    """Run trtexec on the network input of one frame and read its times (`read_times`).
 
     Raises:
-        DeviceError: it failed.
+        DeviceError: trtexec failed.
     """
-    offers = subprocess.run([trtexec, "--help"], capture_output=True, text=True, check=False).stdout
+    help_text = subprocess.run([trtexec, "--help"], capture_output=True, text=True, check=False).stdout
     with TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{place}.bin" for place, name in enumerate(inputs)}
+        files = {name: Path(folder) / f"{index}.bin" for index, name in enumerate(inputs)}
         for name, file in files.items():
             inputs[name].tofile(file)
         written = Path(folder) / "times.json"
@@ -83,59 +83,64 @@ def run(trtexec: str, plan: Path, protocol: str, seconds: int, inputs: Arrays) -
             f"--exportTimes={written}",
             f"--warmUp={WARM_UP_MS}",
             f"--duration={seconds}",
-            *FLAGS[protocol][SINCE_11 in offers],
+            *FLAGS[protocol][SINCE_11 in help_text],
         ]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
-            said = [line for line in (ended.stdout + ended.stderr).splitlines() if "[E]" in line]
-            what, why = f"trtexec failed with {ended.returncode} on {plan}.", said[-1] if said else "It gave no reason."
+            errors = [line for line in (ended.stdout + ended.stderr).splitlines() if "[E]" in line]
+            what, why = (
+                f"trtexec failed with {ended.returncode} on {plan}.",
+                errors[-1] if errors else "It gave no reason.",
+            )
             raise DeviceError(what, why, f"Run it yourself: {trtexec} --loadEngine={plan} --verbose")
         return read_times(written)
 
 
 def work(words: Sequence[str] | None, stack: ExitStack) -> None:
     options = parser(__doc__)
-    options.add_argument("plan", help="an engine that mde build made for TensorRT")
+    options.add_argument("plan", help="a TensorRT engine of mde build")
     options.add_argument("--protocol", choices=tuple(FLAGS), default="trtexec-10", help="(trtexec-10)")
-    options.add_argument("--trtexec", help="where it is (on PATH, or in /usr/src/tensorrt/bin)")
-    options.add_argument("--seconds", type=positive, default=3, help="of each of trtexec's runs (3)")
-    options.add_argument("--frames", type=positive, default=200, help="of each of ours (200)")
-    options.add_argument("--rounds", type=positive, default=3, help="runs of each, in turn (3)")
-    told = options.parse_args(words)
-    if Path(told.plan).suffix not in (".plan", ".engine"):
-        raise OptionError(f"trtexec loads no {told.plan} here.", "It is for engines.", "Make one with mde build.")
-    trtexec = find(told.trtexec)
-    candidate, path = open_ours(told.plan, SessionOptions(), stack)
-    config = BenchConfig(iterations=told.frames, protocol=told.protocol)
+    options.add_argument("--trtexec", help="path of trtexec (on PATH, or in /usr/src/tensorrt/bin)")
+    options.add_argument("--seconds", type=positive, default=3, help="duration of each trtexec run (3)")
+    options.add_argument("--frames", type=positive, default=200, help="frames of each mde bench run (200)")
+    options.add_argument("--rounds", type=positive, default=3, help="alternating runs of each (3)")
+    arguments = options.parse_args(words)
+    if Path(arguments.plan).suffix not in (".plan", ".engine"):
+        raise OptionError(
+            f"{arguments.plan} is not an engine.", "trtexec is run on engines only.", "Build one with mde build."
+        )
+    trtexec = find_trtexec(arguments.trtexec)
+    candidate, path = open_ours(arguments.plan, SessionOptions(), stack)
+    config = BenchConfig(iterations=arguments.frames, protocol=arguments.protocol)
     frames = reference_frames()
     image = candidate.predictor.prepare(camera_frames(frames, config)[0])
     ours, theirs = [], []
-    for _ in range(told.rounds):
+    for _ in range(arguments.rounds):
         ours += bench([candidate], frames, config)
-        theirs.append(run(trtexec, path, told.protocol, told.seconds, image))
+        theirs.append(run(trtexec, path, arguments.protocol, arguments.seconds, image))
     latencies = {
-        "mde bench": np.concatenate([each.frames_ms for each in ours]),
-        "trtexec": np.concatenate([each["latencyMs"] for each in theirs]),
+        "mde bench": np.concatenate([result.frames_ms for result in ours]),
+        "trtexec": np.concatenate([times["latencyMs"] for times in theirs]),
     }
     rows = []
-    for name, times in latencies.items():
-        stats = summarise(times)
+    for name, latency_ms in latencies.items():
+        stats = summarise(latency_ms)
         p50 = "{:.3f} ({:.3f} to {:.3f})".format(stats.p50_ms, *stats.p50_interval_ms)
         rows.append((name, p50, f"{stats.p99_ms:.3f}", str(stats.samples)))
     parts = {
-        "mde bench": [np.median([each.device_stages[name].p50_ms for each in ours]) for name in DEVICE_STAGES],
-        "trtexec": [np.median(np.concatenate([each[name] for each in theirs])) for name in PARTS],
+        "mde bench": [np.median([result.device_stages[name].p50_ms for result in ours]) for name in DEVICE_STAGES],
+        "trtexec": [np.median(np.concatenate([times[name] for times in theirs])) for name in PARTS],
     }
     ratio = ratio_interval(latencies["trtexec"], latencies["mde bench"], paired=False)
-    notes = [f"trtexec: {ratio.in_words('as mde bench')}"]
-    for name, own in parts.items():
-        notes.append(f"{name}, p50 ms: {', '.join(map('{} {:.3f}'.format, DEVICE_STAGES, own))}")
+    notes = [f"trtexec: {ratio.describe('as mde bench')}"]
+    for name, medians in parts.items():
+        notes.append(f"{name}, p50 ms: {', '.join(map('{} {:.3f}'.format, DEVICE_STAGES, medians))}")
     notes.append(f"{path.name} on {ours[0].device}: {ours[0].boundary}")
-    print_table(Table(header=("stopwatch", "p50 ms (95 %)", "p99 ms", "queries"), rows=tuple(rows), notes=tuple(notes)))
+    print_table(Table(header=("timer", "p50 ms (95 %)", "p99 ms", "queries"), rows=tuple(rows), notes=tuple(notes)))
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return ends(work, words)
+    return run_script(work, words)
 
 
 if __name__ == "__main__":

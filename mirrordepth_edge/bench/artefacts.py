@@ -1,4 +1,4 @@
-"""The artefact that a case of a suite runs: as it ships or as it was named, else exported once and kept in a cache."""
+"""Artefacts of the cases of a suite: shipped or given files, else exported once into a cache."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mirrordepth_edge.manifest import Manifest
 from mirrordepth_edge.support.cache import digest, user_cache
 
 PRESET = "preset:"
-"""Before a preset's name: the preset with random weights, fit to measure speed."""
+"""Prefix of a preset with random weights, which is sufficient to measure speed."""
 TORCH = "torch"
 ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a case asks for; None is what the model is anyway."""
+class ArtefactRequest:
+    """What a case runs; None keeps the model's own setting."""
 
     model: str
     """A checkpoint, an ONNX file or an engine; `nano`, `nano.fp16`, or `preset:NAME`."""
@@ -32,58 +32,58 @@ class Wanted:
 
 
 def cache_folder() -> Path:
-    """Where artefacts of suites are kept; they may be deleted at any time."""
+    """Return the cache folder for artefacts of suites, which may be deleted at any time."""
     return user_cache("suites")
 
 
 def find_or_make(
-    wanted: Wanted,
+    request: ArtefactRequest,
     folder: Path,
     *,
     clip_weights: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Artefact:
-    """The file to run.
+    """Find or create the artefact of a request.
 
-    PyTorch takes a checkpoint as it is, engines are built of ONNX on this machine, all others run ONNX. What is made
-    is kept in `folder` by the checkpoint's hash, the export's settings and this package's version.
+    PyTorch runs a checkpoint, TensorRT an engine built on this machine, all other backends an ONNX file. Created files
+    are cached in `folder` under a key of the checkpoint's hash, the export settings and the package version.
 
     Args:
         folder: the cache, such as `cache_folder()`.
-        clip_weights: for a checkpoint whose towers are not embedded.
-        on_stage: told what is being done.
+        clip_weights: for a checkpoint without embedded towers.
+        on_stage: called with the name of each step.
 
     Raises:
         InputError: the model cannot be read.
-        OptionError: it cannot become what is wanted.
-        MissingError: what would make it is not installed.
-        GateError: what was made does not give the model's depth.
+        OptionError: the model cannot be converted as requested.
+        MissingError: the packages to create it are not installed.
+        GateError: the depth of the created artefact differs from the model's.
     """
-    if wanted.backend == TORCH:
-        return _checkpoint_as_it_is(wanted)
-    artefact = _onnx(wanted, folder, clip_weights, on_stage)
-    return _engine(artefact, wanted.backend, folder, on_stage) if wanted.backend in ENGINES else artefact
+    if request.backend == TORCH:
+        return _checkpoint(request)
+    artefact = _onnx(request, folder, clip_weights, on_stage)
+    return _engine(artefact, request.backend, folder, on_stage) if request.backend in ENGINES else artefact
 
 
-def _checkpoint_as_it_is(wanted: Wanted) -> Artefact:
-    path = NANO_CHECKPOINT if wanted.model in SHIPPED else Path(wanted.model)
+def _checkpoint(request: ArtefactRequest) -> Artefact:
+    path = NANO_CHECKPOINT if request.model in SHIPPED else Path(request.model)
     if path.suffix != CHECKPOINT_SUFFIX:
-        raise _cannot(wanted, "PyTorch runs checkpoints.", "Name a .safetensors file, or nano.")
+        raise _mismatch(request, "PyTorch runs only checkpoints.", "Pass a .safetensors file, or nano.")
     artefact = Artefact.open(path)
     own_hw = artefact.checkpoint_info.model.size_hw
-    if wanted.precision not in (None, "fp32") or wanted.batch != 1 or wanted.size_hw not in (None, own_hw):
-        raise _cannot(
-            wanted, "PyTorch runs a checkpoint in FP32 at its own size, frame by frame.", "Leave these settings out."
+    if request.precision not in (None, "fp32") or request.batch != 1 or request.size_hw not in (None, own_hw):
+        raise _mismatch(
+            request, "PyTorch runs a checkpoint in FP32, at its own size and with batch 1.", "Omit these settings."
         )
     return artefact
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """What ONNX files are exported of."""
+    """The source of an export."""
 
     stem: str
-    """How their names begin."""
+    """Start of the file name."""
     model: ModelConfig
     sha256: str
     checkpoint: Path | None
@@ -97,39 +97,39 @@ def _source(model: str) -> _Source:
         return _Source(stem=path.stem, model=info.model, sha256=artefact.sha256, checkpoint=path)
     name = model.removeprefix(PRESET)
     if name not in PRESETS:
-        raise OptionError(
-            f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", f"{PRESET}vitb16"
-        )
+        raise OptionError(f"Unknown preset {name!r}.", f"The presets are {', '.join(PRESETS)}.", f"{PRESET}vitb16")
     return _Source(stem=name, model=PRESETS[name], sha256=digest(PRESETS[name]), checkpoint=None)
 
 
-def _onnx(wanted: Wanted, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Artefact:
-    """An ONNX file, or an engine where that is what was named."""
-    named = Path(wanted.model)
-    if wanted.model not in SHIPPED and not wanted.model.startswith(PRESET) and named.suffix != CHECKPOINT_SUFFIX:
-        artefact = Artefact.open(named)
-        _require_is(wanted, artefact.manifest)
+def _onnx(
+    request: ArtefactRequest, folder: Path, clip_weights: Path | None, on_stage: Callable[[str], None]
+) -> Artefact:
+    """Find or export an ONNX file; return an engine if the model is one."""
+    file = Path(request.model)
+    if request.model not in SHIPPED and not request.model.startswith(PRESET) and file.suffix != CHECKPOINT_SUFFIX:
+        artefact = Artefact.open(file)
+        _require_match(request, artefact.manifest)
         return artefact
-    source = _source(wanted.model)
-    precision: Precision = wanted.precision or ("fp16" if wanted.model == "nano.fp16" else "fp32")
-    size_hw = wanted.size_hw or source.model.size_hw
-    as_it_ships = wanted.model in SHIPPED and size_hw == source.model.size_hw and wanted.batch == 1
-    if as_it_ships and precision in NANO_ONNX:
+    source = _source(request.model)
+    precision: Precision = request.precision or ("fp16" if request.model == "nano.fp16" else "fp32")
+    size_hw = request.size_hw or source.model.size_hw
+    shipped = request.model in SHIPPED and size_hw == source.model.size_hw and request.batch == 1
+    if shipped and precision in NANO_ONNX:
         return Artefact.open(NANO_ONNX[precision])
-    config = ExportConfig(precision=precision, size_hw=size_hw, batch=wanted.batch)
-    return _exported(source, config, folder, clip_weights, on_stage)
+    config = ExportConfig(precision=precision, size_hw=size_hw, batch=request.batch)
+    return _export(source, config, folder, clip_weights, on_stage)
 
 
-def _require_is(wanted: Wanted, manifest: Manifest) -> None:
-    """Refuse a finished file that is not what is wanted."""
+def _require_match(request: ArtefactRequest, manifest: Manifest) -> None:
+    """Refuse a file that does not match the request."""
     size_hw, batch = manifest.preprocess.size_hw, manifest.inputs[0].shape[0]
-    wants = (wanted.precision or manifest.precision, wanted.size_hw or size_hw, wanted.batch)
-    if wants != (manifest.precision, size_hw, batch):
-        what = f"It is {manifest.precision.upper()}, {size_hw[0]}x{size_hw[1]} pixels, {batch} at once, and stays so."
-        raise _cannot(wanted, what, "Name the checkpoint that it was made from, of which others are exported.")
+    requested = (request.precision or manifest.precision, request.size_hw or size_hw, request.batch)
+    if requested != (manifest.precision, size_hw, batch):
+        why = f"It is fixed to {manifest.precision.upper()}, {size_hw[0]}x{size_hw[1]} pixels and batch {batch}."
+        raise _mismatch(request, why, "Pass its checkpoint; other settings are exported from it.")
 
 
-def _exported(
+def _export(
     source: _Source,
     config: ExportConfig,
     folder: Path,
@@ -145,7 +145,7 @@ def _exported(
     batch = f".batch{config.batch}" if config.batch > 1 else ""
     key = digest(source.sha256, config, __version__)
     path = folder / key[:16] / f"{source.stem}.{height}x{width}.{config.precision}{batch}.onnx"
-    if (artefact := _whole(path)) is not None:
+    if (artefact := _open_cached(path)) is not None:
         return artefact
     require_export_packages()
     on_stage("loading the model")
@@ -169,7 +169,7 @@ def _exported(
 
 
 def _engine(artefact: Artefact, flavour: str | None, folder: Path, on_stage: Callable[[str], None]) -> Artefact:
-    """The engine of an ONNX file for this machine's GPU; one that was named is taken as it is."""
+    """Find or build the engine of an ONNX file for this machine's GPU; return an engine as it is."""
     from mirrordepth_edge.engines.build import HERE, plan_build
     from mirrordepth_edge.engines.cache import cached_engine
 
@@ -178,21 +178,23 @@ def _engine(artefact: Artefact, flavour: str | None, folder: Path, on_stage: Cal
     plan = plan_build(HERE)
     if plan.flavour != flavour:
         raise MissingError(
-            f"Engines of {flavour} are not built here.", f"This machine's are built by {plan.flavour}.", "Use that."
+            f"{flavour} cannot build engines on this machine.",
+            f"The builder found here is {plan.flavour}.",
+            f'Use backend = "{plan.flavour}".',
         )
     return cached_engine(artefact, folder=folder, plan=plan, on_stage=on_stage).artefact
 
 
-def _whole(path: Path) -> Artefact | None:
-    """A cached artefact; None if it is missing, damaged or without its manifest."""
+def _open_cached(path: Path) -> Artefact | None:
+    """Open a cached artefact; return None if it is missing, damaged or without its manifest."""
     try:
         return Artefact.open(path)
     except InputError:
         return None
 
 
-def _cannot(wanted: Wanted, why: str, cure: str) -> OptionError:
-    size = f"{wanted.size_hw[0]}x{wanted.size_hw[1]}" if wanted.size_hw else None
-    batch = f"{wanted.batch} at once" if wanted.batch > 1 else None
-    asked = ", ".join(each for each in (wanted.precision, size, batch, wanted.backend) if each)
-    return OptionError(f"{wanted.model} does not fit this case{f' ({asked})' if asked else ''}.", why, cure)
+def _mismatch(request: ArtefactRequest, why: str, cure: str) -> OptionError:
+    size = f"{request.size_hw[0]}x{request.size_hw[1]}" if request.size_hw else None
+    batch = f"batch {request.batch}" if request.batch > 1 else None
+    settings = ", ".join(text for text in (request.precision, size, batch, request.backend) if text)
+    return OptionError(f"{request.model} does not fit this case{f' ({settings})' if settings else ''}.", why, cure)

@@ -1,4 +1,4 @@
-"""Stored results beside one another: ratios with their uncertainty, limits that a build must hold, tables."""
+"""Comparison of stored results: ratios with their uncertainty, regression gates, tables."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ GATE_CURE = '--fail-if "p99>33ms", --fail-if "throughput<30" or --fail-if "p50>1
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult(Subject):
-    """A measurement that `BenchResult.to_json` described; what else the file holds is left unread."""
+    """A measurement read from `BenchResult.to_json`; unknown keys of the file are ignored."""
 
     source: str
-    """The file's name, for messages."""
+    """Name of the file, for messages."""
     latency: LatencyStats
-    """Derived again from the samples."""
+    """Computed from the samples."""
     samples_ms: npt.NDArray[np.float64]
-    """Whole frames, the sum of their stages, in milliseconds; shape `[frames]`."""
+    """Sum of the stages of each frame, in milliseconds; shape `[frames]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """What a file has to state: `BenchConfig`, which has defaults, would take them for what is missing."""
+    """Required keys of the configuration; `BenchConfig` would fill in defaults for missing ones."""
 
     iterations: int
     frame_hw: SizeHW
@@ -47,31 +47,31 @@ class _Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stated:
+class _Required:
     config: _Config
     samples_ns: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much longer the second result's frames take than the first's."""
+    """Ratio of the latencies of two results."""
 
     first: StoredResult
     second: StoredResult
     ratio: Ratio
     """Median of the second over median of the first, with its 95 % bootstrap interval."""
     differences: tuple[str, ...]
-    """What beside the artefact differs, so that the ratio is not the artefacts' alone."""
+    """Differences besides the artefact, which also affect the ratio."""
 
     @property
     def verdict(self) -> str:
-        """The ratio in words, such as `1.31 times as long (95 % interval 1.27 to 1.35)`."""
-        return self.ratio.in_words()
+        """The ratio as text, such as `1.31 times as long (95 % interval 1.27 to 1.35)`."""
+        return self.ratio.describe()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A condition that is a failure where it is true."""
+    """A condition that fails the run if it is true."""
 
     condition: str
     """As the user wrote it."""
@@ -79,12 +79,12 @@ class Gate:
     """One of `LATENCIES`, or `throughput`."""
     operator: str
     limit: float
-    """Milliseconds, or frames a second for `throughput`."""
+    """Milliseconds, or frames per second for `throughput`."""
     base: StoredResult | None = None
-    """The result that the limit was taken from."""
+    """The result from which the limit was computed."""
 
     def check(self, latency: LatencyStats) -> str | None:
-        """None where the gate holds, else a sentence that says by how much it does not."""
+        """Return None if the gate passes, else a sentence with the excess."""
         value = metric_of(latency, self.metric)
         failed = {
             ">": value > self.limit,
@@ -98,42 +98,44 @@ class Gate:
         excess = abs(value - self.limit)
         side = "over" if self.operator.startswith(">") else "under"
         by = f"{excess:.3g} {unit} ({excess / self.limit:.2%}) {side}" if excess else "exactly at"
-        origin = f", which comes from {self.base.source}" if self.base else ""
+        origin = f" (from {self.base.source})" if self.base else ""
         return (
             f"{self.metric} is {value:.6g} {unit}, {by} the limit of {self.limit:.6g} {unit}{origin}: {self.condition}"
         )
 
 
 def read_result(path: Path) -> StoredResult:
-    """Read what `mde bench --json` wrote.
+    """Read a file of `mde bench --json`.
 
     Raises:
-        InputError: there is no such file, it is no JSON, or `stored_result` refuses it.
+        InputError: the file is missing, not valid JSON, or refused by `stored_result`.
     """
     return stored_result(read_json(path, "result", MEASURE_AGAIN), str(path))
 
 
 def stored_result(data: Any, source: str) -> StoredResult:
-    """The result that `data`, plain values as of `BenchResult.to_json`, describes.
+    """Validate the plain values of `BenchResult.to_json`.
 
     Args:
-        source: what to call it in messages.
+        source: name of the file, for messages.
 
     Raises:
-        InputError: another version wrote it, a field is missing or of the wrong type, or a sample
-            is not a positive number.
+        InputError: the schema version differs, a field is missing or of the wrong type, or a sample is not a positive
+            number.
     """
     if isinstance(data, dict) and ("streams" in data or "in_flight" in data):
         raise InputError(
-            f"{source} is no measurement of latency.",
-            "Streams and throughput are told, and not compared.",
+            f"{source} is not a latency measurement.",
+            "Results of --mode stream and --mode throughput cannot be compared.",
             "Measure with --mode latency.",
         )
     data = upgraded(data, RENAMED_IN_4, range(3, 4), RESULT_VERSION)
     version = data.get("schema_version") if isinstance(data, dict) else None
-    # Other JSON of ours has schema versions too; only a benchmark has samples.
+    # Other JSON files of this package have schema versions too; only benchmark results have samples.
     if version is None or ("samples_ns" not in data and "samples_ms" not in data):
-        raise InputError(f"{source} is no benchmark result.", "It has no schema_version or no samples.", MEASURE_AGAIN)
+        raise InputError(
+            f"{source} is not a benchmark result.", "It has no schema_version or no samples.", MEASURE_AGAIN
+        )
     if version != RESULT_VERSION:
         raise InputError(
             f"{source} was written by another version of mde bench.",
@@ -141,11 +143,11 @@ def stored_result(data: Any, source: str) -> StoredResult:
             MEASURE_AGAIN,
         )
     subject = read_strict(Subject, data, source, MEASURE_AGAIN)
-    samples_ms = _whole_frames(read_strict(_Stated, data, source, MEASURE_AGAIN).samples_ns, source)
+    samples_ms = _unpack_frames(read_strict(_Required, data, source, MEASURE_AGAIN).samples_ns, source)
     return StoredResult(**vars(subject), source=source, latency=summarise(samples_ms), samples_ms=samples_ms)
 
 
-def _whole_frames(packed: dict[str, str], source: str) -> npt.NDArray[np.float64]:
+def _unpack_frames(packed: dict[str, str], source: str) -> npt.NDArray[np.float64]:
     try:
         stages = {name: unpack(text) for name, text in packed.items()}
     except ValueError as error:
@@ -153,24 +155,23 @@ def _whole_frames(packed: dict[str, str], source: str) -> npt.NDArray[np.float64
     lengths = {name: len(samples) for name, samples in stages.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "none"
-        why = f"samples_ns needs as many samples of every stage, and at least one; it has: {counts}."
+        why = f"samples_ns needs at least one sample, and the same number for every stage; it has: {counts}."
         raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
     for name, samples in stages.items():
         if (samples <= 0).any():
-            why = f"samples_ns.{name} has times that are not positive."
+            why = f"samples_ns.{name} has non-positive times."
             raise InputError(f"{source} is not valid.", why, MEASURE_AGAIN)
     frames: npt.NDArray[np.float64] = np.array(list(stages.values())).sum(axis=0)
     return frames
 
 
 def compare(first: StoredResult, second: StoredResult, *, anyway: bool = False) -> Comparison:
-    """The ratio of two results' median latencies, second over first.
+    """Compute the ratio of the median latencies of two results, second over first.
 
-    The results were taken one after the other, so the interval holds the scatter of the frames, not
-    what changed on the machine between the two.
+    The interval covers the scatter of the frames, not changes of the machine between the two measurements.
 
     Args:
-        anyway: compare although more than the artefact differs.
+        anyway: compare even if more than the artefact differs.
 
     Raises:
         OptionError: device, machine, boundary or frame size differ, and not `anyway`.
@@ -178,22 +179,22 @@ def compare(first: StoredResult, second: StoredResult, *, anyway: bool = False) 
     different = differences(first, second)
     if different and not anyway:
         raise OptionError(
-            f"{first.source} and {second.source} were not measured alike.",
+            f"{first.source} and {second.source} were measured under different conditions.",
             f"They differ in {'; '.join(different)}.",
-            "Measure both alike, or compare them all the same with --anyway.",
+            "Measure both under the same conditions, or pass --anyway to compare them.",
         )
     ratio = ratio_interval(second.samples_ms, first.samples_ms, paired=False)
     return Comparison(first=first, second=second, ratio=ratio, differences=different)
 
 
 def differences(first: StoredResult | BenchResult, second: StoredResult | BenchResult) -> tuple[str, ...]:
-    """What differs beside artefact, backend and precision, both sides named; empty where alike."""
+    """List the differences besides artefact, backend and precision; empty if there are none."""
     sides = {
         "device": (first.device, second.device),
         "machine": (first.computer, second.computer),
         "boundary": (first.timed, second.timed),
     }
-    # The network alone sees frames at its own size, whatever the camera's.
+    # The camera's frame size does not affect the time of the network alone.
     if "host" in (first.config.protocol, second.config.protocol):
         sides["frame size"] = (first.frame, second.frame)
     return tuple(
@@ -204,28 +205,28 @@ def differences(first: StoredResult | BenchResult, second: StoredResult | BenchR
 
 
 def metric_of(latency: LatencyStats, metric: str) -> float:
-    """A figure by its name in a gate: milliseconds, or frames a second for `throughput`."""
+    """Look up a statistic by its name in a gate: milliseconds, or frames per second for `throughput`."""
     field = "throughput_hz" if metric == "throughput" else f"{metric}_ms"
     return float(getattr(latency, field))
 
 
 def parse_gate(text: str) -> Gate:
-    """Read a condition that is a failure: `METRIC OPERATOR LIMIT`.
+    """Parse a failure condition: `METRIC OPERATOR LIMIT`.
 
-    METRIC is one of `LATENCIES` or `throughput` (frames a second), OPERATOR one of > >= < <=, and
-    LIMIT a number with its unit (us, ms, s; throughput: none or /s), or `FILE.json` or
-    `FACTOR*FILE.json` for the same metric of a stored result, which is read here.
+    METRIC is one of `LATENCIES` or `throughput` (frames per second). OPERATOR is one of > >= < <=. LIMIT is a number
+    with a unit (us, ms, s; throughput: none or /s), or `FILE.json` or `FACTOR*FILE.json` for the same metric of a
+    stored result, which is read here.
 
     Raises:
-        OptionError: `text` is none of this.
+        OptionError: `text` does not have this form.
         InputError: the stored result cannot be read.
     """
     parts = re.fullmatch(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([^\s<>=].*?)\s*", text, re.DOTALL)
     if parts is None:
-        raise _no_gate(text, "It is not a metric, one of > >= < <=, and a limit.")
+        raise _invalid_gate(text, "Expected a metric, one of > >= < <=, and a limit.")
     metric, operator, right = parts.groups()
     if metric != "throughput" and metric not in LATENCIES:
-        raise _no_gate(text, f"{metric!r} is no metric; there are {', '.join(LATENCIES)} and throughput.")
+        raise _invalid_gate(text, f"{metric!r} is not a metric; choose from {', '.join(LATENCIES)} and throughput.")
     if right.endswith(".json"):
         factor, star, name = right.partition("*")
         times = _number(text, factor) if star else 1.0
@@ -240,36 +241,32 @@ def _limit(text: str, metric: str, right: str) -> float:
     number = right.removesuffix(unit)
     if metric == "throughput":
         if unit not in ("", "/s"):
-            raise _no_gate(text, f"{right!r} is no number of frames a second, without a unit or with /s.")
+            raise _invalid_gate(text, f"{right!r} is not a number of frames per second, without a unit or with /s.")
         return _number(text, number)
     if unit not in MS_PER_UNIT:
-        raise _no_gate(text, f"{right!r} is no number with a unit of {', '.join(MS_PER_UNIT)}.")
+        raise _invalid_gate(text, f"{right!r} is not a number with one of the units {', '.join(MS_PER_UNIT)}.")
     return _number(text, number) * MS_PER_UNIT[unit]
 
 
 def _number(text: str, number: str) -> float:
-    # Not what else float() reads: inf, nan, underscores, signs.
+    # float() also accepts inf, nan, underscores and signs.
     if re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*", number, re.ASCII) is None or float(number) == 0:
-        raise _no_gate(text, f"{number!r} is no positive number.")
+        raise _invalid_gate(text, f"{number!r} is not a positive number.")
     return float(number)
 
 
-def _no_gate(text: str, why: str) -> OptionError:
-    return OptionError(f"{text!r} is no condition to fail on.", why, GATE_CURE)
+def _invalid_gate(text: str, why: str) -> OptionError:
+    return OptionError(f"{text!r} is not a valid --fail-if condition.", why, GATE_CURE)
 
 
 def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
-    """A GitHub table of results; for comparisons, of their results (each once) and then their ratios.
+    """Format results as a GitHub table; comparisons as a table of their results and one of their ratios.
 
-    Raises nothing; ends in a newline. Text is escaped, so that names keep to their cells.
+    Text is escaped. The string ends in a newline.
     """
     comparisons = [row for row in rows if isinstance(row, Comparison)]
-    results: list[StoredResult] = []
-    for row in rows:
-        for result in (row.first, row.second) if isinstance(row, Comparison) else (row,):
-            if not any(result is known for known in results):
-                results.append(result)
-    place = {id(result): number for number, result in enumerate(results, 1)}
+    results = _distinct_results(rows)
+    numbers = {id(result): number for number, result in enumerate(results, 1)}
     text = pipe_table(
         ["#", "artefact", "backend", "device", "precision", "p50 ms", "p90 ms", "p99 ms", "frames/s"],
         [_cells(number, result) for number, result in enumerate(results, 1)],
@@ -278,11 +275,21 @@ def markdown(rows: Sequence[StoredResult] | Sequence[Comparison]) -> str:
     if comparisons:
         text += "\n" + pipe_table(
             ["rows", "p50"],
-            [[f"{place[id(each.second)]} against {place[id(each.first)]}", each.verdict] for each in comparisons],
+            [[f"{numbers[id(row.second)]} against {numbers[id(row.first)]}", row.verdict] for row in comparisons],
         )
-    # Comparing anyway must not look like comparing alike.
-    unlike = dict.fromkeys(difference for each in comparisons for difference in each.differences)
-    return text + ("\nNot measured alike:\n\n" + "".join(f"- {_cell(one)}\n" for one in unlike) if unlike else "")
+    # Results that were compared with --anyway must be recognisable.
+    notes = dict.fromkeys(difference for row in comparisons for difference in row.differences)
+    text += "\nMeasured under different conditions:\n\n" if notes else ""
+    return text + "".join(f"- {_cell(note)}\n" for note in notes)
+
+
+def _distinct_results(rows: Sequence[StoredResult] | Sequence[Comparison]) -> list[StoredResult]:
+    results: list[StoredResult] = []
+    for row in rows:
+        for result in (row.first, row.second) if isinstance(row, Comparison) else (row,):
+            if not any(result is known for known in results):
+                results.append(result)
+    return results
 
 
 def _cells(number: int, result: StoredResult) -> list[str]:
@@ -295,12 +302,12 @@ def _cells(number: int, result: StoredResult) -> list[str]:
 
 
 def pipe_table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:
-    """GitHub's pipe table, its last `figures` columns to the right."""
+    """Format a GitHub table whose last `figures` columns are right-aligned."""
     rule = ["---"] * (len(head) - figures) + ["---:"] * figures
     lines = [head, rule, *([_cell(cell) for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one cell."""
+    """Escape text for one cell of a Markdown table."""
     return re.sub(r"([\\|*_`<\[\]])", r"\\\1", " ".join(text.split()))

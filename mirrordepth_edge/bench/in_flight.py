@@ -1,7 +1,7 @@
-"""How many frames a second one engine gives that takes frames before it has answered earlier ones.
+"""Throughput of one engine with several frames in flight.
 
-One thread does it all: while the GPU works on one frame, the host finishes the one before and prepares the next. So
-neither waits for the other, as long as both keep up, and the engine is in memory once.
+One thread suffices: while the GPU processes a frame, the host finishes the previous one and prepares the next. The
+engine is in memory once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mirrordepth_edge.backends.base import Arrays, CheckedSession, Session
 from mirrordepth_edge.bench.measure import Candidate, camera_frames, check_depth, warm_up
 from mirrordepth_edge.bench.result import ThroughputMeasurement
 from mirrordepth_edge.bench.stats import summarise
-from mirrordepth_edge.bench.throughput import throughput_of_one
+from mirrordepth_edge.bench.throughput import throughput_of_generator
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap
@@ -33,66 +33,65 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 @runtime_checkable
 class Queue(Protocol):
-    """What a session has besides `infer` that keeps several frames in work, as `backends.engine.EngineSession` does."""
+    """The methods of a session that keeps several frames in flight, such as `backends.engine.EngineSession`."""
 
     def submit(self, feeds: Feeds) -> None:
-        """Begin a frame; `feeds` are read before this returns."""
+        """Start a frame; `feeds` are read before this returns."""
 
     def collect(self) -> Arrays:
-        """Wait for the oldest frame; valid until as many later ones were submitted as the session keeps in work."""
+        """Wait for the oldest frame. The outputs are valid until its slot is submitted to again."""
 
 
-def answers(session: Queue, feeds: Iterable[Feeds], most: int) -> Iterator[Arrays]:
-    """The outputs of each of `feeds`, in order, with up to `most` in work.
+def infer_in_flight(session: Queue, feeds: Iterable[Feeds], max_in_flight: int) -> Iterator[Arrays]:
+    """Run a session on `feeds`, with up to `max_in_flight` of them in flight.
 
-    The next of `feeds` is made, and the outputs are used, while the session works on up to `most` - 1 others. Where
-    that ends early, frames stay in work, and the session is of no more use than to be closed.
+    `feeds` are produced and outputs are consumed while the session works on up to `max_in_flight` - 1 other frames. If
+    the iteration ends early, frames stay in flight and the session can only be closed.
 
     Yields:
-        Outputs that are valid until the next ones are asked for.
+        Outputs in order, each valid until the next is requested.
     """
-    waiting = 0
-    for each in feeds:
-        session.submit(each)
-        waiting += 1
-        if waiting == most:
+    in_flight = 0
+    for frame_feeds in feeds:
+        session.submit(frame_feeds)
+        in_flight += 1
+        if in_flight == max_in_flight:
             yield session.collect()
-            waiting -= 1
-    for _ in range(waiting):
+            in_flight -= 1
+    for _ in range(in_flight):
         yield session.collect()
 
 
 class ConcurrentSession(CheckedSession):
-    """Answers one by one, each by the next context, while all others work on another picture.
+    """Answers from each context in turn, while all other contexts work on another image.
 
     Args:
-        session: keeps frames in work; it stays its owner's.
-        most: how many.
+        session: keeps several frames in flight; the caller closes it.
+        contexts: how many frames it keeps in flight.
     """
 
-    def __init__(self, session: Session, most: int) -> None:
+    def __init__(self, session: Session, contexts: int) -> None:
         self.backend, self.version, self.device = session.backend, session.version, session.device
         self.precision, self.inputs, self.outputs = session.precision, session.inputs, session.outputs
-        self._queue, self._most, self._turn = _require_queue(session), most, 0
+        self._queue, self._contexts, self._next = _require_queue(session), contexts, 0
 
     def infer(self, feeds: Feeds) -> Arrays:
         other = {name: np.ascontiguousarray(np.flip(array)) for name, array in feeds.items()}
-        crowd = [feeds if place == self._turn else other for place in range(self._most)]
-        for each in crowd:
-            self._queue.submit(each)
-        found = [self._queue.collect() for _ in crowd][self._turn]
-        self._turn = (self._turn + 1) % self._most
-        return found
+        for context in range(self._contexts):
+            self._queue.submit(feeds if context == self._next else other)
+        outputs = [self._queue.collect() for _ in range(self._contexts)][self._next]
+        self._next = (self._next + 1) % self._contexts
+        return outputs
 
 
 def bench_in_flight(
     candidate: Candidate, frames: Sequence[Frame], config: BenchConfig, in_flight: int, seconds: float
 ) -> ThroughputMeasurement:
-    """Frames a second of one session, opened for `in_flight` frames, that has so many in work.
+    """Measure the throughput of one session that was opened for `in_flight` frames.
 
     Raises:
-        GateError: as `bench`; every context is looked at, with the others in work.
-        OptionError: the session keeps one frame in work only, or there is no time.
+        GateError: as `bench`; every context is checked while the others are busy.
+        OptionError: the session keeps only one frame in flight, or the time is not positive.
     """
     predictor = candidate.predictor
     session = _require_queue(predictor.session)
@@ -101,15 +100,15 @@ def bench_in_flight(
 
     def work(numbers: Iterable[int]) -> Iterator[DepthMap]:
         feeds = (predictor.prepare(at_size[number % len(at_size)]) for number in numbers)
-        return (predictor.finish(outputs, config.frame_hw) for outputs in answers(session, feeds, in_flight))
+        return (predictor.finish(outputs, config.frame_hw) for outputs in infer_in_flight(session, feeds, in_flight))
 
     warm = False
     results = work(takewhile(lambda number: not warm, count()))
     warmup = warm_up([lambda index: next(results)], config.warmup)
     warm = True
-    warmup += sum(1 for _ in results)  # those in work
+    warmup += sum(1 for _ in results)  # the frames in flight
     with TelemetrySampler() as sampler:
-        result = throughput_of_one(work, seconds)
+        result = throughput_of_generator(work, seconds)
     return ThroughputMeasurement(
         **candidate.about(config),
         warmup=warmup,
@@ -125,10 +124,10 @@ def bench_in_flight(
 
 
 def _check_contexts(candidate: Candidate, frames: Sequence[Frame], in_flight: int) -> Parity | None:
-    """`check_depth` by each context; `infer` runs on one of them alone."""
+    """Run `check_depth` on every context; `infer` alone would use only one."""
     predictor, reference = candidate.predictor, candidate.reference
     if reference is not None:
-        reference = Reference(*(np.repeat(each, in_flight, axis=0) for each in (reference.images, reference.depth_m)))
+        reference = Reference(*(np.repeat(array, in_flight, axis=0) for array in (reference.images, reference.depth_m)))
     concurrent = DepthPredictor(ConcurrentSession(predictor.session, in_flight), predictor.model)
     checked = replace(candidate, predictor=concurrent, reference=reference)
     return check_depth(checked, [frame for frame in frames for _ in range(in_flight)])
@@ -137,8 +136,8 @@ def _check_contexts(candidate: Candidate, frames: Sequence[Frame], in_flight: in
 def _require_queue(session: Session) -> Queue:
     if not isinstance(session, Queue):
         raise OptionError(
-            f"{session.backend} cannot keep several frames in work in one session.",
-            "An engine can.",
-            "Open it several times: mirrordepth_edge.bench.measure.bench_throughput",
+            f"{session.backend} cannot keep several frames in flight in one session.",
+            "Only TensorRT engines can.",
+            "Use several sessions: mirrordepth_edge.bench.measure.bench_throughput",
         )
     return session

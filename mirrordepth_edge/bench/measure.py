@@ -1,8 +1,8 @@
-"""Measuring latency: one declared boundary, a warm-up until times have settled, raw samples of every stage.
+"""Latency measurement: a declared timed section, a warm-up until times have settled, raw samples of every stage.
 
-The boundary is host frame to host metres: a uint8 frame at camera size in, float32 depth at camera
-size out. Inside it each frame passes three stages, timed one by one: preprocess, network (with its
-copies to and from a device), postprocess. Other protocols (`BOUNDARIES`) narrow it, to compare with other tools.
+The timed section is from a uint8 frame of camera size to float32 depth of camera size, both in host memory. Its three
+stages are timed separately: preprocess, network (with its copies to and from a device) and postprocess. The other
+protocols (`BOUNDARIES`) time less of it, for comparison with other tools.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.artefact import Artefact
-from mirrordepth_edge.backends.base import DEVICE_STAGES
+from mirrordepth_edge.backends.base import DEVICE_STAGES, Session
 from mirrordepth_edge.backends.registry import open_artefact
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
-from mirrordepth_edge.bench.stats import findings, stationary_from, summarise
+from mirrordepth_edge.bench.stats import latency_warnings, stationary_from, summarise
 from mirrordepth_edge.bench.stream import StreamResult, max_sustained_rate, stream
 from mirrordepth_edge.bench.throughput import throughput
 from mirrordepth_edge.config import BenchConfig, BenchProtocol, SessionOptions
@@ -35,11 +35,11 @@ from mirrordepth_edge.reference import Reference
 
 STAGES = ("preprocess", "network", "postprocess")
 WARMUP_CHUNK = 20
-MOST_WARMUP = 400
-"""Frames after which timing starts even where times have not settled; `findings` will say so."""
-FEWEST_IN_STREAM = 4
-"""Frames at the lowest rate that is tried when the highest sustainable one is looked for."""
-HIGHEST_HZ = 1000.0
+MAX_WARMUP = 400
+"""Frames after which timing starts even if times have not settled; `latency_warnings` then reports it."""
+MIN_STREAM_FRAMES = 4
+"""Frames at the lowest rate in the search for the highest sustained rate."""
+MAX_RATE_HZ = 1000.0
 BOUNDARIES: dict[BenchProtocol, str] = {
     "host": "{frame} uint8 frame in host memory to {frame} metres in host memory",
     "network": "network input in host memory to network output in host memory",
@@ -51,49 +51,49 @@ DEVICE_PROTOCOLS: dict[BenchProtocol, tuple[str, ...]] = {
     "trtexec-10": DEVICE_STAGES,
     "trtexec-11": DEVICE_STAGES[1:2],
 }
-"""Which of the device's stages count."""
+"""The device's stages that a protocol counts."""
 
 Stage = Callable[[Any], Any]
-"""Takes what the stage before it gave; the first takes the frame's number."""
+"""Takes the result of the previous stage; the first takes the index of the frame."""
 Stages = Sequence[Stage]
-"""What a frame passes, in order."""
+"""The stages of a frame, in order."""
 
 
-def time_in_turn(
+def time_interleaved(
     paths: Sequence[Stages], frames: int, after: Sequence[Callable[[], object]] = ()
 ) -> list[npt.NDArray[np.float64]]:
-    """Send frame numbers 0, 1, … through the stages of each path, each frame through all paths before the next.
-
-    What disturbs one path so disturbs all. A path's last stage must return only when its result is in
-    host memory.
+    """Time several paths interleaved: each frame passes all paths before the next frame.
 
     Args:
-        after: for each path, what to call after each of its frames, untimed; none where empty.
+        paths: stages of each path. The first stage takes the index of the frame, from 0; the last must return only when
+            its result is in host memory.
+        after: for each path, a function to call after each of its frames, untimed; may be empty.
 
     Returns:
         Milliseconds for each path, shape `[frames, stages]`.
     """
+    # A disturbance lasts longer than a frame, so interleaving spreads it over all paths.
     stamps = [np.empty((frames, len(path) + 1), np.int64) for path in paths]
     for index in range(frames):
-        for number, (path, own) in enumerate(zip(paths, stamps, strict=True)):
-            own[index, 0] = perf_counter_ns()
+        for number, (path, path_stamps) in enumerate(zip(paths, stamps, strict=True)):
+            path_stamps[index, 0] = perf_counter_ns()
             value: Any = index
-            for place, stage in enumerate(path, 1):
+            for column, stage in enumerate(path, 1):
                 value = stage(value)
-                own[index, place] = perf_counter_ns()
+                path_stamps[index, column] = perf_counter_ns()
             if after:
                 after[number]()
-    return [np.diff(own) / 1e6 for own in stamps]
+    return [np.diff(path_stamps) / 1e6 for path_stamps in stamps]
 
 
 def warm_up(path: Stages, frames: int | None) -> int:
-    """Run frames untimed: as many as told, or until times have settled; how many it took."""
+    """Run `frames` untimed frames, or until times have settled if None; return how many ran."""
     if frames is not None:
-        time_in_turn([path], frames)
+        time_interleaved([path], frames)
         return frames
     samples = np.empty(0)
-    while len(samples) < MOST_WARMUP:
-        samples = np.append(samples, time_in_turn([path], WARMUP_CHUNK)[0].sum(axis=1))
+    while len(samples) < MAX_WARMUP:
+        samples = np.append(samples, time_interleaved([path], WARMUP_CHUNK)[0].sum(axis=1))
         settled = stationary_from(samples)
         if settled is not None and settled <= len(samples) - WARMUP_CHUNK:
             break
@@ -101,24 +101,24 @@ def warm_up(path: Stages, frames: int | None) -> int:
 
 
 def loop_overhead_us(stages: int, frames: int) -> float:
-    """What the loop costs a frame when its stages do nothing, in microseconds."""
+    """Measure the overhead of the loop per frame with empty stages, in microseconds."""
     began = perf_counter_ns()
-    time_in_turn([[lambda value: value] * stages], frames)
+    time_interleaved([[lambda value: value] * stages], frames)
     return (perf_counter_ns() - began) / 1e3 / frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What is measured."""
+    """An opened artefact to measure."""
 
     predictor: DepthPredictor
     name: str
     sha256: str
     reference: Reference | None = None
-    """What its depth has to be; None where that was not stored with it."""
+    """Its expected depth; None if none is stored with it."""
 
     def about(self, config: BenchConfig) -> dict[str, Any]:
-        """The fields of a `Subject`."""
+        """Return the fields of a `Subject`."""
         session = self.predictor.session
         height, width = config.frame_hw
         return {
@@ -135,16 +135,16 @@ class Candidate:
 
 
 def open_candidate(model: str | Path | Artefact, options: SessionOptions | None = None, batch: int = 1) -> Candidate:
-    """Open a model, with what its depth has to be.
+    """Open a model together with its reference depth.
 
     Raises:
-        InputError, MissingError, OptionError: as `runtime.load`.
+        InputError, MissingError, OptionError: as `predictor.load`.
     """
     artefact = open_artefact(model, trust=options is not None and options.trust)
     reference = artefact.reference
     predictor = load(artefact, options, batch=batch)
     if reference is not None and reference.depth_m.shape[1:] != predictor.session.inputs[0].size[1:]:
-        reference = None  # it is of the usual size, and this session of another
+        reference = None  # it is for the opt size, and this session has another
     return Candidate(predictor=predictor, name=artefact.name, sha256=artefact.sha256, reference=reference)
 
 
@@ -154,14 +154,15 @@ def bench(
     config: BenchConfig,
     on_frame: Callable[[], object] = lambda: None,
 ) -> list[BenchResult]:
-    """Measure predictors on real frames, which rotate; several are timed in turn, frame by frame.
+    """Measure the latency of predictors; several are interleaved, frame by frame.
 
     Args:
-        on_frame: called between frames, untimed; what it does at length disturbs the next one.
+        frames: real images, which are repeated cyclically.
+        on_frame: called between frames, untimed. If it takes long, it disturbs the next frame.
 
     Raises:
-        GateError: the depth is not finite and positive, or not what it has to be; a fast wrong engine is not reported.
-        OptionError: the protocol is a GPU's, and a candidate runs on the CPU.
+        GateError: the depth is not finite and positive, or differs from the reference.
+        OptionError: the protocol needs a GPU, and a candidate runs on the CPU.
     """
     at_size = camera_frames(frames, config)
     agreements = [check_depth(candidate, at_size) for candidate in candidates]
@@ -169,43 +170,62 @@ def bench(
         _require_device(candidate, config.protocol)
     paths = [_path(candidate.predictor, at_size, config) for candidate in candidates]
     warmups = [warm_up(path, config.warmup) for path in paths]
-    on_device: list[list[tuple[float, ...]]] = [[] for _ in candidates]
-
-    def reader(candidate: Candidate, own: list[tuple[float, ...]]) -> Callable[[], None]:
-        def read() -> None:
-            own.append(candidate.predictor.session.device_ms())
-            on_frame()
-
-        return read
-
+    recorders = [_DeviceRecorder(candidate.predictor.session, on_frame) for candidate in candidates]
     with TelemetrySampler() as sampler:
-        after = [reader(candidate, own) for candidate, own in zip(candidates, on_device, strict=True)]
-        measured = time_in_turn(paths, config.iterations, after)
+        host_ms = time_interleaved(paths, config.iterations, recorders)
     telemetry = sampler.telemetry()
     overhead_us = loop_overhead_us(len(paths[0]), config.iterations)
     results = []
-    for place, candidate in enumerate(candidates):
-        device_ms = dict(zip(DEVICE_STAGES, np.array(on_device[place]).T, strict=False))
-        stages = dict(zip(STAGES if config.protocol == "host" else STAGES[1:2], measured[place].T, strict=True))
-        if config.protocol in DEVICE_PROTOCOLS:
-            stages = {name: device_ms[name] for name in DEVICE_PROTOCOLS[config.protocol]}
+    for index, candidate in enumerate(candidates):
+        device_ms = recorders[index].samples_ms()
+        stages = _stage_samples(config.protocol, host_ms[index], device_ms)
         samples_ms = np.stack(list(stages.values()), axis=1)
         total_ms = samples_ms.sum(axis=1)
         results.append(
             BenchResult(
                 **candidate.about(config),
-                warmup=warmups[place],
+                warmup=warmups[index],
                 telemetry=telemetry,
-                agreement=agreements[place],
+                agreement=agreements[index],
                 latency=summarise(total_ms),
-                stages={name: summarise(own) for name, own in stages.items()},
-                device_stages={name: summarise(own) for name, own in device_ms.items()},
-                findings=findings(total_ms),
+                stages={name: summarise(ms) for name, ms in stages.items()},
+                device_stages={name: summarise(ms) for name, ms in device_ms.items()},
+                findings=latency_warnings(total_ms),
                 overhead_us=overhead_us,
                 samples_ms=samples_ms,
             )
         )
     return results
+
+
+class _DeviceRecorder:
+    """Records the device's own times after each frame, then calls `on_frame`."""
+
+    def __init__(self, session: Session, on_frame: Callable[[], object]) -> None:
+        self._session, self._on_frame = session, on_frame
+        self._rows: list[tuple[float, ...]] = []
+
+    def __call__(self) -> None:
+        self._rows.append(self._session.device_ms())
+        self._on_frame()
+
+    def samples_ms(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Milliseconds of each device stage, shape `[frames]`; empty without a device clock."""
+        return dict(zip(DEVICE_STAGES, np.array(self._rows).T, strict=False))
+
+
+def _stage_samples(
+    protocol: BenchProtocol, host_ms: npt.NDArray[np.float64], device_ms: dict[str, npt.NDArray[np.float64]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Milliseconds of each stage that the protocol counts, shape `[frames]`.
+
+    Args:
+        host_ms: times of the path's stages on the host's clock, shape `[frames, stages]`.
+        device_ms: times of the device's stages on its own clock.
+    """
+    if protocol in DEVICE_PROTOCOLS:
+        return {name: device_ms[name] for name in DEVICE_PROTOCOLS[protocol]}
+    return dict(zip(STAGES if protocol == "host" else STAGES[1:2], host_ms.T, strict=True))
 
 
 def bench_stream(
@@ -216,19 +236,19 @@ def bench_stream(
     seconds: float,
     on_result: Callable[[StreamResult], object] = lambda result: None,
 ) -> StreamMeasurement:
-    """A predictor behind a camera that does not wait: at each rate for `seconds`, then up to the rate it keeps up with.
+    """Measure a predictor with a simulated live camera at each rate, then search for the highest sustained rate.
 
     Raises:
         GateError: as `bench`.
-        OptionError: a rate is not positive, or the time too short for it.
+        OptionError: a rate is not positive, or the time is too short for it.
     """
-    step, agreement, warmup = _step(candidate, frames, config)
+    step, agreement, warmup = _prepare_step(candidate, frames, config)
     streams = []
     with TelemetrySampler() as sampler:
         for rate_hz in rates_hz:
             streams.append(stream(step, rate_hz=rate_hz, seconds=seconds))
             on_result(streams[-1])
-        peak = max_sustained_rate(step, seconds=seconds, low_hz=FEWEST_IN_STREAM / seconds, high_hz=HIGHEST_HZ)
+        peak = max_sustained_rate(step, seconds=seconds, low_hz=MIN_STREAM_FRAMES / seconds, high_hz=MAX_RATE_HZ)
     return StreamMeasurement(
         **candidate.about(config),
         warmup=warmup,
@@ -242,13 +262,13 @@ def bench_stream(
 def bench_throughput(
     candidates: Sequence[Candidate], frames: Sequence[Frame], config: BenchConfig, seconds: float
 ) -> ThroughputMeasurement:
-    """Sessions of one artefact side by side, each on its own frame; for an engine see `in_flight.bench_in_flight`.
+    """Measure the throughput of parallel sessions of one artefact; for an engine, see `in_flight.bench_in_flight`.
 
     Raises:
         GateError: as `bench`.
-        OptionError: there is no candidate, or no time.
+        OptionError: there is no candidate, or the time is not positive.
     """
-    prepared = [_step(candidate, frames, config) for candidate in candidates]
+    prepared = [_prepare_step(candidate, frames, config) for candidate in candidates]
     with TelemetrySampler() as sampler:
         result = throughput([step for step, _, _ in prepared], seconds)
     _, agreement, warmup = prepared[0]
@@ -266,10 +286,15 @@ def bench_throughput(
     )
 
 
-def _step(
+def _prepare_step(
     candidate: Candidate, frames: Sequence[Frame], config: BenchConfig
 ) -> tuple[Callable[[int], object], Parity | None, int]:
-    """A whole frame of a candidate that was checked and is warm; the check's figures, and the frames of the warm-up."""
+    """Check and warm up a candidate.
+
+    Returns:
+        A function that processes the frame of an index, the agreement with the reference, and the number of warm-up
+        frames.
+    """
     at_size = camera_frames(frames, config)
     agreement = check_depth(candidate, at_size)
 
@@ -280,24 +305,24 @@ def _step(
 
 
 def camera_frames(frames: Sequence[Frame], config: BenchConfig) -> list[Frame]:
-    """Frames as the camera would give them."""
+    """Resize frames to the size of the camera."""
     return [np.ascontiguousarray(resize_frame(frame, config.frame_hw)) for frame in frames]
 
 
 def check_depth(candidate: Candidate, frames: Sequence[Frame]) -> Parity | None:
-    """How far a candidate's depth is from what it has to be, where that is known.
+    """Compare a candidate's depth with its reference; return None if it has none.
 
     Raises:
-        GateError: it is too far, or the depth of `frames` is not finite and positive.
+        GateError: the difference is too large, or the depth of `frames` is not finite and positive.
     """
     for frame in frames:
         depth_m = candidate.predictor(frame)
         bad = ~np.isfinite(depth_m) | (depth_m <= 0)
         if bad.any():
             raise GateError(
-                f"{candidate.name} gives depth that is not finite and positive; it was not timed.",
+                f"{candidate.name} outputs depth that is not finite and positive; it was not timed.",
                 f"Bad pixels: {int(bad.sum())} of {depth_m.size}.",
-                "Export it again; mde export checks its depth against PyTorch's.",
+                "Export it again; mde export compares its depth with PyTorch's.",
             )
     if candidate.reference is None:
         return None
@@ -308,12 +333,12 @@ def check_depth(candidate: Candidate, frames: Sequence[Frame]) -> Parity | None:
 
 
 def _require_device(candidate: Candidate, protocol: BenchProtocol) -> None:
-    """Refuse a GPU's protocol for what has run, just now, without a GPU's clock."""
+    """Refuse a GPU protocol for a session whose last frame has no times on a GPU's clock."""
     session = candidate.predictor.session
     if protocol in DEVICE_PROTOCOLS and not session.device_ms():
         raise OptionError(
             f"--protocol {protocol} cannot time {candidate.name}.",
-            f"It counts what a GPU's own clock says, and this runs on {session.device} in {session.backend}.",
+            f"It needs times on a GPU's clock, but {session.backend} runs on {session.device}.",
             "Use --protocol host or network, or bench an engine.",
         )
 

@@ -1,4 +1,4 @@
-"""What measurements leave behind: figures, the raw samples they come from, and all that is needed to repeat them."""
+"""Results of measurements: statistics, raw samples, and the information needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.bench.stats import Finding, LatencyStats
+from mirrordepth_edge.bench.stats import LatencyStats, LatencyWarning
 from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
@@ -27,7 +27,7 @@ RENAMED_IN_4 = {
     "held_age_p50_ms": "age_of_information_p50_ms",
     "held_age_p99_ms": "age_of_information_p99_ms",
 }
-"""New keys of a result by those of schema version 3."""
+"""Keys of schema version 3 and their present names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +47,31 @@ class Subject:
 
     @property
     def computer(self) -> str:
-        """The board or the CPU, with its cores: a measurement on fewer of them is another one."""
+        """The board or the CPU with its number of cores, which may be restricted."""
         return f"{self.machine.jetson or self.machine.cpu}, {self.machine.cores} cores"
 
     @property
     def timed(self) -> str:
-        """The boundary without the frame's size, which `frame` tells."""
+        """The boundary without the frame size (see `frame`)."""
         return self.boundary.replace(f"{self.frame} ", "")
 
     @property
     def frame(self) -> str:
-        """The camera frame's size, such as `640x480`."""
+        """Size of the camera frame, such as `640x480`."""
         height, width = self.config.frame_hw
         return f"{width}x{height}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Subject):
-    """A measurement of any mode, with what is needed to repeat it."""
+class Measurement(Subject):
+    """What the results of all modes have in common."""
 
     warmup: int
-    """Frames that went before the timed ones."""
+    """Untimed frames before the timed ones."""
     telemetry: Telemetry
-    """What the machine did meanwhile."""
+    """Load, clocks, temperatures and power during the timed frames."""
     agreement: Parity | None
-    """Its depth, just before it was timed, against what was stored when it was made; None where nothing was."""
+    """Difference of the depth to the stored reference, checked before timing; None without a reference."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; samples are packed (`pack`)."""
@@ -80,29 +80,29 @@ class Measured(Subject):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchResult(Measured):
-    """Latency of frames that go one after another."""
+class BenchResult(Measurement):
+    """Latency of frames in a closed loop."""
 
     latency: LatencyStats
     stages: dict[str, LatencyStats]
-    """The parts of a frame's time, in order."""
+    """Parts of the time of a frame, in order."""
     device_stages: dict[str, LatencyStats]
-    """Within the network's time, by the GPU's own clock: copies and compute. Empty where it runs on the CPU."""
-    findings: list[Finding]
-    """What speaks against quoting the figures, and what to do about it."""
+    """Copies and compute within the network's time, on the GPU's clock. Empty on the CPU."""
+    findings: list[LatencyWarning]
+    """Why the result is unreliable, and what to do about it."""
     overhead_us: float
-    """What the loop itself costs a frame, in microseconds: the mean of as many frames with stages that do nothing."""
+    """Overhead of the loop per frame, in microseconds: the mean of as many frames with empty stages."""
     samples_ms: npt.NDArray[np.float64]
     """Shape `[frames, stages]`."""
 
     @property
     def source(self) -> str:
-        """What messages call it; a stored one is called by its file's name."""
+        """Name in messages; a stored result has its file name."""
         return "this run"
 
     @property
     def frames_ms(self) -> npt.NDArray[np.float64]:
-        """Whole frames, the sum of their stages; shape `[frames]`."""
+        """Sum of the stages of each frame; shape `[frames]`."""
         return self.samples_ms.sum(axis=1)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,35 +113,35 @@ class BenchResult(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamMeasurement(Measured):
-    """Behind a camera that does not wait, at several rates."""
+class StreamMeasurement(Measurement):
+    """Results with a simulated live camera at several rates."""
 
     streams: list[StreamResult]
     peak: MaxSustainedRate
 
     def to_json(self) -> dict[str, Any]:
         plain = super().to_json()
-        for own, stream in zip(plain["streams"], self.streams, strict=True):
-            del own["taken"], own["ages_ms"], own["results_ms"]
-            own |= {"taken": stream.taken.tolist(), "ages_ns": pack(stream.ages_ms)}
+        for fields, stream in zip(plain["streams"], self.streams, strict=True):
+            del fields["taken"], fields["ages_ms"], fields["results_ms"]
+            fields |= {"taken": stream.taken.tolist(), "ages_ns": pack(stream.ages_ms)}
         return plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThroughputMeasurement(Measured):
-    """Several frames in work at once."""
+class ThroughputMeasurement(Measurement):
+    """Throughput with several frames in flight."""
 
     in_flight: int
-    """How many at most."""
+    """Maximum number of frames in flight."""
     arrangement: str
-    """How they are kept in work: "2 sessions" side by side, each on its own frame, or "2 in one engine"."""
+    """Either "2 sessions" with a frame each, or "2 in one engine"."""
     seconds: float
     latency: LatencyStats
-    """Of single frames under this load; its `throughput_hz` is of one of those in work."""
+    """Of single frames under this load; its `throughput_hz` is that of one frame in flight."""
     rate_hz: float
-    """Frames a second by all together."""
+    """Frames per second of all together."""
     samples_ms: npt.NDArray[np.float64]
-    """Shape `[frames]`, in order of their ends."""
+    """Shape `[frames]`, in order of completion."""
 
     def to_json(self) -> dict[str, Any]:
         plain = super().to_json()
@@ -150,15 +150,15 @@ class ThroughputMeasurement(Measured):
 
 
 def pack(samples_ms: npt.NDArray[np.float64]) -> str:
-    """Milliseconds as whole nanoseconds: little-endian int64, zlib, base64."""
+    """Encode milliseconds as whole nanoseconds: little-endian int64, zlib, base64."""
     return base64.b64encode(zlib.compress(np.rint(samples_ms * 1e6).astype("<i8").tobytes(), 9)).decode("ascii")
 
 
 def unpack(text: str) -> npt.NDArray[np.float64]:
-    """Milliseconds from what `pack` gave.
+    """Decode the text of `pack` to milliseconds.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: `text` is malformed.
     """
     try:
         return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8") / 1e6

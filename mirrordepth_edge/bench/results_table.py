@@ -1,4 +1,4 @@
-"""The table of published measurements, `benchmarks/RESULTS.md`: derived from the stored ones, never written by hand."""
+"""The table of published measurements, `benchmarks/RESULTS.md`, generated from the stored results."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from mirrordepth_edge.bench.compare import MEASURE_AGAIN, StoredResult, pipe_table, stored_result
 from mirrordepth_edge.bench.result import RENAMED_IN_4, RESULT_VERSION
-from mirrordepth_edge.bench.stats import findings, ratio_interval
-from mirrordepth_edge.bench.suite import Place, law_in_words
+from mirrordepth_edge.bench.stats import latency_warnings, ratio_interval
+from mirrordepth_edge.bench.suite import Place, describe_scaling
 from mirrordepth_edge.support.files import read_json
 from mirrordepth_edge.support.schema import read_strict, upgraded
 
 HEAD = """# Measured results
 
-Made of `results/*/*.json` by `benchmarks/make_results.py`; do not edit. p50 has its 95 % interval, and a sample of a
-batch is the time of all its frames. Cases of a suite that were timed in turn, frame by frame, have a ratio to its first
-case, with an interval that holds on a busy machine as well; milliseconds of different tables or days do not compare so.
+Generated from `results/*/*.json` by `benchmarks/make_results.py`; do not edit. p50 is given with its 95 % interval. A
+sample of a batch is the time of all its frames. The ratio is to the first case of the suite, measured interleaved with
+it, frame by frame; its interval is valid on a busy machine too. Do not compare milliseconds between tables or days.
 """
-NOTHING = "\nNothing has been measured yet: `mde bench --suite quick --json benchmarks/results`.\n"
+NOTHING = "\nNo measurements yet. Run `mde bench --suite quick --json benchmarks/results`.\n"
 COLUMNS = (
     *("case", "device", "precision", "backend", "artefact", "measured", "version"),
     *("p50 ms", "p99 ms", "frames/s", "ratio"),
 )
 FIGURES = 4
-"""Of the columns, so many at the end are figures."""
+"""How many of the last columns are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ class Published:
     """A stored case of a suite."""
 
     machine: str
-    """The folder that it lies in: one for each machine."""
+    """The name of the machine's folder."""
     result: StoredResult
     place: Place
     version: str
-    """Of this package, when it was measured."""
+    """Version of this package that measured it."""
     remarks: tuple[str, ...]
-    """What the machine did that makes figures hard to repeat."""
+    """Reasons from the telemetry why the result is hard to reproduce."""
 
-    def in_turn_with(self, other: Published) -> bool:
-        """Whether each frame of one was taken right after the same frame of the other."""
+    def interleaved_with(self, other: Published) -> bool:
+        """Whether both were timed in the same run, frame by frame."""
         mine, theirs = self.result, other.result
         return (self.place.measured, mine.config, len(mine.samples_ms)) == (
             other.place.measured,
@@ -59,7 +59,7 @@ class _Telemetry:
 
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What a suite's result says beside what was measured."""
+    """The fields of a suite's result besides the measurement."""
 
     suite: Place
     mirrordepth_edge: str
@@ -67,18 +67,18 @@ class _About:
 
 
 def read_published(folder: Path) -> list[Published]:
-    """Suites' cases in `FOLDER/*/*.json`; other measurements there belong to no suite and are left out.
+    """Read the cases of suites in `FOLDER/*/*.json`. Measurements outside a suite are skipped.
 
     Raises:
-        InputError: a file is no JSON, or is not valid.
+        InputError: a file is not valid JSON or not a valid result.
     """
-    found = []
+    published = []
     for path in sorted(folder.glob("*/*.json")):
         data = read_json(path, "result", MEASURE_AGAIN)
         if not isinstance(data, dict) or "suite" not in data:
             continue
         about = read_strict(_About, upgraded(data, RENAMED_IN_4, range(3, 4), RESULT_VERSION), str(path), MEASURE_AGAIN)
-        found.append(
+        published.append(
             Published(
                 machine=path.parent.name,
                 result=stored_result(data, str(path)),
@@ -87,41 +87,41 @@ def read_published(folder: Path) -> list[Published]:
                 remarks=about.telemetry.remarks,
             )
         )
-    return found
+    return published
 
 
 def results_page(folder: Path) -> str:
-    """Markdown of all that is stored in `folder`: a table for each suite of each machine.
+    """Format all results in `folder` as Markdown: a table per machine and suite.
 
     Raises:
         InputError: as `read_published`.
     """
     published = sorted(
-        read_published(folder), key=lambda each: (each.machine, each.place.suite, each.place.number, each.place.case)
+        read_published(folder), key=lambda case: (case.machine, case.place.suite, case.place.number, case.place.case)
     )
     text = HEAD
-    for machine, on_machine in groupby(published, lambda each: each.machine):
+    for machine, on_machine in groupby(published, lambda case: case.machine):
         cases = list(on_machine)
-        computers = dict.fromkeys(each.result.computer for each in cases)
+        computers = dict.fromkeys(case.result.computer for case in cases)
         text += f"\n## {machine}\n\n{'; '.join(computers)}\n"
-        for suite, of_suite in groupby(cases, lambda each: each.place.suite):
+        for suite, of_suite in groupby(cases, lambda case: case.place.suite):
             text += f"\n### {suite}\n\n" + _suite(list(of_suite))
     return text if published else HEAD + NOTHING
 
 
 def _suite(cases: Sequence[Published]) -> str:
-    """A suite's table, what was timed, and the law where it has one."""
-    first, boundaries = cases[0], dict.fromkeys(each.result.boundary for each in cases)
-    text = pipe_table(list(COLUMNS), [_row(each, first) for each in cases], figures=FIGURES)
-    text += f"\nTimed from {'; '.join(boundaries)}.\n"
-    in_turn = [each for each in cases if each.in_turn_with(first) and each.place.count is not None]
-    if in_turn:
-        text += f"\nLaw: {law_in_words([(each.place, each.result.samples_ms) for each in in_turn])}.\n"
-    against = [f"{each.place.case}: {one.what}" for each in cases for one in findings(each.result.samples_ms)]
-    against += dict.fromkeys(remark for each in cases for remark in each.remarks)
-    return text + (
-        "\nWhat speaks against quoting these:\n\n" + "".join(f"- {one}\n" for one in against) if against else ""
-    )
+    """Format the table of a suite, its timed section, scaling model and warnings."""
+    first, boundaries = cases[0], dict.fromkeys(case.result.boundary for case in cases)
+    text = pipe_table(list(COLUMNS), [_row(case, first) for case in cases], figures=FIGURES)
+    text += f"\nTimed section: {'; '.join(boundaries)}.\n"
+    interleaved = [case for case in cases if case.interleaved_with(first) and case.place.count is not None]
+    if interleaved:
+        text += f"\nScaling: {describe_scaling([(case.place, case.result.samples_ms) for case in interleaved])}.\n"
+    warnings = [
+        f"{case.place.case}: {warning.what}" for case in cases for warning in latency_warnings(case.result.samples_ms)
+    ]
+    warnings += dict.fromkeys(remark for case in cases for remark in case.remarks)
+    return text + ("\nWarnings:\n\n" + "".join(f"- {warning}\n" for warning in warnings) if warnings else "")
 
 
 def _row(case: Published, first: Published) -> list[str]:
@@ -145,7 +145,7 @@ def _row(case: Published, first: Published) -> list[str]:
 def _ratio(case: Published, first: Published) -> str:
     if case is first:
         return "1"
-    if not case.in_turn_with(first):
-        return "not in turn"
+    if not case.interleaved_with(first):
+        return "separate run"
     ratio = ratio_interval(case.result.samples_ms, first.result.samples_ms, paired=True)
     return f"{ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

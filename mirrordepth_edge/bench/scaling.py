@@ -1,7 +1,7 @@
-"""How latency grows with what is computed: a fixed, a linear and a quadratic part, fitted to medians.
+"""Latency as a function of the number of tokens: a fixed, a linear and a quadratic part, fitted to medians.
 
-A launch costs the same whatever the picture, convolutions and projections cost so much a token, and attention
-compares every token with every other. Hence t(n) = fixed + linear n + quadratic n², no part of it negative.
+Kernel launches have a fixed cost, convolutions and projections are linear in the number of tokens, and attention is
+quadratic. Hence t(n) = fixed + linear n + quadratic n² with non-negative parts.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from itertools import combinations
 
 import numpy as np
 
-from mirrordepth_edge.bench.stats import FEWEST, Samples, block_starts, resampled_medians
+from mirrordepth_edge.bench.stats import MIN_SAMPLES, Samples, block_starts, resampled_medians
 from mirrordepth_edge.config import ModelConfig
 from mirrordepth_edge.errors import InputError, OptionError
 
-FEWEST_SIZES = 4
-"""One more than the law has parameters: three would always fit."""
+MIN_SIZES = 4
+"""One more than the model has parameters: three sizes would always fit."""
 POOR = 0.1
-"""Worst misfit above which the sizes do not follow the law."""
+"""Largest misfit at which the measurements still follow the model."""
 ROUNDING = 1e-20
-"""Of squared relative errors: a part that improves the fit by less is none."""
+"""Smallest improvement of the squared relative error that justifies another part."""
 UNITS_MS = {"ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % bootstrap interval, which is 0 to infinity where there are too few frames to tell."""
+    """A value with its 95 % bootstrap interval; 0 to infinity for too few frames."""
 
     value: float
     low: float
@@ -40,95 +40,93 @@ class ScalingModel:
     """t(n) = fixed + linear n + quadratic n², in milliseconds."""
 
     unit: str
-    """What is counted, such as `token`."""
+    """What n counts, such as `token`."""
     sizes: tuple[float, ...]
-    """The n that were measured, ascending."""
+    """The measured n, ascending."""
     fixed_ms: Estimate
     linear_ms: Estimate
-    """For each of the units."""
+    """Per unit."""
     quadratic_ms: Estimate
-    """For each pair of them."""
+    """Per unit squared."""
     quadratic_share: Estimate
-    """The quadratic part of t at the largest size, 0…1."""
+    """Fraction of t at the largest size that is quadratic, 0…1."""
     misfit: float
-    """The largest |t(n) / median(n) - 1| over the sizes."""
+    """Maximum of |t(n) / median(n) - 1| over the sizes."""
     linear_misfit: float
-    """The same of the best law without a quadratic part."""
+    """The same for the best model without a quadratic part."""
 
     def at(self, n: float) -> float:
-        """Milliseconds at size `n`."""
+        """Predict the latency at size `n`, in milliseconds."""
         return self.fixed_ms.value + self.linear_ms.value * n + self.quadratic_ms.value * n**2
 
     @property
     def is_quadratic(self) -> bool:
-        """Whether there is a quadratic part: beyond chance, and the law fits twice as well with it as without it.
-
-        Caches and the shapes that kernels like bend any law by a few percent, which no number of frames averages out.
-        """
+        """Whether the quadratic part is significant and halves the misfit."""
+        # Cache sizes and kernel tile shapes deviate from any model by a few percent, however many frames are measured.
         return self.quadratic_share.low > 0 and self.linear_misfit > 2 * self.misfit
 
-    def in_words(self) -> str:
-        """The law and how far to trust it, in a sentence."""
+    def describe(self) -> str:
+        """Format the model and its reliability as a sentence."""
         parts = (
             (self.fixed_ms, ""),
-            (self.linear_ms, f" a {self.unit}"),
-            (self.quadratic_ms, f" a {self.unit}²"),
+            (self.linear_ms, f" per {self.unit}"),
+            (self.quadratic_ms, f" per {self.unit}²"),
         )
-        law = " + ".join(_time(part) + of for part, of in parts if part.value > 0)
+        formula = " + ".join(_time(part) + suffix for part, suffix in parts if part.value > 0)
         largest = f"at {self.sizes[-1]:g} {self.unit}s"
         share = self.quadratic_share
         if self.misfit > POOR:
-            return f"{law}, which these sizes do not follow: it is off by up to {self.misfit:.0%}"
+            return f"{formula}, but the measurements deviate from it by up to {self.misfit:.0%}"
         if self.is_quadratic:
             verdict = f"{largest} the quadratic part is {share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
         elif math.isfinite(share.high):
-            beyond = max(share.high, self.misfit)
-            verdict = f"a quadratic part cannot be told from zero (less than {max(beyond, 0.01):.0%} {largest})"
+            bound = max(share.high, self.misfit, 0.01)
+            verdict = f"no significant quadratic part (less than {bound:.0%} {largest})"
         else:
-            verdict = "too few frames to tell the parts apart"
-        return f"{law}: {verdict}; the law is off by up to {self.misfit:.1%}"
+            verdict = "too few frames to separate the parts"
+        return f"{formula}: {verdict}; largest deviation {self.misfit:.1%}"
 
 
 def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "token") -> ScalingModel:
-    """Fit the law to the medians of what was timed in turn.
+    """Fit the scaling model to the medians of interleaved measurements.
 
-    Least squares of relative errors, none of the three parts negative. Intervals are those of the medians: the same
-    blocks of frames are resampled at every size (`stats.ratio_interval`), the parts fitted anew. They hold the scatter
-    of the frames, not what the law leaves out; `misfit` tells that.
+    Non-negative least squares of the relative errors. For the intervals, the same blocks of frames are resampled at
+    every size (`stats.ratio_interval`) and the parts are fitted again. They cover the scatter of the frames, not the
+    error of the model, which is `misfit`.
 
     Args:
-        sizes: n of each measurement, positive, at least `FEWEST_SIZES` different ones.
-        samples_ms: for each, shape `[frames]`; frame k of all sizes one right after the other.
+        sizes: n of each measurement, positive, at least `MIN_SIZES` different ones.
+        samples_ms: for each size, shape `[frames]`; frame k of all sizes was timed back to back.
         unit: what n counts, in the singular.
 
     Raises:
         OptionError: there are too few sizes.
-        InputError: samples are missing, not positive and finite, or not equally many at each size.
+        InputError: samples are missing, not positive and finite, or their number differs between sizes.
     """
-    if len(set(sizes)) < FEWEST_SIZES:
+    if len(set(sizes)) < MIN_SIZES:
         raise OptionError(
-            f"There is no law of {len(set(sizes))} sizes.",
-            f"It has three parts, so that fewer than {FEWEST_SIZES} different sizes always fit.",
+            f"A scaling model cannot be fitted to {len(set(sizes))} sizes.",
+            f"It has three parameters and needs at least {MIN_SIZES} different sizes.",
             "Measure more sizes.",
         )
     order = np.argsort(sizes)
     n = np.asarray(sizes, np.float64)[order]
-    ordered = [np.asarray(samples_ms[place], np.float64) for place in order]
+    ordered = [np.asarray(samples_ms[index], np.float64) for index in order]
     frames = len(ordered[0])
-    if frames == 0 or any(len(own) != frames or not (np.isfinite(own) & (own > 0)).all() for own in ordered):
-        counts = ", ".join(str(len(own)) for own in ordered)
+    if frames == 0 or any(len(ms) != frames or not (np.isfinite(ms) & (ms > 0)).all() for ms in ordered):
+        counts = ", ".join(str(len(ms)) for ms in ordered)
         raise InputError(
-            "These measurements make no law.",
-            f"Each size needs as many frames, with positive times; there are {counts}.",
-            "Measure all sizes in turn: mde bench --suite resolutions",
+            "A scaling model cannot be fitted to these measurements.",
+            f"Every size needs the same number of frames with positive times; there are {counts}.",
+            "Measure all sizes interleaved: mde bench --suite resolutions",
         )
-    medians = np.array([np.median(own) for own in ordered])
+    medians = np.array([np.median(ms) for ms in ordered])
     parts = _solve(n, medians, medians[:, None])
-    if frames < FEWEST:
+    if frames < MIN_SAMPLES:
         resampled = None
     else:
         starts = block_starts(frames, np.random.default_rng(0))
-        resampled = _solve(n, medians, np.stack([resampled_medians(own, starts) for own in ordered]))
+        resampled = _solve(n, medians, np.stack([resampled_medians(ms, starts) for ms in ordered]))
     fixed_ms, linear_ms, quadratic_ms = (
         _estimate(parts[row, 0], None if resampled is None else resampled[row]) for row in range(3)
     )
@@ -145,10 +143,10 @@ def fit(sizes: Sequence[float], samples_ms: Sequence[Samples], unit: str = "toke
 
 
 def units_of(model: ModelConfig) -> tuple[int, str]:
-    """How many units a model computes for a frame, and what they are.
+    """Count the units that a model computes per frame, and name them.
 
-    A ViT's tokens: patches and the class token. A convolutional tower's cells: of its deepest map, whose attention
-    sees them all; what it computes on finer maps is proportional to them.
+    For a ViT, the tokens: patches and the class token. For a convolutional tower, the cells of its deepest feature map,
+    over which its attention runs. The cost of finer maps is proportional to them.
     """
     height, width = model.size_hw
     if model.pyramid:
@@ -158,39 +156,38 @@ def units_of(model: ModelConfig) -> tuple[int, str]:
 
 
 def _powers(n: Samples) -> Samples:
-    """1, n and n², shape `[3, sizes]`."""
+    """Stack 1, n and n², shape `[3, sizes]`."""
     return np.stack([np.ones_like(n), n, n**2])
 
 
 def _solve(n: Samples, weights: Samples, times_ms: Samples, parts: int = 3) -> Samples:
-    """The parts, none negative, that fit best relative to `weights`.
+    """Solve the non-negative least squares of errors relative to `weights`.
 
-    Of all fits with some of the parts and without the others, the best one that is not negative is the solution: its
-    parts that are not zero are the unconstrained fit of themselves (Lawson and Hanson, Solving Least Squares Problems,
-    1974, chapter 23). Three parts have seven such fits.
+    Every subset of the parts is fitted without constraints. The best fit without negative parts is the solution
+    (Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23). Three parts have seven subsets.
 
     Args:
         times_ms: shape `[sizes, fits]`, positive.
-        parts: 3, or 2 to go without the quadratic one.
+        parts: 3, or 2 to omit the quadratic part.
 
     Returns:
         Shape `[3, fits]`.
     """
     scale = _powers(n[-1:])
     design = (_powers(n) / scale / weights).T
-    goal = times_ms / weights[:, None]
-    best = np.full(goal.shape[1], np.inf)
-    found = np.zeros((3, goal.shape[1]))
+    target = times_ms / weights[:, None]
+    best = np.full(target.shape[1], np.inf)
+    solution = np.zeros((3, target.shape[1]))
     for count in range(1, parts + 1):
         for chosen in map(list, combinations(range(parts), count)):
-            own = np.linalg.pinv(design[:, chosen]) @ goal
-            error = ((design[:, chosen] @ own - goal) ** 2).sum(axis=0)
-            better = (own >= 0).all(axis=0) & (error < best - ROUNDING)
+            coefficients = np.linalg.pinv(design[:, chosen]) @ target
+            error = ((design[:, chosen] @ coefficients - target) ** 2).sum(axis=0)
+            better = (coefficients >= 0).all(axis=0) & (error < best - ROUNDING)
             best = np.where(better, error, best)
-            kept = np.zeros_like(found)
-            kept[chosen] = own
-            found = np.where(better, kept, found)
-    return found / scale
+            candidate = np.zeros_like(solution)
+            candidate[chosen] = coefficients
+            solution = np.where(better, candidate, solution)
+    return solution / scale
 
 
 def _misfit(parts: Samples, n: Samples, medians: Samples) -> float:
@@ -198,9 +195,9 @@ def _misfit(parts: Samples, n: Samples, medians: Samples) -> float:
 
 
 def _share(parts: Samples, n: float) -> Samples:
-    """The quadratic part of t(n), shape `[fits]`."""
-    each = parts * np.array([[1.0], [n], [n**2]])
-    return each[2] / each.sum(axis=0)  # type: ignore[no-any-return]
+    """Compute the quadratic fraction of t(n), shape `[fits]`."""
+    terms = parts * np.array([[1.0], [n], [n**2]])
+    return terms[2] / terms.sum(axis=0)  # type: ignore[no-any-return]
 
 
 def _estimate(value: float, resampled: Samples | None) -> Estimate:
@@ -211,12 +208,12 @@ def _estimate(value: float, resampled: Samples | None) -> Estimate:
 
 
 def _time(estimate: Estimate) -> str:
-    """Such as `12.3 us (12.1 to 12.6)`, in the unit that suits the value."""
+    """Format as `12.3 us (12.1 to 12.6)`, in a unit that fits the value."""
     unit = next((unit for unit, factor in UNITS_MS.items() if estimate.value >= factor / 10), "ns")
-    value, low, high = (_figure(each / UNITS_MS[unit]) for each in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (_figure(ms / UNITS_MS[unit]) for ms in (estimate.value, estimate.low, estimate.high))
     return f"{value} {unit} ({low} to {high})" if math.isfinite(estimate.high) else f"{value} {unit}"
 
 
 def _figure(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """Format with three digits and without an exponent."""
     return f"{value:.3g}" if 0.001 <= value < 999.5 else f"{value:.0f}"

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from mirrordepth_edge.artefact import Artefact
-from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
+from mirrordepth_edge.bench.artefacts import PRESET, ArtefactRequest, cache_folder, find_or_make
 from mirrordepth_edge.bench.measure import Candidate, bench, camera_frames, open_candidate, warm_up
 from mirrordepth_edge.bench.selftest_result import STEPS, Effort, Figure, Step, StepName, Subject, skip_after
 from mirrordepth_edge.bench.stream import stream
@@ -111,7 +111,7 @@ class SubjectTest:
 
     def _export(self, precision: Precision) -> Artefact:
         model = self.subject.model if self.subject.model == "nano" else PRESET + self.subject.model
-        return find_or_make(Wanted(model=model, precision=precision), cache_folder(), on_stage=self.stage)
+        return find_or_make(ArtefactRequest(model=model, precision=precision), cache_folder(), on_stage=self.stage)
 
     def _quantise(self) -> Artefact:
         from mirrordepth_edge.quantise.pipeline import Int8Quantizer, ProgressCallback

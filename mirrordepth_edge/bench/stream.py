@@ -1,10 +1,9 @@
-"""What a robot feels: how old depth is when frames come from a camera that does not wait.
+"""Simulation of a live camera: the age of depth when frames arrive at a fixed rate.
 
-Latency in a closed loop (`measure.bench`) says how long a frame takes. Behind a camera that is not all:
-a frame waits while the one before it is in work, and is lost where a newer one comes first. Here frames
-arrive at a fixed rate and the newest one is taken, as `live.pipeline` does, but without a thread: when
-frame k arrives is arithmetic, so only the step under test uses the machine, and a simulated clock makes
-runs exact.
+Closed-loop latency (`measure.bench`) is the time of one frame. With a live camera, a frame also waits while the
+previous one is processed, and is dropped if a newer one arrives first. Here frames arrive at a fixed rate and the
+newest one is taken, as in `live.loop`, but without a thread: arrival times are computed, so that only the step under
+test uses the machine, and a simulated clock makes tests exact.
 """
 
 from __future__ import annotations
@@ -22,42 +21,42 @@ from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.support.clock import REAL_CLOCK, Clock
 
 RESOLUTION = 1.02
-"""Ratio of too fast to fast enough at which `max_sustained_rate` stops searching."""
+"""Ratio of the lowest unsustained to the highest sustained rate at which `max_sustained_rate` stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamResult:
-    """How results kept up with a camera. Percentiles interpolate linearly (NumPy's default)."""
+    """Results at one camera rate. Percentiles interpolate linearly (NumPy's default)."""
 
     rate_hz: float
-    """Frames a second that the camera offered."""
+    """Frames per second of the camera."""
     frames: int
-    """Offered; `results + dropped`."""
+    """Frames that arrived: `results + dropped`."""
     results: int
-    """Frames that were taken; each gave one result."""
+    """Frames that were processed."""
     dropped: int
-    """Frames that a newer one replaced before their turn came."""
+    """Frames that a newer one replaced before they were processed."""
     deadline_miss_rate: float
-    """Share of offered frames, 0…1, that had no result when the next frame arrived; dropped ones are among them."""
+    """Share of frames, 0…1, without a result when the next frame arrived; includes dropped ones."""
     age_p50_ms: float
-    """From a frame's arrival to its result, waiting included: the age of a result when it comes."""
+    """Age of a result when it is ready: the time since its frame arrived, including the wait."""
     age_p99_ms: float
     age_of_information_p50_ms: float | None
-    """Age of the newest result there is, sampled whenever a frame arrives: what a controller that runs at the
-    camera's rate acts on. One period if nothing is missed; None if the first result came after the last period."""
+    """Age of the newest available result, sampled at every frame's arrival: what a controller at the camera's rate acts
+    on. One period if no deadline is missed; None if the first result came after the last period."""
     age_of_information_p99_ms: float | None
     jitter_ms: float | None
-    """Standard deviation of the time from one result to the next; None with fewer than three results."""
+    """Standard deviation of the interval between results; None for fewer than three results."""
     taken: npt.NDArray[np.int64]
-    """Shape `[results]`: which frames were taken, counted from 0."""
+    """Indices of the processed frames, shape `[results]`."""
     ages_ms: npt.NDArray[np.float64]
-    """Shape `[results]`: age of each result."""
+    """Age of each result, shape `[results]`."""
     results_ms: npt.NDArray[np.float64]
-    """Shape `[results]`: when each result was there, since the arrival of frame 0."""
+    """Time of each result since the arrival of frame 0, shape `[results]`."""
 
 
 class Trial(NamedTuple):
-    """One rate that `max_sustained_rate` tried."""
+    """One rate in the search of `max_sustained_rate`."""
 
     rate_hz: float
     deadline_miss_rate: float
@@ -66,53 +65,53 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MaxSustainedRate:
-    """The highest camera rate that a step keeps up with."""
+    """The highest camera rate that a step sustains."""
 
     rate_hz: float | None
-    """The highest rate tried that was sustained; None where `low_hz` was not, and `high_hz` where that one was, so
-    that the limit lies higher. Otherwise a rate less than 2 % higher was tried and not sustained."""
+    """The highest rate that was sustained, to 2 %. None if `low_hz` was not sustained; `high_hz` if that was, so that
+    the limit is higher."""
     max_deadline_miss_rate: float
-    """Share of frames, 0…1, that may be missed at a sustained rate."""
+    """Share of deadlines, 0…1, that may be missed at a sustained rate."""
     tried: tuple[Trial, ...]
-    """In the order of the search."""
+    """In search order."""
 
 
 def stream(step: Callable[[int], object], *, rate_hz: float, seconds: float, clock: Clock = REAL_CLOCK) -> StreamResult:
-    """Run a step behind a camera that does not wait.
+    """Run a step on the frames of a simulated live camera.
 
-    Frame k arrives k / `rate_hz` after the start, to the nearest nanosecond; `seconds` hold a whole number of
-    periods, rounded down. Whenever the step is free it gets the newest frame, older ones are dropped, and where
-    there is no new one it waits for the next. Its result counts when `step` returns, and is in time if that is no
-    later than the next frame's arrival. A step that is in work when the time is up still finishes.
+    Frame k arrives k / `rate_hz` after the start, to the nearest nanosecond. `seconds` are rounded down to whole
+    periods. An idle step takes the newest frame and older ones are dropped; without a new frame it waits. A result is
+    ready when `step` returns, and in time if the next frame has not arrived before. A step that is running at the end
+    finishes.
 
     Args:
-        step: called with a frame's number, counted from 0; must return only when its result is in host memory.
-            Warm it up before.
-        rate_hz: frames a second, above 0.
+        step: called with the index of a frame, from 0; must return only when its result is in host memory. Warm it up
+            first.
+        rate_hz: frames per second, above 0.
         seconds: how long frames arrive, at least two periods.
-        clock: the real one, or a simulated one that `step` moves.
+        clock: the real clock, or a simulated one that `step` advances.
 
     Raises:
-        OptionError: the rate is not positive, or the time too short for two frames.
+        OptionError: the rate is not positive, or the time is too short for two frames.
     """
     if not (math.isfinite(rate_hz) and rate_hz > 0):
         raise OptionError(
-            f"A camera cannot run at {rate_hz:g} Hz.",
-            "Frames arrive at a fixed rate, a finite number above 0.",
-            "Pass the camera's rate, such as 30.",
+            f"{rate_hz:g} Hz is not a valid camera rate.",
+            "It must be a finite number above 0.",
+            "Pass the rate of the camera, such as 30.",
         )
-    periods = seconds * rate_hz + 1e-6  # 0.29 s at 100 Hz hold 29 frames, though the product is just below
+    periods = seconds * rate_hz + 1e-6  # 0.29 s * 100 Hz is slightly below 29 in floating point
     if not (math.isfinite(periods) and periods >= 2):
         raise OptionError(
-            f"{seconds:g} s at {rate_hz:g} Hz do not make a stream.",
-            "It needs at least two frames and has to end.",
+            f"{seconds:g} s is not a valid duration at {rate_hz:g} Hz.",
+            "It must be finite and hold at least two frames.",
             f"Pass {2 / rate_hz:g} s or more.",
         )
     frames = int(periods)
-    # One arrival more than frames: the last frame's deadline, and the end.
+    # The extra arrival is the deadline of the last frame and the end.
     arrivals_ns = np.rint(np.arange(frames + 1) * 1e9 / rate_hz).astype(np.int64)
     taken, results_ns = np.empty(frames, np.int64), np.empty(frames, np.int64)
-    due_ns: list[int] = arrivals_ns.tolist()  # plain integers are quicker to search and compare, frame after frame
+    due_ns: list[int] = arrivals_ns.tolist()  # Python integers are faster to search one by one
     results = newest = 0
     start_ns = clock.now_ns()
     while newest < frames:
@@ -137,32 +136,32 @@ def max_sustained_rate(
     max_deadline_miss_rate: float = 0.01,
     clock: Clock = REAL_CLOCK,
 ) -> MaxSustainedRate:
-    """Search for the highest camera rate that a step keeps up with, to 2 %.
+    """Search for the highest camera rate that a step sustains, to 2 %.
 
-    Both ends are tried first, then the geometric mean of the highest sustained and the lowest unsustained rate.
-    The search takes a step that missed too many at one rate to miss too many at all higher ones; `tried` shows it.
+    Bisects the logarithm of the rate after trying both ends. A step that misses too many deadlines at one rate is
+    assumed to miss too many at all higher ones.
 
     Args:
         step: as for `stream`.
-        seconds: length of every trial. With fewer than 1 / `max_deadline_miss_rate` frames, one miss is too many.
-        low_hz: where the search begins, above 0.
-        high_hz: where it ends, above `low_hz`.
-        max_deadline_miss_rate: share of frames, 0…1 without 1, that may be missed.
+        seconds: length of each trial. With fewer than 1 / `max_deadline_miss_rate` frames, one miss is too many.
+        low_hz: lowest rate, above 0.
+        high_hz: highest rate, above `low_hz`.
+        max_deadline_miss_rate: share of deadlines that may be missed, from 0 to below 1.
         clock: as for `stream`.
 
     Raises:
-        OptionError: the rates or the share make no sense, or the time is too short for two frames at `low_hz`.
+        OptionError: the rates or the share are out of range, or the time is too short for two frames at `low_hz`.
     """
     if not 0 < low_hz < high_hz < math.inf:
         raise OptionError(
-            f"There is nothing to search between {low_hz:g} and {high_hz:g} Hz.",
-            "The lowest rate has to be above 0, and the highest, a finite one, above the lowest.",
+            f"{low_hz:g} to {high_hz:g} Hz is not a valid range of rates.",
+            "The lowest rate must be above 0, the highest finite and above the lowest.",
             "Pass two rates such as 1 and 200.",
         )
     if not 0 <= max_deadline_miss_rate < 1:
         raise OptionError(
-            f"A share of {max_deadline_miss_rate:g} cannot be the most that is missed.",
-            "It is a share of all frames, from 0 up to but without 1.",
+            f"{max_deadline_miss_rate:g} is not a valid share of missed deadlines.",
+            "It must be at least 0 and below 1.",
             "Pass a share such as 0.01.",
         )
     tried: list[Trial] = []
@@ -196,11 +195,11 @@ def _summary(
     in_time = int((results_ns <= arrivals_ns[taken + 1]).sum())
     ages_ms = (results_ns - arrivals_ns[taken]) / 1e6
     age_p50_ms, age_p99_ms = np.percentile(ages_ms, (50, 99))
-    held_p50_ms = held_p99_ms = jitter_ms = None
-    newest = np.searchsorted(results_ns, arrivals_ns, side="right") - 1  # result at each arrival, -1 before the first
-    if (held := newest >= 0).any():
-        ages_of_information_ms = (arrivals_ns[held] - arrivals_ns[taken[newest[held]]]) / 1e6
-        held_p50_ms, held_p99_ms = (float(p) for p in np.percentile(ages_of_information_ms, (50, 99)))
+    information_p50_ms = information_p99_ms = jitter_ms = None
+    newest = np.searchsorted(results_ns, arrivals_ns, side="right") - 1  # at each arrival; -1 before the first result
+    if (available := newest >= 0).any():
+        ages_of_information_ms = (arrivals_ns[available] - arrivals_ns[taken[newest[available]]]) / 1e6
+        information_p50_ms, information_p99_ms = (float(p) for p in np.percentile(ages_of_information_ms, (50, 99)))
     if results >= 3:
         jitter_ms = float(np.diff(results_ns).std() / 1e6)
     return StreamResult(
@@ -211,8 +210,8 @@ def _summary(
         deadline_miss_rate=(frames - in_time) / frames,
         age_p50_ms=float(age_p50_ms),
         age_p99_ms=float(age_p99_ms),
-        age_of_information_p50_ms=held_p50_ms,
-        age_of_information_p99_ms=held_p99_ms,
+        age_of_information_p50_ms=information_p50_ms,
+        age_of_information_p99_ms=information_p99_ms,
         jitter_ms=jitter_ms,
         taken=taken,
         ages_ms=ages_ms,

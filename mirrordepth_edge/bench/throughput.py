@@ -1,4 +1,4 @@
-"""How many frames a second, where several are in work at once and none has to be quick."""
+"""Throughput with several frames in flight."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from mirrordepth_edge.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What got done."""
+    """Frames that were processed in a period."""
 
     seconds: float
-    """From the common start to the end of the last frame."""
+    """From the start to the end of the last frame."""
     frames_ms: npt.NDArray[np.float64]
-    """Shape `[frames]`: how long each took, in order of their ends."""
+    """Latency of each frame in order of completion, shape `[frames]`."""
 
     @property
     def rate_hz(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return len(self.frames_ms) / self.seconds
 
 
 def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Throughput:
-    """Run steps side by side, a thread each, that take frames from one counter until the time is up.
+    """Run steps in parallel, one thread each, which take frames from a shared counter.
 
     Args:
-        steps: called with a frame's number; each has buffers of its own and returns only when its result is in
-            host memory. Warm them up before. What holds Python's lock does not overlap.
-        seconds: how long frames are begun, above 0.
+        steps: called with the index of a frame; each has its own buffers and returns only when its result is in host
+            memory. Warm them up first. Code that holds the GIL does not overlap.
+        seconds: how long frames are started, above 0.
 
     Raises:
-        OptionError: there is nothing to run, or no time for it.
+        OptionError: there are no steps, or the time is not positive.
     """
-    _require_some(len(steps), seconds)
+    _require_work(len(steps), seconds)
     taken: list[list[tuple[int, int]]] = [[] for _ in steps]
     failed: list[BaseException] = []
     numbers, lock = count(), threading.Lock()
@@ -54,10 +54,10 @@ def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Thro
             while not stop.is_set() or not (own or failed):
                 with lock:
                     number = next(numbers)
-                begun_ns = perf_counter_ns()
+                started_ns = perf_counter_ns()
                 step(number)
-                own.append((begun_ns, perf_counter_ns()))
-        except BaseException as error:  # raised where the threads were started
+                own.append((started_ns, perf_counter_ns()))
+        except BaseException as error:  # raised again in the calling thread
             failed.append(error)
             stop.set()
 
@@ -71,7 +71,7 @@ def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Thro
     start_ns = perf_counter_ns()
     try:
         stop.wait(seconds)
-    finally:  # Ctrl-C too
+    finally:  # also on Ctrl-C
         stop.set()
         for thread in threads:
             thread.join()
@@ -83,19 +83,19 @@ def throughput(steps: Sequence[Callable[[int], object]], seconds: float) -> Thro
     )
 
 
-def throughput_of_one(work: Callable[[Iterator[int]], Iterable[object]], seconds: float) -> Throughput:
-    """Run, on this thread, work that has several frames going by itself, until the time is up.
+def throughput_of_generator(work: Callable[[Iterator[int]], Iterable[object]], seconds: float) -> Throughput:
+    """Run a generator that keeps several frames in flight by itself, on this thread.
 
     Args:
-        work: takes frames' numbers, each when it begins that frame, and gives something for each, in order, when its
-            result is in host memory. What was begun, it finishes. Warm it up before.
-        seconds: how long frames are begun, above 0.
+        work: takes the index of a frame when it starts that frame, and yields once per frame, in order, when the
+            result is in host memory. It finishes all frames that it has started. Warm it up first.
+        seconds: how long frames are started, above 0.
 
     Raises:
-        OptionError: there is no time.
+        OptionError: the time is not positive.
     """
-    _require_some(1, seconds)
-    begun_ns: list[int] = []
+    _require_work(1, seconds)
+    started_ns: list[int] = []
     ended_ns: list[int] = []
     start_ns = perf_counter_ns()
 
@@ -104,20 +104,20 @@ def throughput_of_one(work: Callable[[Iterator[int]], Iterable[object]], seconds
             now_ns = perf_counter_ns()
             if number and now_ns - start_ns > seconds * 1e9:
                 return
-            begun_ns.append(now_ns)
+            started_ns.append(now_ns)
             yield number
 
     for _ in work(numbers()):
         ended_ns.append(perf_counter_ns())
     return Throughput(
-        seconds=(ended_ns[-1] - start_ns) / 1e9, frames_ms=(np.array(ended_ns) - np.array(begun_ns)) / 1e6
+        seconds=(ended_ns[-1] - start_ns) / 1e9, frames_ms=(np.array(ended_ns) - np.array(started_ns)) / 1e6
     )
 
 
-def _require_some(sessions: int, seconds: float) -> None:
+def _require_work(sessions: int, seconds: float) -> None:
     if not sessions or not seconds > 0:
         raise OptionError(
-            f"{sessions} sessions for {seconds:g} s measure nothing.",
-            "It needs one session and some time at least.",
+            f"Throughput cannot be measured with {sessions} sessions for {seconds:g} s.",
+            "It needs at least one session and a positive duration.",
             "--in-flight 2 --duration 5",
         )

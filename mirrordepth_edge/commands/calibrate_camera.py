@@ -18,7 +18,8 @@ from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES, read_image
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.sources.open import CameraOptions, open_source
+from mirrordepth_edge.sources.cameras import CameraOptions
+from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.support.files import ensure_folder, require_suffix
 from mirrordepth_edge.support.units import parse_length
 

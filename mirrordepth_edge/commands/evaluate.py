@@ -43,7 +43,7 @@ from mirrordepth_edge.evaluation.consistency import read_camera_path
 from mirrordepth_edge.evaluation.evaluate import Align, Evaluation, Protocol
 from mirrordepth_edge.evaluation.evaluate import evaluate as run_evaluation
 from mirrordepth_edge.predictor import load
-from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page
+from mirrordepth_edge.report.evaluation import EvaluatedModel, EvaluationReport, evaluation_page
 from mirrordepth_edge.report.examples import ExampleSheet
 from mirrordepth_edge.report.html import check_name, save_page
 from mirrordepth_edge.report.tables import baselines_table, results_table
@@ -132,7 +132,7 @@ def evaluate(
     options = ProtocolOptions(crop=crop, cap_m=cap, flip=flip, align=align)
     camera_path = read_camera_path(root, dataset) if temporal else None
     results: dict[str, Evaluation] = {}
-    artefacts: dict[str, Artefact] = {}
+    artefacts: dict[str, EvaluatedModel] = {}
     examples = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in models or [NANO]:
@@ -145,7 +145,7 @@ def evaluate(
             results[model] = run_evaluation(
                 predictor, samples, protocol, spatial=spatial, temporal=temporal, camera_path=camera_path
             )
-            artefacts[model] = Artefact.of(predictor, model_path(model))
+            artefacts[model] = EvaluatedModel.of(predictor, model_path(model))
             if report_file is not None:
                 examples.add(model, predictor, results[model])
     assert protocol is not None, "there is at least one model"

@@ -1,4 +1,4 @@
-"""The few pictures of an evaluation that are looked at."""
+"""Example images of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mirrordepth_edge.evaluation.evaluate import Evaluation, predict_by_protocol
 from mirrordepth_edge.evaluation.metrics import Depth, Mask
 from mirrordepth_edge.imaging.preprocess import Frame
 
-EACH = 2
-"""Pictures shown of the best, of the median and of the worst."""
+EXAMPLES_PER_PLACE = 2
+"""Number of best, of median and of worst images to show."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One picture with its depth and every model's, kept to be shown."""
+    """An image with its true depth and the depth of every model."""
 
     place: str
     """`best`, `median` or `worst`, by the first model's AbsRel."""
@@ -31,50 +31,55 @@ class Example:
 
 
 class ExampleSheet:
-    """The best, the median and the worst pictures of an evaluation, predicted again to be looked at.
+    """The best, median and worst images of an evaluation, chosen by the first model.
 
-    Which they are is decided by the first model; only these few are held in memory.
+    They are predicted again, because an evaluation does not keep its images.
     """
 
-    def __init__(self, dataset: DepthDataset, each: int = EACH) -> None:
+    def __init__(self, dataset: DepthDataset, per_place: int = EXAMPLES_PER_PLACE) -> None:
         self._dataset = dataset
-        self._each = each
+        self._per_place = per_place
         self._examples: dict[int, Example] = {}
 
     def add(self, model: str, predict: Callable[[Frame], Depth], evaluation: Evaluation) -> None:
-        """Predict the chosen pictures with a model that was evaluated on the whole data set, in its order."""
+        """Predict the examples with a model that was evaluated on the whole data set, in its order."""
         errors = [picture.metrics.abs_rel for picture in evaluation.pictures]
-        places = {index: each.place for index, each in self._examples.items()} or extremes(errors, self._each)
+        places = {index: example.place for index, example in self._examples.items()} or extremes(
+            errors, self._per_place
+        )
         for index, place in places.items():
             sample = self._dataset[index]
             depth_m, counted = predict_by_protocol(predict, sample, evaluation.protocol)
-            before = self._examples.get(index)
+            previous = self._examples.get(index)
             self._examples[index] = Example(
                 place=place,
                 name=sample.name,
                 frame=sample.frame,
                 truth_m=sample.depth_m,
                 counted=counted,
-                predictions_m={**(before.predictions_m if before else {}), model: depth_m},
-                abs_rel={**(before.abs_rel if before else {}), model: errors[index]},
+                predictions_m={**(previous.predictions_m if previous else {}), model: depth_m},
+                abs_rel={**(previous.abs_rel if previous else {}), model: errors[index]},
             )
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        """Best first."""
+        """All examples, best first."""
         return tuple(self._examples.values())
 
 
-def extremes(errors: list[float], each: int) -> dict[int, str]:
-    """Which pictures are best, median and worst: index to place, best first, none twice.
+def extremes(errors: list[float], per_place: int) -> dict[int, str]:
+    """Choose the best, median and worst images.
 
     Args:
-        each: how many of each; fewer where there are less than three times as many.
+        per_place: how many of each; fewer if there are less than three times as many images.
+
+    Returns:
+        Index to place, best first, without duplicates.
     """
-    each = max(1, min(each, len(errors) // 3))
+    per_place = max(1, min(per_place, len(errors) // 3))
     order = [int(index) for index in np.argsort(errors, kind="stable")]
-    middle = max(0, (len(order) - each) // 2)
-    wanted = {"worst": order[::-1][:each], "best": order[:each], "median": order[middle : middle + each]}
+    middle = max(0, (len(order) - per_place) // 2)
+    wanted = {"worst": order[::-1][:per_place], "best": order[:per_place], "median": order[middle : middle + per_place]}
     places: dict[int, str] = {}
     for place, indices in wanted.items():
         for index in indices:

@@ -1,7 +1,7 @@
-"""What all reports share: pages of one file each, which load nothing from anywhere.
+"""Rendering of reports as self-contained HTML pages.
 
-Templates are Jinja2's, in `templates/`; every value is escaped. A page has no script, and its own
-content policy forbids it to load anything, so that it reads the same in ten years and off line.
+The Jinja2 templates are in `templates/`; all values are escaped. A page has no scripts, and its content security policy
+forbids loading resources, so that it works offline.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.support.files import atomic_write, require_suffix
 
 TEMPLATES = Path(__file__).parent / "templates"
-PICTURE_WIDTH_PX = 480
+IMAGE_WIDTH_PX = 480
 JPEG_QUALITY = 82
 SUFFIXES = (".html", ".htm")
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page as text.
+    """Render a page.
 
     Args:
         template: a file in `templates/` that extends `page.html.j2`.
-        values: what it names; one that is missing is an error. Text is escaped.
+        values: its variables; a missing one is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -47,7 +47,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def check_name(path: Path, option: str) -> None:
-    """Refuse a report's name that no browser would open.
+    """Refuse a file name that a browser would not open as HTML.
 
     Raises:
         OptionError: it does not end in `.html`.
@@ -56,27 +56,27 @@ def check_name(path: Path, option: str) -> None:
 
 
 def save_page(path: Path, page: str) -> None:
-    """Write a page, whole."""
+    """Write a page atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def picture_uri(picture: Frame, width_px: int = PICTURE_WIDTH_PX) -> str:
-    """A picture as a `data:` address, JPEG.
+def image_uri(image: Frame, width_px: int = IMAGE_WIDTH_PX) -> str:
+    """Encode an image as a JPEG `data:` URI.
 
     Args:
-        picture: uint8 RGB `[H, W, 3]`.
-        width_px: it is made smaller where it is wider.
+        image: uint8 RGB `[H, W, 3]`.
+        width_px: maximum width; wider images are downscaled.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if width > width_px:
         size = width_px, max(1, round(height * width_px / width))
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture, JPEG_QUALITY)).decode("ascii")
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, JPEG_QUALITY)).decode("ascii")
 
 
-def described(machine: Machine) -> list[tuple[str, str]]:
-    """What a report says of the machine it was made on: pairs of a word and its value."""
+def describe_machine(machine: Machine) -> list[tuple[str, str]]:
+    """List the properties of a machine as pairs of a name and a value."""
     rows = [("system", f"{machine.system}, {machine.architecture}"), ("CPU", f"{machine.cpu}, {machine.cores} cores")]
     rows += [("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}") for gpu in machine.gpus]
     if machine.jetson is not None:

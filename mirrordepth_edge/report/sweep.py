@@ -1,4 +1,4 @@
-"""The page of a precision sweep: what INT8 gains, what it gives up, and which layers are to blame."""
+"""The report of a precision sweep: accuracy against cost, and the sensitivity of layer groups to INT8."""
 
 from __future__ import annotations
 
@@ -11,31 +11,42 @@ from mirrordepth_edge.report import charts
 from mirrordepth_edge.report.html import render_page
 
 SMALL_LOSS = 0.01
-"""Of accuracy, as `SweepPoint.loss` has it: what a choice for everyday use may lose."""
-TOO_BAD = 1.25
-"""Times FP32's AbsRel; choices that are worse are drawn at the top of the picture."""
-TOO_DIFFERENT = 0.1
-"""The same where FP32's depth stands for the true one."""
+"""Loss of accuracy (`SweepPoint.loss`) that is acceptable by default."""
+MAX_ABS_REL_RATIO = 1.25
+"""Ratio to FP32's AbsRel above which configurations are drawn at the top of the chart."""
+MAX_DIFFERENCE = 0.1
+"""The same limit on AbsRel if FP32's depth is the reference."""
 
-HEADER = ("", "AbsRel", "loss (%)", "δ < 1.25", "worst pixel (%)", "boundary F1", "cost (ms)", "of FP32's", "INT8 (%)")
+HEADER = (
+    "",
+    "AbsRel",
+    "loss (%)",
+    "δ < 1.25",
+    "worst pixel (%)",
+    "boundary F1",
+    "cost (ms)",
+    "cost / FP32",
+    "INT8 (%)",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DamageBar:
-    """One group's damage, and how long its bar is, in percent of the longest."""
+class SensitivityBar:
+    """The sensitivity of one group."""
 
     group: str
     sensitivity: str
     what: str
     width: float
+    """Length of the bar, in percent of the longest."""
 
 
 def sweep_page(result: SweepResult, *, made: str = "", command: str = "") -> str:
-    """The sweep as one HTML file, which loads nothing.
+    """Render the sweep as a self-contained HTML page.
 
     Args:
-        made: when, in words; now where empty.
-        command: what was typed; left out where empty.
+        made: date and time; now if empty.
+        command: the command line; omitted if empty.
     """
     return render_page(
         "sweep.html.j2",
@@ -47,39 +58,39 @@ def sweep_page(result: SweepResult, *, made: str = "", command: str = "") -> str
         header=HEADER,
         rows=[(_row(result, point), point.on_front) for point in (result.baseline, *result.points)],
         groups=[(f"{point.number}", _groups(result, point)) for point in result.points],
-        against=against(result),
+        reference=reference_name(result),
         method=list(_method(result)),
         command=command,
     )
 
 
-def against(result: SweepResult) -> str:
-    """What depth is compared with."""
+def reference_name(result: SweepResult) -> str:
+    """Name the depth that is compared with."""
     return "the true depth" if result.labelled else "the depth of FP32"
 
 
 def best_within(result: SweepResult, loss: float) -> SweepPoint:
-    """The cheapest choice that loses at most so much accuracy; the baseline where none does."""
-    fit = [point for point in (result.baseline, *result.points) if point.loss <= loss]
-    return min(fit or [result.baseline], key=lambda point: (point.cost_ratio, point.abs_rel))
+    """Return the cheapest configuration with at most this loss; the baseline if there is none."""
+    candidates = [point for point in (result.baseline, *result.points) if point.loss <= loss]
+    return min(candidates or [result.baseline], key=lambda point: (point.cost_ratio, point.abs_rel))
 
 
 def _heads(result: SweepResult) -> Iterator[tuple[str, SweepPoint, str, str]]:
-    """The choices that matter most: in a word, the choice, its AbsRel and its cost."""
-    chosen = {"nothing in INT8": result.baseline}
-    does = "loses" if result.labelled else "differs by"
+    """Select the headline configurations: description, configuration, AbsRel and cost of each."""
+    selected = {"no INT8": result.baseline}
+    measure = "loss" if result.labelled else "difference"
     for word, point in (
-        (f"the cheapest that {does} at most {100 * SMALL_LOSS:g} %", best_within(result, SMALL_LOSS)),
-        ("the cheapest of all", best_within(result, float("inf"))),
+        (f"cheapest with at most {100 * SMALL_LOSS:g} % {measure}", best_within(result, SMALL_LOSS)),
+        ("cheapest of all", best_within(result, float("inf"))),
     ):
-        if point.number not in {each.number for each in chosen.values()}:
-            chosen[word] = point
-    for word, point in chosen.items():
-        yield word, point, _abs_rel(point), f"{_ms(point.cost_ms)} ms, {point.cost_ratio:.2f} of FP32's"
+        if point.number not in {other.number for other in selected.values()}:
+            selected[word] = point
+    for word, point in selected.items():
+        yield word, point, _abs_rel(point), f"{_ms(point.cost_ms)} ms, {point.cost_ratio:.2f} x FP32"
 
 
 def _front_chart(result: SweepResult) -> charts.Chart:
-    top = TOO_BAD * result.baseline.abs_rel if result.labelled else TOO_DIFFERENT
+    top = MAX_ABS_REL_RATIO * result.baseline.abs_rel if result.labelled else MAX_DIFFERENCE
 
     def dots(on_front: bool) -> list[tuple[str, float, float]]:
         points = (point for point in result.points if point.on_front is on_front)
@@ -87,24 +98,24 @@ def _front_chart(result: SweepResult) -> charts.Chart:
 
     baseline = (result.baseline.cost_ratio, result.baseline.abs_rel)
     best = [(x, y) for _, x, y in dots(True)] + [baseline] * result.baseline.on_front
-    series = {"on the front": dots(True), "another choice is better": dots(False), "no INT8": [("", *baseline)]}
-    return charts.front(series, best, "cost, as a share of FP32's", f"AbsRel to {against(result)}", top)
+    series = {"Pareto front": dots(True), "dominated": dots(False), "no INT8": [("", *baseline)]}
+    return charts.front(series, best, "cost relative to FP32", f"AbsRel to {reference_name(result)}", top)
 
 
-def _bars(result: SweepResult) -> list[DamageBar]:
-    """The most damaging first."""
-    groups = sorted(result.groups, key=lambda each: -each.sensitivity)
-    longest = max((each.sensitivity for each in groups), default=0.0) or 1.0
-    total = sum(each.macs for each in groups) or 1
+def _bars(result: SweepResult) -> list[SensitivityBar]:
+    """Create the bars, most sensitive first."""
+    groups = sorted(result.groups, key=lambda group: -group.sensitivity)
+    longest = max((group.sensitivity for group in groups), default=0.0) or 1.0
+    total = sum(group.macs for group in groups) or 1
     return [
-        DamageBar(
-            group=each.group,
-            sensitivity=f"{100 * each.sensitivity:.3g} %",
-            what=f"{each.nodes} node{'s' * (each.nodes != 1)}, {each.macs / 1e6:.4g} M multiply-adds "
-            f"({100 * each.macs / total:.1f} %)",
-            width=100 * each.sensitivity / longest,
+        SensitivityBar(
+            group=group.group,
+            sensitivity=f"{100 * group.sensitivity:.3g} %",
+            what=f"{group.nodes} node{'s' * (group.nodes != 1)}, {group.macs / 1e6:.4g} M multiply-adds "
+            f"({100 * group.macs / total:.1f} %)",
+            width=100 * group.sensitivity / longest,
         )
-        for each in groups
+        for group in groups
     ]
 
 
@@ -123,9 +134,9 @@ def _row(result: SweepResult, point: SweepPoint) -> tuple[str, ...]:
 
 
 def _groups(result: SweepResult, point: SweepPoint) -> str:
-    """Which groups are in INT8, as briefly as it can be told."""
+    """Describe which groups are in INT8."""
     inside = set(point.int8_groups)
-    outside = [each.group for each in result.groups if each.group not in inside]
+    outside = [group.group for group in result.groups if group.group not in inside]
     if not inside:
         return "none"
     if not outside:
@@ -136,26 +147,26 @@ def _groups(result: SweepResult, point: SweepPoint) -> str:
 
 
 def _method(result: SweepResult) -> Iterator[str]:
-    """How it was found out, in sentences."""
-    yield f"Accuracy: on {result.frames} frames ({result.data}), against {against(result)}."
+    """Describe the method in sentences."""
+    yield f"Accuracy: on {result.frames} frames ({result.data}), against {reference_name(result)}."
     yield f"Cost: {result.cost}."
     yield f"INT8: {result.method}; ranges of activations from {result.calibration}."
     yield (
-        "Damage of a group: the mean of |d - d₃₂| / d₃₂ over all pixels of all frames, where d₃₂ is FP32's depth and d "
-        "that of the network with this group alone in INT8."
+        "Sensitivity of a group: the mean of |d - d₃₂| / d₃₂ over all pixels of all frames, where d₃₂ is FP32's depth "
+        "and d that of the network with only this group in INT8."
     )
     yield (
         "AbsRel: the mean of |d - d*| / d*, where d* is "
-        + ("the true depth. " if result.labelled else "FP32's depth, for there is no true one: 0 is best. ")
+        + ("the true depth. " if result.labelled else "FP32's depth, because there is no true depth; 0 is best. ")
         + "Loss: "
-        + ("by how much AbsRel is above FP32's, as a share of it." if result.labelled else "AbsRel itself, in percent.")
+        + ("the relative increase of AbsRel over FP32's." if result.labelled else "AbsRel itself, in percent.")
     )
     yield "δ < 1.25: the share of pixels with max(d / d*, d* / d) below 1.25. Worst pixel: the largest |d - d₃₂| / d₃₂."
     yield (
-        "On the front (Pareto): no other choice is as good in both loss and cost, and better in one of them; to be "
-        "more accurate than FP32 is chance and counts as no loss."
+        "Pareto front: no other configuration is at least as good in both loss and cost and better in one of them. A "
+        "higher accuracy than FP32's is chance and counts as no loss."
     )
-    yield f"FP32's graph has the SHA-256 {result.onnx_sha256}. The sweep took {result.seconds:.0f} s."
+    yield f"SHA-256 of the FP32 graph: {result.onnx_sha256}. Duration of the sweep: {result.seconds:.0f} s."
 
 
 def _abs_rel(point: SweepPoint) -> str:

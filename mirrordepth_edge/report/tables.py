@@ -1,4 +1,4 @@
-"""Tables of an evaluation, as a terminal and a page show them."""
+"""Tables of an evaluation for the terminal and for the HTML page."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ METRICS = {
     **BOUNDARY_F1,
 }
 PUBLISHED = ("abs_rel", "rmse", "delta1")
-"""Metrics that baselines have; all of `METRICS` for one's own models."""
+"""The metrics of `METRICS` that baselines have."""
 SPATIAL = {
     "accuracy_px": "edge accuracy (px)",
-    "completeness_px": "edge complet. (px)",
-    "found": "edges, found/true",
+    "completeness_px": "edge completeness (px)",
+    "found": "edges, predicted/true",
 }
 TRUE_DEPTH = "true depth"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Text in rows and columns; the first column is words, the others mostly numbers."""
+    """Text in rows and columns. The first column has labels, the others mostly numbers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -47,13 +47,13 @@ class Table:
 
 
 def short_names(models: Mapping[str, object]) -> dict[str, str]:
-    """File names without their folders, where that still tells the models apart."""
+    """Shorten paths to file names if those are unique."""
     short = {model: Path(model).name for model in models}
     return short if len(set(short.values())) == len(short) else {model: model for model in models}
 
 
 def results_table(results: Mapping[str, Evaluation]) -> Table:
-    """Metrics down, models across: a terminal of 80 columns holds several."""
+    """Create a table with a row per metric and a column per model."""
     columns = [figures(result) for result in results.values()]
     rows = [(label, *(column[metric] for column in columns)) for metric, label in METRICS.items()]
     consistency = consistency_table(results)
@@ -66,27 +66,27 @@ def results_table(results: Mapping[str, Evaluation]) -> Table:
 
 
 def figures(result: Evaluation) -> dict[str, str]:
-    """`METRICS` of a data set as they are shown; empty where there was nothing to compare."""
+    """Format `METRICS` of an evaluation; an empty string if a metric is not available."""
     f1 = {metric: getattr(result, metric) for metric in BOUNDARY_F1}
     means = asdict(result.mean) | {metric: None if mean is None else mean.f1 for metric, mean in f1.items()}
     return {metric: _figure(means[metric], 4) for metric in METRICS}
 
 
 def boundary_notes(results: Mapping[str, Evaluation]) -> tuple[str, ...]:
-    """On how many pictures a boundary F1 is known, where not on all; the true depth is the same for all models."""
+    """State on how many images a boundary F1 is defined, if not on all. The true depth is the same for all models."""
     first = next(iter(results.values()))
     known = {metric: getattr(first, metric) for metric in BOUNDARY_F1}
     counts = {metric: 0 if mean is None else mean.pictures for metric, mean in known.items()}
     total = len(first.pictures)
     return tuple(
-        f"{BOUNDARY_F1[metric]}: on the {count} of {total} pictures whose true depth has such steps"
+        f"{BOUNDARY_F1[metric]}: on the {count} of {total} images whose true depth has such discontinuities"
         for metric, count in counts.items()
         if count < total
     )
 
 
 def consistency_table(results: Mapping[str, Evaluation]) -> Table:
-    """Consistency in time and space, as far as it was measured: models across, the true depth last if it is there."""
+    """Create a table of temporal and spatial consistency with a column per model, and one for the true depth."""
     temporal = [result.temporal for result in results.values()]
     truth = next((result.temporal_truth for result in results.values()), None)
     spatial = [result.spatial for result in results.values()]
@@ -98,21 +98,21 @@ def consistency_table(results: Mapping[str, Evaluation]) -> Table:
 
 
 def _temporal_rows(columns: Sequence[TemporalConsistency | None]) -> list[tuple[str, ...]]:
-    first = next((each for each in columns if each is not None), None)
+    first = next((column for column in columns if column is not None), None)
     if first is None:
         return []
     label = "reprojection (m)" if first.measure == "reprojection" else "OPW (m)"
     return [
-        (name, *("" if each is None else f"{getattr(each, key):.4f}" for each in columns))
+        (name, *("" if column is None else f"{getattr(column, key):.4f}" for column in columns))
         for key, name in (("error_m", label), ("rtc", "rTC"))
     ]
 
 
 def _spatial_rows(columns: Sequence[SpatialConsistency | None]) -> list[tuple[str, ...]]:
-    if all(each is None for each in columns):
+    if all(column is None for column in columns):
         return []
     return [
-        (label, *("" if each is None else f"{getattr(each, field):.2f}" for each in columns))
+        (label, *("" if column is None else f"{getattr(column, field):.2f}" for column in columns))
         for field, label in SPATIAL.items()
     ]
 
@@ -123,46 +123,46 @@ def _notes(
     spatial: Sequence[SpatialConsistency | None],
     edges: bool,
 ) -> tuple[str, ...]:
-    """What the rows do not say."""
+    """Describe the basis of the rows."""
     notes = []
-    first = next((each for each in temporal if each is not None), None)
+    first = next((result for result in temporal if result is not None), None)
     if first is not None:
-        how = "seen twice by the poses" if first.measure == "reprojection" else "followed by optical flow"
-        notes.append(f"in time: {first.pairs} pairs of frames, {first.share_used:.0%} of pixels {how}; not aligned")
+        how = "reprojected" if first.measure == "reprojection" else "tracked by optical flow"
+        notes.append(f"temporal: {first.pairs} pairs of frames, {first.share_used:.0%} of pixels {how}; not aligned")
         if truth is None:
-            notes.append("in time: the true depth has too many holes to be judged itself")
+            notes.append("temporal: the true depth has too many holes to be measured itself")
     if edges:
-        pictures = max((each.pictures for each in spatial if each is not None), default=0)
+        images = max((result.pictures for result in spatial if result is not None), default=0)
         notes.append(
-            f"edges: on the {pictures} pictures whose true depth has some; 0 px is best, 10 px is none near"
-            if pictures
-            else "edges: no true depth has any that can be judged, away from its holes"
+            f"edges: on {images} image{'s' * (images != 1)} whose true depth has edges; 0 px is best, 10 px: no edge"
+            if images
+            else "edges: the true depth has none that can be measured (edges at holes do not count)"
         )
     return tuple(notes)
 
 
 def baselines_table(kind: DataKind, protocol: Protocol) -> Table:
-    """Published figures on a kind of data set, and why they do not compare where they do not."""
+    """Create a table of published results on a kind of data set, with notes on comparability."""
     baselines = baselines_of(kind)
     rows = tuple(
-        (marked_name(each), *(_figure(getattr(each, metric), 3) for metric in PUBLISHED), each.source)
-        for each in baselines
+        (marked_name(baseline), *(_figure(getattr(baseline, metric), 3) for metric in PUBLISHED), baseline.source)
+        for baseline in baselines
     )
     header = ("published", *(METRICS[metric] for metric in PUBLISHED), "source")
     return Table(header=header, rows=rows, notes=baseline_notes(kind, protocol))
 
 
 def baseline_notes(kind: DataKind, protocol: Protocol) -> tuple[str, ...]:
-    """What marks mean, and why figures do not compare where they do not."""
-    notes = [f"{each.name}: {each.origin}; {each.note}" for each in baselines_of(kind) if each.note]
-    other = protocol_differences(kind, protocol)
-    if other:
-        notes.insert(0, f"DO NOT COMPARE with the results above: {'; '.join(other)}")
+    """Explain the marked baselines, and why results are not comparable if the protocol differs."""
+    notes = [f"{baseline.name}: {baseline.origin}; {baseline.note}" for baseline in baselines_of(kind) if baseline.note]
+    different = protocol_differences(kind, protocol)
+    if different:
+        notes.insert(0, f"DO NOT COMPARE with the results above: {'; '.join(different)}")
     return tuple(notes)
 
 
 def marked_name(baseline: Baseline) -> str:
-    """With a star where the figure is not simply published."""
+    """Mark a baseline with a star unless its values are published as they are."""
     return baseline.name if baseline.origin == "published" else f"{baseline.name} *"
 
 

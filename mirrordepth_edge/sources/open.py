@@ -11,23 +11,11 @@ from typing import NamedTuple
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.sources import v4l2
 from mirrordepth_edge.sources.cameras import DEFAULTS, CameraOptions, open_camera
-from mirrordepth_edge.sources.capture import CaptureSource, open_stream
+from mirrordepth_edge.sources.capture import open_stream
 from mirrordepth_edge.sources.csi import open_csi
-from mirrordepth_edge.sources.files import ImageFolder, VideoSource, open_video
-from mirrordepth_edge.sources.source import FrameSource, SourceState
+from mirrordepth_edge.sources.files import ImageFolder, open_video
+from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.sources.synthetic import RATE_HZ, SIZE_HW, SyntheticSource
-
-__all__ = [
-    "CameraOptions",
-    "CaptureSource",
-    "FrameSource",
-    "ImageFolder",
-    "SourceState",
-    "SyntheticSource",
-    "VideoSource",
-    "open_source",
-    "open_video",
-]
 
 SYNTHETIC = "synthetic"
 CLI_OPTIONS = {"size_hw": "--size", "rate_hz": "--rate", "pixel_format": "--pixel-format", "exposure_ms": "--exposure"}

@@ -84,7 +84,7 @@ def base(template: BenchResult, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_written_is_read(template: BenchResult, base: Path) -> None:
+def test_a_written_result_is_read(template: BenchResult, base: Path) -> None:
     result = read_result(base)
     assert result.source == str(base)
     for name in ("artefact", "artefact_sha256", "backend", "backend_version", "device", "precision", "boundary"):
@@ -131,7 +131,7 @@ def first_stage(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float
         (lambda data: data.update(device=7), "device: "),
         (lambda data: data.update(samples_ns={}), "it has: none"),
         (lambda data: data.update(samples_ns={"network": pack(np.empty(0))}), "it has: network 0"),
-        (first_stage(lambda samples: samples[1:]), "as many samples of every stage"),
+        (first_stage(lambda samples: samples[1:]), "the same number for every stage"),
         (first_stage(lambda samples: 0 * samples), "positive"),
         (first_stage(lambda samples: -samples), "positive"),
         (lambda data: data["samples_ns"].update(network="no base64!"), "samples_ns: "),
@@ -158,7 +158,7 @@ def test_other_files_are_refused(content: bytes, base: Path) -> None:
     assert "mde bench" in caught.value.cure
 
 
-def test_no_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result"):
         read_result(tmp_path / "none.json")
 
@@ -204,7 +204,7 @@ def test_few_frames_make_no_verdict(stored: Callable[..., StoredResult]) -> None
 
 
 @pytest.mark.parametrize("kind", ["device", "cpu", "cores", "jetson", "boundary", "frame size"])
-def test_what_was_not_measured_alike_is_not_compared(
+def test_different_conditions_are_not_compared(
     kind: str, template: BenchResult, stored: Callable[..., StoredResult]
 ) -> None:
     about = template.machine
@@ -350,13 +350,13 @@ def test_limits_come_from_stored_results(base: Path) -> None:
     ],
 )
 def test_other_conditions_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(OptionError, match="no condition to fail on") as caught:
+    with pytest.raises(OptionError, match="not a valid --fail-if condition") as caught:
         parse_gate(text)
     assert "p99>33ms" in caught.value.cure
     assert repr(text) in caught.value.what
 
 
-def test_a_missing_base_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_missing_base_is_refused_early(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result"):
         parse_gate(f"p50>1.05*{tmp_path / 'none.json'}")
 

@@ -1,4 +1,4 @@
-"""Several frames in one session: host and GPU work at once, each answer is of its frame, every context is looked at."""
+"""Several frames in one session: overlap of host and GPU, order of results, check of every context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
-from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
+from mirrordepth_edge.bench.in_flight import bench_in_flight, infer_in_flight
 from mirrordepth_edge.bench.measure import Candidate, check_depth
 from mirrordepth_edge.config import PRESETS, BenchConfig
 from mirrordepth_edge.errors import GateError, OptionError
@@ -32,7 +32,7 @@ CONFIG = BenchConfig(warmup=4, frame_hw=(8, 12))
 DELAY_S = 0.005
 
 
-def picture(seed: int) -> Any:
+def random_image(seed: int) -> Any:
     """A network input: uint8 RGB `[1, H, W, 3]`."""
     return np.random.default_rng(seed).integers(0, 256, IMAGE.shape, np.uint8)
 
@@ -48,7 +48,7 @@ class Threaded(CheckedSession):
     Args:
         contexts: frames that it takes before one is collected.
         works: called on the thread with a frame's number, for as long as the frame takes.
-        spoils: what becomes of the depth that a context found.
+        spoils: changes the depth of a context.
     """
 
     backend, device, precision, version = "threaded", "a thread", "fp32", "1.0"
@@ -58,13 +58,13 @@ class Threaded(CheckedSession):
         self,
         contexts: int,
         works: Callable[[int], object] = lambda number: sleep(DELAY_S),
-        spoils: Callable[[int, Any], Any] = lambda telemetry, depth_m: depth_m,
+        spoils: Callable[[int, Any], Any] = lambda context, depth_m: depth_m,
     ) -> None:
         self.buffers = [np.zeros(DEPTH.shape, np.float32) for _ in range(contexts)]
         self.values: list[int] = []
         """The first value of each submitted image."""
         self.most = 0
-        """Frames that were in work at once."""
+        """Frames that were in flight together."""
         self._works, self._spoils = works, spoils
         self._waiting: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -76,10 +76,10 @@ class Threaded(CheckedSession):
     def _work(self) -> None:
         number = 0
         while (given := self._waiting.get()) is not None:
-            telemetry, image = given
+            context, image = given
             try:
                 self._works(number)
-                self.buffers[telemetry][:] = self._spoils(telemetry, metres(image))
+                self.buffers[context][:] = self._spoils(context, metres(image))
             except BaseException as error:
                 self._done.put(error)
             else:
@@ -96,10 +96,10 @@ class Threaded(CheckedSession):
         self._next = (self._next + 1) % len(self.buffers)
 
     def collect(self) -> Arrays:
-        telemetry = self._pending.popleft()
+        context = self._pending.popleft()
         if (error := self._done.get(timeout=600)) is not None:
             raise error
-        return {"depth": self.buffers[telemetry]}
+        return {"depth": self.buffers[context]}
 
     def infer(self, feeds: Any) -> Arrays:
         assert not self._pending
@@ -142,11 +142,11 @@ def run_with_overlap(in_flight: int, count: int, patience_s: float) -> list[str]
     def feeds() -> Iterator[Arrays]:
         for number in range(count):
             diary.write(f"prepared {number}")
-            yield {"image": picture(number)}
+            yield {"image": random_image(number)}
 
     with Threaded(in_flight, works) as session:
-        for number, outputs in enumerate(answers(session, feeds(), in_flight)):
-            np.testing.assert_allclose(outputs["depth"], metres(picture(number)), rtol=1e-6)
+        for number, outputs in enumerate(infer_in_flight(session, feeds(), in_flight)):
+            np.testing.assert_allclose(outputs["depth"], metres(random_image(number)), rtol=1e-6)
             diary.write(f"finished {number}")
     return diary.events
 
@@ -173,7 +173,7 @@ def greys() -> list[Frame]:
 @pytest.fixture
 def reference() -> Reference:
     """Two pictures that no turn leaves alike, and their depth."""
-    images = np.concatenate([picture(seed) for seed in range(2)])
+    images = np.concatenate([random_image(seed) for seed in range(2)])
     return Reference(images, metres(images).astype(np.float32))
 
 
@@ -182,19 +182,19 @@ def candidate_of(session: Any, reference: Reference | None = None) -> Candidate:
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
-def test_the_result_says_what_was_in_work(in_flight: int, greys: list[Frame], reference: Reference) -> None:
+def test_the_result_states_the_frames_in_flight(in_flight: int, greys: list[Frame], reference: Reference) -> None:
     with Threaded(in_flight) as session:
         result = bench_in_flight(candidate_of(session, reference), greys, CONFIG, in_flight, 0.2)
         assert session.most == in_flight
         frames = len(result.samples_ms)
         assert session.values[-frames:] == [*islice(cycle([10, 20, 30]), frames)]
-        session.infer({"image": picture(0)})  # nothing is left in work
+        session.infer({"image": random_image(0)})  # no frame is in flight
     assert (result.in_flight, result.arrangement) == (in_flight, f"{in_flight} in one engine")
-    assert result.warmup == 4 + in_flight - 1  # those in work at its end too
+    assert result.warmup == 4 + in_flight - 1  # with the frames in flight at its end
     assert result.seconds >= 0.2
     assert result.rate_hz == pytest.approx(frames / result.seconds)
     assert (result.samples_ms >= 1e3 * DELAY_S).all()
-    # Frames share time where several are in work, and only there.
+    # The times of frames overlap only if several are in flight.
     assert bool(result.samples_ms.sum() > 1.1e3 * result.seconds) is (in_flight > 1)
     assert result.agreement is not None
     assert result.agreement.frames == 2 * in_flight
@@ -205,22 +205,22 @@ def test_the_result_says_what_was_in_work(in_flight: int, greys: list[Frame], re
 @pytest.mark.parametrize(
     ("wrong", "what"), [(np.nan, "not finite and positive"), (-1.0, "not finite and positive"), (1.1, "wrong depth")]
 )
-@pytest.mark.parametrize("telemetry", [0, 1, 2])
+@pytest.mark.parametrize("bad_context", [0, 1, 2])
 def test_one_bad_context_is_enough(
-    telemetry: int, wrong: float, what: str, greys: list[Frame], reference: Reference
+    bad_context: int, wrong: float, what: str, greys: list[Frame], reference: Reference
 ) -> None:
-    def spoils(each: int, depth_m: Any) -> Any:
-        return depth_m * wrong if each == telemetry else depth_m
+    def spoils(context: int, depth_m: Any) -> Any:
+        return depth_m * wrong if context == bad_context else depth_m
 
     with Threaded(3, lambda number: None, spoils) as session:
         candidate = candidate_of(session, reference)
-        if telemetry:
+        if bad_context:
             check_depth(candidate, greys)  # one frame at a time runs in the first context only
         with pytest.raises(GateError, match=what):
             bench_in_flight(candidate, greys, CONFIG, 3, 0.1)
 
 
-def test_contexts_that_share_a_buffer_are_found_out(greys: list[Frame], reference: Reference) -> None:
+def test_contexts_that_share_a_buffer_are_detected(greys: list[Frame], reference: Reference) -> None:
     """Alone each is right; one frame at a time is all that `check_depth` looks at."""
     with Threaded(2, lambda number: None) as session:
         session.buffers[1] = session.buffers[0]

@@ -1,4 +1,4 @@
-"""The harness: what it times, what it refuses, what it records."""
+"""Latency measurement: timed section, warm-up, refusals, records."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.measure import (
-    MOST_WARMUP,
+    MAX_WARMUP,
     Candidate,
     bench,
     loop_overhead_us,
-    time_in_turn,
+    time_interleaved,
     warm_up,
 )
 from mirrordepth_edge.config import PRESETS, BenchConfig, BenchProtocol
@@ -35,7 +35,7 @@ HEIGHT, WIDTH = MODEL.size_hw
 
 
 class ConstantSession(CheckedSession):
-    """Gives one depth everywhere and remembers what it was asked."""
+    """Outputs one depth everywhere and records the mean of each input."""
 
     backend, device, precision, version = "constant", "cpu", "fp32", "1.0"
     inputs = (TensorSpec(name="image", dtype="uint8", shape=(1, HEIGHT, WIDTH, 3), layout="NHWC", range="", unit=""),)
@@ -58,7 +58,7 @@ def result_of(depth_m: float, frames: list[Frame], config: BenchConfig) -> tuple
     return result, session
 
 
-def test_every_frame_passes_every_stage_of_every_path_before_the_next() -> None:
+def test_paths_are_interleaved_frame_by_frame() -> None:
     calls: list[tuple[str, Any]] = []
 
     def stage(name: str, seconds: float) -> Any:
@@ -69,14 +69,14 @@ def test_every_frame_passes_every_stage_of_every_path_before_the_next() -> None:
 
         return run
 
-    slow, quick = time_in_turn([[stage("a", 0.002), stage("b", 0.004)], [stage("c", 0.001)]], frames=3)
+    slow, quick = time_interleaved([[stage("a", 0.002), stage("b", 0.004)], [stage("c", 0.001)]], frames=3)
     assert calls[:6] == [("a", 0), ("b", "a0"), ("c", 0), ("a", 1), ("b", "a1"), ("c", 1)]
     assert (slow.shape, quick.shape) == ((3, 2), (3, 1))
     assert (slow >= [2.0, 4.0]).all()
     assert (quick >= 1.0).all()
 
 
-def test_a_warm_up_of_so_many_frames() -> None:
+def test_a_warm_up_of_a_fixed_length() -> None:
     calls: list[int] = []
     assert warm_up([calls.append], 7) == 7
     assert calls == [*range(7)]
@@ -85,30 +85,30 @@ def test_a_warm_up_of_so_many_frames() -> None:
 @pytest.mark.parametrize(
     ("times_ms", "frames"),
     [
-        # Thirty slow frames are left behind.
-        (np.where(np.arange(MOST_WARMUP) < 30, 6.0, 1.0), 60),
-        # What never settles is given up.
-        (np.arange(MOST_WARMUP) + 1.0, MOST_WARMUP),
+        # Thirty slow frames first.
+        (np.where(np.arange(MAX_WARMUP) < 30, 6.0, 1.0), 60),
+        # Times never settle.
+        (np.arange(MAX_WARMUP) + 1.0, MAX_WARMUP),
     ],
 )
 def test_a_warm_up_ends_when_times_have_settled(
     times_ms: npt.NDArray[np.float64], frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told times instead of measured ones, because a busy machine has times of its own."""
-    told = iter(times_ms)
-    monkeypatch.setattr(measure, "time_in_turn", lambda _, count: [np.array([[next(told)] for _ in range(count)])])
+    """Given times replace measured ones, because a busy machine may not settle."""
+    times = iter(times_ms)
+    monkeypatch.setattr(measure, "time_interleaved", lambda _, count: [np.array([[next(times)] for _ in range(count)])])
     assert warm_up([], None) == frames
 
 
-def test_the_loop_itself_costs_next_to_nothing() -> None:
+def test_the_overhead_of_the_loop_is_small() -> None:
     assert min(loop_overhead_us(stages=3, frames=200) for _ in range(10)) < 1000
 
 
-def test_artefacts_in_turn_are_each_timed_on_every_frame(frames: list[Frame]) -> None:
+def test_interleaved_artefacts_are_timed_on_every_frame(frames: list[Frame]) -> None:
     sessions = [ConstantSession(depth_m) for depth_m in (1.0, 2.0)]
     candidates = [
-        Candidate(predictor=DepthPredictor(session, MODEL), name=f"{place}", sha256="0" * 64)
-        for place, session in enumerate(sessions)
+        Candidate(predictor=DepthPredictor(session, MODEL), name=f"{index}", sha256="0" * 64)
+        for index, session in enumerate(sessions)
     ]
     results = bench(candidates, frames, BenchConfig(iterations=5, warmup=1, frame_hw=(60, 80)))
     assert [result.artefact for result in results] == ["0", "1"]
@@ -117,7 +117,7 @@ def test_artefacts_in_turn_are_each_timed_on_every_frame(frames: list[Frame]) ->
 
 
 @pytest.mark.parametrize("protocol", ["host", "network"])
-def test_frames_rotate_and_the_result_says_what_was_timed(protocol: BenchProtocol, frames: list[Frame]) -> None:
+def test_frames_repeat_and_the_result_states_what_was_timed(protocol: BenchProtocol, frames: list[Frame]) -> None:
     config = BenchConfig(iterations=7, warmup=2, frame_hw=(60, 80), protocol=protocol)
     network_only = protocol == "network"
     result, session = result_of(2.0, frames, config)
@@ -127,7 +127,7 @@ def test_frames_rotate_and_the_result_says_what_was_timed(protocol: BenchProtoco
     assert ("80x60" in result.boundary) is not network_only
     stages = ["network"] if network_only else ["preprocess", "network", "postprocess"]
     assert list(result.stages) == stages
-    np.testing.assert_allclose(result.latency.mean_ms, sum(own.mean_ms for own in result.stages.values()))
+    np.testing.assert_allclose(result.latency.mean_ms, sum(stage.mean_ms for stage in result.stages.values()))
     plain = json.loads(json.dumps(result.to_json()))
     for name, samples_ms in zip(stages, result.samples_ms.T, strict=True):
         raw = zlib.decompress(base64.b64decode(plain["samples_ns"][name]))
@@ -190,7 +190,7 @@ def test_trtexecs_protocols_count_by_the_gpus_clock(
     protocol: BenchProtocol, stages: list[str], sums: list[float], frames: list[Frame]
 ) -> None:
     session = OnAGpu(2.0)
-    session.before = len(frames)  # looked at before anything is timed
+    session.before = len(frames)  # the frames of the depth check
     candidate = Candidate(predictor=DepthPredictor(session, MODEL), name="a.plan", sha256="0" * 64)
     (result,) = bench([candidate], frames, BenchConfig(iterations=3, warmup=0, protocol=protocol))
     assert list(result.stages) == stages
@@ -204,7 +204,7 @@ def test_trtexecs_protocols_need_a_gpus_clock(frames: list[Frame]) -> None:
         result_of(2.0, frames, BenchConfig(iterations=3, warmup=0, protocol="trtexec-10"))
 
 
-def test_depth_is_held_to_what_was_stored(frames: list[Frame]) -> None:
+def test_depth_is_checked_against_the_reference(frames: list[Frame]) -> None:
     """Depth of 2 m everywhere, against a reference of 2.002 m (0.1 %) and one of 2.2 m (9 %)."""
     images = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
     for stored_m, agrees in ((2.002, True), (2.2, False)):

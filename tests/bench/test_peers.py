@@ -137,7 +137,7 @@ def test_free_sides_take_the_described_size(tmp_path: Path, scripts: dict[str, M
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32", sides=["batch", 3, "height", "width"])
     depth = depth_of(scripts, model, describe(tmp_path), picture)
     np.testing.assert_allclose(depth, picture.astype(np.float64).mean(axis=2) / 255, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="does not run as it is described"):
+    with pytest.raises(InputError, match="cannot be run as described"):
         depth_of(scripts, model, describe(tmp_path, output_shape="[1, 3, 4]"), picture)
 
 
@@ -156,14 +156,14 @@ def test_a_description_of_another_model_is_refused(
     changes: dict[str, str], said: str, tmp_path: Path, scripts: dict[str, ModuleType], picture: Frame
 ) -> None:
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32")
-    with pytest.raises(InputError, match="not the model that is described") as caught:
+    with pytest.raises(InputError, match="does not match its description") as caught:
         depth_of(scripts, model, describe(tmp_path, **changes), picture)
     assert said in caught.value.why
 
 
 def test_a_model_with_a_second_input_is_refused(tmp_path: Path, scripts: dict[str, ModuleType], picture: Frame) -> None:
     model = channel_mean(tmp_path / "m.onnx", "NCHW", "float32", inputs=2)
-    with pytest.raises(InputError, match="not the model that is described"):
+    with pytest.raises(InputError, match="does not match its description"):
         depth_of(scripts, model, describe(tmp_path), picture)
 
 
@@ -172,9 +172,9 @@ def test_a_model_with_a_second_input_is_refused(tmp_path: Path, scripts: dict[st
     [
         ({"input_crop": "true"}, "input.crop"),
         ({"output_kind": '"disparity"'}, "output.kind"),
-        ({"input_dtype": '"uint8"', "input_mean": "[0.5, 0.5, 0.5]"}, "without mean and std"),
+        ({"input_dtype": '"uint8"', "input_mean": "[0.5, 0.5, 0.5]"}, "cannot have mean and std"),
         ({"input_std": "[0.0, 1.0, 1.0]"}, "positive"),
-        ({"output_shape": "[2, 6, 8]"}, "height and width"),
+        ({"output_shape": "[2, 6, 8]"}, "height, width and dimensions of 1"),
         ({"output_scale": '"a lot"'}, "output.scale"),
         ({"input_size_hw": "[6, "}, ""),
     ],
@@ -218,13 +218,13 @@ def test_a_foreign_model_and_ours_in_one_table(
     assert (ours.artefact, theirs.artefact) == ("nano.onnx", "channel mean")
     assert ours.boundary == theirs.boundary
     assert ours.latency.samples == theirs.latency.samples == 7
-    told = capsys.readouterr().out
-    assert "FP32" in told
-    assert f"{theirs.latency.p50_ms:.1f} (" in told
-    assert "times as long as nano.onnx" in told
+    output = capsys.readouterr().out
+    assert "FP32" in output
+    assert f"{theirs.latency.p50_ms:.1f} (" in output
+    assert "times as long as nano.onnx" in output
 
 
-def test_what_goes_wrong_is_told_as_mde_tells_it(
+def test_errors_have_the_format_of_mde(
     tmp_path: Path, scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = scripts["onnx_depth"].main
@@ -232,11 +232,11 @@ def test_what_goes_wrong_is_told_as_mde_tells_it(
     assert main(["--peer", describe(tmp_path), str(tmp_path / "absent.onnx")]) == 1
     (tmp_path / "text.onnx").write_text("no model", encoding="utf-8")
     assert main(["--peer", describe(tmp_path), str(tmp_path / "text.onnx")]) == 1
-    told = capsys.readouterr().err
-    assert told.count("error: ") == told.count("  next: ") == 3
+    output = capsys.readouterr().err
+    assert output.count("error: ") == output.count("  next: ") == 3
 
 
-def test_other_stopwatches_run_beside_ours(scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_timers_agree(scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         scripts["agreement"].main(["nano", "--frames", "6", "--warmup", "0", "--within", "9", "--device", "cpu"]) == 0
     )
@@ -245,12 +245,12 @@ def test_other_stopwatches_run_beside_ours(scripts: dict[str, ModuleType], capsy
         assert any(row.startswith(name) for row in rows)
 
 
-def test_a_stopwatch_that_is_off_is_found_out(
+def test_a_wrong_timer_is_reported(
     scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that reads seconds as milliseconds says that our runs take a thousand times as long."""
     agreement = scripts["agreement"]
-    honest = agreement.plain
+    honest = agreement.time_session
 
     def wrong(session: Any) -> Any:
         run = honest(session)
@@ -261,18 +261,16 @@ def test_a_stopwatch_that_is_off_is_found_out(
 
         return in_seconds
 
-    monkeypatch.setattr(agreement, "plain", wrong)
+    monkeypatch.setattr(agreement, "time_session", wrong)
     assert agreement.main(["nano", "--frames", "6", "--warmup", "0", "--within", "0.9", "--device", "cpu"]) == 3
-    told = capsys.readouterr().err
-    assert "InferenceSession.run" in told
-    assert "Polygraphy" not in told
+    output = capsys.readouterr().err
+    assert "InferenceSession.run" in output
+    assert "Polygraphy" not in output
 
 
-def test_other_stopwatches_do_not_take_checkpoints(
-    scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_timers_refuse_checkpoints(scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
     assert scripts["agreement"].main(["model.safetensors"]) == 2
-    assert "No other stopwatch" in capsys.readouterr().err
+    assert "No other timer" in capsys.readouterr().err
 
 
 # The layout of trtexec's --exportTimes: a query each with copies of 0.1 and 0.2 ms around 1, 2 and 4 ms.
@@ -318,7 +316,7 @@ def test_times_are_read_in_trtexecs_own_layout(tmp_path: Path, scripts: dict[str
 @pytest.mark.parametrize("text", ["[]", "{}", "[{}]", "[1]", "", "7", '[{"h2dMs": "soon"}]'])
 def test_other_files_are_no_times(text: str, tmp_path: Path, scripts: dict[str, ModuleType]) -> None:
     (tmp_path / "times.json").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match="holds no times"):
+    with pytest.raises(InputError, match="is not a file of trtexec"):
         scripts["trtexec"].read_times(tmp_path / "times.json")
 
 
@@ -334,7 +332,7 @@ OLD, NEW = "--noDataTransfers", "--includeDataTransfers"
         (NEW, "trtexec-11", set()),
     ],
 )
-def test_every_trtexec_is_told_to_count_as_the_protocol_says(
+def test_trtexec_gets_the_flags_of_the_protocol(
     offers: str, protocol: str, flags: set[str], tmp_path: Path, scripts: dict[str, ModuleType]
 ) -> None:
     image = {"image": np.zeros((1, 2, 3, 3), np.uint8)}
@@ -387,11 +385,11 @@ def test_trtexec_beside_ours(
     monkeypatch.setattr(scripts["trtexec"], "open_ours", lambda name, *_: (candidate, Path(name)))
     words = ["a.plan", "--protocol", protocol, "--frames", "8", "--rounds", "2"]
     assert scripts["trtexec"].main(words) == 0
-    told = capsys.readouterr().out
-    assert f"mde bench  {ours:.3f} (" in told.replace("mde bench   ", "mde bench  ")
-    assert f"{2.3 / ours:.2f}" in told
-    assert "trtexec, p50 ms: host to device 0.100, compute 2.000, device to host 0.200" in told
-    assert "mde bench, p50 ms: host to device 0.100, compute 1.000, device to host 0.200" in told
+    output = capsys.readouterr().out
+    assert f"mde bench  {ours:.3f} (" in output.replace("mde bench   ", "mde bench  ")
+    assert f"{2.3 / ours:.2f}" in output
+    assert "trtexec, p50 ms: host to device 0.100, compute 2.000, device to host 0.200" in output
+    assert "mde bench, p50 ms: host to device 0.100, compute 1.000, device to host 0.200" in output
 
 
 def test_a_missing_trtexec_is_named(
@@ -406,7 +404,7 @@ def test_a_missing_trtexec_is_named(
     assert trtexec.main(["a.plan"]) == MissingError.exit_code
     assert trtexec.main(["a.plan", "--trtexec", str(tmp_path / "absent")]) == MissingError.exit_code
     assert trtexec.main(["a.onnx"]) == OptionError.exit_code
-    assert capsys.readouterr().err.count("trtexec is not here") == 2
+    assert capsys.readouterr().err.count("trtexec was not found") == 2
     monkeypatch.setattr(trtexec, "JETPACK", str(stand_in(tmp_path)))
     monkeypatch.setenv("PATH", "")
-    assert trtexec.find(None) == str(tmp_path / "trtexec")
+    assert trtexec.find_trtexec(None) == str(tmp_path / "trtexec")

@@ -55,7 +55,7 @@ def template() -> BenchResult:
 
 
 class Store:
-    """A folder of results as suites leave them."""
+    """A folder of results as `store` writes them."""
 
     def __init__(self, folder: Path, template: BenchResult) -> None:
         self.folder, self.template = folder, template
@@ -79,7 +79,7 @@ class Store:
         return path
 
     def rows(self) -> list[list[str]]:
-        """The cells of all tables' rows."""
+        """The cells of all rows of all tables."""
         lines = [line for line in results_page(self.folder).splitlines() if line.startswith("| ")]
         cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
         return [row for row in cells if row[0] not in ("case", "---")]
@@ -112,10 +112,10 @@ def test_a_row_is_what_was_measured(results: Store) -> None:
     page = results_page(results.folder)
     assert page.startswith(HEAD)
     assert "\n## board\n\nTest CPU, 4 cores\n\n### quick\n" in page
-    assert "Timed from network input in host memory to network output in host memory." in page
+    assert "Timed section: network input in host memory to network output in host memory." in page
 
 
-def test_ratios_are_of_what_was_timed_in_turn(results: Store) -> None:
+def test_ratios_need_interleaved_measurements(results: Store) -> None:
     results.add("quick", "first", RAMP_MS)
     results.add("quick", "double", 2 * RAMP_MS, place={"number": 1})
     results.add("quick", "earlier", RAMP_MS, place={"number": 2, "measured": BEFORE})
@@ -125,9 +125,9 @@ def test_ratios_are_of_what_was_timed_in_turn(results: Store) -> None:
     assert [(row[0], row[-1]) for row in results.rows()] == [
         ("first", "1"),
         ("double", "2.00 (2.00 to 2.00)"),
-        ("earlier", "not in turn"),
-        ("fewer", "not in turn"),
-        ("larger", "not in turn"),
+        ("earlier", "separate run"),
+        ("fewer", "separate run"),
+        ("larger", "separate run"),
     ]
 
 
@@ -136,15 +136,17 @@ def test_a_batch_counts_all_its_frames(results: Store) -> None:
     assert results.rows()[0][-2] == "50.0"
 
 
-def test_a_law_is_of_what_was_timed_in_turn(results: Store) -> None:
+def test_scaling_needs_interleaved_measurements(results: Store) -> None:
     for number, count in enumerate((10, 20, 40, 80)):
         samples_ms = np.full(20, 0.5 + 0.25 * count)
         place = {"number": number, "count": count, "unit": "token"}
         results.add("resolutions", f"n{count}", samples_ms, place=place)
     page = results_page(results.folder)
-    assert "\nLaw: 0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) a token: " in page
+    assert "\nScaling: 0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) per token: " in page
     results.add("resolutions", "n80", samples_ms, place={"number": 3, "count": 80, "unit": "token", "measured": BEFORE})
-    assert "\nLaw: no law: There is no law of 3 sizes." in results_page(results.folder)
+    page = results_page(results.folder)
+    assert "\nScaling: A scaling model cannot be fitted to 3 sizes. " in page
+    assert ".." not in page
 
 
 def test_the_order_is_machine_suite_and_place(results: Store) -> None:
@@ -160,17 +162,17 @@ def test_the_order_is_machine_suite_and_place(results: Store) -> None:
     assert [row[0] for row in results.rows()] == ["y", "z-first", "second", "x"]
 
 
-def test_what_speaks_against_figures_is_told(results: Store) -> None:
+def test_warnings_are_listed(results: Store) -> None:
     results.add("quick", "steady", np.full(40, 10.0))
-    assert "against quoting" not in results_page(results.folder)
+    assert "Warnings" not in results_page(results.folder)
     path = results.add("quick", "shaky", np.tile([10.0, 30.0], 20))
     data = json.loads(path.read_text(encoding="utf-8"))
     data["telemetry"]["remarks"] = ["the CPU governor is 'powersave'"]
     path.write_text(json.dumps(data), encoding="utf-8")
-    told = results_page(results.folder).split("What speaks against quoting these:")[1]
-    assert "- shaky: Unsteady" in told
-    assert "- the CPU governor is 'powersave'\n" in told
-    assert "- steady" not in told
+    warnings = results_page(results.folder).split("Warnings:")[1]
+    assert "- shaky: Unsteady" in warnings
+    assert "- the CPU governor is 'powersave'\n" in warnings
+    assert "- steady" not in warnings
 
 
 def test_other_measurements_are_left_out(results: Store) -> None:
@@ -187,7 +189,7 @@ def test_other_measurements_are_left_out(results: Store) -> None:
     ("content", "words"),
     [("{", "not valid JSON"), ('{"suite": {}}', "not valid"), ('{"suite": 3}', "not valid")],
 )
-def test_a_damaged_result_is_told(content: str, words: str, results: Store) -> None:
+def test_a_damaged_result_is_refused(content: str, words: str, results: Store) -> None:
     path = results.add("quick", "one", RAMP_MS)
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=words) as caught:
@@ -195,7 +197,7 @@ def test_a_damaged_result_is_told(content: str, words: str, results: Store) -> N
     assert str(path) in caught.value.what
 
 
-def test_a_result_without_samples_is_told(results: Store) -> None:
+def test_a_result_without_samples_is_refused(results: Store) -> None:
     path = results.add("quick", "one", RAMP_MS)
     data = json.loads(path.read_text(encoding="utf-8"))
     del data["samples_ns"]
@@ -204,7 +206,7 @@ def test_a_result_without_samples_is_told(results: Store) -> None:
         results_page(results.folder)
 
 
-def test_nothing_is_told_as_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder(tmp_path: Path) -> None:
     assert results_page(tmp_path) == HEAD + NOTHING
 
 

@@ -41,4 +41,4 @@ def test_views_begin_with_the_whole_picture(meter: ModuleType) -> None:
     for window in windows:
         seen = (int(window.max()) - int(window.min())) / 255
         assert window.shape == (240, 320, 3)
-        assert meter.SMALLEST_VIEW - 0.02 < seen < 1
+        assert meter.MIN_VIEW - 0.02 < seen < 1

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.bench.stats import Ratio, findings, ratio_interval, stationary_from, summarise
+from mirrordepth_edge.bench.stats import Ratio, latency_warnings, ratio_interval, stationary_from, summarise
 from mirrordepth_edge.errors import InputError
 
 Samples = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ def correlated(random: np.random.Generator, count: int, rho: float) -> Samples:
 
 
 def kinds(samples_ms: Samples) -> list[str]:
-    return [finding.kind for finding in findings(samples_ms)]
+    return [finding.kind for finding in latency_warnings(samples_ms)]
 
 
 def test_closed_forms() -> None:
@@ -44,7 +44,7 @@ def test_one_sample() -> None:
     stats = summarise(one)
     assert (stats.p50_ms, stats.p99_ms, stats.variation, stats.throughput_hz) == (4.0, 4.0, 0.0, 250.0)
     assert stats.p50_interval_ms == (4.0, 4.0)
-    assert findings(one) == []
+    assert latency_warnings(one) == []
     assert stationary_from(one) is None
 
 
@@ -61,7 +61,7 @@ def test_constant_samples(count: int) -> None:
     stats = summarise(constant)
     assert stats.p50_interval_ms == (0.1, 0.1)
     assert stats.p999_ms == 0.1
-    assert findings(constant) == []
+    assert latency_warnings(constant) == []
     assert stationary_from(constant) == (0 if count >= 40 else None)
 
 
@@ -109,7 +109,7 @@ def test_the_same_samples_give_the_same_figures() -> None:
     other = np.random.default_rng(5).normal(10.0, 2.0, 150)
     assert summarise(samples) == summarise(samples.copy())
     assert ratio_interval(samples, other, paired=False) == ratio_interval(samples, other, paired=False)
-    assert findings(samples) == findings(samples)
+    assert latency_warnings(samples) == latency_warnings(samples)
 
 
 @pytest.mark.parametrize("deviation", [0.5, 0.98, 1.02, 3.0])
@@ -121,7 +121,7 @@ def test_unsteady_is_a_tenth_of_the_mean(deviation: float) -> None:
 @pytest.mark.parametrize("factor", [1.3, 1 / 1.3, 1.04])
 def test_drift_is_noticeable_and_beyond_chance(factor: float) -> None:
     samples = np.random.default_rng(6).normal(10.0, 0.2, 200) * np.linspace(1.0, factor, 200)
-    drift = [finding for finding in findings(samples) if finding.kind == "drift"]
+    drift = [finding for finding in latency_warnings(samples) if finding.kind == "drift"]
     if factor == 1.04:
         assert drift == []
         return
@@ -135,10 +135,10 @@ def test_drift_is_noticeable_and_beyond_chance(factor: float) -> None:
     assert scipy_stats.mannwhitneyu(samples[:50], samples[-50:]).pvalue < 0.01
 
 
-def test_a_short_warm_up_is_told_by_how_much_to_raise() -> None:
+def test_a_short_warm_up_states_the_required_length() -> None:
     samples = np.random.default_rng(7).normal(10.0, 0.1, 200)
     samples[:60] += 5.0
-    drift = next(finding for finding in findings(samples) if finding.kind == "drift")
+    drift = next(finding for finding in latency_warnings(samples) if finding.kind == "drift")
     assert "Raise --warmup by 60." in drift.cure
 
 
@@ -153,7 +153,7 @@ def test_outliers_are_counted_by_share() -> None:
     samples[::125] = 30.0  # 8 of 1000: ordinary
     assert "outliers" not in kinds(samples)
     samples[::50] = 30.0
-    outliers = next(finding for finding in findings(samples) if finding.kind == "outliers")
+    outliers = next(finding for finding in latency_warnings(samples) if finding.kind == "outliers")
     assert "2.4%" in outliers.what  # 20 and 8, less the 4 that are both (multiples of 250)
     samples[samples > 20.0] = 10.4  # beyond every deviation, and harmless
     assert kinds(samples) == []
@@ -167,7 +167,7 @@ def test_a_clock_that_halves_has_two_speeds(share: float, count: int) -> None:
     samples = random.normal(5.0, 0.25, count) * np.where(fast, 1.0, 2.0)
     samples[count // 2] = 200.0  # one hiccup does not hide it
     assert "outliers" not in kinds(samples)
-    what = next(finding for finding in findings(samples) if finding.kind == "bimodal").what
+    what = next(finding for finding in latency_warnings(samples) if finding.kind == "bimodal").what
     assert f"{share:.0%} of" in what or f"{share - 1 / count:.0%} of" in what
     assert "about 5.0" in what or "about 4.9" in what
 
@@ -232,7 +232,7 @@ def test_the_ratio_covers_the_truth(paired: bool) -> None:
     assert 0.89 <= covered / REPETITIONS <= 0.995
 
 
-def test_pairs_cancel_what_slows_both() -> None:
+def test_pairs_cancel_common_disturbances() -> None:
     random = np.random.default_rng(15)
     weather = correlated(random, 200, 0.5)
     a, b = 1.02 * weather * random.normal(1.0, 0.005, 200), weather * random.normal(1.0, 0.005, 200)
@@ -255,9 +255,9 @@ def test_significant_excludes_one(low: float, high: float, significant: bool) ->
     assert Ratio((low + high) / 2, low, high).significant is significant
 
 
-def test_what_cannot_be_compared() -> None:
+def test_unusable_samples_are_refused() -> None:
     good = np.full(10, 3.0)
-    with pytest.raises(InputError, match="pairs"):
+    with pytest.raises(InputError, match="paired"):
         ratio_interval(good, good[:9], paired=True)
     for bad in (np.array([]), np.array([1.0, np.nan]), np.array([0.0, 1.0]), np.array([np.inf])):
         with pytest.raises(InputError, match="second"):

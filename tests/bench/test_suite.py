@@ -20,7 +20,7 @@ from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import MODULES
 from mirrordepth_edge.bench import artefacts
 from mirrordepth_edge.bench import suite as module
-from mirrordepth_edge.bench.artefacts import PRESET, Wanted, cache_folder, find_or_make
+from mirrordepth_edge.bench.artefacts import PRESET, ArtefactRequest, cache_folder, find_or_make
 from mirrordepth_edge.bench.compare import read_result
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.bench.stats import ratio_interval
@@ -30,11 +30,11 @@ from mirrordepth_edge.bench.suite import (
     Place,
     Suite,
     SuiteResult,
+    describe_scaling,
     device_slug,
-    law_in_words,
     load_suite,
     measure,
-    opened,
+    open_cases,
     store,
 )
 from mirrordepth_edge.cli import run_app
@@ -118,19 +118,19 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
         ('colour = "red"', "colour"),
         ('name = "a"', "not valid TOML"),
         ("batch = 0", "at least 1"),
-        ("batch = 2", "one frame at a time"),
+        ("batch = 2", "batch needs protocol"),
         ("threads = -1", "at least 1"),
         ("size = [64]", "size"),
         ('size = "64x96"', "size"),
         ("frame = [0, 64]", "at least 1"),
         ('precision = "fp8"', "precision"),
-        ('[[case]]\nname = "a"', "its own name"),
-        ('[[case]]\nname = "a/b"', "small letters"),
-        ('[[case]]\nname = "../a"', "small letters"),
+        ('[[case]]\nname = "a"', "case names must be unique"),
+        ('[[case]]\nname = "a/b"', "lower-case letters"),
+        ('[[case]]\nname = "../a"', "lower-case letters"),
         ("[[case]]", "name"),
     ],
 )
-def test_a_suite_that_is_none(change: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_suite_is_refused(change: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(MINIMAL + change, encoding="utf-8")
     with pytest.raises(InputError) as caught:
@@ -165,19 +165,19 @@ def test_settings_of_a_suite_that_make_no_sense(change: str, words: str, tmp_pat
 @pytest.mark.parametrize(
     ("wanted", "path"),
     [
-        (Wanted(model="nano"), NANO_ONNX["fp32"]),
-        (Wanted(model="nano.fp16"), NANO_ONNX["fp16"]),
-        (Wanted(model="nano", precision="fp16"), NANO_ONNX["fp16"]),
-        (Wanted(model="nano.fp16", precision="fp32"), NANO_ONNX["fp32"]),
-        (Wanted(model="nano", size_hw=(224, 288)), NANO_ONNX["fp32"]),
-        (Wanted(model="nano", backend="openvino"), NANO_ONNX["fp32"]),
-        (Wanted(model="nano", backend="torch"), NANO_CHECKPOINT),
-        (Wanted(model=str(NANO_CHECKPOINT), backend="torch", precision="fp32"), NANO_CHECKPOINT),
-        (Wanted(model=str(NANO_ONNX["fp16"])), NANO_ONNX["fp16"]),
-        (Wanted(model=str(NANO_ONNX["fp16"]), precision="fp16", size_hw=(224, 288)), NANO_ONNX["fp16"]),
+        (ArtefactRequest(model="nano"), NANO_ONNX["fp32"]),
+        (ArtefactRequest(model="nano.fp16"), NANO_ONNX["fp16"]),
+        (ArtefactRequest(model="nano", precision="fp16"), NANO_ONNX["fp16"]),
+        (ArtefactRequest(model="nano.fp16", precision="fp32"), NANO_ONNX["fp32"]),
+        (ArtefactRequest(model="nano", size_hw=(224, 288)), NANO_ONNX["fp32"]),
+        (ArtefactRequest(model="nano", backend="openvino"), NANO_ONNX["fp32"]),
+        (ArtefactRequest(model="nano", backend="torch"), NANO_CHECKPOINT),
+        (ArtefactRequest(model=str(NANO_CHECKPOINT), backend="torch", precision="fp32"), NANO_CHECKPOINT),
+        (ArtefactRequest(model=str(NANO_ONNX["fp16"])), NANO_ONNX["fp16"]),
+        (ArtefactRequest(model=str(NANO_ONNX["fp16"]), precision="fp16", size_hw=(224, 288)), NANO_ONNX["fp16"]),
     ],
 )
-def test_what_is_there_is_taken_as_it_is(wanted: Wanted, path: Path, tmp_path: Path) -> None:
+def test_existing_files_are_used(wanted: ArtefactRequest, path: Path, tmp_path: Path) -> None:
     assert find_or_make(wanted, tmp_path / "cache").path == path
     assert not (tmp_path / "cache").exists()
 
@@ -185,20 +185,20 @@ def test_what_is_there_is_taken_as_it_is(wanted: Wanted, path: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (Wanted(model="preset:huge"), "vitb16"),
-        (Wanted(model=str(NANO_ONNX["fp16"]), precision="fp32"), "FP16, 224x288 pixels, 1 at once"),
-        (Wanted(model=str(NANO_ONNX["fp32"]), size_hw=(64, 96)), "checkpoint"),
-        (Wanted(model=str(NANO_ONNX["fp32"]), batch=2), "checkpoint"),
-        (Wanted(model=str(NANO_ONNX["fp32"]), backend="torch"), "PyTorch runs checkpoints"),
-        (Wanted(model="preset:nano", backend="torch"), "PyTorch runs checkpoints"),
-        (Wanted(model="nano", backend="torch", batch=2), "frame by frame"),
-        (Wanted(model="nano", backend="torch", precision="fp16"), "in FP32"),
-        (Wanted(model="nano", backend="torch", size_hw=(64, 96)), "own size"),
-        (Wanted(model="absent.onnx"), "No such file"),
-        (Wanted(model="absent.safetensors"), "No such file"),
+        (ArtefactRequest(model="preset:huge"), "vitb16"),
+        (ArtefactRequest(model=str(NANO_ONNX["fp16"]), precision="fp32"), "FP16, 224x288 pixels and batch 1"),
+        (ArtefactRequest(model=str(NANO_ONNX["fp32"]), size_hw=(64, 96)), "checkpoint"),
+        (ArtefactRequest(model=str(NANO_ONNX["fp32"]), batch=2), "checkpoint"),
+        (ArtefactRequest(model=str(NANO_ONNX["fp32"]), backend="torch"), "PyTorch runs only checkpoints"),
+        (ArtefactRequest(model="preset:nano", backend="torch"), "PyTorch runs only checkpoints"),
+        (ArtefactRequest(model="nano", backend="torch", batch=2), "with batch 1"),
+        (ArtefactRequest(model="nano", backend="torch", precision="fp16"), "in FP32"),
+        (ArtefactRequest(model="nano", backend="torch", size_hw=(64, 96)), "own size"),
+        (ArtefactRequest(model="absent.onnx"), "No such file"),
+        (ArtefactRequest(model="absent.safetensors"), "No such file"),
     ],
 )
-def test_what_cannot_be_had(wanted: Wanted, words: str, tmp_path: Path) -> None:
+def test_requests_that_do_not_fit_are_refused(wanted: ArtefactRequest, words: str, tmp_path: Path) -> None:
     with pytest.raises((OptionError, InputError)) as caught:
         find_or_make(wanted, tmp_path)
     assert words in str(caught.value)
@@ -261,11 +261,11 @@ def kitchen(monkeypatch: pytest.MonkeyPatch) -> Kitchen:
     return own
 
 
-def test_what_is_not_there_is_made_once(
+def test_missing_artefacts_are_created_once(
     kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
-    wanted = Wanted(model="nano", precision="fp16", size_hw=(64, 96), batch=2)
+    wanted = ArtefactRequest(model="nano", precision="fp16", size_hw=(64, 96), batch=2)
     path = find_or_make(wanted, tmp_path, on_stage=told.append).path
     assert path.is_relative_to(tmp_path)
     assert path.name == "nano.64x96.fp16.batch2.onnx"
@@ -303,16 +303,18 @@ def test_another_checkpoint_of_the_same_name_is_another_artefact(
 ) -> None:
     namesake = tmp_path / tiny_checkpoint.name
     shutil.copy(NANO_CHECKPOINT, namesake)
-    first, second = (find_or_make(Wanted(model=str(path)), tmp_path).path for path in (tiny_checkpoint, namesake))
+    first, second = (
+        find_or_make(ArtefactRequest(model=str(path)), tmp_path).path for path in (tiny_checkpoint, namesake)
+    )
     assert first.name == "tiny.64x96.fp32.onnx"
     assert second.name == "tiny.224x288.fp32.onnx"
     assert first.parent != second.parent
 
 
-def test_without_pytorch_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pytorch_the_reason_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     with pytest.raises(MissingError) as caught:
-        find_or_make(Wanted(model="nano", batch=2), tmp_path)
+        find_or_make(ArtefactRequest(model="nano", batch=2), tmp_path)
     assert "pip install" in caught.value.cure
 
 
@@ -321,7 +323,7 @@ def test_an_engine_is_built_once_for_this_machine(
 ) -> None:
     plan = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3")
     monkeypatch.setattr(build, "plan_build", lambda target: plan)
-    wanted = Wanted(model="nano.fp16", backend="tensorrt")
+    wanted = ArtefactRequest(model="nano.fp16", backend="tensorrt")
     path = find_or_make(wanted, tmp_path).path
     assert path.name == "nano.fp16.tensorrt.plan"
     assert find_or_make(wanted, tmp_path).path == path
@@ -337,7 +339,7 @@ def test_an_engine_is_built_once_for_this_machine(
 def test_without_a_gpu_no_engine_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError):
-        find_or_make(Wanted(model="nano", backend="tensorrt"), tmp_path)
+        find_or_make(ArtefactRequest(model="nano", backend="tensorrt"), tmp_path)
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -377,11 +379,13 @@ class Stage:
         self.log: list[str] = []
         self.sessions: list[StubSession] = []
         self.options: dict[str, SessionOptions] = {}
-        self.wanted: list[Wanted] = []
+        self.wanted: list[ArtefactRequest] = []
         monkeypatch.setattr(module, "find_or_make", self.find)
         monkeypatch.setattr(module, "open_candidate", self.open)
 
-    def find(self, wanted: Wanted, folder: Path, *, clip_weights: Path | None, on_stage: Callable[[str], None]) -> Path:
+    def find(
+        self, wanted: ArtefactRequest, folder: Path, *, clip_weights: Path | None, on_stage: Callable[[str], None]
+    ) -> Path:
         self.wanted.append(wanted)
         on_stage("making")
         if wanted.model.startswith("missing"):
@@ -405,7 +409,7 @@ def case(name: str, **settings: Any) -> Case:
 
 
 def result_of(suite: Suite, frames: list[Frame]) -> SuiteResult:
-    with opened(suite, frames) as cases:
+    with open_cases(suite, frames) as cases:
         return measure("mine", suite, cases, frames)
 
 
@@ -422,7 +426,7 @@ def test_a_case_that_fails_is_a_row_and_the_rest_is_measured(stage: Stage, frame
     assert second.result is not None
     assert second.ratio == ratio_interval(second.result.frames_ms, first.result.frames_ms, paired=True)
     assert [place.number for place, _ in result.measured] == [1, 3]
-    assert result.law() is None
+    assert result.scaling() is None
     assert all(session.closed for session in stage.sessions)
 
 
@@ -448,11 +452,11 @@ def test_a_case_says_how_it_runs(stage: Stage, frames: list[Frame]) -> None:
     )
     options = SessionOptions(device="cpu", clip_weights=Path("weights"))
     told: list[tuple[int, str]] = []
-    with opened(suite, frames, model="mine", options=options, on_stage=lambda *news: told.append(news)) as cases:
+    with open_cases(suite, frames, model="mine", options=options, on_stage=lambda *news: told.append(news)) as cases:
         result = measure("mine", suite, cases, frames)
     assert stage.wanted == [
-        Wanted(model="mine"),
-        Wanted(model="other", precision="fp16", size_hw=(64, 96), batch=3, backend="openvino"),
+        ArtefactRequest(model="mine"),
+        ArtefactRequest(model="other", precision="fp16", size_hw=(64, 96), batch=3, backend="openvino"),
     ]
     assert stage.options == {
         "mine": replace(options, yields=True),
@@ -464,7 +468,7 @@ def test_a_case_says_how_it_runs(stage: Stage, frames: list[Frame]) -> None:
 
 def test_progress_counts_every_frame(stage: Stage, frames: list[Frame]) -> None:
     suite, ticks = described(case("a"), case("b")), []
-    with opened(suite, frames) as cases:
+    with open_cases(suite, frames) as cases:
         measure("mine", suite, cases, frames, lambda: ticks.append(1))
     assert len(ticks) == 2 * suite.iterations
 
@@ -474,7 +478,7 @@ def test_ctrl_c_closes_what_was_opened(stage: Stage, frames: list[Frame]) -> Non
         raise KeyboardInterrupt
 
     suite = described(case("a"), case("b"))
-    with pytest.raises(KeyboardInterrupt), opened(suite, frames) as cases:
+    with pytest.raises(KeyboardInterrupt), open_cases(suite, frames) as cases:
         measure("mine", suite, cases, frames, interrupt)
     assert [session.closed for session in stage.sessions] == [True, True]
 
@@ -483,12 +487,12 @@ def test_ctrl_c_closes_what_was_opened(stage: Stage, frames: list[Frame]) -> Non
             raise KeyboardInterrupt
 
     stage.sessions.clear()
-    with pytest.raises(KeyboardInterrupt), opened(suite, frames, on_stage=at_the_second):
+    with pytest.raises(KeyboardInterrupt), open_cases(suite, frames, on_stage=at_the_second):
         pass
     assert [session.closed for session in stage.sessions] == [True]
 
 
-def test_what_fails_while_it_is_timed_is_told_of_all(
+def test_an_error_while_timing_applies_to_all_interleaved_cases(
     stage: Stage, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -501,25 +505,25 @@ def test_what_fails_while_it_is_timed_is_told_of_all(
     assert result.measured == []
 
 
-def test_a_law_of_batches_counts_frames(stage: Stage, frames: list[Frame]) -> None:
+def test_scaling_of_batches_counts_frames(stage: Stage, frames: list[Frame]) -> None:
     batches = (1, 2, 4, 8)
     suite = described(*(case(f"b{n}", batch=n) for n in batches), protocol="network", law="batch")
     result = result_of(suite, frames)
     assert [(place.count, place.unit) for place, _ in result.measured] == [(n, "frame") for n in batches]
     fed = [session.inputs[0].shape[0] for session in stage.sessions]
     assert fed == list(batches)
-    assert result.law() == law_in_words([(place, each.frames_ms) for place, each in result.measured])
+    assert result.scaling() == describe_scaling([(place, one.frames_ms) for place, one in result.measured])
 
 
 def place_of(count: int, unit: str = "token") -> Place:
     return Place(suite="s", case=str(count), number=0, measured="", batch=1, count=count, unit=unit)
 
 
-def test_a_law_of_what_was_measured() -> None:
+def test_describe_scaling() -> None:
     measured = [(place_of(n), np.full(20, 0.5 + 0.25 * n)) for n in (1, 2, 4, 8)]
-    assert law_in_words(measured).startswith("0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) a token: ")
-    assert law_in_words(measured[:3]).startswith("no law: There is no law of 3 sizes.")
-    assert law_in_words([]).startswith("no law: ")
+    assert describe_scaling(measured).startswith("0.5 ms (0.5 to 0.5) + 0.25 ms (0.25 to 0.25) per token: ")
+    assert describe_scaling(measured[:3]).startswith("A scaling model cannot be fitted to 3 sizes. ")
+    assert describe_scaling([]).startswith("A scaling model cannot be fitted to 0 sizes. ")
 
 
 def test_stored_results_are_read_again(stage: Stage, frames: list[Frame], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from time import sleep
 
 import pytest
 
-from mirrordepth_edge.bench.throughput import throughput, throughput_of_one
+from mirrordepth_edge.bench.throughput import throughput, throughput_of_generator
 from mirrordepth_edge.errors import MdeError, OptionError
 
 
@@ -47,13 +47,13 @@ def test_a_failure_ends_all_and_is_raised() -> None:
 
 
 @pytest.mark.parametrize(("sessions", "seconds"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
-def test_what_measures_nothing_is_refused(sessions: int, seconds: float) -> None:
+def test_nothing_to_measure_is_refused(sessions: int, seconds: float) -> None:
     with pytest.raises(OptionError) as caught:
         throughput([lambda number: None] * sessions, seconds)
     assert isinstance(caught.value, MdeError)
 
 
-def test_one_thread_finishes_what_it_began() -> None:
+def test_one_thread_finishes_started_frames() -> None:
     """Frames are begun two at a time and end in pairs, 20 ms later; the last one is alone, or not."""
     taken: list[int] = []
 
@@ -64,7 +64,7 @@ def test_one_thread_finishes_what_it_began() -> None:
             taken.extend(pair)
             yield from pair
 
-    result = throughput_of_one(work, 0.1)
+    result = throughput_of_generator(work, 0.1)
     assert taken == [*range(len(taken))]
     assert len(result.frames_ms) == len(taken)
     assert (result.frames_ms >= 20).all()
@@ -78,7 +78,7 @@ def test_one_frame_is_the_least() -> None:
             sleep(0.1)
             yield number
 
-    result = throughput_of_one(work, 0.01)
+    result = throughput_of_generator(work, 0.01)
     assert len(result.frames_ms) == 1
     assert 100 <= result.frames_ms[0] <= 1e3 * result.seconds
 
@@ -86,4 +86,4 @@ def test_one_frame_is_the_least() -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(OptionError):
-        throughput_of_one(iter, seconds)
+        throughput_of_generator(iter, seconds)

@@ -13,7 +13,7 @@ import pytest
 from mirrordepth_edge.artefact import NANO_ONNX
 from mirrordepth_edge.bench.compare import compare, read_result, stored_result
 from mirrordepth_edge.bench.trtexec_log import (
-    NOT_TOLD,
+    NOT_STATED,
     Spread,
     TrtexecSummary,
     parse_log,
@@ -96,7 +96,7 @@ def test_versions_by_number(code: str, version: str) -> None:
         ("10.7-cuda-graph", True, "trtexec-10"),
     ],
 )
-def test_what_a_run_counts_is_told_by_its_figures(name: str, transfers: bool, protocol: str) -> None:
+def test_copies_are_recognised_by_the_figures(name: str, transfers: bool, protocol: str) -> None:
     summary = summary_of(name)
     assert (summary.transfers, summary.protocol) == (transfers, protocol)
     assert summary.boundary.startswith("network input" if transfers else "compute on the GPU")
@@ -159,7 +159,7 @@ def test_runs_that_count_otherwise_or_elsewhere_are_not_compared() -> None:
     for name in PAIRS:
         result = result_of(summary_of(name), read_times(LOGS / f"{name}.times.json"), NANO)
         stored[name] = stored_result(result.to_json(), name)
-    with pytest.raises(OptionError, match="not measured alike") as caught:
+    with pytest.raises(OptionError, match="measured under different conditions") as caught:
         compare(stored[PAIRS[0]], stored[PAIRS[1]])
     assert "boundary" in caught.value.why
     with_graph, without = stored[PAIRS[1]], stored[PAIRS[1]]
@@ -167,7 +167,7 @@ def test_runs_that_count_otherwise_or_elsewhere_are_not_compared() -> None:
     ours = replace(stored[PAIRS[1]], machine=machine())
     with pytest.raises(OptionError) as caught:
         compare(ours, stored[PAIRS[1]])
-    assert f"{NOT_TOLD}, 0 cores" in caught.value.why
+    assert f"{NOT_STATED}, 0 cores" in caught.value.why
 
 
 def test_a_machine_is_believed_if_it_has_the_gpu() -> None:
@@ -185,7 +185,7 @@ def test_times_of_another_run_are_refused() -> None:
         {name: own[:-1] for name, own in times.items()},
         {name: own * 1.01 for name, own in times.items()},
     ):
-        with pytest.raises(InputError, match="not of the run"):
+        with pytest.raises(InputError, match="not those of the run"):
             result_of(summary, other, NANO)
 
 
@@ -197,11 +197,11 @@ def test_queries_side_by_side_have_no_latency_of_their_own(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "why"), [("Selected Device: ", "It does not name the GPU."), ("Warmup completed", "It does not tell the")]
+    ("gone", "why"), [("Selected Device: ", "It does not name the GPU."), ("Warmup completed", "It does not state the")]
 )
 def test_a_result_needs_the_whole_log(gone: str, why: str) -> None:
     summary = parse_log(changed("10.3-copies", gone, "cut"), "a log")
-    with pytest.raises(InputError, match="is not whole") as caught:
+    with pytest.raises(InputError, match="is incomplete") as caught:
         result_of(summary, read_times(LOGS / "10.3-copies.times.json"), NANO)
     assert caught.value.why.startswith(why)
 
@@ -215,9 +215,9 @@ def test_a_run_that_failed_is_quoted() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "what", "why"),
     [
-        ("=== Performance summary ===", "", "has no measurement", "cut off"),
-        ("GPU Compute Time: min", "", "is not whole", "lacks GPU Compute Time"),
-        ("Throughput: ", "", "is not whole", "lacks Throughput"),
+        ("=== Performance summary ===", "", "has no measurement", "truncated"),
+        ("GPU Compute Time: min", "", "is incomplete", "lacks GPU Compute Time"),
+        ("Throughput: ", "", "is incomplete", "lacks throughput"),
         (", median = 112.567 ms, ", "", "cannot be read", "median"),
         ("min = 110.946 ms", "min = inf ms", "cannot be read", "inf"),
         ("min = 110.946 ms", "min = 110.9.46 ms", "cannot be read", "110.9.46"),
@@ -234,7 +234,7 @@ def test_an_engine_that_was_only_built() -> None:
     text = "[07/01/2026-12:00:00] [I] Skipped inference phase since --skipInference is added.\n"
     with pytest.raises(InputError, match="has no measurement") as caught:
         parse_log(text, "a log")
-    assert "does not measure" in caught.value.why
+    assert "only builds" in caught.value.why
     assert "--loadEngine" in caught.value.cure
 
 
@@ -257,5 +257,5 @@ def test_files_that_are_no_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "{}", '[{"h2dMs": 0, "computeMs": 0, "d2hMs": 0, "latencyMs": 0}]', "nan"])
 def test_files_that_are_no_times(text: str, tmp_path: Path) -> None:
     (tmp_path / "times.json").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match="holds no times"):
+    with pytest.raises(InputError, match="is not a file of trtexec"):
         read_times(tmp_path / "times.json")

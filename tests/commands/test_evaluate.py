@@ -58,7 +58,7 @@ def test_consistency_and_a_report(
     arguments = ["evaluate", "--root", "set", "--device", "cpu", "--temporal", "--spatial", "--report", str(page)]
     assert run_app(arguments) == 0
     text = capsys.readouterr().out
-    for words in ("OPW (m)", "rTC", "true depth", f"{MOVING - 1} pairs of frames", "no true depth has any"):
+    for words in ("OPW (m)", "rTC", "true depth", f"{MOVING - 1} pairs of frames", "the true depth has none"):
         assert words in text, words
     written = page.read_text(encoding="utf-8")
     assert written.startswith("<!doctype html>")

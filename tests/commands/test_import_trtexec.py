@@ -41,7 +41,7 @@ def test_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--exportTimes=times.json" in lines[12]
     told = json.loads((tmp_path / "sub" / "summary.json").read_text(encoding="utf-8"))
     assert (told["kind"], told["protocol"], told["compute"]["median_ms"]) == ("trtexec summary", "trtexec-10", 111.208)
-    with pytest.raises(InputError, match="is no benchmark result"):
+    with pytest.raises(InputError, match="is not a benchmark result"):
         read_result(tmp_path / "sub" / "summary.json")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.bench.result import BenchResult
-from mirrordepth_edge.bench.stats import Finding, Ratio, summarise
+from mirrordepth_edge.bench.stats import LatencyWarning, Ratio, summarise
 from mirrordepth_edge.bench.stream import MaxSustainedRate, StreamResult, Trial
 from mirrordepth_edge.config import BenchConfig
 from mirrordepth_edge.machine.device import Machine
@@ -135,26 +135,26 @@ def test_figures_are_those_of_the_frames() -> None:
         assert rows["95 % interval of p50 (ms)"][place] == f"{low:.2f} to {high:.2f}"
         assert rows["throughput (frames/s)"][place] == f"{1000 / total_ms.mean():.1f}"
         assert rows["coefficient of variation (%)"][place] == f"{100 * total_ms.std() / total_ms.mean():.1f}"
-    assert rows["timed (frames)"] == ["200", "200"]
-    assert rows["warm-up (frames)"] == ["60", "60"]
+    assert rows["timed frames"] == ["200", "200"]
+    assert rows["warm-up frames"] == ["60", "60"]
 
 
-def test_short_times_have_a_decimal_more_and_many_frames_no_warning(page_of: type) -> None:
+def test_short_times_have_three_decimals_and_many_frames_no_note(page_of: type) -> None:
     quick = result("q", scale=0.1, frames=1000)
     page = bench_page([quick])
     assert rows_of(page, "q")["p50 (ms)"] == [f"{np.median(quick.samples_ms.sum(axis=1)):.3f}"]
-    assert "little but the maximum" not in page
-    assert "little but the maximum" in bench_page([result(frames=999)])
+    assert "close to the maximum" not in page
+    assert "close to the maximum" in bench_page([result(frames=999)])
 
 
-def test_the_head_says_what_ran_where(page_of: type) -> None:
+def test_the_headline(page_of: type) -> None:
     text = page_of(bench_page([result(), replace(result("b.plan"), device="Orin")], made="today")).text
     assert "a.onnx, FP16 fake 1.2.3 on a CPU, 2 cores" in text
     assert "b.plan, FP16 fake 1.2.3 on Orin" in text
     assert f"Made today by mirrordepth-edge {__version__}" in text
 
 
-def test_ratios_are_in_words(page_of: type) -> None:
+def test_ratios_are_described(page_of: type) -> None:
     three = [*pair(), result("c.onnx")]
     text = page_of(bench_page(three, [Ratio(1.5, 1.46, 1.54), Ratio(1.001, 0.99, 1.01)])).text
     assert "b.onnx: 1.50 times as long as a.onnx (95 % interval 1.46 to 1.54)." in text
@@ -173,23 +173,23 @@ def test_stages_add_up_and_share_a_scale(page_of: type) -> None:
     assert f"network {b_ms[1]:.2f} ms ({100 * b_ms[1] / b_ms.sum():.0f} %)" in read.text
 
 
-def test_a_gpus_own_clock_is_below_the_network(page_of: type) -> None:
+def test_device_stages_are_below_the_network(page_of: type) -> None:
     one = result("a.plan")
     means_ms = one.samples_ms.mean(axis=0)
     own_ms = {"host to device": 1.0, "compute": 9.0, "device to host": 0.5}
     on_device = {stage: summarise(np.full(200, each)) for stage, each in own_ms.items()}
     page = bench_page([replace(one, device_stages=on_device)])
     text = page_of(page).text
-    assert "a.plan, by the GPU's clock" in text
+    assert "a.plan, on the GPU's clock" in text
     assert "compute 9.00 ms" in text
     assert f"{REMAINDER} {means_ms[1] - 10.5:.2f} ms" in text
-    (start,) = re.findall(r"margin-left: ([\d.]+)%\" role=\"img\" aria-label=\"parts of a.plan, by", page)
+    (start,) = re.findall(r"margin-left: ([\d.]+)%\" role=\"img\" aria-label=\"parts of a.plan, on", page)
     assert float(start) == pytest.approx(100 * means_ms[0] / means_ms.sum(), abs=1e-3)
-    # The whole measurement may be by that clock; then there is nothing to add.
+    # If the result itself is on that clock, there is no second bar.
     alone = replace(one, stages=on_device, device_stages=on_device)
-    assert "by the GPU's clock" not in page_of(bench_page([alone])).text
+    assert "on the GPU's clock" not in page_of(bench_page([alone])).text
     network = replace(one, stages={"network": one.stages["network"]}, samples_ms=one.samples_ms[:, 1:2])
-    assert "Where the time goes" not in page_of(bench_page([network])).text
+    assert "Time per stage" not in page_of(bench_page([network])).text
 
 
 def test_every_frame_is_a_dot(page_of: type) -> None:
@@ -199,15 +199,15 @@ def test_every_frame_is_a_dot(page_of: type) -> None:
         assert drawn[f"points {colour}"].count("M") + beyond == 200
 
 
-def test_findings_are_told_once_and_their_cure_too(page_of: type) -> None:
+def test_warnings_are_grouped_by_cure(page_of: type) -> None:
     first, second = pair()
     results = [
-        replace(first, findings=[Finding("unsteady", "A is unsteady.", f"Close programs. {CLOCKS}, or wait.")]),
+        replace(first, findings=[LatencyWarning("unsteady", "A is unsteady.", f"Close programs. {CLOCKS}, or wait.")]),
         replace(
             second,
             findings=[
-                Finding("unsteady", "B is unsteady.", f"Close programs. {CLOCKS}, or wait."),
-                Finding("drift", "B drifts.", f"Cool down. {CLOCKS}."),
+                LatencyWarning("unsteady", "B is unsteady.", f"Close programs. {CLOCKS}, or wait."),
+                LatencyWarning("drift", "B drifts.", f"Cool down. {CLOCKS}."),
             ],
         ),
     ]
@@ -217,28 +217,28 @@ def test_findings_are_told_once_and_their_cure_too(page_of: type) -> None:
     assert text.count("first command") == 1
     assert text.count("Fix the clocks (as above)") == 1
     assert text.index("A is unsteady") < text.index("Close programs") < text.index("B drifts") < text.index("Cool")
-    assert "Do not quote" in text
-    assert "speak against nothing" not in text
+    assert "These results are unreliable" in text
+    assert "None. Latencies are steady" not in text
     fine = page_of(bench_page(pair())).text
-    assert "Do not quote" not in fine
-    assert "speak against nothing" in fine
+    assert "These results are unreliable" not in fine
+    assert "None. Latencies are steady" in fine
 
 
-def test_what_the_machine_did(page_of: type) -> None:
+def test_telemetry(page_of: type) -> None:
     throttled = {"power cap": reading(12.0, "%"), "temperature (driver)": NO_NVML}
     page = bench_page([result(shared=telemetry(gpu_throttle=throttled, governor="powersave"))])
     rows, text = rows_of(page, "samples"), page_of(page).text
-    assert rows["CPU busy, all processes"] == ["40.0 %", "20.0 %", "80.0 %", "28"]
+    assert rows["CPU load, all processes"] == ["40.0 %", "20.0 %", "80.0 %", "28"]
     assert rows["CPU clock"] == ["2000 MHz", "1000 MHz", "4000 MHz", "28"]
     assert rows["temperature: soc"] == ["51.2 °C", "25.6 °C", "102.5 °C", "28"]
-    assert rows["GPU held back: power cap"][0] == "12.0 %"
+    assert rows["GPU throttling: power cap"][0] == "12.0 %"
     assert "CPU governor powersave" in text
     assert "The CPU governor is 'powersave', not 'performance'." in text
     assert "The GPU was throttled (power cap) in 12 % of the samples." in text
-    assert "Over the 5.00 s of the timed frames." in text
+    assert "During the 5.00 s of the timed frames." in text
 
 
-def test_absent_sensors_are_told_with_their_reasons(page_of: type) -> None:
+def test_unavailable_sensors_have_reasons(page_of: type) -> None:
     page = bench_page([result(shared=telemetry(power_mode=Unavailable(reason="nvpmodel is not run as root")))])
     text = page_of(page).text
     (details,) = re.findall(r"<details>.*?</details>", page, re.DOTALL)
@@ -246,10 +246,10 @@ def test_absent_sensors_are_told_with_their_reasons(page_of: type) -> None:
     assert folded.count(NO_NVML.reason) == 1
     assert "power mode: nvpmodel is not run as root" in folded
     assert "power rail: no INA3221" in folded
-    told = set(rows_of(page, "samples")) | {"CPU governor", "temperature"}
-    for label in set(SENSORS.values()) - told:
+    shown = set(rows_of(page, "samples")) | {"CPU governor", "temperature"}
+    for label in set(SENSORS.values()) - shown:
         assert label in folded, label
-    assert "Energy per frame is not known: no INA3221; No module named 'pynvml'." in text
+    assert "Energy per frame is unknown: no INA3221; No module named 'pynvml'." in text
 
 
 def test_every_sensor_has_a_name() -> None:
@@ -261,41 +261,41 @@ def test_energy_is_that_of_all_frames_of_the_run(page_of: type) -> None:
     """10 W for 5 s and 400 frames."""
     shared = telemetry(gpu_power=reading(10.0, "W"))
     text = page_of(bench_page([result("a", shared=shared), result("b", shared=shared)])).text
-    assert text.count("Energy: 0.125 J per frame, drawn by the GPU board (NVML), idle power included; the mean") == 1
+    assert text.count("Energy: 0.125 J per frame, drawn by the GPU board (NVML), idle power included; mean") == 1
     apart = page_of(bench_page([result("a", shared=shared), result("b")])).text
     assert "Energy: 0.25 J per frame" in apart
-    assert apart.count("Over the 5.00 s") == 2
+    assert apart.count("During the 5.00 s") == 2
 
 
-def test_what_the_depth_was_checked_against(page_of: type) -> None:
+def test_depth_check(page_of: type) -> None:
     known = Parity(
         runner="fake 1 against PyTorch", frames=3, max_relative=0.0123, mean_relative=4e-5, limit="mean <= 0.002"
     )
     text = page_of(bench_page([replace(result(), agreement=known), result("b.onnx")])).text
     assert (
-        "a.onnx: fake 1 against PyTorch, on 3 frames: relative difference of depth 0.012 at most, 4e-05 in the mean "
+        "a.onnx: fake 1 against PyTorch, on 3 frames: relative difference of depth: maximum 0.012, mean 4e-05 "
         "(limit: mean <= 0.002)." in text
     )
     assert "b.onnx: depth is finite and above 0 m" in text
 
 
-def test_how_it_was_measured(page_of: type) -> None:
+def test_method(page_of: type) -> None:
     one, two = pair()
     text = page_of(bench_page([one, replace(two, warmup=80)])).text
     for words in (
-        "What is timed: 640x480 frame to 640x480 metres.",
-        "Warm-up: 60 and 80 frames that are in no figure (until times settled, at most 400).",
-        "costs 0.43 µs a frame",
+        "Timed section: 640x480 frame to 640x480 metres.",
+        "Warm-up: 60 and 80 untimed frames (until times settled, at most 400).",
+        "Overhead of the loop: 0.43 µs per frame",
         "moving-block bootstrap",
-        "in turn",
+        "interleaved",
     ):
         assert words in text, words
     alone = page_of(bench_page([replace(one, config=BenchConfig(warmup=60))])).text
-    assert "Warm-up: 60 frames that are in no figure (as many as asked for)." in alone
-    assert "in turn" not in alone
+    assert "Warm-up: 60 untimed frames (as requested)." in alone
+    assert "interleaved" not in alone
 
 
-def test_what_it_takes_to_repeat_it(page_of: type) -> None:
+def test_reproduction(page_of: type) -> None:
     page = bench_page([result()], command='mde bench --engine "my model.onnx"')
     text = page_of(page).text
     for words in ('mde bench --engine "my model.onnx"', "ab" * 32, "fake 1.2.3 on cpu, FP16", "a CPU, 2 cores"):
@@ -311,7 +311,7 @@ def test_text_from_outside_is_escaped(page_of: type) -> None:
     )
     one = replace(
         result(f"{NASTY}0", shared=shared),
-        findings=[Finding("drift", f"{NASTY}4", f"{NASTY}5")],
+        findings=[LatencyWarning("drift", f"{NASTY}4", f"{NASTY}5")],
         device=f"{NASTY}6",
         backend=f"{NASTY}7",
     )
@@ -322,12 +322,12 @@ def test_text_from_outside_is_escaped(page_of: type) -> None:
         assert f"{NASTY}{place}" in text, place
 
 
-def test_artefacts_of_one_name_are_told_apart() -> None:
+def test_equal_names_are_numbered() -> None:
     page = bench_page([result("m.onnx"), result("m.onnx", 1.5), result("n.onnx")])
     assert rows_of(page, "m.onnx (1)")[""] == ["m.onnx (1)", "m.onnx (2)", "n.onnx"]
 
 
-def streamed(rate_hz: float, held_ms: float | None) -> StreamResult:
+def streamed(rate_hz: float, information_ms: float | None) -> StreamResult:
     return StreamResult(
         rate_hz=rate_hz,
         frames=10,
@@ -336,8 +336,8 @@ def streamed(rate_hz: float, held_ms: float | None) -> StreamResult:
         deadline_miss_rate=0.25,
         age_p50_ms=18.25,
         age_p99_ms=30.5,
-        age_of_information_p50_ms=held_ms,
-        age_of_information_p99_ms=held_ms,
+        age_of_information_p50_ms=information_ms,
+        age_of_information_p99_ms=information_ms,
         jitter_ms=1.25,
         taken=np.arange(8),
         ages_ms=np.linspace(10, 30, 8),
@@ -345,27 +345,30 @@ def streamed(rate_hz: float, held_ms: float | None) -> StreamResult:
     )
 
 
-def test_behind_a_camera(page_of: type) -> None:
+def test_live_camera(page_of: type) -> None:
     peak = MaxSustainedRate(rate_hz=47.26, max_deadline_miss_rate=0.01, tried=(Trial(10.0, 0.0), Trial(60.0, 0.5)))
     page = bench_page([result()], streams=[streamed(30, 33.4), streamed(60, None)], peak=peak)
     rows, read = rows_of(page, "at 30 frames/s"), page_of(page)
     assert rows[""] == ["at 30 frames/s", "at 60 frames/s"]
-    assert rows["offered (frames)"][0] == "10"
-    assert rows["dropped (frames)"][0] == "2"
-    assert rows["missed (%)"][0] == "25.0"
+    assert rows["frames"][0] == "10"
+    assert rows["dropped frames"][0] == "2"
+    assert rows["deadlines missed (%)"][0] == "25.0"
     assert rows["age of results, p50 (ms)"][0] == "18.25"
     assert rows["age of results, p99 (ms)"][0] == "30.50"
-    assert rows["held age, p50 (ms)"] == ["33.40", "too few results"]
+    assert rows["age of information, p50 (ms)"] == ["33.40", "too few results"]
     assert rows["jitter (ms)"][0] == "1.25"
-    assert "It keeps up with 47.3 frames/s (at most 1 % of deadlines missed)." in read.text
+    assert "Highest sustained rate: 47.3 frames/s (limit: 1 % of deadlines missed)." in read.text
     assert "60.0 frames/s: 50.0 % of deadlines missed" in read.text
     assert len(read.all("svg")) == 3
-    assert "0 0.1 0.2 0.3 0.4 s age of the result, ms" in read.text
+    assert "0 0.1 0.2 0.3 0.4 time, s age of the result, ms" in read.text
     *_, ages = (path["d"] for path in read.all("path") if path["class"] == "points s0")
     assert ages.count("M") == 8
 
 
-def test_a_rate_that_it_does_not_keep_up_with(page_of: type) -> None:
+def test_no_sustained_rate(page_of: type) -> None:
     peak = MaxSustainedRate(rate_hz=None, max_deadline_miss_rate=0.01, tried=(Trial(0.8, 1.0),))
-    assert "It does not keep up with 0.8 frames/s" in page_of(bench_page([result()], peak=peak)).text
-    assert "Behind a camera" not in page_of(bench_page([result()])).text
+    assert (
+        "No rate was sustained. The lowest rate tried is 0.8 frames/s"
+        in page_of(bench_page([result()], peak=peak)).text
+    )
+    assert "Live camera" not in page_of(bench_page([result()])).text

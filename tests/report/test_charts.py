@@ -49,9 +49,9 @@ def test_a_histogram_holds_every_value() -> None:
     assert chart.legend == ()
 
 
-def test_outliers_are_counted_in_the_last_bin_and_said() -> None:
+def test_outliers_are_in_the_last_bin() -> None:
     chart = charts.histogram({"one": [0.01] * 10 + [0.09] * 189 + [9.0]}, "AbsRel", "pictures", bins=9)
-    assert "beyond 0.1" in chart.x_label
+    assert "all above 0.1" in chart.x_label
     (area,) = marks(chart, "area")
     counts = [y for _, y in points(chart, area)[1:-1:2]]
     assert sum(counts) == pytest.approx(200, abs=0.2)
@@ -171,7 +171,7 @@ def test_a_distribution_passes_through_percentiles_and_ends_at_its_last() -> Non
     np.testing.assert_allclose([x for x, _ in drawn], expected, atol=0.05)
     np.testing.assert_allclose([y for _, y in drawn], range(91), atol=0.05)
     np.testing.assert_allclose([x for x, _ in points(chart, marks(chart, "line")[1])], 3, atol=0.05)
-    assert chart.x_label == "ms (each to its percentile 90)"
+    assert chart.x_label == "ms (up to p90)"
     assert in_frame(chart)
 
 
@@ -208,7 +208,7 @@ def test_a_front_of_one_dot() -> None:
     assert [mark.look for mark in chart.marks] == ["line", "dots"]
 
 
-def test_what_is_too_bad_is_drawn_at_the_top_and_counted() -> None:
+def test_dots_above_the_limit_are_drawn_at_the_top_and_counted() -> None:
     dots = {"front": [("1", 0.5, 9.0), ("2", 0.6, 0.2)], "others": [("3", 0.7, 0.25), ("4", 0.9, 7.0)]}
     chart = charts.front(dots, [(0.5, 9.0), (0.6, 0.2)], "cost", "error", top=1.0)
     assert [mark.path.count("M") for mark in marks(chart, "beyond")] == [1, 1]

@@ -15,7 +15,7 @@ from mirrordepth_edge.data.sample import DepthDataset, Sample
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
 from mirrordepth_edge.evaluation.metrics import Depth
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.report.evaluation import Artefact, EvaluationReport, evaluation_page, protocol_words
+from mirrordepth_edge.report.evaluation import EvaluatedModel, EvaluationReport, evaluation_page, protocol_words
 from mirrordepth_edge.report.examples import ExampleSheet
 
 PROTOCOL = Protocol(limits_m=(1e-3, 10.0))
@@ -60,7 +60,7 @@ def report(protocol: Protocol = PROTOCOL, models: tuple[str, ...] = ("a", NASTY)
         results[model] = evaluate(predict, Scenes(), protocol, spatial=True, temporal=True)
         sheet.add(model, predict, results[model])
     artefacts = {
-        model: Artefact(
+        model: EvaluatedModel(
             path=f"runs/{model}", sha256="ab" * 32, backend="fake 1.0", device="cpu", precision="fp32", trained=True
         )
         for model in models
@@ -101,21 +101,21 @@ def test_names_from_outside_are_escaped(page: str, page_of: type) -> None:
 def test_it_has_every_part(page: str, page_of: type) -> None:
     read = page_of(page)
     for words in (
-        "Errors",
+        "Metrics",
         "SPACE-CLIP",
         "arXiv 2601.17657",
-        "How it was measured",
+        "Method",
         "strictly between 0.001 m and 10 m",
         "AbsRel by true depth",
-        "Pictures by their AbsRel",
+        "Images by AbsRel",
         "AbsRel changes by +0.01",
         "Consistency",
         "OPW",
         "edge accuracy",
         "boundary F1, 16 px",
         "a, boundary F1: precision 1.0000, recall 1.0000.",
-        "a ratio above 1.05 to 1.25",
-        "Best, median and worst pictures",
+        "thresholds from 1.05 to 1.25",
+        "Best, median and worst images",
         "ab" * 32,
         "fake 1.0 on cpu, fp32",
         "numpy",
@@ -127,7 +127,7 @@ def test_it_has_every_part(page: str, page_of: type) -> None:
     assert len(read.all("img")) == 6 * 6
 
 
-def test_its_pictures_are_what_they_say(page: str, page_of: type) -> None:
+def test_images_match_their_captions(page: str, page_of: type) -> None:
     read = page_of(page)
     named = list(zip([image["alt"] for image in read.all("img")], read.pictures(), strict=True))
     (photo,) = (picture for alt, picture in named if alt == f"photo of {NASTY} 3")
@@ -160,7 +160,7 @@ def test_alignment_is_never_silent(align: str, metric: bool, page_of: type) -> N
     assert ("aligned to the truth (" in read.text) != metric, "published figures do not compare"
 
 
-def test_one_model_is_compared_with_none(page_of: type) -> None:
+def test_one_model_has_no_comparison(page_of: type) -> None:
     made = report(models=("a",))
     read = page_of(evaluation_page(replace(made, baselines=False)))
     assert len(read.all("svg")) == 3
@@ -169,7 +169,7 @@ def test_one_model_is_compared_with_none(page_of: type) -> None:
     assert len(read.all("img")) == 6 * 4
 
 
-def test_random_weights_are_said(page_of: type) -> None:
+def test_random_weights_are_stated(page_of: type) -> None:
     made = report(models=("a",))
     artefacts = {"a": replace(made.artefacts["a"], trained=False)}
     assert "Random weights." in page_of(evaluation_page(replace(made, artefacts=artefacts))).text
@@ -186,7 +186,7 @@ def test_a_truth_without_contours_leaves_boundary_f1_open(page_of: type) -> None
     made = report(models=("a",))
     pictures = tuple(replace(each, boundary_f1=None) for each in made.results["a"].pictures)
     read = page_of(evaluation_page(replace(made, results={"a": replace(made.results["a"], pictures=pictures)})))
-    assert "boundary F1: on the 0 of 7 pictures" in read.text
+    assert "boundary F1: on the 0 of 7 images" in read.text
     assert "a, boundary F1: precision" not in read.text
     assert "a, boundary F1, 16 px: precision" in read.text
     assert "None" not in read.text
@@ -195,11 +195,11 @@ def test_a_truth_without_contours_leaves_boundary_f1_open(page_of: type) -> None
 def test_protocols_in_words() -> None:
     words = " ".join(protocol_words(Protocol(limits_m=(1e-3, 80.0), crop="garg", flip=True)))
     assert "between 0.001 m and 80 m, inside the crop of Garg" in words
-    assert "mean of the picture's and of its mirror image's" in words
+    assert "mean of those of the image and of its mirror image" in words
     assert "rows 45 to 470" in " ".join(protocol_words(replace(PROTOCOL, crop="eigen")))
 
 
-def test_json_has_the_models_and_what_ran_them() -> None:
+def test_json_has_the_models_and_their_backends() -> None:
     data = json.loads(json.dumps(report().to_json(), allow_nan=False))
     assert data["schema_version"] == 2
     assert data["data"] == {"source": NASTY, "kind": "nyu"}

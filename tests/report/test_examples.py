@@ -72,29 +72,29 @@ def test_only_the_chosen_pictures_are_predicted_again() -> None:
     dataset = Numbered(11)
     result = evaluate(off_by_number, dataset, PROTOCOL)
     dataset.read.clear()
-    sheet = ExampleSheet(dataset, each=1)
+    sheet = ExampleSheet(dataset, per_place=1)
     sheet.add("a", off_by_number, result)
     assert len(dataset.read) == 3
     best, median, worst = sheet.examples
-    assert [each.place for each in (best, median, worst)] == ["best", "median", "worst"]
+    assert [example.place for example in (best, median, worst)] == ["best", "median", "worst"]
     assert best.name == "picture 0"
-    assert [each.abs_rel["a"] for each in (best, median, worst)] == pytest.approx([0, 0.05, 0.10], abs=1e-6)
-    for each in (best, median, worst):
-        assert each.predictions_m["a"][0, 0] == pytest.approx(2 * (1 + each.abs_rel["a"])), "not the shared array"
-        assert each.frame[0, 0, 0] == int(each.name.split()[1])
-        assert each.counted.all()
+    assert [example.abs_rel["a"] for example in (best, median, worst)] == pytest.approx([0, 0.05, 0.10], abs=1e-6)
+    for example in (best, median, worst):
+        assert example.predictions_m["a"][0, 0] == pytest.approx(2 * (1 + example.abs_rel["a"])), "not the shared array"
+        assert example.frame[0, 0, 0] == int(example.name.split()[1])
+        assert example.counted.all()
 
 
 def test_further_models_show_the_pictures_of_the_first() -> None:
     dataset = Numbered(11)
-    sheet = ExampleSheet(dataset, each=1)
+    sheet = ExampleSheet(dataset, per_place=1)
     sheet.add("a", off_by_number, evaluate(off_by_number, dataset, PROTOCOL))
 
     def right(frame: Frame) -> Depth:
         return np.full((4, 6), 2, np.float32)
 
-    names = [each.name for each in sheet.examples]
+    names = [example.name for example in sheet.examples]
     sheet.add("b", right, evaluate(right, dataset, PROTOCOL))
-    assert [each.name for each in sheet.examples] == names
-    assert all(list(each.predictions_m) == ["a", "b"] for each in sheet.examples)
-    assert [each.abs_rel["b"] for each in sheet.examples] == [0, 0, 0]
+    assert [example.name for example in sheet.examples] == names
+    assert all(list(example.predictions_m) == ["a", "b"] for example in sheet.examples)
+    assert [example.abs_rel["b"] for example in sheet.examples] == [0, 0, 0]

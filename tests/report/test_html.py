@@ -11,7 +11,7 @@ from jinja2 import TemplateNotFound, UndefinedError
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.machine.device import Gpu, Machine
 from mirrordepth_edge.report import html
-from mirrordepth_edge.report.html import check_name, described, picture_uri, render_page, save_page
+from mirrordepth_edge.report.html import check_name, describe_machine, image_uri, render_page, save_page
 
 MACHINE = Machine(
     system="Linux", architecture="x86_64", python="3.11", cpu="a CPU", cores=2, gpus=(), jetson=None, l4t=None
@@ -61,10 +61,10 @@ def test_a_missing_value_or_template_is_an_error(templates: Path) -> None:
 def test_pictures_are_made_small_and_keep_their_colours(page_of: type) -> None:
     picture = np.zeros((300, 600, 3), np.uint8)
     picture[..., 0] = 200
-    (found,) = page_of(f'<img src="{picture_uri(picture, 120)}">').pictures()
+    (found,) = page_of(f'<img src="{image_uri(picture, 120)}">').pictures()
     assert found.shape == (60, 120, 3)
     np.testing.assert_allclose(found.mean(axis=(0, 1)), (200, 0, 0), atol=3)
-    (small,) = page_of(f'<img src="{picture_uri(picture[:9, :7], 120)}">').pictures()
+    (small,) = page_of(f'<img src="{image_uri(picture[:9, :7], 120)}">').pictures()
     assert small.shape == (9, 7, 3), "never made larger"
 
 
@@ -78,14 +78,14 @@ def test_pages_are_written_whole(tmp_path: Path) -> None:
 
 def test_a_report_needs_a_name_that_browsers_open() -> None:
     check_name(Path("a.html"), "--report")
-    with pytest.raises(OptionError, match=r"a\.pdf has the wrong suffix") as caught:
+    with pytest.raises(OptionError, match=r"a\.pdf has the wrong suffix for a report") as caught:
         check_name(Path("a.pdf"), "--report")
     assert caught.value.cure == "--report a.html"
 
 
 def test_a_machine_in_words() -> None:
-    assert described(MACHINE) == [("system", "Linux, x86_64"), ("CPU", "a CPU, 2 cores"), ("Python", "3.11")]
+    assert describe_machine(MACHINE) == [("system", "Linux, x86_64"), ("CPU", "a CPU, 2 cores"), ("Python", "3.11")]
     gpu = Gpu(name="Orin", compute_capability="8.7", memory_mib=1, integrated=True, cuda="12.6")
     board = Machine(**{**vars(MACHINE), "gpus": (gpu,), "jetson": "Jetson Orin Nano", "l4t": "36.4.3"})
-    assert ("GPU", "Orin, compute capability 8.7") in described(board)
-    assert ("board", "Jetson Orin Nano, Jetson Linux 36.4.3") in described(board)
+    assert ("GPU", "Orin, compute capability 8.7") in describe_machine(board)
+    assert ("board", "Jetson Orin Nano, Jetson Linux 36.4.3") in describe_machine(board)

@@ -71,7 +71,7 @@ def table_of(page: str) -> list[tuple[bool, list[str]]]:
     return [("own" in kind, re.findall(r"<td>(.*?)</td>", row)) for kind, row in rows]
 
 
-def test_the_page_loads_nothing_and_closes_what_it_opens(page_of: type, loads_nothing: Callable[[str], bool]) -> None:
+def test_the_page_loads_nothing_and_is_well_formed(page_of: type, loads_nothing: Callable[[str], bool]) -> None:
     for result in (sweep(), sweep(labelled=False), sweep(groups=(), points=())):
         page = sweep_page(result)
         page_of(page)
@@ -82,55 +82,55 @@ def test_the_table_holds_every_figure() -> None:
     result = sweep()
     rows = table_of(sweep_page(result))
     assert len(rows) == 5
-    for (bold, cells), each in zip(rows, (result.baseline, *result.points), strict=True):
-        assert bold is each.on_front
+    for (bold, cells), point in zip(rows, (result.baseline, *result.points), strict=True):
+        assert bold is point.on_front
         assert cells == [
-            f"{each.number}" if each.number else "no INT8",
-            f"{each.abs_rel:.4f}",
-            f"{100 * each.loss:+.2f}",
-            f"{each.delta1:.4f}",
-            f"{100 * each.worst:.1f}",
-            "" if each.boundary_f1 is None else f"{each.boundary_f1:.4f}",
-            f"{each.cost_ms:.2f}" if each.cost_ms >= 10 else f"{each.cost_ms:.3f}",
-            f"{each.cost_ratio:.3f}",
-            f"{100 * each.int8_share:.1f}",
+            f"{point.number}" if point.number else "no INT8",
+            f"{point.abs_rel:.4f}",
+            f"{100 * point.loss:+.2f}",
+            f"{point.delta1:.4f}",
+            f"{100 * point.worst:.1f}",
+            "" if point.boundary_f1 is None else f"{point.boundary_f1:.4f}",
+            f"{point.cost_ms:.2f}" if point.cost_ms >= 10 else f"{point.cost_ms:.3f}",
+            f"{point.cost_ratio:.3f}",
+            f"{100 * point.int8_share:.1f}",
         ]
     assert [bold for bold, _ in rows] == [True, True, True, True, False]
 
 
-def test_words_say_what_figures_are_of(page_of: type) -> None:
+def test_texts_of_the_page(page_of: type) -> None:
     text = page_of(sweep_page(sweep(), made="today", command="mde sweep nano.onnx")).text
     for words in (
         "Precision sweep: nano.onnx",
-        "4 choices of layers in INT8, on 37 frames against the true depth.",
+        "4 configurations of INT8 layers, on 37 frames against the true depth.",
         f"Made today by mirrordepth-edge {__version__}",
         "Cost: roofline estimate, not a measurement.",
         "on 37 frames (a test set), against the true depth",
         "INT8: entropy; ranges of activations from 64 pictures of a kitchen.",
         "cd" * 32,
-        "took 123 s",
-        "more accurate than FP32 is chance and counts as no loss",
+        "Duration of the sweep: 123 s",
+        "higher accuracy than FP32's is chance and counts as no loss",
         "loss (%)",
         "cost (ms)",
         "mde sweep nano.onnx",
     ):
         assert words in text, words
-    assert "FP32's depth, for there is no true one" not in text
+    assert "FP32's depth, because there is no true depth" not in text
     unlabelled = page_of(sweep_page(sweep(labelled=False))).text
     assert "against the depth of FP32" in unlabelled
-    assert "FP32's depth, for there is no true one" in unlabelled
-    assert "true depth" not in unlabelled
-    assert "What it takes to repeat it" not in unlabelled
+    assert "FP32's depth, because there is no true depth" in unlabelled
+    assert "true depth" not in unlabelled.replace("there is no true depth", "")
+    assert "Reproduce" not in unlabelled
 
 
-def test_groups_are_told_briefly(page_of: type) -> None:
+def test_groups_are_listed_briefly(page_of: type) -> None:
     text = page_of(sweep_page(sweep())).text
-    listed = text[text.index("choice by choice") :]
-    assert "1 tower/a 2 all but head 3 all 4 tower/b, decoder How" in listed
+    listed = text[text.index("INT8 layers of each configuration") :]
+    assert "1 tower/a 2 all but head 3 all 4 tower/b, decoder Method" in listed
 
 
 def test_the_most_sensitive_group_is_first(page_of: type) -> None:
-    """Damages 0.3, 0.1, 0.1 and 0.3 %: equal ones keep their order."""
+    """Sensitivities 0.3, 0.1, 0.1 and 0.3 %: equal ones keep their order."""
     page = sweep_page(sweep())
     assert re.findall(r'aria-label="sensitivity of (.*?)"', page) == ["tower/a", "head", "tower/b", "decoder"]
     widths = [float(width) for width in re.findall(r'class="s1" style="width: ([\d.]+)%"', page)]
@@ -142,7 +142,7 @@ def test_the_most_sensitive_group_is_first(page_of: type) -> None:
     assert "width: 0.000%" in sweep_page(unharmed)
 
 
-def test_the_picture_has_a_dot_for_every_choice(page_of: type) -> None:
+def test_the_chart_has_a_dot_for_every_configuration(page_of: type) -> None:
     drawn = {path["class"]: path["d"] for path in page_of(sweep_page(sweep())).all("path")}
     assert drawn["dots s0"].count("M") == 2
     assert drawn["beyond s0"].count("M") == 1  # 0.31 is more than 1.25 times 0.1123
@@ -162,13 +162,13 @@ def test_the_cheapest_within_a_loss() -> None:
     assert best_within(result, -1.0) is result.baseline
 
 
-def test_heads_are_the_choices_that_matter(page_of: type) -> None:
+def test_headline_configurations(page_of: type) -> None:
     text = page_of(sweep_page(sweep())).text
-    assert "0.1123 AbsRel with nothing in INT8 12.35 ms, 1.00 of FP32's the baseline" in text
-    assert "0.1127 AbsRel with the cheapest that loses at most 1 % 10.75 ms, 0.87 of FP32's number 1, 24 %" in text
-    assert "0.3100 AbsRel with the cheapest of all 5.486 ms, 0.44 of FP32's number 3, 95 %" in text
+    assert "0.1123 AbsRel, no INT8 12.35 ms, 1.00 x FP32 baseline" in text
+    assert "0.1127 AbsRel, cheapest with at most 1 % loss 10.75 ms, 0.87 x FP32 configuration 1, 24 %" in text
+    assert "0.3100 AbsRel, cheapest of all 5.486 ms, 0.44 x FP32 configuration 3, 95 %" in text
     alone = page_of(sweep_page(sweep(points=()))).text
-    assert "the cheapest" not in alone
+    assert "cheapest" not in alone
 
 
 def test_text_from_outside_is_escaped(page_of: type) -> None:

@@ -51,10 +51,10 @@ def test_boundary_f1_is_shown_where_there_is_something_to_compare() -> None:
     flat = replace(known.pictures[0], boundary_f1=None)
     table = results_table({"a": replace(known, pictures=(flat,)), "b": replace(known, pictures=(flat,))})
     assert {row[0]: row[1:] for row in table.rows}["boundary F1"] == ("", "")
-    assert table.notes == ("boundary F1: on the 0 of 1 pictures whose true depth has such steps",)
+    assert table.notes == ("boundary F1: on the 0 of 1 images whose true depth has such discontinuities",)
     both = results_table({"a": replace(known, pictures=(flat, known.pictures[0]))})
     assert {row[0]: row[1] for row in both.rows}["boundary F1"] == "1.0000"
-    assert "on the 1 of 2 pictures" in both.notes[0]
+    assert "on the 1 of 2 images" in both.notes[0]
 
 
 def test_consistency_in_time_with_that_of_the_true_depth() -> None:
@@ -66,10 +66,10 @@ def test_consistency_in_time_with_that_of_the_true_depth() -> None:
     assert rows["rTC"] == ("0.7500", "", "1.0000")
     assert rows["AbsRel"] == ("0.0000", "0.0000", "")
     assert {len(row) for row in table.rows} == {4}
-    assert table.notes == ("in time: 7 pairs of frames, 50% of pixels followed by optical flow; not aligned",)
+    assert table.notes == ("temporal: 7 pairs of frames, 50% of pixels tracked by optical flow; not aligned",)
 
 
-def test_a_sparse_truth_is_said_to_be_none() -> None:
+def test_a_sparse_true_depth_is_not_measured() -> None:
     table = consistency_table({"a": replace(result(1), temporal=FLOW)})
     assert table.header == ("", "a")
     assert "too many holes" in table.notes[-1]
@@ -79,7 +79,7 @@ def test_by_poses_it_is_another_figure() -> None:
     by_pose = TemporalConsistency(measure="reprojection", error_m=0.5, rtc=0.9, pairs=2, share_used=1.0)
     table = consistency_table({"a": replace(result(1), temporal=by_pose, temporal_truth=by_pose)})
     assert table.rows == (("reprojection (m)", "0.5000", "0.5000"), ("rTC", "0.9000", "0.9000"))
-    assert "seen twice by the poses" in table.notes[0]
+    assert "reprojected" in table.notes[0]
 
 
 def test_edges() -> None:
@@ -88,14 +88,14 @@ def test_edges() -> None:
     found = replace(plain, edges=True, pictures=(replace(plain.pictures[0], boundary=errors),))
     table = consistency_table({"a": found})
     assert [row[1] for row in table.rows] == ["2.50", "7.00", "0.75"]
-    assert "on the 1 pictures" in table.notes[0]
+    assert "on 1 image whose" in table.notes[0]
     nothing = consistency_table({"a": replace(plain, edges=True)})
     assert nothing.rows == ()
-    assert "no true depth has any" in nothing.notes[0]
+    assert "the true depth has none" in nothing.notes[0]
     assert consistency_table({"a": plain}).notes == ()
 
 
-def test_baselines_have_their_source_and_what_is_to_be_said() -> None:
+def test_baselines_have_sources_and_notes() -> None:
     table = baselines_table("nyu", PROTOCOL)
     assert table.header == ("published", "AbsRel", "RMSE (m)", "delta < 1.25", "source")
     assert [row[-1] for row in table.rows] == [each.source for each in baselines_of("nyu")]
@@ -106,7 +106,7 @@ def test_baselines_have_their_source_and_what_is_to_be_said() -> None:
 
 
 @pytest.mark.parametrize("change", [{"align": "median"}, {"crop": "none"}, {"limits_m": (1e-3, 5.0)}])
-def test_what_does_not_compare_is_said_first(change: dict[str, object]) -> None:
+def test_a_different_protocol_is_stated_first(change: dict[str, object]) -> None:
     notes = baselines_table("nyu", replace(PROTOCOL, **change)).notes  # type: ignore[arg-type]
     assert notes[0].startswith("DO NOT COMPARE")
 

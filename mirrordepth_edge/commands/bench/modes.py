@@ -12,7 +12,7 @@ from mirrordepth_edge.backends.registry import PLAN_SUFFIXES
 from mirrordepth_edge.bench.compare import compare, differences, markdown, parse_gate, read_result
 from mirrordepth_edge.bench.in_flight import bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate, bench, bench_stream, bench_throughput, open_candidate
-from mirrordepth_edge.bench.result import Measured
+from mirrordepth_edge.bench.result import Measurement
 from mirrordepth_edge.bench.stats import ratio_interval
 from mirrordepth_edge.commands.bench import view
 from mirrordepth_edge.commands.parameters import warn
@@ -56,7 +56,7 @@ def latency(
     first, *others = results
     ratios = [ratio_interval(other.frames_ms, first.frames_ms, paired=True) for other in others]
     for place, result in enumerate(results):
-        view.report(result, ratios[place - 1].in_words(f"as {first.artefact}") if place else None)
+        view.report(result, ratios[place - 1].describe(f"as {first.artefact}") if place else None)
     view.report_context(first, config.iterations * len(results))
     for place, result in enumerate(results):
         write(result, json_file and view.sidecar_name(json_file, place))
@@ -115,7 +115,7 @@ def check_outputs(json_file: Path | None, html: Path | None = None) -> None:
             ensure_folder(path.parent)
 
 
-def write(result: Measured, json_file: Path | None) -> None:
+def write(result: Measurement, json_file: Path | None) -> None:
     """Write a measurement as JSON if a file was given."""
     if json_file is not None:
         write_json(json_file, result.to_json())

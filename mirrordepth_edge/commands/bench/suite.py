@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mirrordepth_edge.bench.measure import Candidate
-from mirrordepth_edge.bench.suite import Row, SuiteResult, load_suite, measure, opened, store
+from mirrordepth_edge.bench.suite import Row, SuiteResult, load_suite, measure, open_cases, store
 from mirrordepth_edge.commands.bench.view import counting, report_context
 from mirrordepth_edge.commands.terminal import console, print_table, progress_bar
 from mirrordepth_edge.config import SessionOptions
@@ -37,7 +37,7 @@ def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Pa
         with progress_bar() as bar:
             task = bar.add_task("", total=len(suite.case))
             cases = stack.enter_context(
-                opened(
+                open_cases(
                     suite,
                     frames,
                     model=model,
@@ -58,8 +58,8 @@ def run_suite(name_or_path: str, model: str, options: SessionOptions, output: Pa
 
 def _report(result: SuiteResult) -> None:
     print_table(suite_table(result))
-    if law := result.law():
-        console.print(f"law: {law}")
+    if scaling := result.scaling():
+        console.print(f"scaling: {scaling}")
     for place, measured in result.measured:
         for finding in measured.findings:
             console.print(f"warning: {place.case}: {finding.what}")

@@ -11,7 +11,7 @@ from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mirrordepth_edge.bench.result import BenchResult, Measured, StreamMeasurement, ThroughputMeasurement
+from mirrordepth_edge.bench.result import BenchResult, Measurement, StreamMeasurement, ThroughputMeasurement
 from mirrordepth_edge.bench.stats import LatencyStats
 from mirrordepth_edge.bench.stream import StreamResult
 from mirrordepth_edge.commands.terminal import console, errors
@@ -90,7 +90,7 @@ def report_peak(result: StreamMeasurement) -> None:
     report_context(result)
 
 
-def report_context(result: Measured, frames: int | None = None) -> None:
+def report_context(result: Measurement, frames: int | None = None) -> None:
     """Print energy per frame if `frames` were timed, and telemetry that makes the figures hard to reproduce."""
     joules = None if frames is None else result.telemetry.joules_per_frame(frames)
     if isinstance(joules, float):
@@ -109,7 +109,7 @@ def command_line() -> str:
     return shlex.join(["mde", *sys.argv[1:]])
 
 
-def _head(result: Measured) -> None:
+def _head(result: Measurement) -> None:
     on = result.device if result.device != "cpu" else result.computer
     console.print(f"{result.artefact}  {result.precision.upper()}  {result.backend} {result.backend_version} on {on}")
 
@@ -124,7 +124,7 @@ def _figures(latency: LatencyStats) -> str:
     )
 
 
-def _agreement(result: Measured) -> None:
+def _agreement(result: Measurement) -> None:
     if result.agreement is None:
         console.print("depth: finite and positive; not compared: this file has no stored reference")
         return

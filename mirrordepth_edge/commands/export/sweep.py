@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
-from mirrordepth_edge.bench.measure import time_in_turn
+from mirrordepth_edge.bench.measure import time_interleaved
 from mirrordepth_edge.commands.terminal import console, print_table
 from mirrordepth_edge.config import Precision, SessionOptions, TargetConfig
 from mirrordepth_edge.errors import OptionError
@@ -65,9 +65,9 @@ def measure_cost(quantizer: Int8Quantizer) -> Cost:
             feeds = {candidate.inputs[0].name: image}
             quantizer.progress.stage("timing", 0)
             paths = [[lambda _, session=session: session.infer(feeds)] for session in (candidate, fp32)]
-            time_in_turn(paths, 3)
-            own_first = time_in_turn(paths, TIMED_FRAMES)
-            fp32_first = time_in_turn(paths[::-1], TIMED_FRAMES)[::-1]
+            time_interleaved(paths, 3)
+            own_first = time_interleaved(paths, TIMED_FRAMES)
+            fp32_first = time_interleaved(paths[::-1], TIMED_FRAMES)[::-1]
             own_ms, fp32_ms = (float(np.median(times)) for times in zip(own_first, fp32_first, strict=True))
         return own_ms, fp32_ms
 

@@ -14,7 +14,7 @@ from mirrordepth_edge.imaging.draw import save_npy, save_png, video_writer
 from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.postprocess import DepthMap, colourise, to_millimetres
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.sources.open import open_video
+from mirrordepth_edge.sources.files import open_video
 
 DEFAULT_RATE_HZ = 30.0
 """Rate of the colour video if the input does not state its own."""

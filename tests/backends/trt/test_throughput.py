@@ -1,4 +1,4 @@
-"""Engines that `mde bench --mode throughput` keeps several frames in work in, on the fake runtime and its rules."""
+"""Engines that `mde bench --mode throughput` keeps several frames in flight in, on the fake runtime and its rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mirrordepth_edge.bench.in_flight import answers, bench_in_flight
+from mirrordepth_edge.bench.in_flight import bench_in_flight, infer_in_flight
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -24,7 +24,7 @@ FLAVOURS = ("tensorrt", "tensorrt-rtx")
 def test_each_answer_is_of_its_frame(in_flight: int, zero_copy: bool, machine: Machine) -> None:
     with machine.open(SessionOptions(in_flight=in_flight, zero_copy=zero_copy)) as session:
         feeds = ({"image": frame(number)} for number in range(8))
-        found = [outputs["depth"].copy() for outputs in answers(session, feeds, in_flight)]
+        found = [outputs["depth"].copy() for outputs in infer_in_flight(session, feeds, in_flight)]
     np.testing.assert_allclose(found, [depth_of(frame(number)) for number in range(8)], rtol=1e-6)
     assert not machine.cuda.leaked
 

@@ -81,7 +81,7 @@ def test_a_stream(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [(each["rate_hz"], each["frames"]) for each in data["streams"]] == [(10, 5), (8, 4)]
     assert len(unpack(data["streams"][0]["ages_ns"])) == data["streams"][0]["results"]
     assert mde("bench", "compare", stored, stored) == 1
-    assert "no measurement of latency" in capfd.readouterr().err
+    assert "not a latency measurement" in capfd.readouterr().err
 
 
 def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

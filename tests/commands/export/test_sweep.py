@@ -67,7 +67,7 @@ def test_each_is_timed_first_as_often_as_second(tmp_path: Path, monkeypatch: pyt
     inputs = [SimpleNamespace(name="image")]
     session = SimpleNamespace(inputs=inputs, infer=lambda feeds: None)
     monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.OnnxRuntimeSession", lambda *_: nullcontext(session))
-    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.time_in_turn", in_turn)
+    monkeypatch.setattr("mirrordepth_edge.commands.export.sweep.time_interleaved", in_turn)
     monkeypatch.setattr("onnx.save", lambda model, path: None)
     quantizer: Any = SimpleNamespace(
         folder=tmp_path,
