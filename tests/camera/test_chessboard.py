@@ -269,7 +269,7 @@ def test_a_failed_fit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flat_board(left: float, top: float, width: float = 160) -> Array:
-    """Corners of a board parallel to the picture."""
+    """Corners of a board parallel to the image."""
     return np.stack(np.meshgrid(left + np.linspace(0, width, 9), top + np.linspace(0, width * 5 / 8, 6)), -1).reshape(
         -1, 2
     )
