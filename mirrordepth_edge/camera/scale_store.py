@@ -114,12 +114,11 @@ class CameraScales:
     Args:
         source: as `mde live --source` takes it.
         model: the model file.
-        store: where scales are stored; the user's own store if None.
     """
 
-    def __init__(self, source: str, model: Path, store: ScaleStore | None = None) -> None:
+    def __init__(self, source: str, model: Path) -> None:
         self.camera = camera_identity(source)
-        self.store = ScaleStore() if store is None else store
+        self.store = ScaleStore()
         self._model = model
 
     def get(self, size_hw: SizeHW) -> KnownScale | None:
