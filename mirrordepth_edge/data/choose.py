@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,12 +164,19 @@ def _open(config: DataConfig, kind: DataKind, part: Part) -> DepthDataset:
     if kind == "nyu":
         if (root / LABELLED).is_file():
             return _open_labelled(config, root / LABELLED, kind, part)
-        packed = packed_dataset(root, part)
-        if packed is not None:
+        if packed := packed_dataset(root, part):
             _refuse_png_options(config, packed.files()[0])
             return packed
-    if _is_folder_dataset(config, kind):
-        return _open_folder(config, kind)
+    folders = _rgb_and_depth_folders(root)
+    # One of the two is enough for the kind "folder": its reader then reports the missing one.
+    if all(folders) or (kind == "folder" and (any(folders) or config.kind == "folder")):
+        if config.depth_root is not None:
+            raise OptionError(
+                "--depth-root requires a list of files.",
+                f"{root} is read as a folder of rgb and depth.",
+                "Name the list: --list eigen_test_files_with_gt.txt",
+            )
+        return folder_dataset(root, _units_per_metre(config, kind))
     if list_file is not None:
         return _open_list(config, list_file, kind, part)  # raises and names the missing files
     raise _no_dataset(config, kind, part)
@@ -187,26 +195,9 @@ def _open_list(config: DataConfig, list_file: Path, kind: DataKind, part: Part) 
     pictures = [root / name for name in layout.pictures[part]]
     depth = [root / name for name in layout.depth] or pictures
     if config.depth_root is not None:
-        existing_folder(config.depth_root)
-        depth = [config.depth_root]
+        depth = [existing_folder(config.depth_root)]
     depth = [folder / name for folder in depth for name in layout.depth_within]
     return listed_dataset(list_file, pictures, depth, _units_per_metre(config, kind))
-
-
-def _is_folder_dataset(config: DataConfig, kind: DataKind) -> bool:
-    folders = _rgb_and_depth_folders(config.root)
-    # One of the two is enough for the kind "folder": its reader then reports the missing one.
-    return all(folders) or (kind == "folder" and (any(folders) or config.kind == "folder"))
-
-
-def _open_folder(config: DataConfig, kind: DataKind) -> DepthDataset:
-    if config.depth_root is not None:
-        raise OptionError(
-            "--depth-root requires a list of files.",
-            f"{config.root} is read as a folder of rgb and depth.",
-            "Name the list: --list eigen_test_files_with_gt.txt",
-        )
-    return folder_dataset(config.root, _units_per_metre(config, kind))
 
 
 def _units_per_metre(config: DataConfig, kind: DataKind) -> float:
@@ -253,8 +244,7 @@ def _refuse_png_options(config: DataConfig, path: Path) -> None:
         "--depth-root": config.depth_root,
         "--list": config.list_file,
     }
-    given = [option for option, value in options.items() if value is not None]
-    if given:
+    if given := [option for option, value in options.items() if value is not None]:
         raise OptionError(
             f"{given[0]} does not apply to {path}.",
             "It holds images with their depth in metres.",
@@ -276,20 +266,18 @@ def _no_dataset(config: DataConfig, kind: DataKind, part: Part) -> InputError:
         cure = "Point --root at the folder that holds one of these, or name a list of files: --list FILE"
     if config.kind == "auto":
         return InputError(f"{root} has no RGB-D pairs.", f"Expected {RGBD_FOLDERS}.", cure)
-    expected = [*_expected_list(kind, part), *(_expected_hdf5(part) if kind == "nyu" else ()), RGBD_FOLDERS]
-    return InputError(f"{root} has no {kind.upper()} data.", f"Expected one of: {'; '.join(expected)}.", cure)
+    expected = "; ".join([*_expected_files(kind, part), RGBD_FOLDERS])
+    return InputError(f"{root} has no {kind.upper()} data.", f"Expected one of: {expected}.", cure)
 
 
-def _expected_list(kind: DataKind, part: Part) -> list[str]:
-    layout = LAYOUTS[kind]
-    if not layout.lists[part]:
-        return []
-    lists = " or ".join(layout.lists[part])
-    images, depth = ((name for name in names if name != ".") for names in (layout.pictures[part], layout.depth))
-    text = f"{lists} in or beside --root, with images in {' or '.join(images)}"
-    return [f"{text} and depth in {' or '.join(depth)} or --depth-root" if layout.depth else text]
-
-
-def _expected_hdf5(part: Part) -> list[str]:
-    prefix = PUBLISHED_AS[part]
-    return [LABELLED, f"{prefix}/SCENE/NUMBER.h5", f"{prefix}-NUMBER.tar"]
+def _expected_files(kind: DataKind, part: Part) -> Iterator[str]:
+    """Describe the files that a kind of data set is recognised by, besides a folder of rgb and depth."""
+    layout, prefix = LAYOUTS[kind], PUBLISHED_AS[part]
+    if layout.lists[part]:
+        images, depth = (
+            " or ".join(name for name in names if name != ".") for names in (layout.pictures[part], layout.depth)
+        )
+        with_depth = f" and depth in {depth} or --depth-root" if depth else ""
+        yield f"{' or '.join(layout.lists[part])} in or beside --root, with images in {images}{with_depth}"
+    if kind == "nyu":
+        yield from (LABELLED, f"{prefix}/SCENE/NUMBER.h5", f"{prefix}-NUMBER.tar")

@@ -41,6 +41,7 @@ def folder_dataset(root: Path, units_per_metre: float = 1000.0) -> FilePairs:
 
 
 def _images_in(rgb: Path) -> list[Path]:
+    # macOS adds a ._NAME beside each file that is copied to other file systems.
     files = [path for path in sorted(rgb.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
@@ -67,8 +68,8 @@ def _check_pairs(pairs: tuple[tuple[Path, Path], ...], rgb: Path, depth: Path) -
         )
 
 
-def existing_folder(root: Path) -> None:
-    """Check that `root` is a folder.
+def existing_folder(root: Path) -> Path:
+    """Return `root` if it is a folder.
 
     Raises:
         InputError: it does not exist, or is a file.
@@ -77,6 +78,7 @@ def existing_folder(root: Path) -> None:
         raise InputError(f"There is no folder {root}.", "No such file or folder.", "Check --root.")
     if not root.is_dir():
         raise InputError(f"{root} is not a folder.", "It is a file.", "Point --root at the folder that holds the data.")
+    return root
 
 
 def only_folder(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -71,16 +71,9 @@ def listed_dataset(
         InputError: the list cannot be read, or files are missing.
     """
     pictures, depths = zip(*read_list(list_file), strict=True)
-    return FilePairs(
-        pairs=tuple(
-            zip(
-                _resolve(list_file, pictures, picture_folders, "images", "--root"),
-                _resolve(list_file, depths, depth_folders, "depth files", "--depth-root"),
-                strict=True,
-            )
-        ),
-        units_per_metre=units_per_metre,
-    )
+    picture_paths = _resolve(list_file, pictures, picture_folders, "images", "--root")
+    depth_paths = _resolve(list_file, depths, depth_folders, "depth files", "--depth-root")
+    return FilePairs(pairs=tuple(zip(picture_paths, depth_paths, strict=True)), units_per_metre=units_per_metre)
 
 
 def _resolve(list_file: Path, names: Sequence[str], folders: Sequence[Path], what: str, option: str) -> list[Path]:

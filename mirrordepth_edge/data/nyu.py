@@ -33,23 +33,19 @@ class NyuLabelled(DepthDataset):
     """One part of the official split of the labelled set.
 
     Args:
-        file: `nyu_depth_v2_labeled.mat`.
+        file: `nyu_depth_v2_labeled.mat`, with `splits.mat` beside it.
         part: `train` or `test`.
-        splits: `splits.mat`; None for the one beside `file`.
-        infilled: read the in-filled `depths` instead of `rawDepths`. Published results are on raw depth;
-            results on in-filled depth are not comparable.
     """
 
     file: Path
     part: Literal["train", "test"]
-    splits: Path | None = None
-    infilled: bool = False
 
     @property
     def _splits(self) -> Path:
-        return self.splits or self.file.with_name("splits.mat")
+        return self.file.with_name("splits.mat")
 
-    def indices(self) -> list[int]:
+    @cached_property
+    def _indices(self) -> list[int]:
         """Indices into the file, from 0.
 
         Raises:
@@ -69,10 +65,6 @@ class NyuLabelled(DepthDataset):
                 "Download splits.mat from the data set's page and put it beside the .mat file.",
             ) from error
 
-    @cached_property
-    def _indices(self) -> list[int]:
-        return self.indices()
-
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -83,10 +75,9 @@ class NyuLabelled(DepthDataset):
         return [self.file, self._splits]
 
     def __getitem__(self, index: int) -> Sample:
-        existing_file(self.file, "NYU Depth v2 file")
         image, depth_m = read_hdf5(
             self.file,
-            ("images", "depths" if self.infilled else "rawDepths"),
+            ("images", "rawDepths"),  # published results are on raw depth
             self._indices[index],
             name=str(self.file),
             what="labelled NYU Depth v2 file",
@@ -95,7 +86,8 @@ class NyuLabelled(DepthDataset):
         return Sample(self.name(index), _upright(image), _upright(depth_m))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{super().fingerprint()} {self.part} {self.infilled}".encode()).hexdigest()
+        # False: not in-filled. Runs and feature caches of earlier versions are recognised by this text.
+        return hashlib.sha256(f"{super().fingerprint()} {self.part} False".encode()).hexdigest()
 
 
 def without_border(sample: Sample) -> Sample:

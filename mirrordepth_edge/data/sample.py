@@ -61,7 +61,9 @@ class DepthDataset(ABC):
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(f"{self.name(index)}\n".encode())
+        # Sizes, not contents: hashing hundreds of gigabytes would delay every start.
         for path in self.files():
+            # A missing file is reported when it is read.
             size = path.stat().st_size if path.is_file() else -1
             digest.update(f"{path.name} {size}\n".encode())
         return digest.hexdigest()

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.evaluation.metrics import Depth, Mask
+from mirrordepth_edge.evaluation.metrics import Depth, Mask, means
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
@@ -139,8 +139,7 @@ class ConsistencyMeter(ABC, Generic[View]):
             return None
         return TemporalConsistency(
             measure=self.measure,
-            error_m=float(np.mean([pair.error_m for pair in used])),
-            rtc=float(np.mean([pair.rtc for pair in used])),
+            **means(used, "error_m", "rtc"),
             pairs=len(used),
             share_used=sum(pair.used for pair in pairs) / sum(pair.pixels for pair in pairs),
         )
@@ -168,7 +167,8 @@ class FlowMeter(ConsistencyMeter[Frame]):
     def _correspond(self, before: Frame, view: Frame, depths_m: Sequence[Depth]) -> list[Correspondence]:
         backward = np.asarray(self._dis.calc(view, before, None), np.float32)  # type: ignore[call-overload]
         forward = np.asarray(self._dis.calc(before, view, None), np.float32)  # type: ignore[call-overload]
-        positions = _pixel_grid(view.shape) + backward
+        rows, columns = np.mgrid[: view.shape[0], : view.shape[1]].astype(np.float32)
+        positions = np.stack([columns, rows], axis=-1) + backward
         forward_there = _sample(forward, positions)
         gap = ((backward + forward_there) ** 2).sum(axis=-1)
         tolerance = FLOW_TOLERANCE_SHARE * ((backward**2).sum(axis=-1) + (forward_there**2).sum(axis=-1))
@@ -265,9 +265,8 @@ def _reproject(depth_m: Depth, motion: Pose, camera: Camera) -> Correspondence:
     x, y, z = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in motion[:3])
     visible &= z > 0
     z = np.where(visible, z, 1.0)
-    positions = np.stack([camera.fx_px * x / z + camera.cx_px, camera.fy_px * y / z + camera.cy_px], axis=-1).astype(
-        np.float32
-    )
+    u, v = camera.fx_px * x / z + camera.cx_px, camera.fy_px * y / z + camera.cy_px
+    positions = np.stack([u, v], axis=-1).astype(np.float32)
     visible &= _inside(positions)
     positions[~visible] = 0
     return z.astype(np.float32), positions, visible
@@ -281,12 +280,6 @@ def _sample(values: npt.NDArray[np.float32], positions: Positions) -> npt.NDArra
 def _has_depth(depth_m: Depth) -> Mask:
     valid: Mask = np.isfinite(depth_m) & (depth_m > 0)
     return valid
-
-
-def _pixel_grid(shape_hw: tuple[int, ...]) -> Positions:
-    """The position of every pixel."""
-    rows, columns = np.mgrid[: shape_hw[0], : shape_hw[1]].astype(np.float32)
-    return np.stack([columns, rows], axis=-1)
 
 
 def _inside(positions: Positions) -> Mask:
@@ -304,15 +297,6 @@ def _check_sizes(arrays: Sequence[npt.NDArray[Any]]) -> None:
             "Temporal consistency compares frames pixel by pixel.",
             "Leave --temporal out, or pass consecutive frames of one video.",
         )
-
-
-def no_correspondence() -> InputError:
-    """The error for frames in which nothing can be followed."""
-    return InputError(
-        "Temporal consistency cannot be measured.",
-        "There are fewer than two frames with depth, or no pixel of one is found in the next.",
-        "Pass consecutive frames of one video, in order.",
-    )
 
 
 def _fields(path: Path) -> list[list[str]]:

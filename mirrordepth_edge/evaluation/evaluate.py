@@ -7,7 +7,7 @@ same preprocessing and metrics, so a difference between them is the cost of expo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from mirrordepth_edge.evaluation.consistency import (
     FlowMeter,
     ReprojectionMeter,
     TemporalConsistency,
-    no_correspondence,
 )
 from mirrordepth_edge.evaluation.edges import BoundaryErrors, BoundaryF1, boundary_errors, boundary_f1
 from mirrordepth_edge.evaluation.metrics import (
@@ -34,6 +33,7 @@ from mirrordepth_edge.evaluation.metrics import (
     eigen_crop,
     garg_crop,
     mean_metrics,
+    means,
     valid_mask,
 )
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -153,16 +153,11 @@ class Evaluation:
     @property
     def ranges(self) -> tuple[DepthRange, ...]:
         """Errors by true depth over all images; here each pixel counts once."""
-        return tuple(
-            DepthRange(
-                near_m=parts[0].near_m,
-                far_m=parts[0].far_m,
-                pixels=sum(part.pixels for part in parts),
-                abs_rel_sum=sum(part.abs_rel_sum for part in parts),
-                bias_sum=sum(part.bias_sum for part in parts),
-            )
-            for parts in zip(*(picture.ranges for picture in self.pictures), strict=True)
-        )
+        totals = []
+        for parts in zip(*(picture.ranges for picture in self.pictures), strict=True):
+            sums = {name: sum(getattr(part, name) for part in parts) for name in ("pixels", "abs_rel_sum", "bias_sum")}
+            totals.append(replace(parts[0], **sums))
+        return tuple(totals)
 
     @property
     def boundary_f1(self) -> MeanBoundaryF1 | None:
@@ -179,8 +174,7 @@ class Evaluation:
         if not boundaries:
             return None
         return SpatialConsistency(
-            accuracy_px=float(np.mean([boundary.accuracy_px for boundary in boundaries])),
-            completeness_px=float(np.mean([boundary.completeness_px for boundary in boundaries])),
+            **means(boundaries, "accuracy_px", "completeness_px"),
             found=sum(boundary.predicted for boundary in boundaries) / sum(boundary.true for boundary in boundaries),
             pictures=len(boundaries),
         )
@@ -222,21 +216,24 @@ def evaluate(
         protocol: crop, depth limits, flip averaging and alignment.
         spatial: also measure depth boundary errors.
         temporal: also measure temporal consistency; the images must be consecutive frames.
-        camera_path: measure temporal consistency by camera motion instead of optical flow.
+        camera_path: measure temporal consistency by camera motion instead of optical flow; a pose for each sample.
 
     Raises:
         InputError: there are no samples, an image has no valid depth, the crop does not fit, or frames of a
             video differ in size.
     """
     results = []
-    meter = _TemporalMeter(camera_path) if temporal else None
-    for sample in samples:
+    meter: ConsistencyMeter[Any] | None = None
+    if temporal:
+        meter = FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
+    for index, sample in enumerate(samples):
         depth_m = _predict(predict, sample, protocol)
         if meter is not None:
-            meter.add(sample, depth_m, protocol.limits_m)
+            truth_m = np.where(valid_mask(sample.depth_m, protocol.limits_m), sample.depth_m, np.float32(0))
+            meter.add(sample.frame if camera_path is None else camera_path.poses[index], depth_m, truth_m)
         results.append(_compare(_align(depth_m, sample, protocol), sample, protocol, spatial=spatial))
     mean_metrics([result.metrics for result in results])  # raises if there was no image
-    of_prediction, of_truth = (None, None) if meter is None else meter.results()
+    of_prediction, of_truth = (None, None) if meter is None else _temporal_results(meter)
     return Evaluation(
         protocol=protocol,
         pictures=tuple(results),
@@ -297,33 +294,18 @@ def align(depth_m: Depth, truth_m: Depth, valid: Mask, how: Align) -> Depth:
     return (depth_m * np.float32(scale) + np.float32(shift)).astype(np.float32)
 
 
-class _TemporalMeter:
-    """Temporal consistency of the prediction and of the true depth, with the same correspondences."""
-
-    def __init__(self, camera_path: CameraPath | None) -> None:
-        self._poses = None if camera_path is None else iter(camera_path.poses)
-        self._meter: ConsistencyMeter[Any] = (
-            FlowMeter() if camera_path is None else ReprojectionMeter(camera_path.camera)
+def _temporal_results(meter: ConsistencyMeter[Any]) -> tuple[TemporalConsistency, TemporalConsistency | None]:
+    """Temporal consistency of the prediction, and of the true depth if it is dense enough."""
+    of_prediction, of_truth = meter.results() or (None, None)
+    if of_prediction is None:
+        raise InputError(
+            "Temporal consistency cannot be measured.",
+            "There are fewer than two frames with depth, or no pixel of one is found in the next.",
+            "Pass consecutive frames of one video, in order.",
         )
-
-    def add(self, sample: Sample, depth_m: Depth, limits_m: tuple[float, float]) -> None:
-        truth_m = np.where(valid_mask(sample.depth_m, limits_m), sample.depth_m, np.float32(0))
-        view = sample.frame if self._poses is None else next(self._poses, None)
-        if view is None:
-            raise InputError(
-                f"There is no pose for {sample.name}.",
-                "The camera path has fewer poses than there are images.",
-                "Give a pose for each image.",
-            )
-        self._meter.add(view, depth_m, truth_m)
-
-    def results(self) -> tuple[TemporalConsistency, TemporalConsistency | None]:
-        of_prediction, of_truth = self._meter.results() or (None, None)
-        if of_prediction is None:
-            raise no_correspondence()
-        if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
-            of_truth = None
-        return of_prediction, of_truth
+    if of_truth is not None and of_truth.share_used < DENSE_SHARE * of_prediction.share_used:
+        of_truth = None
+    return of_prediction, of_truth
 
 
 def _predict(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protocol) -> Depth:
@@ -331,8 +313,6 @@ def _predict(predict: Callable[[Frame], Depth], sample: Sample, protocol: Protoc
 
 
 def _align(depth_m: Depth, sample: Sample, protocol: Protocol) -> Depth:
-    if protocol.align == "none":
-        return depth_m
     return align(depth_m, sample.depth_m, _evaluated_pixels(sample, protocol), protocol.align)
 
 
@@ -355,19 +335,12 @@ def _compare(depth_m: Depth, sample: Sample, protocol: Protocol, *, spatial: boo
 
 def _mean_f1(per_picture: list[BoundaryF1 | None]) -> MeanBoundaryF1 | None:
     scores = [score for score in per_picture if score is not None]
-    if not scores:
-        return None
-    return MeanBoundaryF1(
-        f1=float(np.mean([score.f1 for score in scores])),
-        precision=float(np.mean([score.precision for score in scores])),
-        recall=float(np.mean([score.recall for score in scores])),
-        pictures=len(scores),
-    )
+    return MeanBoundaryF1(**means(scores, "f1", "precision", "recall"), pictures=len(scores)) if scores else None
 
 
 def _crop(sample: Sample, protocol: Protocol) -> Mask | None:
     height, width = sample.depth_m.shape
-    return CROPS[protocol.crop]((height, width)) if protocol.crop != "none" else None
+    return None if protocol.crop == "none" else CROPS[protocol.crop]((height, width))
 
 
 def _evaluated_pixels(sample: Sample, protocol: Protocol) -> Mask:
@@ -387,16 +360,9 @@ def _ranges(depth_m: Depth, truth_m: Depth, far_m: float) -> tuple[DepthRange, .
     edges = np.linspace(0, far_m, DEPTH_BINS + 1)
     index = np.digitize(truth_m, edges[1:-1])
     relative = (depth_m.astype(np.float64) - truth_m) / truth_m.astype(np.float64)
-    pixels, bias, abs_rel = (
-        np.bincount(index, weights, minlength=DEPTH_BINS) for weights in (None, relative, np.abs(relative))
-    )
+    sums = (np.bincount(index, weights, minlength=DEPTH_BINS) for weights in (None, np.abs(relative), relative))
+    columns = (values.tolist() for values in (edges[:-1], edges[1:], *sums))
     return tuple(
-        DepthRange(
-            near_m=float(edges[k]),
-            far_m=float(edges[k + 1]),
-            pixels=int(pixels[k]),
-            abs_rel_sum=float(abs_rel[k]),
-            bias_sum=float(bias[k]),
-        )
-        for k in range(DEPTH_BINS)
+        DepthRange(near_m=near_m, far_m=far_m, pixels=pixels, abs_rel_sum=abs_rel, bias_sum=bias)
+        for near_m, far_m, pixels, abs_rel, bias in zip(*columns, strict=True)
     )

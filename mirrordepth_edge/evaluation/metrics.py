@@ -6,7 +6,8 @@ Symbols: p prediction, g ground truth, both in metres.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,10 +72,8 @@ def garg_crop(shape_hw: tuple[int, int]) -> Mask:
     """
     height, width = shape_hw
     mask = np.zeros(shape_hw, np.bool_)
-    mask[
-        int(0.40810811 * height) : int(0.99189189 * height),
-        int(0.03594771 * width) : int(0.96405229 * width),
-    ] = True
+    rows = slice(int(0.40810811 * height), int(0.99189189 * height))
+    mask[rows, int(0.03594771 * width) : int(0.96405229 * width)] = True
     return mask
 
 
@@ -109,6 +108,7 @@ def depth_metrics(
             f"No true depth lies between {near} and {far} m.",
             "Check the depth scale.",
         )
+    # float32 loses digits in sums over hundreds of thousands of pixels.
     g = truth_m[mask].astype(np.float64)
     p = clamp_depth(prediction_m[mask].astype(np.float64), limits_m)
     e = np.log(p) - np.log(g)
@@ -119,6 +119,7 @@ def depth_metrics(
         rmse=float(np.sqrt(np.mean((g - p) ** 2))),
         rmse_log=float(np.sqrt(np.mean(e**2))),
         log10=float(np.mean(np.abs(np.log10(g) - np.log10(p)))),
+        # Rounding can make the variance slightly negative.
         silog=float(100.0 * np.sqrt(max(np.mean(e**2) - np.mean(e) ** 2, 0.0))),
         delta1=float(np.mean(ratio < 1.25)),
         delta2=float(np.mean(ratio < 1.25**2)),
@@ -128,6 +129,7 @@ def depth_metrics(
 
 def clamp_depth(prediction_m: FloatArray, limits_m: tuple[float, float]) -> FloatArray:
     """Clamp a prediction to the limits; infinity becomes the far limit, NaN the near limit."""
+    # NaN is not left out: a model could then improve its result by refusing hard pixels.
     near, far = limits_m
     inside: FloatArray = np.nan_to_num(prediction_m, nan=near, posinf=far, neginf=near).clip(near, far)
     return inside
@@ -141,5 +143,9 @@ def mean_metrics(per_image: list[DepthMetrics]) -> DepthMetrics:
     """
     if not per_image:
         raise InputError("There is nothing to average.", "No image was evaluated.", "Check the data set's folder.")
-    rows = [asdict(metrics) for metrics in per_image]
-    return DepthMetrics(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+    return DepthMetrics(**means(per_image, *(field.name for field in fields(DepthMetrics))))
+
+
+def means(results: Sequence[Any], *names: str) -> dict[str, float]:
+    """Average attributes over results, each result counting once."""
+    return {name: float(np.mean([getattr(result, name) for result in results])) for name in names}

@@ -46,14 +46,11 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
     )
     if network.config.pretrained == EMBEDDED:
         assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"
-        tensors |= {CLIP_PREFIX + name: _half(t) for name, t in network.clip.state_dict().items()}
+        clip = {name: t.half() if t.is_floating_point() else t for name, t in network.clip.state_dict().items()}
+        tensors |= {CLIP_PREFIX + name: t.contiguous() for name, t in clip.items()}
     with atomic_write(path) as temporary:
         # Serialised in memory first: a full disk then raises OSError, which `atomic_write` reports.
         temporary.write_bytes(save(tensors, metadata={CHECKPOINT_KEY: json.dumps(asdict(info))}))
-
-
-def _half(tensor: Tensor) -> Tensor:
-    return (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
 
 
 def load_checkpoint(
@@ -73,8 +70,7 @@ def load_checkpoint(
         InputError: the file is missing, truncated or altered, or CLIP's weights are not those of the training.
         OptionError: `size_hw` is not a multiple of the patch size.
     """
-    info, tensors = _read(path)
-    embedded = {name.removeprefix(CLIP_PREFIX): t for name, t in tensors.items() if name.startswith(CLIP_PREFIX)}
+    info, trained, embedded = _read(path)
     config = info.model
     if size_hw is not None:
         check_size(config, size_hw)
@@ -84,7 +80,7 @@ def load_checkpoint(
         clip.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in embedded.items()})
     network = DepthNetwork(config if size_hw is None else replace(config, size_hw=size_hw), clip)
     _verify_clip(network, info, path, clip_weights)
-    _load_trained(network, tensors, path)
+    _load_trained(network, trained, path)
     return network.eval(), info
 
 
@@ -94,11 +90,10 @@ def start_from(network: DepthNetwork, path: Path) -> CheckpointInfo:
     Raises:
         InputError: the file is missing, truncated or altered, or has another model or other CLIP weights.
     """
-    info, tensors = _read(path)
+    info, trained, _ = _read(path)
     cure = f"Train the model of the checkpoint: --preset {info.model.preset}, or --recipe with its settings."
     there, here = asdict(info.model), asdict(network.config)
-    differing = [name for name in here if name not in MUTABLE_SETTINGS and there[name] != here[name]]
-    if differing:
+    if differing := [name for name in here if name not in MUTABLE_SETTINGS and there[name] != here[name]]:
         name = differing[0]
         raise InputError(
             f"{path} has another model than the one to train.",
@@ -111,29 +106,27 @@ def start_from(network: DepthNetwork, path: Path) -> CheckpointInfo:
             f"Their sha256 is {info.clip_sha256[:12]}…, here it is {network.clip_sha256[:12]}…",
             cure,
         )
-    _load_trained(network, tensors, path)
+    _load_trained(network, trained, path)
     return info
 
 
-def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """Read header and tensors of a checkpoint and verify the hash of the trained part."""
+def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor], dict[str, Tensor]]:
+    """Read a checkpoint's header, trained part and embedded CLIP; verify the hash of the trained part."""
     existing_file(path, "checkpoint")
     info = read_checkpoint_info(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:  # the header is intact, the rest is not
         raise InputError(f"The checkpoint {path} is damaged.", str(error), "Copy or train it again.") from error
-    if tensors_sha256(_trained(tensors)) != info.weights_sha256:
+    # CLIP's weights have a hash of their own (`clip_sha256`).
+    embedded = {name: tensors.pop(name) for name in list(tensors) if name.startswith(CLIP_PREFIX)}
+    if tensors_sha256(tensors) != info.weights_sha256:
         raise InputError(
             f"The checkpoint {path} was altered after it was written.",
             f"The sha256 of its mirror and decoder is not {info.weights_sha256[:12]}… as in its header.",
             "Copy the original file again.",
         )
-    return info, tensors
-
-
-def _trained(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if not name.startswith(CLIP_PREFIX)}
+    return info, tensors, {name.removeprefix(CLIP_PREFIX): t for name, t in embedded.items()}
 
 
 def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_weights: Path | None) -> None:
@@ -153,8 +146,8 @@ def _verify_clip(network: DepthNetwork, info: CheckpointInfo, path: Path, clip_w
     )
 
 
-def _load_trained(network: DepthNetwork, tensors: dict[str, Tensor], path: Path) -> None:
-    parameters, trained = network.trainable(), _trained(tensors)
+def _load_trained(network: DepthNetwork, trained: dict[str, Tensor], path: Path) -> None:
+    parameters = network.trainable()
     _check_tensors(parameters, trained, path)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -162,11 +155,8 @@ def _load_trained(network: DepthNetwork, tensors: dict[str, Tensor], path: Path)
 
 
 def _check_tensors(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], path: Path) -> None:
-    wrong = sorted(
-        set(expected).symmetric_difference(actual)
-        | {name for name in set(expected) & set(actual) if expected[name].shape != actual[name].shape}
-    )
-    if wrong:
+    here, there = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (expected, actual))
+    if wrong := sorted({name for name, _ in here.items() ^ there.items()}):
         raise InputError(
             f"The checkpoint {path} does not match its model.",
             f"{len(wrong)} tensors are missing, unexpected or of another shape, such as {wrong[0]}.",

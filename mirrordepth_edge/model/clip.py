@@ -79,6 +79,7 @@ def create_clip(config: ModelConfig, clip_weights: Path | None = None) -> ClipMo
             clip = _random_clip(config.clip_model, config.pretrained)
         else:
             clip = _pretrained_clip(config, clip_weights)
+    # OpenAI's weights are stored in FP16.
     return clip.float().eval().requires_grad_(False)
 
 
@@ -102,8 +103,10 @@ def _pretrained_clip(config: ModelConfig, clip_weights: Path | None) -> ClipMode
         raise InputError(f"CLIP weights {clip_weights} do not exist.", "No such file.", cure)
     try:
         if clip_weights is not None and _is_torchscript(clip_weights):
+            # OpenAI's archives; their code is not run.
+            state = torch.jit.load(str(clip_weights), map_location="cpu").state_dict()
             clip = _random_clip(config.clip_model, config.pretrained)
-            clip.load_state_dict(_torchscript_state(clip_weights))
+            clip.load_state_dict({name: tensor for name, tensor in state.items() if name not in NON_WEIGHTS})
             return clip
         return open_clip.create_model(config.clip_model, pretrained=str(clip_weights or config.pretrained))
     except Exception as error:  # open_clip raises whatever its download or torch.load raised
@@ -129,12 +132,6 @@ def _is_torchscript(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         return any("/code/" in name for name in archive.namelist())
-
-
-def _torchscript_state(file: Path) -> dict[str, Tensor]:
-    """Weights of a TorchScript archive, read without running its code."""
-    state = torch.jit.load(str(file), map_location="cpu").state_dict()
-    return {name: tensor for name, tensor in state.items() if name not in NON_WEIGHTS}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -208,22 +205,16 @@ class ImageTower(nn.Module):
         Returns:
             The taps, deepest first. Blocks after the deepest tap are not computed.
         """
-        if self.has_tokens:
-            out = self.visual.forward_intermediates(
-                images,
-                indices=list(self.taps),
-                stop_early=True,
-                intermediates_only=True,
-                output_fmt="NLC",
-                output_extra_tokens=True,
-            )
-            prefixes = out["image_intermediates_prefix"]
-            features = [torch.cat(pair, dim=1) for pair in zip(prefixes, out["image_intermediates"], strict=True)]
-            return Taps(features[::-1], prefix=prefixes[0].shape[1])
+        layout = {"output_fmt": "NLC", "output_extra_tokens": True} if self.has_tokens else {"output_fmt": "NCHW"}
         out = self.visual.forward_intermediates(
-            images, indices=list(self.taps), stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            images, indices=list(self.taps), stop_early=True, intermediates_only=True, **layout
         )
-        return Taps(out["image_intermediates"][::-1], prefix=0)
+        features = out["image_intermediates"]
+        if not self.has_tokens:
+            return Taps(features[::-1], prefix=0)
+        prefixes = out["image_intermediates_prefix"]
+        features = [torch.cat(pair, dim=1) for pair in zip(prefixes, features, strict=True)]
+        return Taps(features[::-1], prefix=prefixes[0].shape[1])
 
     @torch.no_grad()
     def probe(self, size_hw: SizeHW) -> list[tuple[int, SizeHW | None]]:

@@ -79,10 +79,9 @@ class Decoder(nn.Module, ABC):
     def set_dropout(self, share: float) -> None:
         """Set the dropout rate of tap channels and transformer blocks; active in training mode only."""
         self.dropout = share
-        for block in self.blocks:
-            for part in block.modules():
-                if isinstance(part, nn.Dropout):
-                    part.p = share
+        for part in self.blocks.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = share
 
     def forward(self, taps: Taps, text_feature: Tensor, size_hw: SizeHW) -> Tensor:
         """
@@ -104,6 +103,7 @@ class Decoder(nn.Module, ABC):
     def _drop_channels(self, tap: Tensor) -> Tensor:
         if not self.training or not self.dropout:
             return tap
+        # Whole channels: a single value can be inferred from its neighbours.
         if tap.dim() == 4:
             return F.dropout2d(tap, self.dropout)
         return F.dropout1d(tap.transpose(1, 2), self.dropout).transpose(1, 2)
@@ -185,6 +185,7 @@ class PyramidDecoder(Decoder):
         self.refines = nn.ModuleList(Refine(width) for width in config.pyramid)
         log_depth = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
         with torch.no_grad():
+            # Small weights: the first predictions are close to the bias everywhere.
             log_depth.weight.mul_(0.1)
             nn.init.constant_(cast(Tensor, log_depth.bias), math.log(FIRST_GUESS_M))
         self.head = nn.Sequential(log_depth, Exp(), enlarge(config.size_hw[0] // heights[-1]))
@@ -213,12 +214,15 @@ class Refine(nn.Module):
 
 
 class Exp(nn.Module):
-    """Log depth to metres, so that the network learns relative differences at any distance."""
+    """Log depth to metres."""
+
+    # Equal steps in log depth are equal relative differences, near and far.
 
     def forward(self, x: Tensor) -> Tensor:
         return x.exp()
 
 
 def enlarge(factor: int) -> nn.Upsample:
-    """Bilinear upsampling by a fixed factor, so that the exported graph has no shape computations."""
+    """Bilinear upsampling by a fixed factor."""
+    # A factor instead of a size: the exported graph then has no shape computations.
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)

@@ -22,8 +22,7 @@ from mirrordepth_edge.model.mirror import Mirror
 class DepthNetwork(nn.Module):
     """The whole network: image `[B, 3, H, W]` to metric depth `[B, H, W]`.
 
-    Only `mirror` and `decoder` are trained. The towers stay in eval mode without gradients, even after `train()`, so
-    that their batch statistics do not change.
+    Only `mirror` and `decoder` are trained. The towers stay in eval mode without gradients, even after `train()`.
 
     Args:
         config: the model, including its input size.
@@ -34,6 +33,7 @@ class DepthNetwork(nn.Module):
         super().__init__()
         check_size(config, config.size_hw)
         self.config = config
+        # Before the resize, which changes the position embedding.
         self.clip_sha256 = clip_sha256(clip)
         self.clip = clip.eval().requires_grad_(False)
         resize_input(clip, config.size_hw)
@@ -57,6 +57,7 @@ class DepthNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> DepthNetwork:
         super().train(mode)
+        # In training mode, batch normalisation would change its statistics.
         for frozen in (self.clip, self.tower, self.text):
             frozen.eval()
         return self
@@ -100,6 +101,7 @@ def normalise_pixels(frames: Tensor, config: PreprocessConfig) -> Tensor:
     """Normalise uint8 RGB `[B, H, W, 3]` to float32 `[B, 3, H, W]` in channels-last memory format."""
     mean = torch.tensor(config.mean, device=frames.device)
     std = torch.tensor(config.std, device=frames.device)
+    # A permuted view, not a copy: channels-last suits the convolutions of GPUs.
     return ((frames.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 

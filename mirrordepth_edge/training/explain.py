@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,11 @@ def ablate(network: DepthNetwork, samples: Iterable[Sample], protocol: Protocol,
     features = text_features(network, prompt)
     pictures: dict[str, list[list[PictureResult]]] = {name: [[] for _ in seeds] for name, seeds in features.items()}
     for sample in samples:
+        # One cache per image: the features of a data set may not fit into memory.
         tower = _CachedTower(network)
         for name, seeds in features.items():
             for feature, results_of_seed in zip(seeds, pictures[name], strict=True):
-                results_of_seed += evaluate(_FixedTextPredictor(tower, feature), [sample], protocol).pictures
+                results_of_seed += evaluate(partial(_predict, tower, feature), [sample], protocol).pictures
     results = {
         name: tuple(Evaluation(protocol=protocol, pictures=tuple(run)) for run in runs)
         for name, runs in pictures.items()
@@ -222,18 +224,11 @@ class _CachedTower:
         return self._taps[key]
 
 
-@dataclass(frozen=True)
-class _FixedTextPredictor:
-    """A predictor whose decoder gets a fixed text feature."""
-
-    tower: _CachedTower
-    feature: Tensor
-
-    @torch.no_grad()
-    def __call__(self, frame: Frame) -> Depth:
-        network = self.tower.network
-        depth_m = network.decoder(self.tower(frame), self.feature, network.config.size_hw)
-        return resize_depth_to(depth_m[0].cpu().numpy(), (frame.shape[0], frame.shape[1]))
+@torch.no_grad()
+def _predict(tower: _CachedTower, feature: Tensor, frame: Frame) -> Depth:
+    """Predict depth with a given text feature."""
+    depth_m = tower.network.decoder(tower(frame), feature, tower.network.config.size_hw)
+    return resize_depth_to(depth_m[0].cpu().numpy(), (frame.shape[0], frame.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)

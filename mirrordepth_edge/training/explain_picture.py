@@ -63,6 +63,7 @@ def _heat_map(reading: Reading) -> Frame:
     low, high = _limits(values.ravel().tolist())
 
     def colours(cosines: Any) -> Frame:
+        # Cividis stays readable with colour vision deficiency.
         levels = ((cosines - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
         return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
 
@@ -88,9 +89,11 @@ def _curves(reading: Reading) -> Frame:
     for value in ticks:
         cv2.line(plot, (0, row(value)), (plot.shape[1], row(value)), GRID)
     ends = [row(curve[-1]) for curve in values]
+    # There may be fewer words than colours.
     for curve, index, colour, end, place in zip(values, shown, CURVE_COLOURS, ends, _spread(ends), strict=False):
         points = [(column, row(value)) for column, value in zip(columns, curve, strict=True)]
         cv2.polylines(plot, [np.array(points, np.int32)], False, colour, 2, cv2.LINE_AA)
+        # Dots of more epochs would merge into a thick line.
         for point in points if len(points) < PLOT_PX // DOT_PX else ():
             cv2.circle(plot, point, DOT_PX // 2, colour, cv2.FILLED, cv2.LINE_AA)
         cv2.line(plot, points[-1], (plot.shape[1], end), colour, 1, cv2.LINE_AA)
@@ -161,7 +164,8 @@ def _limits(values: list[float]) -> tuple[float, float]:
 
 
 def _width(reading: Reading) -> int:
-    """Width of a plot over epochs: a multiple of the number of epochs."""
+    """Width of a plot over epochs."""
+    # A multiple of the number of epochs, so that all cells are equally wide.
     return -(-PLOT_PX // len(reading.epochs)) * len(reading.epochs)
 
 

@@ -8,7 +8,6 @@ computed from; a cache with another description is refused.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.model.clip import Taps
 from mirrordepth_edge.model.network import DepthNetwork, normalise_pixels
-from mirrordepth_edge.support.files import atomic_write, ensure_folder, write_json
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, read_json, write_json
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.training.distributed import barrier, rank, world_size
 from mirrordepth_edge.training.views import Draw, FreshViews, UnreadableSample, View, collate, limit_worker_threads
@@ -189,10 +188,7 @@ def _create_or_check(folder: Path, info: CacheInfo) -> None:
         write_json(description, asdict(info))
         return
     cure = f"Name another folder with --cache-features, or delete {folder} to recompute it."
-    try:
-        existing = read_strict(CacheInfo, json.loads(description.read_text(encoding="utf-8")), str(description), cure)
-    except ValueError as error:
-        raise InputError(f"{description} is not valid JSON.", str(error), cure) from error
+    existing = read_strict(CacheInfo, read_json(description, "feature cache", cure), str(description), cure)
     if existing == info:
         return
     if replace(existing, skip_bad=True) == info:  # computed without unreadable samples: the rows are the same
@@ -209,8 +205,8 @@ def _create_or_check(folder: Path, info: CacheInfo) -> None:
 
 
 def _check_space(folder: Path, info: CacheInfo, missing: int) -> None:
-    needed, free = missing * info.rows_per_shard * info.row_length * 2, shutil.disk_usage(folder).free
-    needed = min(needed, info.rows * info.row_length * 2)
+    needed = 2 * info.row_length * min(missing * info.rows_per_shard, info.rows)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"The feature cache does not fit into {folder}.",

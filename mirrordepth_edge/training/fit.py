@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.config import ModelConfig
 from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.data.split import hold_out
@@ -20,7 +19,7 @@ from mirrordepth_edge.imaging.draw import side_by_side
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.model.checkpoint import save_checkpoint, start_from
 from mirrordepth_edge.model.nano import create_nano
-from mirrordepth_edge.model.network import DepthNetwork, create_network
+from mirrordepth_edge.model.network import create_network
 from mirrordepth_edge.training.distributed import all_gather, barrier, init_distributed, rank
 from mirrordepth_edge.training.features import CachedViews, cached_views
 from mirrordepth_edge.training.runs import EpochResult, RunConfig, RunFolder, best_of
@@ -64,13 +63,6 @@ def datasets(config: RunConfig) -> tuple[DepthDataset, DepthDataset | None]:
     return hold_out(dataset, config.hold_out) if config.hold_out else (dataset, None)
 
 
-def trainable_network(config: ModelConfig, clip_weights: Path | None, seed: int) -> DepthNetwork:
-    """Create the network with CLIP's weights and an untrained mirror and decoder."""
-    if config.preset == "nano":
-        return create_nano(config, seed, clip_weights)
-    return create_network(config, clip_weights, seed)
-
-
 def fit(
     config: RunConfig,
     folder: RunFolder,
@@ -101,7 +93,8 @@ def fit(
     with init_distributed(options.resources.device):
         callbacks = callbacks if rank() == 0 else Callbacks()
         dataset, held_out = datasets(config)
-        network = trainable_network(config.model, options.clip_weights, config.train.seed)
+        create = create_nano if config.model.preset == "nano" else create_network
+        network = create(config.model, seed=config.train.seed, clip_weights=options.clip_weights)
         about = {"pictures": len(dataset), "fingerprint": dataset.fingerprint(), "clip_sha256": network.clip_sha256}
         if config.start_from is not None:
             about["started_from"] = start_from(network, config.start_from).weights_sha256
@@ -113,42 +106,33 @@ def fit(
                 folder.start(config, about)
             check_samples(held_out or (), config.protocol)  # fail now, not after the first epoch
         skipped = _Skipped(callbacks.problem)
-        views = _views(network.to(options.resources.device), dataset, config, options, callbacks, skipped)
+        views: FreshViews | CachedViews
+        if options.cache is None:
+            views = FreshViews(dataset, config.model.size_hw, config.train, skip_bad=options.skip_bad)
+        else:
+            views = cached_views(
+                network.to(options.resources.device),
+                dataset,
+                config.train,
+                options.cache,
+                workers=options.resources.workers,
+                skip_bad=options.skip_bad,
+                on_rows=callbacks.cached,
+                on_problem=skipped,
+            )
         trainer = Trainer(network, views, config.train, options.resources, folder.bad_batch)
         done = 0
         if state is not None:
             done = int(state["epochs"])
             trainer.restore(state["trainer"])
-        if rank() == 0:
-            shown = dataset if held_out is None else held_out
-            with _TensorBoardLogger(folder, trainer, shown, done) as board:
+        with ExitStack() as stack:
+            writer = None
+            if rank() == 0:
+                shown = dataset if held_out is None else held_out
+                board = stack.enter_context(closing(_TensorBoardLogger(folder, trainer, shown, done)))
                 writer = _CheckpointWriter(trainer, config, folder, held_out, about, board, folder.results()[:done])
-                _epochs(trainer, done, writer, options.validate_every, callbacks, skipped)
-        else:
-            _epochs(trainer, done, None, options.validate_every, callbacks, skipped)
+            _epochs(trainer, done, writer, options.validate_every, callbacks, skipped)
     return folder.checkpoint(config.train.epochs) if held_out is None else folder.best
-
-
-def _views(
-    network: DepthNetwork,
-    dataset: DepthDataset,
-    config: RunConfig,
-    options: TrainOptions,
-    callbacks: Callbacks,
-    skipped: _Skipped,
-) -> FreshViews | CachedViews:
-    if options.cache is None:
-        return FreshViews(dataset, config.model.size_hw, config.train, skip_bad=options.skip_bad)
-    return cached_views(
-        network,
-        dataset,
-        config.train,
-        options.cache,
-        workers=options.resources.workers,
-        skip_bad=options.skip_bad,
-        on_rows=callbacks.cached,
-        on_problem=skipped,
-    )
 
 
 def _epochs(
@@ -200,53 +184,41 @@ class _Skipped:
         return len(all_gather(self._samples))
 
 
+@dataclass(frozen=True)
 class _CheckpointWriter:
     """Validates and writes checkpoint, history and state after each epoch."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        config: RunConfig,
-        folder: RunFolder,
-        held_out: DepthDataset | None,
-        about: dict[str, Any],
-        board: _TensorBoardLogger,
-        results: list[EpochResult],
-    ) -> None:
-        self.board = board
-        self._trainer, self._config, self._folder, self._held_out = trainer, config, folder, held_out
-        self._training = {**about, "settings": asdict(config.train)}
-        self._results = results
+    trainer: Trainer
+    config: RunConfig
+    folder: RunFolder
+    held_out: DepthDataset | None
+    about: dict[str, Any]
+    board: _TensorBoardLogger
+    results: list[EpochResult]
 
     def write(self, result: EpochResult, *, validate: bool) -> EpochResult:
         """Write the files of an epoch; returns its result with validation metrics."""
-        with self._trainer.averaged_weights():
-            training = {**self._training, "epoch": result.epoch}
-            if self._held_out is not None and validate:
-                protocol = self._config.protocol
-                metrics = evaluate(self._trainer.network, self._held_out, protocol).mean
+        with self.trainer.averaged_weights():
+            training = {**self.about, "settings": asdict(self.config.train), "epoch": result.epoch}
+            if self.held_out is not None and validate:
+                protocol = self.config.protocol
+                metrics = evaluate(self.trainer.network, self.held_out, protocol).mean
                 result = replace(result, metrics=metrics)
-                measured = {"pictures": len(self._held_out), "protocol": asdict(protocol), **asdict(metrics)}
+                measured = {"pictures": len(self.held_out), "protocol": asdict(protocol), **asdict(metrics)}
                 training["validation"] = measured
-            self._results.append(result)
-            is_best = result is best_of(self._results)
-            for path in (self._folder.checkpoint(result.epoch), *([self._folder.best] if is_best else [])):
-                save_checkpoint(self._trainer.network, path, training=training)
+            self.results.append(result)
+            is_best = result is best_of(self.results)
+            for path in (self.folder.checkpoint(result.epoch), *([self.folder.best] if is_best else [])):
+                save_checkpoint(self.trainer.network, path, training=training)
             self.board.epoch(result)
-        self._folder.write_history(self._results)
+        self.folder.write_history(self.results)
         # Last, so that the state never refers to files that were not written.
-        self._folder.write_state({"epochs": result.epoch, "trainer": self._trainer.state()})
+        self.folder.write_state({"epochs": result.epoch, "trainer": self.trainer.state()})
         return result
 
 
 class _TensorBoardLogger:
     """TensorBoard log of a run: scalars, and depth of a few images."""
-
-    def __enter__(self) -> _TensorBoardLogger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
 
     def __init__(self, folder: RunFolder, trainer: Trainer, dataset: DepthDataset, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -275,3 +247,6 @@ class _TensorBoardLogger:
             row = side_by_side([sample.frame, *depths])
             self._writer.add_image(sample.name, row, self._step, dataformats="HWC")
         self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -26,7 +26,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.evaluation.evaluate import Protocol
 from mirrordepth_edge.evaluation.metrics import DepthMetrics
 from mirrordepth_edge.machine.device import installed_versions, machine
-from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, write_json
+from mirrordepth_edge.support.files import atomic_write, ensure_folder, existing_file, read_json, write_json
 from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.training.distributed import rank
 
@@ -121,9 +121,8 @@ class RunFolder:
         """
         existing_file(self.path / "config.json", "training to resume")
         for name, here in (("config.json", asdict(config)), ("data.json", data)):
-            there = json.loads(existing_file(self.path / name, "description of the run").read_text(encoding="utf-8"))
-            different = differences(there, json.loads(json.dumps(here, default=str)))
-            if different:
+            there = read_json(self.path / name, "description of the run", "Start a new run.")
+            if different := differences(there, json.loads(json.dumps(here, default=str))):
                 raise InputError(
                     f"The training in {self.path} was started with other settings.",
                     "; ".join(different[:5]) + ".",

@@ -132,6 +132,7 @@ class Trainer:
         if config.ema_decay:
             self.average = AveragedModel(self._trainable_parts(), multi_avg_fn=self._update_average)
         learner: nn.Module = Learner(network)
+        # The frozen towers stay outside: only the learner's gradients are exchanged.
         self._parallel = DistributedDataParallel(learner, broadcast_buffers=False) if world_size() > 1 else None
         self._learner: Callable[..., Tensor] = self._parallel or learner
         if resources.compile:
@@ -144,6 +145,7 @@ class Trainer:
             num_workers=resources.workers,
             collate_fn=collate,
             worker_init_fn=limit_worker_threads,
+            # Each new worker process imports PyTorch, which takes seconds.
             persistent_workers=resources.workers > 0,
             pin_memory=self.device.type == "cuda",
         )
@@ -196,8 +198,10 @@ class Trainer:
                 batch = next(batches)
                 for problem in batch.problems:
                     on_problem(problem)
+                # Gradients are exchanged once per step, with its last part.
                 with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
                     parts.append(self._backward(batch, epoch))
+            # Checked before the step: one bad step would spoil weights and optimiser state.
             if not torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)):
                 self._raise_diverged(batch, epoch, "the gradient is not finite")
             self.optimiser.step()
@@ -223,6 +227,7 @@ class Trainer:
         truth_m = batch.truth_m.to(self.device, non_blocking=True).float()
         near, far = self.network.config.depth_limits_m
         valid = (truth_m > near) & (truth_m < far)
+        # The logarithm in the loss needs positive depth.
         depth_m = self._learner(taps.features, taps.prefix).clamp(min=near)
         error = log_error(depth_m, truth_m, valid)
         sums = sum_over_processes(error_sums(error, valid, edges=self.config.edge_weight > 0))
@@ -244,9 +249,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a `state`."""
-        with torch.no_grad():
-            for name, parameter in self.network.trainable().items():
-                parameter.copy_(state["weights"][name])
+        self._set_weights(state["weights"][name] for name in self.network.trainable())
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -258,15 +261,16 @@ class Trainer:
             yield
             return
         current = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            for parameter, mean in zip(self.parameters, self.average.module.parameters(), strict=True):
-                parameter.copy_(mean)
+        self._set_weights(self.average.module.parameters())
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, current, strict=True):
-                    parameter.copy_(value)
+            self._set_weights(current)
+
+    @torch.no_grad()
+    def _set_weights(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
     def _trainable_parts(self) -> nn.Module:
         return nn.ModuleList([self.network.mirror, self.network.decoder])
@@ -284,6 +288,7 @@ class Trainer:
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             self._raise_diverged(batch, epoch, f"the loss is {loss.item()}")
+        # DistributedDataParallel averages gradients, but the loss already covers all processes.
         (loss * world_size() / self.config.accumulate).backward()
         return loss.item()
 

@@ -25,7 +25,9 @@ Draw = tuple[int, int]
 
 
 class UnreadableSample(NamedTuple):
-    """Why a sample could not be read, in picklable form: an `MdeError` cannot be sent between processes."""
+    """Why a sample could not be read."""
+
+    # Not an `MdeError`: those cannot be pickled, and this is sent from data loader processes.
 
     sample: int
     what: str
@@ -88,6 +90,7 @@ class FreshViews(Dataset):
                 if not self.skip_bad:
                     break
                 continue
+            # Seeded by the sample, not by the process: the number of workers does not change a view.
             rng = np.random.default_rng((self.config.seed, epoch, index))
             frame, depth_m = augment(sample.frame, sample.depth_m, self.size_hw, self.config, rng)
             return View(index, [torch.from_numpy(frame)], torch.from_numpy(depth_m), tuple(problems))
@@ -149,5 +152,6 @@ class EpochBatchSampler:
 
 
 def limit_worker_threads(worker: int) -> None:
-    """Disable OpenCV threads in a data loader process, since there are many of them."""
+    """Disable OpenCV threads in a data loader process."""
+    # Each process would start a thread per core.
     cv2.setNumThreads(0)

@@ -11,6 +11,7 @@ import pytest
 from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import choose_dataset
 from mirrordepth_edge.data.nyu import NyuLabelled, without_border
+from mirrordepth_edge.data.packed import PARTS
 from mirrordepth_edge.data.sample import Sample
 from mirrordepth_edge.errors import InputError
 
@@ -49,8 +50,6 @@ def test_pictures_are_upright_and_depth_is_raw(labelled: Path) -> None:
     assert first.frame[4, 7].tolist() == [7, 4, 2]
     assert first.depth_m.shape == (HEIGHT, WIDTH)
     assert first.depth_m[4, 7] == pytest.approx(2.4)
-    infilled = next(iter(NyuLabelled(file=labelled, part="train", infilled=True)))
-    assert infilled.depth_m[4, 7] == pytest.approx(102.4)
 
 
 def test_missing_and_wrong_files(labelled: Path, tmp_path: Path) -> None:
@@ -75,13 +74,12 @@ def test_split_index_out_of_range(labelled: Path, tmp_path: Path) -> None:
         list(NyuLabelled(file=labelled, part="test"))
 
 
-def test_fingerprint_depends_on_part_depth_and_split(labelled: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_part_and_split(labelled: Path, tmp_path: Path) -> None:
     def fingerprints() -> set[str]:
-        kinds = [("train", False), ("test", False), ("test", True)]
-        return {NyuLabelled(file=labelled, part=part, infilled=how).fingerprint() for part, how in kinds}  # type: ignore[arg-type]
+        return {NyuLabelled(file=labelled, part=part).fingerprint() for part in PARTS}
 
     before = fingerprints()
-    assert len(before) == 3
+    assert len(before) == 2
     savemat(tmp_path / "splits.mat", {"trainNdxs": np.arange(1, 4)[:, None], "testNdxs": np.array([[4], [5], [1]])})
     assert not before & fingerprints()
 

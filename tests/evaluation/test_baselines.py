@@ -29,13 +29,13 @@ def test_folders_have_no_baselines() -> None:
 def test_every_value_has_a_source_and_is_plausible(kind: DataKind) -> None:
     baselines = baselines_of(kind)
     assert len(by_name(kind)) == len(baselines)
-    assert [each.abs_rel for each in baselines] == sorted(each.abs_rel for each in baselines)
-    for each in baselines:
-        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|ICCV Workshops 2023", each.source), each
-        assert 0 < each.abs_rel < 1
-        assert each.delta1 is None or 0 < each.delta1 < 1
-        assert each.rmse is None or 0 < each.rmse < 10
-        assert bool(each.note) == (each.origin != "published"), each
+    assert [baseline.abs_rel for baseline in baselines] == sorted(baseline.abs_rel for baseline in baselines)
+    for baseline in baselines:
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|ICCV Workshops 2023", baseline.source), baseline
+        assert 0 < baseline.abs_rel < 1
+        assert baseline.delta1 is None or 0 < baseline.delta1 < 1
+        assert baseline.rmse is None or 0 < baseline.rmse < 10
+        assert bool(baseline.note) == (baseline.origin != "published"), baseline
 
 
 @pytest.mark.parametrize(("kind", "below"), [("nyu", 0.687), ("kitti", 0.756)])
@@ -49,8 +49,8 @@ def test_clip2depths_error_is_derived_as_its_note_says(kind: DataKind, below: fl
 
 
 def test_measured_baseline_is_marked() -> None:
-    measured = [each for kind in BASELINES for each in baselines_of(kind) if each.origin == "measured"]
-    assert [each.name for each in measured] == ["METER-XXS"]
+    measured = [baseline for kind in BASELINES for baseline in baselines_of(kind) if baseline.origin == "measured"]
+    assert [baseline.name for baseline in measured] == ["METER-XXS"]
     assert "in-filled" in measured[0].note
 
 
@@ -69,8 +69,8 @@ def test_standard_protocols_are_comparable() -> None:
     ],
 )
 def test_other_protocols_are_not_comparable(protocol: Protocol, why: str) -> None:
-    (found,) = protocol_differences("nyu", protocol)
-    assert why in found
+    (reason,) = protocol_differences("nyu", protocol)
+    assert why in reason
 
 
 def test_every_difference_is_named() -> None:

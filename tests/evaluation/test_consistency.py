@@ -283,9 +283,9 @@ def test_poses_are_read_by_name_as_tum_writes_them(tmp_path: Path) -> None:
     path = read_camera_path(folder, named("1.5", "2.5"))
     assert path is not None
     assert path.camera == CAMERA
-    for found, turn, place in zip(path.poses, reversed(turns), reversed(places), strict=True):
-        np.testing.assert_allclose(found[:3, :3], turn.as_matrix(), atol=1e-12)
-        np.testing.assert_allclose(found[:, 3], [*place, 1])
+    for pose, turn, place in zip(path.poses, reversed(turns), reversed(places), strict=True):
+        np.testing.assert_allclose(pose[:3, :3], turn.as_matrix(), atol=1e-12)
+        np.testing.assert_allclose(pose[:, 3], [*place, 1])
 
 
 def test_without_poses_there_is_no_path(tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def everywhere(depth_m: Depth) -> npt.NDArray[np.bool_]:
 # iBims-1's errors
 
 
-def pixels_off(found: BoundaryErrors | None) -> tuple[float, float]:
-    assert found is not None
-    return found.accuracy_px, found.completeness_px
+def pixels_off(errors: BoundaryErrors | None) -> tuple[float, float]:
+    assert errors is not None
+    return errors.accuracy_px, errors.completeness_px
 
 
 def test_a_step_is_one_line_at_its_place() -> None:
@@ -75,28 +75,28 @@ def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one(height: float, li
 @pytest.mark.parametrize("shift", [-4, 0, 1, 7, 9])
 def test_an_edge_shifted_by_k_pixels_is_k_pixels_off(shift: int) -> None:
     truth = step_edge(40)
-    found = boundary_errors(step_edge(40 + shift, near_m=1, far_m=9), truth, everywhere(truth))
-    assert found is not None
-    assert pixels_off(found) == (abs(shift), abs(shift))
-    assert found.predicted == found.true
+    errors = boundary_errors(step_edge(40 + shift, near_m=1, far_m=9), truth, everywhere(truth))
+    assert errors is not None
+    assert pixels_off(errors) == (abs(shift), abs(shift))
+    assert errors.predicted == errors.true
 
 
 @pytest.mark.parametrize("prediction", [step_edge(50), step_edge(70), np.full((60, 90), 3, np.float32)])
 def test_no_edge_within_ten_pixels_is_ten_pixels_off(prediction: Depth) -> None:
     truth = step_edge(40)
-    found = boundary_errors(prediction, truth, everywhere(truth))
-    assert found is not None
-    assert pixels_off(found) == (BOUNDARY_LIMIT_PX, BOUNDARY_LIMIT_PX)
-    assert (found.predicted == 0) == (np.ptp(prediction) == 0)
+    errors = boundary_errors(prediction, truth, everywhere(truth))
+    assert errors is not None
+    assert pixels_off(errors) == (BOUNDARY_LIMIT_PX, BOUNDARY_LIMIT_PX)
+    assert (errors.predicted == 0) == (np.ptp(prediction) == 0)
 
 
 def test_an_invented_edge_costs_completeness_only() -> None:
     truth, prediction = step_edge(30), step_edge(30)
     prediction[:, 60:] = 6  # a second step, 30 pixels away from any true one
-    found = boundary_errors(prediction, truth, everywhere(truth))
-    assert found is not None
-    assert found.accuracy_px == 0
-    assert found.completeness_px == pytest.approx(10 / 3), "a third of all edge pixels is 10 off"
+    errors = boundary_errors(prediction, truth, everywhere(truth))
+    assert errors is not None
+    assert errors.accuracy_px == 0
+    assert errors.completeness_px == pytest.approx(10 / 3), "a third of all edge pixels is 10 off"
 
 
 def test_true_depth_without_edges_has_no_result() -> None:
@@ -134,11 +134,11 @@ def test_agrees_with_scipys_distances() -> None:
         ours = boundary_errors(prediction, truth, everywhere(truth))
         assert ours is not None
 
-        true, found = depth_edges(truth), depth_edges(prediction)
-        to_true, to_found = distance_transform_edt(~true), distance_transform_edt(~found)
-        assert ours.accuracy_px == pytest.approx(to_true[found & (to_true < 10)].mean(), abs=1e-5)
-        total = np.minimum(to_true, 10)[found].sum() + np.minimum(to_found, 10)[true].sum()
-        assert ours.completeness_px == pytest.approx(total / (found.sum() + true.sum()), abs=1e-5)
+        true, predicted = depth_edges(truth), depth_edges(prediction)
+        to_true, to_predicted = distance_transform_edt(~true), distance_transform_edt(~predicted)
+        assert ours.accuracy_px == pytest.approx(to_true[predicted & (to_true < 10)].mean(), abs=1e-5)
+        total = np.minimum(to_true, 10)[predicted].sum() + np.minimum(to_predicted, 10)[true].sum()
+        assert ours.completeness_px == pytest.approx(total / (predicted.sum() + true.sum()), abs=1e-5)
 
 
 def test_errors_grow_with_blur() -> None:
@@ -159,9 +159,9 @@ RATIOS = [1.05 + 0.2 * k / 9 for k in range(10)]
 def score(prediction: Depth | list[list[float]], truth: Depth | list[list[float]], apart_px: int = 1) -> BoundaryF1:
     """Where every pixel has depth, and the truth a contour."""
     prediction, truth = np.asarray(prediction, np.float32), np.asarray(truth, np.float32)
-    found = boundary_f1(prediction, truth, everywhere(truth), apart_px=apart_px)
-    assert found is not None
-    return found
+    scores = boundary_f1(prediction, truth, everywhere(truth), apart_px=apart_px)
+    assert scores is not None
+    return scores
 
 
 def boxes(seed: int = 0, size_hw: tuple[int, int] = (160, 200)) -> Depth:
@@ -215,18 +215,18 @@ def test_by_hand() -> None:
 
 def test_ratios_weigh_as_much_as_they_are_by_hand() -> None:
     """A step of 10 % is above 3 of the ten ratios, one of 20 % above 7; at the other 3 there is nothing to compare."""
-    found = score([[1, 1.2]], [[1, 1.1]])
+    scores = score([[1, 1.2]], [[1, 1.1]])
     first_3, first_7 = 3 * 1.05 + 3 * 0.2 / 9, 7 * 1.05 + 21 * 0.2 / 9
-    assert (found.f1, found.precision, found.recall) == pytest.approx([first_3 / first_7] * 3)
+    assert (scores.f1, scores.precision, scores.recall) == pytest.approx([first_3 / first_7] * 3)
 
 
 def test_f1_is_taken_at_each_ratio_and_then_averaged() -> None:
     """At 7 ratios all is found. At the other 3, one of two contours to the right and the one to the left."""
-    found = score([[1, 1.2, 9, 1]], [[1, 1.3, 9, 1]])
+    scores = score([[1, 1.2, 9, 1]], [[1, 1.3, 9, 1]])
     top = sum(RATIOS[7:]) / sum(RATIOS)
-    assert found.precision == pytest.approx(1 - top + top * (1 + 1) / 2)
-    assert found.recall == pytest.approx(1 - top + top * (1 / 2 + 1) / 2)
-    assert found.f1 == pytest.approx(1 - top + top * 2 * 0.75 / 1.75)
+    assert scores.precision == pytest.approx(1 - top + top * (1 + 1) / 2)
+    assert scores.recall == pytest.approx(1 - top + top * (1 / 2 + 1) / 2)
+    assert scores.f1 == pytest.approx(1 - top + top * 2 * 0.75 / 1.75)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -260,9 +260,9 @@ def test_equals_the_published_code_if_every_direction_occurs() -> None:
 def test_f1_falls_with_blur(apart_px: int) -> None:
     truth = boxes()
     blurred = [truth, *(gaussian_filter(truth, sigma) for sigma in (1, 2, 4, 8))]
-    found = [score(each, truth, apart_px).f1 for each in blurred]
-    assert found[0] == pytest.approx(1, abs=1e-12)
-    assert all(sharp > soft for sharp, soft in pairwise(found))
+    scores = [score(depth_m, truth, apart_px).f1 for depth_m in blurred]
+    assert scores[0] == pytest.approx(1, abs=1e-12)
+    assert all(sharp > soft for sharp, soft in pairwise(scores))
 
 
 def test_larger_distance_measures_soft_edges() -> None:
@@ -311,8 +311,8 @@ def test_a_ratio_must_be_exceeded() -> None:
 
 
 def test_depth_without_edges_finds_none() -> None:
-    found = score(np.full((60, 90), 3, np.float32), step_edge(40))
-    assert astuple(found) == (0, 0, 0, 0, 60)
+    scores = score(np.full((60, 90), 3, np.float32), step_edge(40))
+    assert astuple(scores) == (0, 0, 0, 0, 60)
 
 
 @pytest.mark.parametrize("hole_m", [0, 60, np.nan, np.inf])
@@ -322,9 +322,9 @@ def test_pairs_with_a_hole_do_not_count(hole_m: float) -> None:
     valid[:20, 38:42], valid[50, 10] = False, False
     broken, prediction = np.where(valid, truth, np.float32(hole_m)), truth.copy()
     prediction[:20, 40], prediction[50, 10] = 9, 1  # errors that nobody can know of
-    found = boundary_f1(prediction, broken, valid)
-    assert found is not None
-    assert astuple(found) == pytest.approx((1, 1, 1, 40, 40))
+    scores = boundary_f1(prediction, broken, valid)
+    assert scores is not None
+    assert astuple(scores) == pytest.approx((1, 1, 1, 40, 40))
 
 
 def test_a_truth_without_contours_tells_nothing() -> None:

@@ -87,9 +87,9 @@ def test_a_prompt_is_open_clips_encode_text(tiny_network: DepthNetwork) -> None:
     vocabulary = vocabulary_of(tiny_network)
     assert vocabulary is not None
     torch.testing.assert_close(vocabulary.features(PROMPTS), encoded(tiny_network, PROMPTS), rtol=0, atol=0)
-    told = text_features(tiny_network, PROMPTS[0])[PROMPT]
-    assert len(told) == 1
-    torch.testing.assert_close(told[0], encoded(tiny_network, PROMPTS)[0], rtol=1e-5, atol=1e-6)
+    features = text_features(tiny_network, PROMPTS[0])[PROMPT]
+    assert len(features) == 1
+    torch.testing.assert_close(features[0], encoded(tiny_network, PROMPTS)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_random_mirrors_differ_from_initial_mirrors(tiny_network: DepthNetwork) -> None:
@@ -188,10 +188,10 @@ def test_errors_of_a_decoder_driven_by_text_only(own_network: DepthNetwork, fram
     assert ablation.mean(ZEROS, "rmse") == pytest.approx(2.0)
     assert ablation.change(ZEROS, "abs_rel") == pytest.approx(1.0)
     assert ablation.change(SHUFFLED, "abs_rel") == 0
-    told = float(encoded(own_network, PROMPTS[1:2])[0, 0])
-    assert ablation.mean(PROMPT, "abs_rel") == pytest.approx(abs(2 - told) / 5, rel=1e-5)
+    prompt_depth = float(encoded(own_network, PROMPTS[1:2])[0, 0])
+    assert ablation.mean(PROMPT, "abs_rel") == pytest.approx(abs(2 - prompt_depth) / 5, rel=1e-5)
     sums = [float(mirror.sum(0)[0]) for mirror in own_network.text.seen if 0 < mirror.std() < 0.03]
-    errors = [(2 - each) / 5 for each in sums[:3]]
+    errors = [(2 - total) / 5 for total in sums[:3]]
     assert ablation.mean(RANDOM, "abs_rel") == pytest.approx(statistics.mean(errors), rel=1e-5)
     assert ablation.spread(RANDOM, "abs_rel") == pytest.approx(statistics.stdev(errors), rel=1e-4)
 
@@ -336,7 +336,7 @@ def test_cosines_with_words(tiny_network: DepthNetwork) -> None:
     words = unit(encoded(tiny_network, PROMPTS))
     np.testing.assert_allclose(reading.cosines, words @ unit(tiny_network.text_feature()), atol=1e-6)
     random = text_features(tiny_network, None)[RANDOM]
-    np.testing.assert_allclose(reading.by_chance, np.mean([words @ unit(each) for each in random], 0), atol=1e-6)
+    np.testing.assert_allclose(reading.by_chance, np.mean([words @ unit(feature) for feature in random], 0), atol=1e-6)
     assert [reading.cosines[index] for index in reading.order] == sorted(reading.cosines, reverse=True)
     assert json.loads(json.dumps(reading.to_json()))["words"]["a window"]["cosine"] == reading.cosines[1]
 

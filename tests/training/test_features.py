@@ -44,11 +44,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cached_row_equals_the_features_of_the_view(
     network: DepthNetwork, dataset: DepthDataset, tmp_path: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
-    cache = cached_views(network, dataset, CONFIG, tmp_path, on_rows=lambda done, rows: told.append((done, rows)))
+    reported: list[tuple[int, int]] = []
+    cache = cached_views(network, dataset, CONFIG, tmp_path, on_rows=lambda done, rows: reported.append((done, rows)))
     assert cache.info.shards > 1
-    assert told[-1] == (24, 24)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert reported[-1] == (24, 24)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
     fresh = FreshViews(dataset, network.config.size_hw, CONFIG)
     for epoch, index in ((0, 0), (1, 5), (1, 11)):
         view, expected = cache[epoch, index], fresh[epoch, index]
@@ -64,13 +64,13 @@ def test_training_on_the_cache_equals_training_without(
     tiny_map_config: ModelConfig, dataset: DepthDataset, tmp_path: Path
 ) -> None:
     def losses(cached: bool) -> list[float]:
-        network, told = create_network(tiny_map_config), []
+        network, history = create_network(tiny_map_config), []
         fresh = FreshViews(dataset, tiny_map_config.size_hw, CONFIG)
         views = cached_views(network, dataset, CONFIG, tmp_path) if cached else fresh
         trainer = Trainer(network, views, CONFIG)
         for epoch in range(2):  # as many as there are copies: the same views
-            trainer.run_epoch(epoch, lambda progress: told.append(progress.loss))
-        return told
+            trainer.run_epoch(epoch, lambda progress: history.append(progress.loss))
+        return history
 
     cached, fresh = losses(True), losses(False)
     assert cached[0] == pytest.approx(fresh[0], rel=1e-3)
@@ -83,9 +83,9 @@ def test_interrupted_cache_is_completed(tiny_network: DepthNetwork, dataset: Dep
     last = whole.info.shards - 1
     shard_path(tmp_path, last).unlink()
     kept = {shard: shard_path(tmp_path, shard).stat().st_mtime_ns for shard in range(last)}
-    told: list[int] = []
-    again = cached_views(tiny_network, dataset, CONFIG, tmp_path, on_rows=lambda done, rows: told.append(done))
-    assert told[0] > last * whole.info.rows_per_shard
+    finished: list[int] = []
+    again = cached_views(tiny_network, dataset, CONFIG, tmp_path, on_rows=lambda done, rows: finished.append(done))
+    assert finished[0] > last * whole.info.rows_per_shard
     assert {shard: shard_path(tmp_path, shard).stat().st_mtime_ns for shard in range(last)} == kept
     assert torch.equal(again[1, 7].inputs[0], before)
 

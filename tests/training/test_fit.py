@@ -78,11 +78,11 @@ def in_another_process(root: Path, config: RunConfig, *launcher: str, die_after:
 
 
 def test_run_folder_contents(config: RunConfig, tmp_path: Path) -> None:
-    folder, told = RunFolder(path=tmp_path / "run"), []
-    best = fit(config, folder, callbacks=Callbacks(epoch=told.append))
+    folder, results = RunFolder(path=tmp_path / "run"), []
+    best = fit(config, folder, callbacks=Callbacks(epoch=results.append))
     assert best == folder.best
-    assert [result.epoch for result in told] == [1, 2, 3]
-    assert folder.results() == told
+    assert [result.epoch for result in results] == [1, 2, 3]
+    assert folder.results() == results
     assert [folder.checkpoint(epoch).is_file() for epoch in (1, 2, 3)] == [True] * 3
     written = json.loads((folder.path / "config.json").read_text())
     assert written["train"]["learning_rate"] == 3e-3
@@ -246,8 +246,8 @@ def test_invalid_validation_image_is_reported_before_training(config: RunConfig,
 def test_epoch_without_validation_has_no_metrics(config: RunConfig, tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "run")
     fit(config, folder, TrainOptions(validate_every=2))
-    told = [read_checkpoint_info(folder.checkpoint(epoch)).training or {} for epoch in (1, 2, 3)]
-    assert ["validation" in each for each in told] == [False, True, True]
+    trainings = [read_checkpoint_info(folder.checkpoint(epoch)).training or {} for epoch in (1, 2, 3)]
+    assert ["validation" in training for training in trainings] == [False, True, True]
     assert [result.metrics is not None for result in folder.results()] == [False, True, True]
 
 
@@ -315,24 +315,24 @@ def test_run_resumes_after_an_image_became_unreadable(config: RunConfig, tmp_pat
 
 def test_skipped_samples_are_counted_and_reported_once(config: RunConfig, tmp_path: Path) -> None:
     (config.data.root / "depth" / "02.png").write_bytes(b"no picture")
-    folder, told = RunFolder(path=tmp_path / "run"), []
+    folder, skipped = RunFolder(path=tmp_path / "run"), []
     fit(
         replace(config, validation=None),
         folder,
         TrainOptions(skip_bad=True),
-        Callbacks(problem=lambda problem: told.append(problem.sample)),
+        Callbacks(problem=lambda problem: skipped.append(problem.sample)),
     )
-    assert told == [2]
+    assert skipped == [2]
     assert [result.skipped for result in folder.results()] == [1, 1, 1]
 
 
 def test_skipped_samples_are_counted_while_caching(config: RunConfig, tmp_path: Path) -> None:
     (config.data.root / "depth" / "02.png").write_bytes(b"no picture")
-    folder, told = RunFolder(path=tmp_path / "run"), []
+    folder, skipped = RunFolder(path=tmp_path / "run"), []
     cached = replace(config, validation=None, train=replace(config.train, feature_copies=2, epochs=1))
     options = TrainOptions(skip_bad=True, cache=tmp_path / "cache")
-    fit(cached, folder, options, Callbacks(problem=lambda problem: told.append(problem.sample)))
-    assert told == [2]
+    fit(cached, folder, options, Callbacks(problem=lambda problem: skipped.append(problem.sample)))
+    assert skipped == [2]
     assert [result.skipped for result in folder.results()] == [1]
 
 

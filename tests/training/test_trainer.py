@@ -173,10 +173,10 @@ def test_gradient_accumulation_equals_one_step(tiny_vit_config: ModelConfig, sam
     config = replace(STILL, epochs=3, learning_rate=1e-2)
 
     def losses(accumulate: int) -> list[float]:
-        told: list[float] = []
+        history: list[float] = []
         network = create_network(tiny_vit_config)
-        train(network, same, replace(config, accumulate=accumulate), lambda progress: told.append(progress.loss))
-        return told
+        train(network, same, replace(config, accumulate=accumulate), lambda progress: history.append(progress.loss))
+        return history
 
     assert losses(4) == pytest.approx(losses(1), rel=1e-4)
 

@@ -105,10 +105,10 @@ def test_unreadable_sample_is_reported_or_replaced(rgbd_folder: Path) -> None:
     (rgbd_folder / "rgb" / "04.png").write_bytes(b"no picture")
     cv2.imwrite(str(rgbd_folder / "depth" / "05.png"), np.zeros((60, 80), np.uint8))
     dataset = folder_dataset(rgbd_folder)
-    told = FreshViews(dataset, SIZE, CONFIG)[2, 4]
-    assert not told.inputs
-    assert "04.png" in told.problems[0].what
-    assert collate([told, FreshViews(dataset, SIZE, CONFIG)[2, 0]]).inputs == []
+    view = FreshViews(dataset, SIZE, CONFIG)[2, 4]
+    assert not view.inputs
+    assert "04.png" in view.problems[0].what
+    assert collate([view, FreshViews(dataset, SIZE, CONFIG)[2, 0]]).inputs == []
 
     replaced = FreshViews(dataset, SIZE, CONFIG, skip_bad=True)[2, 4]
     assert replaced.sample == 6

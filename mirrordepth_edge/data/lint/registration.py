@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -54,22 +54,14 @@ BETTER_SHIFTED, BETTER_POSED = 1.2, 1.5
 """Factor by which another shift or pose must correlate better than the data as it is."""
 
 
-class Pose(NamedTuple):
-    """A flip or zoom of depth relative to the image."""
-
-    name: str
-    flip: int | None = None
-    """Flip code of `cv2.flip`: 1 horizontal, 0 vertical, -1 both."""
-    zoom: float = 1.0
-
-
-POSES = (
-    Pose("as it is"),
-    Pose("mirrored", flip=1),
-    Pose("upside down", flip=0),
-    Pose("turned by half", flip=-1),
-    *(Pose(f"enlarged {zoom:g} times", zoom=zoom) for zoom in (0.9, 0.95, 1.05, 1.1)),
-)
+POSES = {
+    "as it is": (1.0, 1.0),
+    "mirrored": (-1.0, 1.0),
+    "upside down": (1.0, -1.0),
+    "turned by half": (-1.0, -1.0),
+    **{f"enlarged {zoom:g} times": (zoom, zoom) for zoom in (0.9, 0.95, 1.05, 1.1)},
+}
+"""Flips and zooms of depth relative to the image, as factors of x and y about the centre."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +106,8 @@ def edge_correlations(frame: Frame, depth_m: DepthMap) -> npt.NDArray[np.float32
     edges = depth_edges(_downscale(depth_m, size_hw))
     if np.count_nonzero(edges) < MIN_EDGE_SHARE * edges.size:
         return None
-    of_image, of_depth = (
-        _subtract_local_mean(image_edges(resize_frame(frame, size_hw))),
-        _subtract_local_mean(edges),
-    )
-    return np.stack([_correlation(_apply_pose(of_depth, pose), of_image) for pose in POSES])
+    of_image, of_depth = map(_subtract_local_mean, (image_edges(resize_frame(frame, size_hw)), edges))
+    return np.stack([_correlation(_apply_pose(of_depth, *factors), of_image) for factors in POSES.values()])
 
 
 def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Registration:
@@ -155,7 +144,7 @@ def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Regis
         verdict=verdict,
         pictures=len(correlations),
         scenes=scenes,
-        pose=POSES[pose].name,
+        pose=list(POSES)[pose],
         shift=(right / LONGEST_PX, down / LONGEST_PX),
         correlation=best,
         correlation_as_is=best_as_is,
@@ -197,13 +186,10 @@ def _subtract_local_mean(edges: Edges) -> Edges:
     return edges - cv2.GaussianBlur(edges, (0, 0), NEIGHBOURHOOD_PX)
 
 
-def _apply_pose(edges: Edges, pose: Pose) -> Edges:
-    if pose.flip is not None:
-        return cv2.flip(edges, pose.flip)  # type: ignore[return-value]
-    if pose.zoom == 1.0:
-        return edges
+def _apply_pose(edges: Edges, factor_x: float, factor_y: float) -> Edges:
     height, width = edges.shape
-    about_centre = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0.0, pose.zoom)
+    left, top = (1 - factor_x) * (width - 1) / 2, (1 - factor_y) * (height - 1) / 2
+    about_centre = np.array([[factor_x, 0, left], [0, factor_y, top]])
     return cv2.warpAffine(edges, about_centre, (width, height))  # type: ignore[return-value]
 
 

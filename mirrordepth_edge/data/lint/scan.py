@@ -21,9 +21,6 @@ from mirrordepth_edge.imaging.images import read_depth_png, read_image
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 
-DepthMap = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
-
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BIN_EDGES_M = tuple(
     round(step * 10.0**power, 3) for power in range(-2, 5) for step in (1, 1.5, 2, 3, 5, 7)
@@ -127,8 +124,7 @@ def check_dataset(
         track: iterates over the indices, for example with a progress bar.
     """
     chosen = range(len(dataset)) if indices is None else indices
-    units = _units_per_metre(dataset)
-    tally = _Scan(units)
+    tally = _Scan(_units_per_metre(dataset))
     compared = {chosen[position] for position in spread(len(chosen), REGISTRATION_PICTURES)}
     for index in track(chosen):
         sample = _read(dataset, index)
@@ -200,8 +196,9 @@ def contact_sheet(dataset: DepthDataset, indices: Sequence[int], report: Dataset
     cells = [_cell(sample, limits_m) for sample in samples if not isinstance(sample, UnusableImage)]
     if not cells:
         return None
-    rows = [side_by_side(cells[start : start + SHEET_COLUMNS]) for start in range(0, len(cells), SHEET_COLUMNS)]
-    sheet = stacked(rows)
+    sheet = stacked(
+        [side_by_side(cells[first : first + SHEET_COLUMNS]) for first in range(0, len(cells), SHEET_COLUMNS)]
+    )
     return titled(side_by_side([sheet, scale_bar(sheet.shape[0], limits_m)]), "image and depth; red: no depth")
 
 
@@ -236,7 +233,12 @@ class _Scan:
         if not share:
             self.without_depth.append(name)
             return
-        self._add_depth(depth_m[::STRIDE, ::STRIDE])
+        levels = np.rint(depth_m[::STRIDE, ::STRIDE] * np.float32(self.units)).clip(0, MARKER - 1).astype(np.uint16)
+        counts = np.bincount(levels.ravel(), minlength=LEVELS)
+        self.counts += counts
+        values = np.flatnonzero(counts[1:])
+        self.values.append(len(values))
+        self.steps.append(_step_m(values, self.units))
         if compare_edges and (correlations := edge_correlations(frame, depth_m)) is not None:
             self.correlations.append(correlations)
 
@@ -268,14 +270,6 @@ class _Scan:
         first = self._seen.setdefault(hashlib.sha256(frame.tobytes()).digest(), name)
         if first != name:
             self.copies.append((name, first))
-
-    def _add_depth(self, depth_m: DepthMap) -> None:
-        levels = np.rint(depth_m * np.float32(self.units)).clip(0, MARKER - 1).astype(np.uint16)
-        counts = np.bincount(levels.ravel(), minlength=LEVELS)
-        self.counts += counts
-        values = np.flatnonzero(counts[1:])
-        self.values.append(len(values))
-        self.steps.append(_step_m(values, self.units))
 
 
 def _read(dataset: DepthDataset, index: int) -> Sample | UnusableImage:

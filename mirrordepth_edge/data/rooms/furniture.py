@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
@@ -24,8 +23,7 @@ TEXELS_PER_M = 128
 MAX_TEXELS = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Paint:
+class Paint(NamedTuple):
     """A procedural texture, generated at the size of its surface."""
 
     pattern: Pattern
@@ -95,13 +93,8 @@ def paint(rng: np.random.Generator, *patterns: Pattern, light: tuple[float, floa
     colour, second = (colorsys.hsv_to_rgb(h, saturation, v) for h, v in ((hue, value), (tone, darker)))
     step_m = {"planks": 0.12, "tiles": 0.4, "stripes": 0.06, "blotches": 0.25}
     pattern = patterns[rng.integers(len(patterns))] if patterns else "plain"
-    return Paint(
-        pattern=pattern,
-        colour=colour,
-        second=second,
-        step_m=step_m.get(pattern, 1.0) * float(rng.uniform(0.7, 1.5)),
-        seed=int(rng.integers(2**31)),
-    )
+    step = step_m.get(pattern, 1.0) * float(rng.uniform(0.7, 1.5))
+    return Paint(pattern, colour, second, step, seed=int(rng.integers(2**31)))
 
 
 def wood(rng: np.random.Generator, plank_m: float = 2.0) -> Paint:
@@ -109,7 +102,7 @@ def wood(rng: np.random.Generator, plank_m: float = 2.0) -> Paint:
     hue, value = rng.uniform(0.05, 0.11), rng.uniform(0.08, 0.75)
     colour = colorsys.hsv_to_rgb(hue, rng.choice([0.05, 0.6]) * rng.uniform(0.5, 1), value)
     dark = (colour[0] * 0.5, colour[1] * 0.5, colour[2] * 0.5)
-    return Paint(pattern="planks", colour=colour, second=dark, step_m=plank_m, seed=int(rng.integers(2**31)))
+    return Paint("planks", colour, dark, plank_m, seed=int(rng.integers(2**31)))
 
 
 # --- Solids ---
@@ -269,8 +262,7 @@ def plant(rng: np.random.Generator) -> Piece:
     rim = pot * 1.6
     surfaces = [lathe(0, 0, 0, [(pot, rim), (pot * 0.75, 0)], paint(rng, "plain", "stripes"))]
     surfaces.append(lathe(0, 0, 0, [(0, rim - 0.03), (pot, rim - 0.03)], paint(rng, light=(0.02, 0.08))))
-    seed = int(rng.integers(2**31))
-    green = Paint(pattern="speckle", colour=(0.08, 0.3, 0.06), second=(0.02, 0.1, 0.02), step_m=1, seed=seed)
+    green = Paint("speckle", (0.08, 0.3, 0.06), (0.02, 0.1, 0.02), step_m=1, seed=int(rng.integers(2**31)))
     surfaces += can(0, 0, rim - 0.03, 0.015, height - rim, wood(rng))
     for _ in range(int(rng.integers(5, 12))):
         x, y, z = rng.uniform(-0.8, 0.8) * pot, rng.uniform(-0.8, 0.8) * pot, rng.uniform(0.5, 1) * height

@@ -14,7 +14,6 @@ from mirrordepth_edge.data.rooms.furniture import (
     IN_THE_ROOM,
     Colour,
     Paint,
-    Piece,
     Points,
     Surface,
     ball,
@@ -70,12 +69,8 @@ class Footprint(NamedTuple):
 
 def walls(width: float, depth: float) -> list[tuple[float, float, float]]:
     """Length, distance from the centre of the room and yaw (+y faces the wall) of each wall."""
-    return [
-        (width, depth / 2, 0.0),
-        (depth, width / 2, -np.pi / 2),
-        (width, depth / 2, np.pi),
-        (depth, width / 2, np.pi / 2),
-    ]
+    along_x, along_y = (width, depth / 2), (depth, width / 2)
+    return [(*along_x, 0.0), (*along_y, -np.pi / 2), (*along_x, np.pi), (*along_y, np.pi / 2)]
 
 
 def room_shell(rng: np.random.Generator, width: float, depth: float, height: float) -> tuple[list[Surface], list[Lamp]]:
@@ -128,8 +123,7 @@ def hangings(rng: np.random.Generator, length: float, height: float) -> tuple[li
 
 
 def sky(rng: np.random.Generator) -> Paint:
-    seed = int(rng.integers(2**31))
-    return Paint(pattern="blotches", colour=(0.55, 0.7, 0.95), second=(0.7, 0.72, 0.7), step_m=0.5, seed=seed)
+    return Paint("blotches", (0.55, 0.7, 0.95), (0.7, 0.72, 0.7), step_m=0.5, seed=int(rng.integers(2**31)))
 
 
 def place_furniture(rng: np.random.Generator, width: float, depth: float) -> tuple[list[Surface], list[Footprint]]:
@@ -140,7 +134,8 @@ def place_furniture(rng: np.random.Generator, width: float, depth: float) -> tup
     makers = [(make, True) for make in rng.choice(np.array(BY_THE_WALL), rng.integers(5, 12))]
     makers += [(make, False) for make in rng.choice(np.array(IN_THE_ROOM), rng.integers(3, 9))]
     for make, by_wall in makers:
-        piece: Piece = make(rng)
+        piece = make(rng)
+        # A piece that has no place after a few tries is left out.
         for _ in range(8):
             side = int(rng.integers(4))
             length, away, yaw = wall_frames[side]
@@ -175,6 +170,7 @@ def camera_pose(position_m: Points, yaw: float, pitch: float, roll: float) -> Po
 def viewpoint(rng: np.random.Generator, width: float, depth: float, taken: list[Footprint]) -> Pose:
     """Draw the view of a standing or sitting person from a free place in the room."""
     max_m = np.array([width / 2 - 0.4, depth / 2 - 0.4, 1.7])
+    # In a crowded room the last try is used, even if it is not free.
     for _ in range(100):
         eye_m = rng.uniform([-max_m[0], -max_m[1], 0.9], max_m)
         to_x, to_y = rng.uniform(-0.35, 0.35, 2) * (width, depth) - eye_m[:2]

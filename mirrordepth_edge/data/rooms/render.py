@@ -14,8 +14,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ import numpy.typing as npt
 
 from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.config import SizeHW
+from mirrordepth_edge.data.augment import DepthMap
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.data.rooms.furniture import Points
 from mirrordepth_edge.data.rooms.layout import Pose, Room, random_room
@@ -43,7 +46,7 @@ GENERATION = 1
 HAS_WHEEL = sys.version_info < (3, 12) and sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, npt.NDArray[np.float32]]:
+def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, DepthMap]:
     """Draw surfaces without further lighting.
 
     The depth buffer d in 0..1 is converted to metres along the optical axis by the inverse of OpenGL's perspective
@@ -60,34 +63,27 @@ def draw(patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, n
     Raises:
         MissingError: PyBullet is not installed.
     """
-    with _server() as (bullet, server):
-        return _rasterise(bullet, server, patches, camera, pose)
+    with _world() as bullet:
+        return _rasterise(bullet, patches, camera, pose)
 
 
-def render(room: Room, camera: Camera) -> tuple[Frame, npt.NDArray[np.float32]]:
+def render(room: Room, camera: Camera) -> tuple[Frame, DepthMap]:
     """Draw a room with its lighting; returns and raises as `draw`."""
-    with _server() as (bullet, server):
-        vertices, triangles = _mesh([surface.points_m for surface in room.surfaces])
-        shape = bullet.createCollisionShape(
-            bullet.GEOM_MESH,
-            vertices=vertices.tolist(),
-            indices=triangles.ravel().tolist(),
-            flags=bullet.GEOM_FORCE_CONCAVE_TRIMESH,
-            physicsClientId=server,
-        )
-        bullet.createMultiBody(0, shape, physicsClientId=server)
+    with _world() as bullet:
+        mesh, _ = _mesh([surface.points_m for surface in room.surfaces])
+        shape = bullet.createCollisionShape(bullet.GEOM_MESH, **mesh, flags=bullet.GEOM_FORCE_CONCAVE_TRIMESH)
+        bullet.createMultiBody(0, shape)
 
         def blocked(starts_m: Points, ends_m: Points) -> npt.NDArray[np.bool_]:
             batch = bullet.MAX_RAY_INTERSECTION_BATCH_SIZE - 1
             hits: list[bool] = []
             for first in range(0, len(starts_m), batch):
                 rays = starts_m[first : first + batch].tolist(), ends_m[first : first + batch].tolist()
-                hits += [hit[0] >= 0 for hit in bullet.rayTestBatch(*rays, numThreads=1, physicsClientId=server)]
+                hits += [hit[0] >= 0 for hit in bullet.rayTestBatch(*rays, numThreads=1)]
             return np.array(hits, bool)
 
         seen = [surface for surface in room.surfaces if _may_be_seen(surface.points_m, camera, room.pose)]
-        patches = light_surfaces(room._replace(surfaces=seen), blocked)
-        return _rasterise(bullet, server, patches, camera, room.pose)
+        return _rasterise(bullet, light_surfaces(room._replace(surfaces=seen), blocked), camera, room.pose)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +199,18 @@ def _silent_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[tuple[ModuleType, int]]:
-    """A PyBullet world that exists inside the block."""
+def _world() -> Iterator[Any]:
+    """PyBullet's functions, bound to a world that exists inside the block."""
     bullet = require_pybullet()
     server = bullet.connect(bullet.DIRECT)
+
+    class World:  # pybullet_utils' BulletClient does the same, but prints to stdout
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(bullet, name)
+            return partial(value, physicsClientId=server) if callable(value) else value
+
     try:
-        yield bullet, server
+        yield World()
     finally:
         bullet.disconnect(physicsClientId=server)
 
@@ -225,15 +227,19 @@ def _may_be_seen(grid: Points, camera: Camera, pose: Pose) -> bool:
     return not any(side.all() for side in outside)
 
 
-def _mesh(grids: Sequence[Points]) -> tuple[Points, npt.NDArray[np.int64]]:
-    """Convert surfaces to vertices `[V, 3]` and triangles `[T, 3]`, counter-clockwise seen from the front."""
+def _mesh(grids: Sequence[Points]) -> tuple[dict[str, Any], int]:
+    """Convert surfaces to PyBullet's mesh arguments and their number of vertices.
+
+    Triangles are counter-clockwise seen from the front.
+    """
     triangles, first = [], 0
     for grid in grids:
         index = first + np.arange(grid.size // 3).reshape(grid.shape[:2])
         a, b, c, d = (index[r, k].ravel() for r in (np.s_[:-1], np.s_[1:]) for k in (np.s_[:-1], np.s_[1:]))
         triangles.append(np.stack([a, c, d, a, d, b], axis=1).reshape(-1, 3))
         first += index.size
-    return np.concatenate([grid.reshape(-1, 3) for grid in grids]), np.concatenate(triangles)
+    vertices = np.concatenate([grid.reshape(-1, 3) for grid in grids])
+    return {"vertices": vertices.tolist(), "indices": np.concatenate(triangles).ravel().tolist()}, len(vertices)
 
 
 def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
@@ -260,27 +266,19 @@ def _atlas(patches: Sequence[Patch], width: int = 2048) -> tuple[Frame, Points]:
     return sheet, np.concatenate(places)
 
 
-def _rasterise(
-    bullet: ModuleType, server: int, patches: Sequence[Patch], camera: Camera, pose: Pose
-) -> tuple[Frame, npt.NDArray[np.float32]]:
+def _rasterise(bullet: Any, patches: Sequence[Patch], camera: Camera, pose: Pose) -> tuple[Frame, DepthMap]:
     sheet, texels = _atlas(patches)
-    vertices, triangles = _mesh([patch.points_m for patch in patches])
-    uv = texels / sheet.shape[1::-1]
+    mesh, count = _mesh([patch.points_m for patch in patches])
+    uvs, normals = np.array([0, 1]) + texels / sheet.shape[1::-1] * (1, -1), [[0.0, 0.0, 1.0]] * count
     shape = bullet.createVisualShape(
-        bullet.GEOM_MESH,
-        vertices=vertices.tolist(),
-        indices=triangles.ravel().tolist(),
-        uvs=np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1).tolist(),
-        normals=np.tile([0.0, 0.0, 1.0], (len(vertices), 1)).tolist(),
-        rgbaColor=[1, 1, 1, 1],
-        physicsClientId=server,
+        bullet.GEOM_MESH, **mesh, uvs=uvs.tolist(), normals=normals, rgbaColor=[1, 1, 1, 1]
     )
-    body = bullet.createMultiBody(0, -1, shape, physicsClientId=server)
+    body = bullet.createMultiBody(0, -1, shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "texture.bmp"
         path.write_bytes(cv2.imencode(".bmp", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
-        texture = bullet.loadTexture(str(path), physicsClientId=server)
-    bullet.changeVisualShape(body, -1, textureUniqueId=texture, physicsClientId=server)
+        texture = bullet.loadTexture(str(path))
+    bullet.changeVisualShape(body, -1, textureUniqueId=texture)
     height, width = camera.size_hw
     image = bullet.getCameraImage(
         width,
@@ -292,7 +290,6 @@ def _rasterise(
         lightAmbientCoeff=1.0,
         lightDiffuseCoeff=0.0,
         lightSpecularCoeff=0.0,
-        physicsClientId=server,
     )
     frame = np.asarray(image[2], np.uint8).reshape(height, width, 4)[..., :3]
     buffer, bodies = (np.asarray(plane, np.float64).reshape(height, width) for plane in image[3:5])

@@ -245,10 +245,10 @@ def test_registration_verdicts_become_problems(root: Path) -> None:
     report = check_dataset(folder_dataset(root))
 
     def said(**changes: object) -> tuple[str, str]:
-        found = replace(report.registration, pictures=20, correlation=0.2, correlation_as_is=0.05, **changes)
-        big = replace(report, registration=found, sizes=(((480, 640), 20),))
+        registration = replace(report.registration, pictures=20, correlation=0.2, correlation_as_is=0.05, **changes)
+        big = replace(report, registration=registration, sizes=(((480, 640), 20),))
         (finding,) = find_problems(big)
-        assert finding.wrong is (found.verdict == "unregistered")
+        assert finding.wrong is (registration.verdict == "unregistered")
         return finding.what, finding.cure
 
     what, cure = said(verdict="unregistered", pose="as it is", shift=(-12 / 640, 3 / 640))

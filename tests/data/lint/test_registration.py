@@ -68,21 +68,21 @@ def pairs() -> list[Pair]:
 
 @pytest.mark.parametrize("first", range(100, 150, 10))
 def test_registered_pairs_are_accepted(first: int) -> None:
-    found = judged([scene(seed) for seed in range(first, first + 10)])
-    assert found.verdict == "registered"
-    assert found.shift_px(SIZE_HW) in {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
-    assert found.correlation_as_is > 0.1
+    registration = judged([scene(seed) for seed in range(first, first + 10)])
+    assert registration.verdict == "registered"
+    assert registration.shift_px(SIZE_HW) in {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
+    assert registration.correlation_as_is > 0.1
 
 
 @pytest.mark.parametrize(("right", "down"), [(12, 0), (-12, 0), (0, 12), (7, -5), (20, 15)])
 def test_a_shift_is_measured(pairs: list[Pair], right: int, down: int) -> None:
-    found = judged(pairs, lambda depth_m: moved(depth_m, right, down))
-    assert found.verdict == "unregistered"
-    assert found.pose == "as it is"
-    assert found.shift_px(SIZE_HW) == pytest.approx((-right, -down), abs=1)
+    registration = judged(pairs, lambda depth_m: moved(depth_m, right, down))
+    assert registration.verdict == "unregistered"
+    assert registration.pose == "as it is"
+    assert registration.shift_px(SIZE_HW) == pytest.approx((-right, -down), abs=1)
     # On pictures of twice the size the same share of them is twice the pixels.
-    assert found.shift_px((480, 640)) == pytest.approx((-2 * right, -2 * down), abs=2)
-    assert found.correlation > 1.5 * found.correlation_as_is
+    assert registration.shift_px((480, 640)) == pytest.approx((-2 * right, -2 * down), abs=2)
+    assert registration.correlation > 1.5 * registration.correlation_as_is
 
 
 @pytest.mark.parametrize("right", [1, 2])
@@ -100,15 +100,15 @@ def test_shift_of_one_or_two_pixels_is_accepted(pairs: list[Pair], right: int) -
     ],
 )
 def test_flip_or_zoom_is_identified(pairs: list[Pair], change: Callable[[DepthMap], DepthMap], pose: str) -> None:
-    found = judged(pairs, change)
-    assert (found.verdict, found.pose) == ("unregistered", pose)
-    assert found.shift_px(SIZE_HW) == pytest.approx((0, 0), abs=1)
+    registration = judged(pairs, change)
+    assert (registration.verdict, registration.pose) == ("unregistered", pose)
+    assert registration.shift_px(SIZE_HW) == pytest.approx((0, 0), abs=1)
 
 
 def test_mismatched_pairs_are_detected(pairs: list[Pair]) -> None:
     frames, depths = zip(*(scene(300 + seed) for seed in range(20)), strict=True)
-    found = judged(list(zip(frames, depths[5:] + depths[:5], strict=True)))
-    assert found.verdict == "nowhere"
+    registration = judged(list(zip(frames, depths[5:] + depths[:5], strict=True)))
+    assert registration.verdict == "nowhere"
     assert judged(pairs[:4]).verdict == "unclear", "four pictures are too few to say anything"
 
 
@@ -118,9 +118,9 @@ def test_repeated_scene_is_undecided(pairs: list[Pair]) -> None:
     rng = np.random.default_rng(0)
     noisy = [(frame, (depth_m * rng.normal(1, 0.002, SIZE_HW)).astype(np.float32)) for _ in range(8)]
     for right in (0, 12):
-        found = judged(noisy, lambda depth_m, right=right: moved(depth_m, right, 0))
-        assert found.verdict == "unclear"
-        assert found.scenes < 2
+        registration = judged(noisy, lambda depth_m, right=right: moved(depth_m, right, 0))
+        assert registration.verdict == "unclear"
+        assert registration.scenes < 2
     assert judged(pairs).scenes > 6
 
 
@@ -130,8 +130,8 @@ def test_images_without_verdict(pairs: list[Pair]) -> None:
     sparse = np.where(np.random.default_rng(0).random(SIZE_HW) < 0.2, depth_m, 0).astype(np.float32)
     assert edge_correlations(frame, sparse) is None, "a LiDAR"
     assert edge_correlations(frame[:30], depth_m[:30]) is None, "a strip with no room to move"
-    found = judge_registration([])
-    assert (found.verdict, found.pictures) == ("unclear", 0)
+    registration = judge_registration([])
+    assert (registration.verdict, registration.pictures) == ("unclear", 0)
 
 
 def test_image_without_edges_has_no_correlation(pairs: list[Pair]) -> None:
@@ -149,7 +149,7 @@ def test_correlations_are_those_of_numpy(pairs: list[Pair]) -> None:
     assert surfaces is not None
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float64)
     strength = np.sqrt(np.hypot(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)))
-    maps = [each - cv2.GaussianBlur(each, (0, 0), 8.0) for each in (strength, depth_edges(full).astype(np.float64))]
+    maps = [edges - cv2.GaussianBlur(edges, (0, 0), 8.0) for edges in (strength, depth_edges(full).astype(np.float64))]
     rim = MAX_SHIFT_PX
     template = maps[1][rim:-rim, rim:-rim] - maps[1][rim:-rim, rim:-rim].mean()
     norm = np.linalg.norm(template) * np.linalg.norm(maps[0][rim:-rim, rim:-rim])

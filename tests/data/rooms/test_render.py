@@ -315,7 +315,9 @@ def test_rooms_as_a_data_set(rooms: RenderedRooms) -> None:
     with pytest.raises(IndexError):
         rooms[3]
     variants = [{"seed": 4}, {"count": 5}, {"size_hw": (72, 95)}, {"fov_deg": 60.0}]
-    marks = {RenderedRooms(**{"count": 3, "seed": 3, "size_hw": (72, 96), **each}).fingerprint() for each in variants}
+    marks = {
+        RenderedRooms(**{"count": 3, "seed": 3, "size_hw": (72, 96), **change}).fingerprint() for change in variants
+    }
     assert len(marks | {rooms.fingerprint()}) == 5
 
 
