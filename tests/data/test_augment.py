@@ -29,7 +29,7 @@ def tilted_plane(height: int = 120, width: int = 160) -> tuple[Frame, NDArray[np
 
 @pytest.mark.parametrize("share", [0.5, 0.73, 0.99, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_zoom_keeps_picture_and_depth_together_and_brings_it_nearer(share: float, seed: int) -> None:
+def test_zoom_keeps_depth_registered_and_scales_it(share: float, seed: int) -> None:
     cut, depth_m = zoom(*tilted_plane(), share, np.random.default_rng(seed))
     assert cut.shape[:2] == depth_m.shape == (round(120 * share), round(160 * share))
     np.testing.assert_allclose(depth_m, share * plane_at(cut[..., 0], cut[..., 1]), rtol=1e-6)
@@ -43,7 +43,7 @@ def test_zoom_reaches_every_corner() -> None:
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (120, 160), (240, 352)])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_zoomed_and_resized_view_is_still_registered(size_hw: SizeHW, seed: int) -> None:
+def test_zoomed_and_resized_view_is_registered(size_hw: SizeHW, seed: int) -> None:
     config = TrainConfig(flip_probability=0.5, rotate_deg=0, zoom_min=0.6, jitter=0)
     frame, depth_m = augment(*tilted_plane(), size_hw, config, np.random.default_rng(seed))
     share = np.random.default_rng(seed).uniform(0.6, 1.0)  # the first number that is drawn
@@ -155,13 +155,13 @@ LEVEL_STEP = (NEAR_PER_M - FAR_PER_M) / LEVELS
 
 
 def decoded(frame: Frame) -> NDArray[np.float64]:
-    """Inverse depth that the colours say, 1/m."""
+    """Inverse depth encoded in the colours, 1/m."""
     red, green = frame[..., 0].astype(np.float64), frame[..., 1].astype(np.float64)
     return FAR_PER_M + LEVEL_STEP * (red + LEVELS - green) / 2
 
 
 def away_from_holes(depth_m: NDArray[np.float32], pixels: int) -> NDArray[np.bool_]:
-    """Where depth is known and no border that was filled in is within `pixels`."""
+    """Pixels with depth that are farther than `pixels` from a filled border."""
     known = np.pad((depth_m > 0).astype(np.uint8), pixels)
     eroded = cv2.erode(known, np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8))
     return eroded[pixels:-pixels, pixels:-pixels] > 0
@@ -287,8 +287,8 @@ def test_the_same_generator_gives_the_same_view() -> None:
     np.testing.assert_array_equal(wall.depth_m, before[1])
 
 
-def test_turns_reach_their_limits_on_both_sides() -> None:
-    """The angle, read back from depth: inverse depth rises along one direction only."""
+def test_rotation_covers_its_range() -> None:
+    """The rotation angle, recovered from the direction in which inverse depth rises."""
     wall = Wall(81, 81, slope=(0.0, 0.8))
     config = TrainConfig(flip_probability=0, rotate_deg=8, zoom_min=1, jitter=0)
     turns = []

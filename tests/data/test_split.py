@@ -1,4 +1,4 @@
-"""Holding out pictures: nothing in both parts, and no near twins across them."""
+"""Holding out images: no image is in both parts, and no near duplicates are split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 
 
 class Named(DepthDataset):
-    """Pictures of which only the names matter."""
+    """Samples with names only."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, verified, and refused with a reason when they are not."""
+"""Checkpoints: round trip, verification and errors."""
 
 from __future__ import annotations
 

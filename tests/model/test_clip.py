@@ -80,7 +80,7 @@ def test_map_taps_are_timms_own(tiny_map_network: DepthNetwork) -> None:
 
 
 def outputs_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What forward hooks see leaving `modules` while `run` runs."""
+    """Outputs of `modules` while `run` runs, recorded by forward hooks."""
     seen: dict[nn.Module, Tensor] = {}
     hooks = [m.register_forward_hook(lambda module, _, output: seen.update({module: output})) for m in modules]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The towers of `nano`: ImageNet's weights in their places, which a picture can tell."""
+"""The towers of `nano`: ImageNet weights are loaded into the right tensors."""
 
 from __future__ import annotations
 

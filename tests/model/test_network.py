@@ -1,4 +1,4 @@
-"""The network: its size, its arithmetic in float64, what learns, and what must not move."""
+"""The network: size, arithmetic against float64, trainable and frozen parts."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_an_untrained_pyramid_answers_the_middle_of_a_room(tiny_map_network: Dep
 
 
 def test_a_pyramid_shows_no_checkerboard(tiny_map_config: ModelConfig) -> None:
-    """From flat features comes flat depth away from the border, whatever the weights; strided tiles would show."""
+    """Constant features give constant depth away from the border: there are no checkerboard artefacts."""
     config = replace(tiny_map_config, size_hw=(256, 256), pyramid=(24, 16))
     decoder = PyramidDecoder(config, [(8, (8, 8)), (8, (16, 16)), (8, (32, 32))], feature_width=4)
     flat = [torch.full((1, 8, side, side), 0.7) for side in (8, 16, 32)]

@@ -1,4 +1,4 @@
-"""Schedule, training itself, and what survives it."""
+"""Learning rate schedule, training loop, and resuming."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def test_each_step_has_its_own_gradient_clipped(tiny_vit_config: ModelConfig, sa
     assert gradient_norms(free[0] / 3) == pytest.approx([free[0] / 3] * 3, rel=1e-3)
 
 
-def test_training_moves_mirror_and_decoder_and_no_bit_of_the_towers(
-    tiny_map_config: ModelConfig, samples: DepthDataset
-) -> None:
+def test_training_changes_mirror_and_decoder_only(tiny_map_config: ModelConfig, samples: DepthDataset) -> None:
     network = create_network(tiny_map_config)
     frozen = {name: tensor.clone() for name, tensor in network.clip.state_dict().items()}
     trained = {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
@@ -168,7 +166,7 @@ def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig
 
 
 def test_gradient_accumulation_equals_one_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
-    """Of a loss that is a mean over pixels, where every part has as many of them."""
+    """Holds for a mean over pixels if all parts have the same number of valid pixels."""
     same = Selected(of=samples, indices=(0, 0, 0, 0))
     config = replace(STILL, epochs=3, learning_rate=1e-2)
 
