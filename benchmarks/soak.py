@@ -100,7 +100,7 @@ def main() -> None:
         nonlocal taken
         seconds = time.perf_counter() - start_s
         if seconds >= taken * INTERVAL_S and taken < len(samples):
-            samples[taken] = seconds / 60, parse_memory_mib(STATUS.read_text(encoding="utf-8"))["VmRSS"] * 1024
+            samples[taken] = seconds / 60, parse_memory_mib(STATUS.read_text(encoding="utf-8"), "VmRSS") * 1024
             taken += 1
         return bool(seconds >= options.minutes * 60)
 

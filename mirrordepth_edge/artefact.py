@@ -1,18 +1,26 @@
-"""A model file and what is known about it; the models that ship with the package."""
+"""A model file and what is stored beside it: its manifest, and the reference depth that PyTorch computed in FP32.
+
+`model.onnx.reference.npz` travels with `model.onnx`, and an engine gets a copy of its ONNX file's. With it, a device
+can check what it runs without PyTorch and without the ONNX file.
+"""
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import CheckpointInfo, Manifest, manifest_path, read_checkpoint_info, read_manifest
-from mirrordepth_edge.support.files import existing_file, sha256_of
+from mirrordepth_edge.support.files import atomic_write, existing_file, sha256_of
 
 if TYPE_CHECKING:
-    from mirrordepth_edge.reference import Reference
+    import numpy.typing as npt
+
+    from mirrordepth_edge.imaging.postprocess import DepthMap
 
 MODELS_DIR = Path(__file__).parent / "models"
 NANO_CHECKPOINT = MODELS_DIR / "nano.safetensors"
@@ -24,7 +32,28 @@ CHECKPOINT_SUFFIX: Final = ".safetensors"
 ONNX_SUFFIX: Final = ".onnx"
 PLAN_SUFFIXES: Final = (".plan", ".engine")
 
+MAX_REFERENCE_FRAMES: Final = 3
+"""Number of export frames whose depth is stored at most."""
+
 Kind = Literal["onnx", "plan", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Network inputs and the depth that PyTorch computed for them in FP32."""
+
+    images: npt.NDArray[Any]
+    """`[N, ...]`, each as the network takes it."""
+    depth_m: DepthMap
+    """float32 `[N, h, w]`, metres."""
+
+    def batch(self, first: int, size: int) -> tuple[npt.NDArray[Any], DepthMap]:
+        """Return `size` inputs and their depths, starting at `first` and wrapping around."""
+        # Here and below NumPy is imported late, because `mde --help` names models without it.
+        import numpy as np
+
+        indices = (first + np.arange(size)) % len(self.images)
+        return self.images[indices], self.depth_m[indices]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +119,6 @@ class Artefact:
         Raises:
             InputError: the stored file is damaged.
         """
-        from mirrordepth_edge.reference import read_reference  # imports NumPy, which naming a model does not need
-
         return read_reference(self.path)
 
     @cached_property
@@ -138,3 +165,51 @@ def shipped_name(sha256: str) -> str | None:
 def model_path(model: str | Path) -> Path:
     """Return the path of a model: of a shipped one for `nano` and `nano.fp16`, else the path itself."""
     return SHIPPED.get(str(model), Path(model))
+
+
+def reference_path(artefact: Path) -> Path:
+    """Return the path of an artefact's reference: `model.onnx` has `model.onnx.reference.npz`."""
+    return artefact.with_name(artefact.name + ".reference.npz")
+
+
+def write_reference(artefact: Path, reference: Reference) -> None:
+    """Write the reference of an artefact."""
+    import numpy as np
+
+    with atomic_write(reference_path(artefact)) as temporary:
+        np.savez_compressed(temporary, images=reference.images, depth_m=reference.depth_m)
+
+
+def copy_reference(source: Path, artefact: Path) -> None:
+    """Copy the reference of `source` to an artefact that was made from it; do nothing if there is none."""
+    if reference_path(source).is_file():
+        with atomic_write(reference_path(artefact)) as temporary:
+            shutil.copyfile(reference_path(source), temporary)
+
+
+def read_reference(artefact: Path) -> Reference | None:
+    """Read the reference of an artefact; None if there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import numpy as np
+
+    path = reference_path(artefact)
+    if not path.is_file():
+        return None
+    try:
+        # Opened here because np.load leaves the file open if it is not an archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            reference = Reference(stored["images"], stored["depth_m"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, str(error)) from error
+    if not 0 < len(reference.images) == len(reference.depth_m) or not (reference.depth_m > 0).all():
+        raise _damaged(path, "It must hold a positive depth for every frame.")
+    return reference
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path} is damaged.", why, "Copy it again with its model, or delete it to skip the comparison with PyTorch."
+    )

@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: config in, result out, at every seam.
+"""Settings as frozen dataclasses, and the presets.
 
-Nothing here imports anything heavy, reads a file or has behaviour beyond checking itself.
+Nothing here imports a heavy package or reads a file. The dataclasses only validate themselves.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from mirrordepth_edge.errors import OptionError
 
 SizeHW = tuple[int, int]
 BatchHW = tuple[int, int, int]
-"""Frames at once, and their height and width in pixels."""
+"""Batch size, height and width in pixels."""
 NormalisedFocal = tuple[float, float]
-"""fx/W and fy/H: focal lengths over the size of the picture, both in pixels."""
+"""fx/W and fy/H: focal lengths divided by the image size, both in pixels."""
 Precision = Literal["fp32", "fp16", "int8"]
 CalibrationMethod = Literal["max", "entropy", "percentile", "mse"]
-"""How the range that an activation's integers span is taken from what it was seen to take."""
+"""How activation ranges are derived from the observed values; see `graph.activations`."""
 QuantisationScheme = Literal["gpu", "cpu"]
-"""`gpu`: symmetric int8, the rest in FP16; `cpu`: asymmetric uint8 activations, the rest in FP32."""
+"""`gpu`: symmetric int8 and FP16; `cpu`: asymmetric uint8 activations and FP32."""
 InputKind = Literal["uint8", "float"]
 DataKind = Literal["auto", "folder", "nyu", "kitti"]
 Crop = Literal["none", "eigen", "garg"]
 
-# CLIP's own image statistics (openai/CLIP preprocessing) and ImageNet's; RGB order, range 0..1.
+# CLIP's image statistics (openai/CLIP preprocessing); RGB order, range 0..1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# EfficientNet-Lite was trained on (pixel - 127) / 128, which timm states as one half each.
+# EfficientNet-Lite was trained on (pixel - 127) / 128, which timm rounds to a mean and deviation of 0.5.
 HALF = (0.5, 0.5, 0.5)
-# A lens that sees one degree; more than that is a focal length in pixels.
-LONGEST_FOCAL = 57.3
+# The normalised focal length of a field of view of one degree; larger values are focal lengths in pixels.
+MAX_FOCAL = 57.3
 
 
 class Strict:
-    """Base of everything read from a file: pydantic refuses keys it does not know."""
+    """Base of dataclasses that are read from files: pydantic refuses unknown keys."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Strict):
-    """How a frame becomes the network's input; travels with every artefact."""
+    """How a frame is converted to the network's input; stored with every artefact."""
 
     size_hw: SizeHW
     """Height and width of the network input, in pixels."""
     mean: tuple[float, float, float]
-    """Per-channel mean of RGB in 0..1, subtracted by the network."""
+    """Mean of each RGB channel in 0..1, which the network subtracts."""
     std: tuple[float, float, float]
-    """Per-channel standard deviation of RGB in 0..1, divided out by the network."""
+    """Standard deviation of each RGB channel in 0..1, by which the network divides."""
     fit: Literal["stretch"] = "stretch"
-    """A frame of another aspect ratio is stretched, so that every pixel gets a depth."""
+    """Frames of another aspect ratio are stretched, so that every pixel gets a depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Strict):
-    """Everything that defines a mirror model, except its weights."""
+    """Definition of a mirror model, without its weights."""
 
     preset: str
     clip_model: str
@@ -66,34 +66,36 @@ class ModelConfig(Strict):
     pretrained: str
     """open_clip pretrained tag; `embedded` (towers inside the checkpoint) or `random-SEED`."""
     taps: tuple[int, ...]
-    """Indices of the tower's intermediates, shallow to deep, counted from 0."""
+    """Indices of the tower's intermediate outputs to use, from shallow to deep, counted from 0."""
     size_hw: SizeHW
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     size_multiple: int
     """Height and width must be multiples of this many pixels."""
     mirror_length: int = 64
-    """Rows of the mirror, at most the text tower's context length."""
+    """Number of rows of the mirror; at most the context length of the text tower."""
     width: int = 64
-    """Channels inside the decoder, and where a pyramid is coarsest."""
+    """Channels in the decoder, and at the coarsest level of a pyramid."""
     heads: int = 4
     feedforward: int = 2048
     stride: int = 16
-    """For ViTs: pixels per cell of the decoder's grid, which is the patch size."""
+    """For ViTs: patch size in pixels, the cell size of the decoder's grid."""
     head_strides: tuple[int, int] = (4, 4)
-    """For ViTs: upsampling of the two transposed convolutions; their product is `stride`."""
+    """For ViTs: upsampling factors of the two transposed convolutions; their product is `stride`."""
     blocks: int = 2
-    """For convolutional towers: transformer blocks over the deepest map."""
+    """For convolutional towers: number of transformer blocks on the deepest feature map."""
     pyramid: tuple[int, ...] = ()
-    """For convolutional towers: channels of the decoder at each shallower tap, deep to shallow."""
+    """For convolutional towers: decoder channels at the shallower taps, from deep to shallow."""
     depth_limits_m: tuple[float, float] = (1e-3, 10.0)
-    """Depths the model was trained for, in metres; also the range it is evaluated in."""
+    """Depth range for training and evaluation, in metres."""
     focal: NormalisedFocal | None = None
-    """fx/W and fy/H of the camera it was trained with; None where that is unknown or there were several."""
+    """fx/W and fy/H of the training camera; None if it is unknown or there were several."""
 
     def __post_init__(self) -> None:
-        if self.focal is not None and not all(0 < each < LONGEST_FOCAL for each in self.focal):
-            raise ValueError("focal is fx over the picture's width and fy over its height, such as 0.81 and 1.08")
+        if self.focal is not None and not all(0 < focal < MAX_FOCAL for focal in self.focal):
+            raise ValueError(
+                "focal must be fx divided by the image width and fy divided by its height, such as 0.81 and 1.08"
+            )
 
     @property
     def preprocess(self) -> PreprocessConfig:
@@ -103,7 +105,7 @@ class ModelConfig(Strict):
 PRESETS: dict[str, ModelConfig] = {
     config.preset: config
     for config in (
-        # The paper: taps after blocks 3, 6 and 9 (from 0) of OpenAI's ViT-B/16 at 352 x 352.
+        # As in the paper: taps after blocks 3, 6 and 9 (counted from 0) of OpenAI's ViT-B/16 at 352 x 352 pixels.
         ModelConfig(
             preset="vitb16",
             clip_model="ViT-B-16-quickgelu",
@@ -114,7 +116,7 @@ PRESETS: dict[str, ModelConfig] = {
             std=CLIP_STD,
             size_multiple=16,
         ),
-        # Ships inside the package. EfficientNet-Lite0 taps at strides 8, 16 and 32.
+        # The model that ships with the package: EfficientNet-Lite0 with taps at strides 8, 16 and 32.
         ModelConfig(
             preset="nano",
             clip_model="mirrordepth-nano",
@@ -158,90 +160,104 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def check_size(config: ModelConfig, size_hw: SizeHW) -> None:
-    """Refuse a network size that the tower cannot be cut into.
+def get_preset(name: str, cure: str) -> ModelConfig:
+    """Return a preset by its name.
+
+    Args:
+        cure: what to type if there is no such preset.
 
     Raises:
-        OptionError: a side is no positive multiple of the patch.
+        OptionError: the preset is unknown.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"Unknown preset {name!r}.", f"Available presets: {', '.join(PRESETS)}.", cure)
+    return PRESETS[name]
+
+
+def check_size(config: ModelConfig, size_hw: SizeHW) -> None:
+    """Check that a model supports an input size.
+
+    Raises:
+        OptionError: height or width is not a positive multiple of the patch size or deepest stride.
     """
     multiple = config.size_multiple
     if all(side > 0 and side % multiple == 0 for side in size_hw):
         return
-    near = tuple(max(multiple, round(side / multiple) * multiple) for side in size_hw)
+    nearest = tuple(max(multiple, round(side / multiple) * multiple) for side in size_hw)
     raise OptionError(
         f"{config.preset} cannot run at {size_hw[0]}x{size_hw[1]} pixels.",
         f"Height and width must be multiples of {multiple} (its patch or deepest stride).",
-        f"--size {near[0]}x{near[1]}",
+        f"--size {nearest[0]}x{nearest[1]}",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Strict):
-    """Where pictures with measured depth are, and how they are read."""
+    """Location and format of images with measured depth."""
 
     root: Path
-    """Folder with rgb and depth; NYU's `.mat`; a folder that holds NYU or KITTI; where a list's paths start."""
+    """Folder with rgb and depth, NYU's `.mat`, a folder of NYU or KITTI, or the folder that a list's paths refer to."""
     kind: DataKind = "auto"
     list_file: Path | None = None
-    """Names the pairs; found beside the data where None."""
+    """List of image and depth pairs; if None, it is looked up next to the data."""
     depth_root: Path | None = None
-    """Where a list's depth is, if not under `root`."""
+    """Folder of the depth files of a list, if it is not `root`."""
     units_per_metre: float | None = None
-    """Depth PNG value of one metre; the kind's own where None (1000, KITTI 256)."""
+    """Value of one metre in depth PNGs; if None, the default of the format (1000, KITTI: 256)."""
     kb_crop: bool | None = None
-    """Cut pictures to 352x1216 as KITTI's depth benchmark does; KITTI only, where None."""
+    """Crop to 352x1216 pixels as in KITTI's depth benchmark; if None, only for KITTI."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Strict):
-    """One training run of mirror and decoder."""
+    """Hyperparameters for training mirror and decoder."""
 
     epochs: int = 25
     batch_size: int = 16
-    """Pictures of one optimiser step, over all processes and all accumulated parts."""
+    """Images per optimiser step, over all processes and accumulation steps."""
     accumulate: int = 1
-    """Parts that a step is computed in, one after the other, where memory is short."""
+    """Number of gradient accumulation steps, to save memory."""
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     weight_decay: float = 0.01
     warmup_steps: int = 100
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
-    """Of the running mean of the weights, which is what is evaluated and kept; 0 keeps the weights themselves."""
+    """Decay of the exponential moving average of the weights, which is evaluated and saved; 0 disables it."""
     dropout: float = 0.0
-    """Share of the taps' channels, and of what the decoder's blocks pass on, that each view goes without."""
+    """Dropout rate of the taps' channels and of the decoder's blocks."""
     silog_lambda: float = 0.85
-    """Share of the mean log error that SILog forgives; 1 forgives a global scale entirely."""
+    """Weight of the squared mean in SILog: 1 ignores a global scale, 0 gives the mean squared log error."""
     log_l1_weight: float = 0.0
-    """Weight of mean |ln p - ln y|, which pins the metric scale that SILog leaves loose."""
+    """Weight of mean |ln p - ln y|, which constrains the metric scale that SILog largely ignores."""
     edge_weight: float = 0.0
-    """Weight of the mean difference of ln p - ln y between neighbours at four scales, which sharpens edges."""
+    """Weight of the mean gradient of ln p - ln y at four scales, which sharpens edges."""
     flip_probability: float = 0.5
     rotate_deg: float = 2.5
-    """Largest random turn of the picture, either way, in degrees (BTS: 2.5 indoors, 1 on roads)."""
+    """Largest random rotation in either direction, in degrees (BTS: 2.5 indoors, 1 on roads)."""
     zoom_min: float = 1.0
-    """Smallest crop as a share of the picture; depth is scaled by the same share, because a crop
-    seen at full size is a longer lens, and a fixed-focal model must read it as nearer."""
+    """Smallest random crop, as a fraction of the image. Depth is scaled by the same factor, because a crop enlarged to
+    full size has a longer focal length, which a model for a fixed focal length must interpret as smaller depth."""
     jitter: float = 0.1
-    """Largest relative change of gamma, brightness and each colour channel (as BTS)."""
+    """Largest relative change of gamma, brightness and each colour channel (as in BTS)."""
     bf16: bool = False
     """Run the frozen image tower in bfloat16 (autocast); mirror and decoder stay FP32."""
     feature_copies: int = 0
-    """Augmented copies whose tower features are computed once and kept; epochs take them in turn. 0: new views
-    each epoch, nothing kept."""
+    """Number of augmented copies whose tower features are computed once and cached; epochs use them in turn. 0: new
+    augmentations in each epoch, without a cache."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size, self.accumulate) < 1 or self.seed < 0:
-            raise ValueError("epochs, batch_size and accumulate are at least 1, the seed at least 0")
+            raise ValueError("epochs, batch_size and accumulate must be at least 1, and seed at least 0")
         if not (
             0 < self.zoom_min <= 1 and self.gradient_clip > 0 and 0 <= self.ema_decay < 1 and 0 <= self.dropout < 1
         ):
-            raise ValueError("0 < zoom_min <= 1, gradient_clip > 0, 0 <= ema_decay < 1 and 0 <= dropout < 1")
+            raise ValueError("required: 0 < zoom_min <= 1, gradient_clip > 0, 0 <= ema_decay < 1 and 0 <= dropout < 1")
 
 
 TRAINING: dict[str, TrainConfig] = {
-    # Few pictures: wider views, and a plain log error to pin the scale.
+    # For few images: stronger zoom and colour augmentation, and a log error to constrain the scale.
     "nano": TrainConfig(
         epochs=10,
         learning_rate=7e-4,
@@ -254,132 +270,131 @@ TRAINING: dict[str, TrainConfig] = {
         jitter=0.15,
         bf16=True,
     ),
-    # Trained on GPUs, all of which have bfloat16 since Ampere.
+    # These are trained on GPUs, which support bfloat16 since Ampere.
     "vitb16": TrainConfig(bf16=True),
     "mobileclip2-s0": TrainConfig(bf16=True),
     "rn50": TrainConfig(bf16=True),
 }
-"""How presets are trained where that differs from `TrainConfig()`."""
+"""Hyperparameters of the presets; others use `TrainConfig()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeRange(Strict):
-    """Sizes of a network that takes several. A length that is the same in all three is fixed."""
+    """Range of sizes of a network with dynamic shapes. An axis with the same length in all three is fixed."""
 
     min: BatchHW
     opt: BatchHW
-    """What it is measured at, and an engine is tuned for."""
+    """Size for measurements, and for which an engine is optimised."""
     max: BatchHW
 
     def __post_init__(self) -> None:
-        each = zip(self.min, self.opt, self.max, strict=True)
-        if any(not 0 < low <= usual <= high for low, usual, high in each):
-            raise ValueError("sizes go from the smallest over the usual to the largest, and are above 0")
+        if any(not 0 < low <= opt <= high for low, opt, high in zip(*self, strict=True)):
+            raise ValueError("required for each axis: 0 < min <= opt <= max")
 
     def __iter__(self) -> Iterator[BatchHW]:
         return iter((self.min, self.opt, self.max))
 
     def __str__(self) -> str:
-        """As it is typed: `160x224,224x288,448x576`, with the frames before where they are not 1 throughout."""
+        """Format as the value of --dynamic: `160x224,224x288,448x576`, with a batch in front if it can be above 1."""
         first = 1 if self.max[0] == 1 else 0
-        return ",".join("x".join(map(str, each[first:])) for each in self)
+        return ",".join("x".join(map(str, size[first:])) for size in self)
 
     def has(self, size: BatchHW) -> bool:
-        """Whether a size lies within."""
+        """Whether a size is in the range."""
         return all(low <= n <= high for low, n, high in zip(self.min, size, self.max, strict=True))
 
     @property
     def dynamic_axes(self) -> str:
-        """Which lengths are not fixed, of N, H and W."""
+        """Letters of the axes that are not fixed, of N, H and W."""
         return "".join(c for c, low, high in zip("NHW", self.min, self.max, strict=True) if low < high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What an exported ONNX file should be."""
+    """Settings of an ONNX export."""
 
     precision: Precision = "fp32"
     size_hw: SizeHW | None = None
-    """Network input size; the model's own where None."""
+    """Network input size; the model's own if None."""
     sizes: SizeRange | None = None
-    """Sizes that one file shall take; its usual one is the network's then."""
+    """Range of a file with dynamic shapes, whose opt size is the network's; fixed shape if None."""
     io: InputKind = "uint8"
     opset: int = 18
     batch: int = 1
-    """Frames of one inference. More than one are for measuring the network alone: a camera gives one at a time."""
+    """Frames per inference. More than one is only useful for benchmarks, since a camera delivers one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantiseConfig:
-    """How a file is made INT8, and what that may cost."""
+    """Settings of INT8 quantisation."""
 
     scheme: QuantisationScheme = "gpu"
     method: CalibrationMethod = "percentile"
     max_loss: float = 0.01
-    """By what share AbsRel may grow over FP32's; without measured depth, the largest AbsRel against FP32's depth."""
+    """Largest relative increase of AbsRel over FP32; without measured depth, largest AbsRel against FP32's depth."""
     force: bool = False
-    """Write what fails, marked as failed."""
+    """Write the file even if the accuracy check fails, and mark it as failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig(Strict):
-    """Where an artefact is meant to run; one TOML file in `export/` each."""
+    """A device that artefacts are built for; one TOML file in `export/` each."""
 
     name: str
     description: str
     backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     precision: Precision
-    """Precision used where none is asked for."""
+    """Default precision."""
     compute_capabilities: tuple[str, ...] = ()
-    """GPU compute capabilities such as "8.7"; empty for a CPU."""
+    """Compute capabilities of the GPU, such as "8.7"; empty for a CPU."""
     jetpack: str | None = None
-    """The release that a Jetson is expected to have, such as "6.2"."""
+    """Expected JetPack release of a Jetson, such as "6.2"."""
     size_hw: SizeHW | None = None
-    """Network input size advised for it; the model's own where None."""
+    """Recommended network input size; the model's own if None."""
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
-    """Peak of its main memory, in 1e9 bytes a second."""
+    """Peak memory bandwidth, in 1e9 bytes per second."""
     peak_tops: dict[Precision, float] | None = None
-    """Dense peaks, without sparsity, in 1e12 operations a second; one multiply-add is two operations."""
+    """Peak compute without sparsity, in 1e12 operations per second; one MAC is two operations."""
     sources: dict[str, str] | None = None
-    """Addresses that figures are from, by the key of the figures."""
+    """URLs of the sources, by the name of the field."""
 
     def __post_init__(self) -> None:
         figures = (self.memory_gb, self.bandwidth_gb_s, *(self.peak_tops or {}).values(), *(self.size_hw or ()))
         if any(figure is not None and not 0 < figure < float("inf") for figure in figures):
-            raise ValueError("memory_gb, bandwidth_gb_s, peak_tops and size_hw are above 0")
-        if any(not re.fullmatch(r"\d+\.\d", each) for each in self.compute_capabilities):
-            raise ValueError('a compute capability is written like "8.7"')
+            raise ValueError("memory_gb, bandwidth_gb_s, peak_tops and size_hw must be above 0")
+        if any(not re.fullmatch(r"\d+\.\d", capability) for capability in self.compute_capabilities):
+            raise ValueError('compute capabilities must be written like "8.7"')
         if bool(self.compute_capabilities) is (self.backend == "onnxruntime"):
-            raise ValueError("a GPU target names its compute_capabilities, a CPU has none")
+            raise ValueError("a GPU target must have compute_capabilities, and a CPU target must not")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(Strict):
-    """What an engine's builder is told beyond the network; recorded with the engine."""
+    """Settings of the engine builder; stored in the engine's manifest."""
 
     workspace_gib: float | None = None
-    """Most GPU memory that a kernel may use for its intermediates; the builder's own limit where None."""
+    """Largest GPU memory for the intermediate results of a kernel; the builder's default if None."""
     optimisation_level: int | None = None
-    """0 to 5: how long the builder searches for fast kernels; its own level, 3, where None."""
+    """0 to 5: effort of the search for fast kernels; the builder's default, 3, if None."""
     timing_cache: bool = True
-    """Keep what kernels were timed at, for the next build on this GPU."""
+    """Store kernel timings for the next build on this GPU."""
     verbosity: Literal["detailed", "layer-names", "none"] = "detailed"
-    """What the engine can tell of its layers."""
+    """Layer information that the engine contains."""
     dynamic: SizeRange | None = None
-    """For a network whose sizes are open; the range that it was exported with where None."""
+    """Range of sizes for a network with dynamic shapes; the range of the ONNX file if None."""
     hardware_compat: Literal["none", "ampere+", "same-cc"] = "none"
-    """Other GPUs that the engine runs on: any since Ampere, or those of the same compute capability."""
+    """Other GPUs on which the engine runs: any since Ampere, or those with the same compute capability."""
     version_compat: bool = False
-    """Run in later versions of the runtime too."""
+    """Make the engine compatible with later versions of the runtime."""
     weights: Literal["full", "stripped"] = "full"
-    """`stripped` leaves the weights out; they are put back from the ONNX file when the engine is loaded."""
+    """`stripped` leaves the weights out; they are read from the ONNX file when the engine is loaded."""
 
     def __post_init__(self) -> None:
         if self.workspace_gib is not None and not 0 < self.workspace_gib < float("inf"):
-            raise ValueError("workspace_gib is above 0")
+            raise ValueError("workspace_gib must be above 0")
         if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
-            raise ValueError("optimisation_level is 0 to 5")
+            raise ValueError("optimisation_level must be 0 to 5")
 
 
 BenchProtocol = Literal["host", "network", "trtexec-10", "trtexec-11"]
@@ -387,43 +402,43 @@ BenchProtocol = Literal["host", "network", "trtexec-10", "trtexec-11"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """How a latency measurement is taken."""
+    """Settings of a latency measurement."""
 
     iterations: int = 200
     warmup: int | None = None
-    """Frames before timing starts; until times have settled where None."""
+    """Frames before timing starts; if None, until the times have settled."""
     frame_hw: SizeHW = (480, 640)
-    """Size of the camera frame that enters the path, in pixels."""
+    """Size of the camera frames, in pixels."""
     protocol: BenchProtocol = "host"
-    """Where the clock starts and stops: `bench.measure.BOUNDARIES`."""
+    """Where timing starts and stops; see `bench.measure.BOUNDARIES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What a backend may be told when it opens an artefact."""
+    """Options for opening an artefact with a backend."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU where the backend really drives one, else the CPU, and says which."""
+    """`auto` is the GPU if the backend can use it, else the CPU."""
     threads: int | None = None
-    """CPU threads; the machine's cores where None."""
+    """CPU threads; the number of cores if None."""
     clip_weights: Path | None = None
-    """Local CLIP weights file for a checkpoint whose towers are not embedded."""
+    """Local file with CLIP weights, for a checkpoint whose towers are not embedded."""
     backend: str | None = None
-    """Another backend than the one that the artefact is for, such as `openvino` for ONNX."""
+    """Another backend than the artefact's default, such as `openvino` for ONNX."""
     bf16: bool = False
-    """Let the CPU multiply in bfloat16 where it can; only OpenVINO does."""
+    """Compute in bfloat16 on CPUs that support it; only with OpenVINO."""
     yields: bool = False
-    """Let go of the CPU's cores after every run, for another session runs next. Threads that wait for more work by
-    spinning keep cores for some 30 ms (ONNX Runtime), so that sessions in turn seem 1.6 times as slow as alone."""
+    """Release the CPU cores after every run, because another session runs next. ONNX Runtime's threads otherwise spin
+    for about 30 ms, so that sessions in turn appear 1.6 times as slow as alone."""
     cuda_graph: bool = True
-    """Engines: replay the network's launches as one CUDA graph where that can be; `session.notes` says why not."""
+    """Engines: run as one CUDA graph if possible; otherwise `session.notes` has the reason."""
     zero_copy: bool | None = None
-    """Engines: let the GPU read and write the host's own buffers; where None, only if they are the same memory."""
+    """Engines: let the GPU access host buffers directly; if None, only on devices with unified memory."""
     trust: bool = False
-    """Engines: load one without a manifest, which is to run a program of whoever made it."""
+    """Engines: load one without a manifest; it contains native code, so its source must be trusted."""
     network_hw: SizeHW | None = None
-    """Artefacts whose sizes are open: the network's input size; the usual one where None."""
+    """Dynamic shapes: network input size; the opt size if None."""
     batch: int | None = None
-    """Those whose batch is open: frames of one inference; the fewest that it takes where None."""
+    """Dynamic batch: frames per inference; the smallest accepted number if None."""
     in_flight: int = 1
-    """Engines: frames that `submit` takes before one is collected, each with a context and buffers of its own."""
+    """Engines: number of frames in flight, each with its own context and buffers."""

@@ -1,6 +1,6 @@
-"""The errors users see: what happened, why, and what to type next.
+"""Errors for users: what failed, why, and what to type next.
 
-Each kind owns its exit code; `cli.main` is the one place that turns an error into a process exit.
+Each class has its own exit code; `cli.main` is the only place that exits the process.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import ClassVar
 
 
 class MdeError(Exception):
-    """An expected failure, told in three parts.
+    """An expected failure, described in three parts.
 
     Args:
         what: what failed, in one sentence, with the name of the file or option.
-        why: the reason as far as it is known.
+        why: the reason, as far as it is known.
         cure: what to type or change next.
     """
 
@@ -34,31 +34,31 @@ class InputError(MdeError):
 
 
 class DeviceError(MdeError):
-    """A GPU that is there failed at what was asked of it, such as for want of memory."""
+    """A GPU exists but failed, for example because its memory was exhausted."""
 
 
 class OptionError(MdeError):
-    """An option, or a combination of options, that makes no sense."""
+    """An option or a combination of options is invalid."""
 
     exit_code = 2
 
 
 class GateError(MdeError):
-    """A check that guards quality did not hold; nothing was written."""
+    """A quality check failed; nothing was written."""
 
     exit_code = 3
 
 
 class MissingError(MdeError):
-    """Hardware or a package that this machine does not have."""
+    """Hardware or a package is missing on this machine."""
 
     exit_code = 4
 
 
 def missing_package(package: str, needed_for: str, extra: str) -> MissingError:
-    """The one wording for an optional dependency that is not installed."""
+    """Return the error for an optional dependency that is not installed."""
     return MissingError(
         f"{needed_for} needs {package}, which is not installed.",
-        f"{package} comes with the optional extra '{extra}', so that a Jetson need not install it.",
+        f"{package} is in the optional extra '{extra}'.",
         f"pip install 'mirrordepth-edge[{extra}]'",
     )

@@ -6,20 +6,14 @@ They are in the repository's top-level folders, such as `export/`, and in the wh
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig
+from mirrordepth_edge.config import PRESETS, TRAINING, ModelConfig, TargetConfig, TrainConfig, get_preset
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.support.files import existing_file
-from mirrordepth_edge.support.schema import read_strict
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mirrordepth_edge.support.schema import read_strict, tomllib
 
 PACKAGE_DIR = Path(__file__).parent
 INSTALLED = PACKAGE_DIR / "_recipes"
@@ -56,11 +50,21 @@ def load_recipe(kind: str, name_or_path: str, cls: type[T]) -> T:
             "Use one of these, or the path of a .toml file.",
         )
     cure = f"Compare it with {recipe_folder(kind) / 'README.md'}."
+    return read_strict(cls, _read_table(path, cure), str(path), cure)
+
+
+def _read_table(path: Path, cure: str) -> dict[str, Any]:
+    """Parse a `.json` file, or any other as TOML.
+
+    Raises:
+        InputError: it cannot be read or parsed.
+    """
+    text, kind = existing_file(path, "recipe").read_text(encoding="utf-8"), "JSON" if path.suffix == ".json" else "TOML"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except ValueError as error:
-        raise InputError(f"{path} is not valid TOML.", str(error), cure) from error
-    return read_strict(cls, data, str(path), cure)
+        raise InputError(f"{path} is not valid {kind}.", str(error), cure) from error
+    return table
 
 
 def load_training(
@@ -83,17 +87,9 @@ def load_training(
     if path is not None and str(path) in PRESETS and not path.exists():
         recipe = {"preset": str(path), "train": asdict(TRAINING.get(str(path), TrainConfig()))}
     elif path is not None:
-        text = existing_file(path, "recipe").read_text(encoding="utf-8")
-        try:
-            recipe = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}.", str(error), cure) from error
+        recipe = _read_table(path, cure)
     name = preset or recipe.get("preset") or recipe.get("model", {}).get("preset") or "nano"
-    if name not in PRESETS:
-        raise OptionError(
-            f"There is no preset named {name!r}.", f"The presets are {', '.join(PRESETS)}.", "--preset nano"
-        )
-    model = {**asdict(PRESETS[name]), "depth_limits_m": depth_limits_m, **recipe.get("model", {})}
+    model = {**asdict(get_preset(name, "--preset nano")), "depth_limits_m": depth_limits_m, **recipe.get("model", {})}
     train = {**asdict(TRAINING.get(name, TrainConfig())), **recipe.get("train", {})}
     return read_strict(ModelConfig, model, str(path), cure), read_strict(TrainConfig, train, str(path), cure)
 

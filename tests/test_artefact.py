@@ -1,4 +1,4 @@
-"""`Artefact`: a model file is opened, verified and hashed once."""
+"""`Artefact`: a model file is opened, verified and hashed once; its reference depth is stored beside it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mirrordepth_edge import artefact, manifest
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX, Artefact, kind_of, shipped_name
+from mirrordepth_edge.artefact import (
+    NANO_CHECKPOINT,
+    NANO_ONNX,
+    Artefact,
+    Reference,
+    copy_reference,
+    kind_of,
+    read_reference,
+    reference_path,
+    shipped_name,
+    write_reference,
+)
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.manifest import manifest_path, read_manifest
-from mirrordepth_edge.reference import reference_path
 from mirrordepth_edge.support.files import sha256_of
+
+RNG = np.random.default_rng(0)
+REFERENCE = Reference(RNG.integers(0, 256, (3, 4, 6, 3), np.uint8), RNG.uniform(0.5, 10, (3, 4, 6)).astype(np.float32))
 
 
 @pytest.fixture
@@ -142,3 +156,44 @@ def hashed_anywhere(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_commands_hash_a_model_once(command: list[str], hashed_anywhere: list[Path]) -> None:
     assert run_app([*command, "nano"]) == 0
     assert hashed_anywhere == [NANO_ONNX["fp32"]]
+
+
+def test_reference_is_written_read_and_copied(tmp_path: Path) -> None:
+    model, plan = tmp_path / "model.onnx", tmp_path / "model.plan"
+    assert read_reference(model) is None
+    copy_reference(model, plan)
+    assert read_reference(plan) is None
+    write_reference(model, REFERENCE)
+    copy_reference(model, plan)
+    for path in (model, plan):
+        stored = read_reference(path)
+        assert stored is not None
+        np.testing.assert_array_equal(stored.images, REFERENCE.images)
+        np.testing.assert_array_equal(stored.depth_m, REFERENCE.depth_m)
+    assert reference_path(model).read_bytes() == reference_path(plan).read_bytes()
+
+
+def test_reference_batches_wrap_around() -> None:
+    images, depth_m = REFERENCE.batch(2, 4)
+    for index, frame in enumerate((2, 0, 1, 2)):
+        np.testing.assert_array_equal(images[index], REFERENCE.images[frame])
+        np.testing.assert_array_equal(depth_m[index], REFERENCE.depth_m[frame])
+
+
+def test_damaged_reference_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    write_reference(model, REFERENCE)
+    whole = reference_path(model).read_bytes()
+    for content in (b"", whole[:100], b"no archive"):
+        reference_path(model).write_bytes(content)
+        with pytest.raises(InputError, match="is damaged"):
+            read_reference(model)
+    for broken in (
+        Reference(REFERENCE.images[:2], REFERENCE.depth_m),
+        Reference(REFERENCE.images[:0], REFERENCE.depth_m[:0]),
+        Reference(REFERENCE.images, 0 * REFERENCE.depth_m),
+        Reference(REFERENCE.images, np.nan * REFERENCE.depth_m),
+    ):
+        write_reference(model, broken)
+        with pytest.raises(InputError, match="positive depth"):
+            read_reference(model)

@@ -23,7 +23,6 @@ PLACES = (
     "machine",
     # who runs a model
     "imaging",
-    "reference",
     "camera",
     "sources",
     "model",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.machine.unavailable import Unavailable
+from mirrordepth_edge.errors import InputError, MissingError
+from mirrordepth_edge.machine.unavailable import Cause, Unavailable
 from mirrordepth_edge.manifest import Manifest, TensorSpec
 
+T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
 DEVICE_STAGES = ("host to device", "compute", "device to host")
 """GPU stages of a frame, in order."""
@@ -97,20 +99,11 @@ class Backend(Protocol):
         """
 
 
-class CheckedSession:
-    """Base class of sessions: attributes, input check and context manager."""
+class CheckedSession(Session):
+    """Base class of sessions: defaults, input check and context manager."""
 
     notes: tuple[str, ...] = ()
-    """Differences from what was requested, one sentence each."""
-    warm_up_ms: float = 0.0
-    """Extra time of the first run, such as compiling kernels; 0 if unknown."""
-
-    backend: str
-    version: str
-    device: str
-    precision: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    warm_up_ms = 0.0
 
     def check(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raise InputError if the feeds do not match the inputs; cheap enough for every frame."""
@@ -147,6 +140,29 @@ def _mismatch(inputs: Sequence[TensorSpec], actual: str) -> InputError:
         f"Expected {wanted}, C-contiguous; got {actual}.",
         "Prepare frames with mirrordepth_edge.imaging.preprocess.Preprocessor, or use DepthPredictor.",
     )
+
+
+def import_checked(packages: tuple[str, ...], load: Callable[[], T], *, install: str, repair: str) -> T | Unavailable:
+    """Import a runtime; never raises.
+
+    Args:
+        packages: must be installed; the first is the one that `load` imports.
+        load: imports and checks it.
+        install: what to do if a package is not installed.
+        repair: what to do if `load` raises, unless it is a MissingError, which says so itself.
+    """
+    try:
+        for package in packages:
+            if find_spec(package) is None:
+                name = package.replace("_", "-")  # as on PyPI
+                return Unavailable(
+                    reason=f"the package {name} is not installed", cure=install, cause=Cause.NOT_INSTALLED
+                )
+        return load()
+    except MissingError as error:
+        return Unavailable(reason=error.why, cure=error.cure, cause=Cause.IMPORT_FAILED)
+    except Exception as error:  # a build for another numpy or CUDA, or a package that is partly overwritten
+        return Unavailable(reason=f"import {packages[0]}: {error!r}", cure=repair, cause=Cause.IMPORT_FAILED)
 
 
 def empty_outputs(outputs: Sequence[TensorSpec]) -> Arrays:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from functools import cache
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs, import_checked
 from mirrordepth_edge.config import BatchHW, SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import cuda_driver, nvidia_gpus
-from mirrordepth_edge.machine.unavailable import Cause, Unavailable
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import DIMENSIONS, Manifest
 
 NAME: Final = "onnxruntime"
@@ -46,17 +45,13 @@ def probe() -> Probe:
 
 def _import_problem() -> Unavailable | None:
     """Why ONNX Runtime cannot be imported; None if it can."""
-    try:
-        if find_spec("onnxruntime") is None:
-            return Unavailable(
-                reason="the package onnxruntime is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED
-            )
+
+    def load() -> None:
         import onnxruntime
 
         onnxruntime.get_available_providers()  # fails on a partly overwritten package, which imports but is empty
-    except Exception as error:  # such as a build for another numpy, or a package partly overwritten by its other wheel
-        return Unavailable(reason=f"import onnxruntime: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
-    return None
+
+    return import_checked(("onnxruntime",), load, install=INSTALL, repair=REPAIR)
 
 
 @cache
@@ -131,26 +126,11 @@ def create_inference_session(
         MissingError: `cuda` was requested, and CUDA does not load or does not support this model.
         InputError: ONNX Runtime cannot load the file.
     """
-    # Integer kernels for int8 activations are slow on x86. In ONNX Runtime 1.24 they are also wrong in FP16 models:
-    # QuantizeLinear truncates instead of rounding (depth error of nano 9 % instead of 3 %), and the bias of a
-    # convolution is quantised with a scale that FP16 cannot represent (32 %).
     import onnxruntime
 
     name = str(model) if isinstance(model, Path) else "the model"
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = LOG_FATAL  # errors are raised as exceptions
-    for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
-        settings.add_free_dimension_override_by_name(dimension, length)
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-    if options.yields:
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-    if qdq_as_written:
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    problem = None if options.device == "cpu" else cuda_problem()
-    if options.device == "cuda" and problem is not None:
-        raise MissingError("ONNX Runtime cannot use the GPU.", problem, f"Use --device cpu. For the GPU: {GPU_CURE}")
-    provider = CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
+    settings = _session_settings(options, qdq_as_written, size)
+    provider = _choose_provider(options)
     try:
         source = _quantised_in_fp32(model) if qdq_as_written else str(model) if isinstance(model, Path) else model
         session = onnxruntime.InferenceSession(source, settings, providers=[provider], enable_fallback=0)
@@ -168,6 +148,32 @@ def create_inference_session(
             f"Use --device cpu. For the GPU: {GPU_CURE}",
         )
     return session
+
+
+def _session_settings(options: SessionOptions, qdq_as_written: bool, size: BatchHW | None) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = LOG_FATAL  # errors are raised as exceptions
+    for dimension, length in zip(DIMENSIONS.values(), size or (), strict=False):
+        settings.add_free_dimension_override_by_name(dimension, length)
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    if options.yields:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if qdq_as_written:
+        # Integer kernels for int8 activations are slow on x86. In ONNX Runtime 1.24 they are also wrong in FP16 models:
+        # QuantizeLinear truncates instead of rounding (depth error of nano 9 % instead of 3 %), and the bias of a
+        # convolution is quantised with a scale that FP16 cannot represent (32 %).
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    return settings
+
+
+def _choose_provider(options: SessionOptions) -> str:
+    problem = None if options.device == "cpu" else cuda_problem()
+    if options.device == "cuda" and problem is not None:
+        raise MissingError("ONNX Runtime cannot use the GPU.", problem, f"Use --device cpu. For the GPU: {GPU_CURE}")
+    return CPU_PROVIDER if options.device == "cpu" or problem is not None else CUDA_PROVIDER
 
 
 def _quantised_in_fp32(model: Path | bytes) -> bytes:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs, import_checked
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
-from mirrordepth_edge.machine.unavailable import Cause, Unavailable
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "openvino"
@@ -40,15 +39,14 @@ def module() -> Any:
 
 def probe() -> Probe:
     """Check that OpenVINO can be imported and has its CPU plugin."""
-    try:
-        if find_spec("openvino") is None:
-            return Unavailable(reason="the package openvino is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED)
+
+    def load() -> Available:
         openvino = module()
-        version = str(openvino.__version__)
+        available = Available(version=str(openvino.__version__), devices=("cpu",))
         cpu_capabilities(openvino.Core())
-    except Exception as error:  # such as a library that cannot be loaded, or a partly removed package
-        return Unavailable(reason=f"import openvino: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
-    return Available(version=version, devices=("cpu",))
+        return available
+
+    return import_checked(("openvino",), load, install=INSTALL, repair=REPAIR)
 
 
 def cpu_capabilities(core: Any) -> tuple[str, ...]:

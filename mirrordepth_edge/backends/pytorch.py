@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs
+from mirrordepth_edge.backends.base import Arrays, Available, CheckedSession, Probe, empty_outputs, import_checked
 from mirrordepth_edge.config import ExportConfig, SessionOptions
 from mirrordepth_edge.errors import MissingError
-from mirrordepth_edge.machine.unavailable import Cause, Unavailable
+from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import Manifest
 
 NAME: Final = "torch"
@@ -25,17 +24,14 @@ REPAIR = "Install PyTorch for this machine: https://pytorch.org/get-started/loca
 
 def probe() -> Probe:
     """Check that PyTorch can be imported and open_clip is installed, and which GPU PyTorch uses."""
-    try:
-        for module in ("torch", "open_clip"):  # importing open_clip would take seconds
-            if find_spec(module) is None:
-                return Unavailable(
-                    reason=f"the package {module} is not installed", cure=INSTALL, cause=Cause.NOT_INSTALLED
-                )
+
+    def load() -> Available:
         import torch
 
         return Available(version=str(torch.__version__), devices=("cpu", *_gpus(torch)))
-    except Exception as error:  # such as OSError, if built for another CUDA
-        return Unavailable(reason=f"import torch: {error!r}", cure=REPAIR, cause=Cause.IMPORT_FAILED)
+
+    # Importing open_clip as well would take seconds.
+    return import_checked(("torch", "open_clip"), load, install=INSTALL, repair=REPAIR)
 
 
 def _gpus(torch: Any) -> tuple[str, ...]:

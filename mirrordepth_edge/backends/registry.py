@@ -6,10 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX as CHECKPOINT_SUFFIX
-from mirrordepth_edge.artefact import ONNX_SUFFIX as ONNX_SUFFIX
-from mirrordepth_edge.artefact import PLAN_SUFFIXES as PLAN_SUFFIXES
-from mirrordepth_edge.artefact import Artefact, kind_of, model_path
+from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact, kind_of, model_path
 from mirrordepth_edge.backends.base import Backend, Probe, Session
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
@@ -116,8 +113,7 @@ def open_session(
     if artefact.kind == "plan":
         from mirrordepth_edge.backends.trt.compatibility import check_compatibility
 
-        report = check_compatibility(artefact, wanted=options.backend)
-        manifest, warnings = report.manifest, report.notes
+        manifest, warnings = check_compatibility(artefact, wanted=options.backend)
     elif options.trust:
         raise OptionError(
             f"--trust does not apply to {path}.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, NANO_CHECKPOINT, NANO_ONNX, SHIPPED, Artefact
-from mirrordepth_edge.config import PRESETS, ExportConfig, ModelConfig, Precision, SizeHW
+from mirrordepth_edge.config import ExportConfig, ModelConfig, Precision, SizeHW, get_preset
 from mirrordepth_edge.errors import InputError, MissingError, OptionError
 from mirrordepth_edge.manifest import Manifest
 from mirrordepth_edge.support.cache import digest, user_cache
@@ -96,9 +96,8 @@ def _source(model: str) -> _Source:
         path, info = artefact.path, artefact.checkpoint_info
         return _Source(stem=path.stem, model=info.model, sha256=artefact.sha256, checkpoint=path)
     name = model.removeprefix(PRESET)
-    if name not in PRESETS:
-        raise OptionError(f"Unknown preset {name!r}.", f"The presets are {', '.join(PRESETS)}.", f"{PRESET}vitb16")
-    return _Source(stem=name, model=PRESETS[name], sha256=digest(PRESETS[name]), checkpoint=None)
+    config = get_preset(name, f"{PRESET}vitb16")
+    return _Source(stem=name, model=config, sha256=digest(config), checkpoint=None)
 
 
 def _onnx(

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mirrordepth_edge.artefact import Reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession, Session
 from mirrordepth_edge.bench.measure import Candidate, camera_frames, check_depth, warm_up
 from mirrordepth_edge.bench.result import ThroughputMeasurement
@@ -26,7 +27,6 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.artefact import Artefact, Reference
 from mirrordepth_edge.backends.base import DEVICE_STAGES, Session
 from mirrordepth_edge.backends.registry import open_artefact
 from mirrordepth_edge.bench.result import BenchResult, StreamMeasurement, ThroughputMeasurement
@@ -31,7 +31,6 @@ from mirrordepth_edge.machine.device import machine
 from mirrordepth_edge.machine.sampler import TelemetrySampler
 from mirrordepth_edge.manifest import Parity
 from mirrordepth_edge.predictor import DepthPredictor, load
-from mirrordepth_edge.reference import Reference
 
 STAGES = ("preprocess", "network", "postprocess")
 WARMUP_CHUNK = 20

@@ -62,7 +62,6 @@ KILLED: Final = -9  # SIGKILL, which Windows lacks
 MAX_LINES: Final = 3
 
 OnStage = Callable[[str], object]
-Runner = Callable[[Subject, Effort, OnStage], SubjectResult]
 
 
 def run_selftest(
@@ -71,7 +70,6 @@ def run_selftest(
     soak_s: float | None = None,
     on_stage: OnStage = lambda stage: None,
     on_tested: Callable[[SubjectResult], object] = lambda tested: None,
-    run: Runner | None = None,
 ) -> SelfTest:
     """Test this machine. What fails on it is part of the result.
 
@@ -80,7 +78,6 @@ def run_selftest(
         soak_s: seconds of the soak test of each subject; those of `Effort` where None.
         on_stage: called with a description of what is being done.
         on_tested: called with each subject's result.
-        run: tests one subject; `run_in_child` where None.
 
     Returns:
         The result with this machine's names and paths; `anonymise` removes them.
@@ -90,10 +87,14 @@ def run_selftest(
         effort = replace(effort, soak_s=soak_s)
     no_engine = _why_no_engine()
 
+    vitb16_skipped = (
+        "--quick tests only nano" if quick else "only nano is tested without an engine" if no_engine else None
+    )
+
     def run_one(subject: Subject) -> SubjectResult:
-        if (reason := _why_skipped(subject, quick)) is not None:
-            return SubjectResult(subject=subject, steps=(Step(name="make", outcome="skipped", reason=reason),))
-        return (run or run_in_child)(subject, effort, lambda stage: on_stage(f"{subject}: {stage}"))
+        if subject.model == "vitb16" and vitb16_skipped:
+            return SubjectResult(subject=subject, steps=(Step(name="make", outcome="skipped", reason=vitb16_skipped),))
+        return run_in_child(subject, effort, lambda stage: on_stage(f"{subject}: {stage}"))
 
     results = []
     for model, precision in product(MODELS, PRECISIONS):
@@ -119,14 +120,6 @@ def _why_no_engine() -> str | None:
     return None
 
 
-def _why_skipped(subject: Subject, quick: bool) -> str | None:
-    if subject.model == "nano":
-        return None
-    if quick:
-        return "--quick tests only nano"
-    return "only nano is tested without an engine" if subject.no_engine else None
-
-
 def run_in_child(
     subject: Subject,
     effort: Effort,
@@ -149,11 +142,10 @@ def run_in_child(
 
     request = {"subject": asdict(subject), "effort": asdict(effort)}
     end = call_worker(command, request, on_event, timeout_s=timeout_s)
-    remaining = list(STEPS)[len(steps) :]
-    if end.status != 0 and remaining:
+    if end.status != 0 and len(steps) < len(STEPS):
+        running = list(STEPS)[len(steps)]
         reason = f"it took longer than {timeout_s:g} s" if end.timed_out else _describe_exit(end)
-        steps.append(Step(name=remaining[0], outcome="failed", reason=reason))
-        steps += skip_after(remaining[0], remaining[1:])
+        steps += [Step(name=running, outcome="failed", reason=reason), *skip_after(running)]
     return SubjectResult(subject=subject, steps=tuple(steps), **ran_by)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final, Literal
 
 from mirrordepth_edge.bench.redact import Anonymiser
 from mirrordepth_edge.config import Precision, Strict
-from mirrordepth_edge.support.files import read_json
 from mirrordepth_edge.support.schema import read_strict
 
 StepName = Literal["make", "build", "verify", "bench", "stream", "soak"]
@@ -22,7 +19,6 @@ STEPS: Final[dict[StepName, str]] = {
     "stream": "Simulate a live camera: the age of the depth, and missed deadlines.",
     "soak": "Run without pause and check that depth does not change.",
 }
-ROW_HEADER: Final = ("device", "software", "model", "passed", "p50 (ms)", "age p50 (ms)", "tested with")
 LABELS: Final = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX", "onnxruntime": "ONNX Runtime"}
 
 
@@ -98,12 +94,6 @@ class SubjectResult(Strict):
             return "failed"
         ran = any(step.outcome == "passed" and step.name != "make" for step in self.steps)
         return "passed" if ran else "skipped"
-
-    @property
-    def passed(self) -> str:
-        """Such as `make, build, verify failed`."""
-        ran = (step for step in self.steps if step.outcome != "skipped")
-        return ", ".join(step.name if step.outcome == "passed" else f"{step.name} failed" for step in ran)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,30 +171,12 @@ class SelfTest(Strict):
         ran = any(result.outcome == "passed" and result.subject.no_engine is None for result in self.tested)
         return 0 if ran else 4
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Rows of the support matrix under `ROW_HEADER`, one for each subject that ran."""
-        return [
-            (
-                self.device.name,
-                self.device.software,
-                f"{result.subject} in {result.backend or 'nothing'}",
-                result.passed,
-                _format_ms(result.figure("bench", "p50")),
-                _format_ms(result.figure("stream", "age p50")),
-                f"{self.mirrordepth_edge}, {self.made}",
-            )
-            for result in self.tested
-            if result.outcome != "skipped"
-        ]
 
-
-def _format_ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def skip_after(name: StepName, rest: Sequence[StepName]) -> list[Step]:
-    """Skip the steps that need one that did not pass."""
-    return [Step(name=step, outcome="skipped", reason=f"{name} did not pass") for step in rest]
+def skip_after(name: StepName) -> list[Step]:
+    """The steps after one that did not pass, skipped: each needs those before it."""
+    names = list(STEPS)
+    later = names[names.index(name) + 1 :]
+    return [Step(name=step, outcome="skipped", reason=f"{name} did not pass") for step in later]
 
 
 VERSION_KEYS: Final = frozenset({"backend_version", "packages", "runtimes", "tensorrt_package"})
@@ -220,13 +192,3 @@ def anonymise(result: SelfTest, anonymiser: Anonymiser | None = None) -> SelfTes
     """
     clean = (anonymiser or Anonymiser.here()).value(asdict(result), VERSION_KEYS, FIXED_KEYS)
     return read_strict(SelfTest, clean, "the self-test", "Please report it.")
-
-
-def read_selftest(path: Path) -> SelfTest:
-    """Read a `selftest.json`.
-
-    Raises:
-        InputError: it cannot be read, or has another schema version.
-    """
-    cure = "Make it again: mde selftest --report FOLDER"
-    return read_strict(SelfTest, read_json(path, "self-test", cure), str(path), cure)

@@ -37,10 +37,6 @@ CAMERA_HZ: Final = 30.0
 MB: Final = 1e6
 
 
-class SkippedError(Exception):
-    """A step that is not needed."""
-
-
 @dataclass
 class Measurements:
     """What a step adds to its outcome."""
@@ -130,8 +126,6 @@ class SubjectTest:
         return Artefact.open(output)
 
     def build(self, measured: Measurements) -> None:
-        if self.subject.no_engine is not None:
-            raise SkippedError(self.subject.no_engine)
         cached = cached_engine(self.onnx, on_stage=self.stage)
         self.artefact, manifest = cached.artefact, cached.artefact.manifest
         assert manifest.engine is not None, "a plan has an engine"
@@ -208,14 +202,15 @@ class SubjectTest:
 
 
 def run_steps(test: SubjectTest) -> Iterator[Step]:
-    """Run each step in turn. After one that did not pass, those that need it are skipped."""
-    remaining = list(STEPS)
-    while remaining:
-        name = remaining.pop(0)
+    """Run each step in turn. After one that did not pass, the others are skipped."""
+    for name in STEPS:
+        if name == "build" and test.subject.no_engine is not None:
+            yield Step(name=name, outcome="skipped", reason=test.subject.no_engine)
+            continue
         step = run_step(name, getattr(test, name), test.stage)
         yield step
-        if step.outcome != "passed" and not (name == "build" and test.subject.no_engine):
-            yield from skip_after(name, remaining)
+        if step.outcome != "passed":
+            yield from skip_after(name)
             return
 
 
@@ -226,8 +221,6 @@ def run_step(name: StepName, work: Callable[[Measurements], None], stage: Callab
     step = Step(name=name, outcome="passed")
     try:
         work(measured)
-    except SkippedError as why:
-        step = replace(step, outcome="skipped", reason=str(why))
     except MdeError as error:
         outcome: Any = "skipped" if isinstance(error, MissingError) else "failed"
         step = replace(step, outcome=outcome, reason=f"{error.what} {error.why}")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.machine.jetson import fix_clocks_command
 
 Samples = npt.NDArray[np.float64]
 
@@ -35,11 +36,6 @@ _MIN_QUARTER = 5
 _BATCH = 5
 _MIN_BIMODAL_SAMPLES = 40
 """Fewer samples look like two clusters by chance."""
-
-_FIX_CLOCKS = (
-    "Fix the clocks (Jetson: sudo nvpmodel -m 0 && sudo jetson_clocks; desktop GPU: sudo nvidia-smi -lgc <MHz>, "
-    "with a value from nvidia-smi -q -d SUPPORTED_CLOCKS; CPU on Linux: sudo cpupower frequency-set -g performance)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +240,19 @@ def _shift(samples: Samples) -> tuple[float, float] | None:
     return (before, after) if first_high < last_low or last_high < first_low else None
 
 
+def _fix_clocks() -> str:
+    return (
+        f"Fix the clocks (Jetson: {fix_clocks_command()}; desktop GPU: sudo nvidia-smi -lgc <MHz>, "
+        "with a value from nvidia-smi -q -d SUPPORTED_CLOCKS; CPU on Linux: sudo cpupower frequency-set -g performance)"
+    )
+
+
 def _unsteady(samples: Samples) -> LatencyWarning | None:
     variation = samples.std() / samples.mean()
     if variation <= UNSTEADY:
         return None
     what = f"Unsteady: the standard deviation, {samples.std():.2f} ms, is {variation:.0%} of the mean."
-    return LatencyWarning("unsteady", what, f"Close other programs. {_FIX_CLOCKS}, or raise --iterations.")
+    return LatencyWarning("unsteady", what, f"Close other programs. {_fix_clocks()}, or raise --iterations.")
 
 
 def _drift(samples: Samples) -> LatencyWarning | None:
@@ -260,11 +263,13 @@ def _drift(samples: Samples) -> LatencyWarning | None:
     what = f"Drift: the median went from {before:.2f} ms in the first quarter to {after:.2f} ms in the last"
     if after > before:
         return LatencyWarning(
-            "drift", f"{what}, {after / before - 1:.0%} up.", f"Let the machine cool down. {_FIX_CLOCKS}."
+            "drift", f"{what}, {after / before - 1:.0%} up.", f"Let the machine cool down. {_fix_clocks()}."
         )
     settled = stationary_from(samples)
     more = f"by {settled}" if settled else f"by {len(samples)} or more"
-    return LatencyWarning("drift", f"{what}, {1 - after / before:.0%} down.", f"Raise --warmup {more}. {_FIX_CLOCKS}.")
+    return LatencyWarning(
+        "drift", f"{what}, {1 - after / before:.0%} down.", f"Raise --warmup {more}. {_fix_clocks()}."
+    )
 
 
 def _outliers(samples: Samples) -> LatencyWarning | None:
@@ -299,4 +304,4 @@ def _bimodal(samples: Samples) -> LatencyWarning | None:
     if between[best] <= 0.8 * total or slow <= 1.1 * fast or valley >= 0.05:
         return None
     what = f"Bimodal: {size / count:.0%} of the frames took about {fast:.2f} ms, the others about {slow:.2f} ms."
-    return LatencyWarning("bimodal", what, f"{_FIX_CLOCKS}; close other programs.")
+    return LatencyWarning("bimodal", what, f"{_fix_clocks()}; close other programs.")

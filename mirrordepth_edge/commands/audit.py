@@ -10,8 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mirrordepth_edge.artefact import model_path
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES
+from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, ONNX_SUFFIX, PLAN_SUFFIXES, model_path
 from mirrordepth_edge.commands.terminal import console
 from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mirrordepth_edge.artefact import model_path
-from mirrordepth_edge.backends.registry import CHECKPOINT_SUFFIX, open_artefact, open_session
+from mirrordepth_edge.artefact import CHECKPOINT_SUFFIX, model_path
+from mirrordepth_edge.backends.registry import open_artefact, open_session
 from mirrordepth_edge.commands.parameters import Backend, Device, NetworkSize, Trust, session_options
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.errors import OptionError

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact
+from mirrordepth_edge.artefact import PLAN_SUFFIXES, Artefact, reference_path
 from mirrordepth_edge.backends.registry import backend
 from mirrordepth_edge.backends.trt.tensorrt_rtx import COMPUTE_CAPABILITIES
 from mirrordepth_edge.backends.trt.vendor import INSTALL, import_runtime
@@ -29,7 +29,6 @@ from mirrordepth_edge.machine.known_issues import KnownIssue, known_issues
 from mirrordepth_edge.machine.unavailable import Unavailable
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, write_artefact
 from mirrordepth_edge.recipes import load_target, recipe_names
-from mirrordepth_edge.reference import reference_path
 from mirrordepth_edge.support.files import atomic_write, ensure_folder, require_suffix, sha256_of
 
 HERE = "here"
@@ -88,8 +87,7 @@ def plan_build(target: str | None) -> BuildPlan:
     if flavours == {"tensorrt-rtx"}:
         return _plan_rtx(capabilities)
     if flavours == {"tensorrt"} and len(targets) == 1:
-        _require_this_machine_is(targets[0])
-        return _plan_here()
+        return _plan_here(targets[0])
     raise OptionError(
         f"No single engine supports {names}.",
         "Only RTX targets can share an engine.",
@@ -101,13 +99,29 @@ def _engine_targets() -> list[str]:
     return [HERE, *(name for name in recipe_names("export") if name != "cpu")]
 
 
-def _plan_here() -> BuildPlan:
+def _plan_here(target: TargetConfig | None = None) -> BuildPlan:
+    """Plan an engine for this machine, which must be `target` if that is given."""
     gpus = nvidia_gpus()
-    if find_spec("tensorrt") is None and gpus and gpus[0].compute_capability in COMPUTE_CAPABILITIES:
-        return _plan_rtx((gpus[0].compute_capability,))
-    version = _require_tensorrt("this machine")
-    own = (gpus[0].compute_capability,)
-    return BuildPlan(flavour="tensorrt", compute_capabilities=own, runs_here=True, version=version)
+    if not gpus:
+        raise MissingError(
+            f"A TensorRT engine for {target.name if target else 'this machine'} cannot be built here: there is no "
+            "NVIDIA GPU.",
+            "TensorRT builds on the GPU that will run the engine.",
+            "Copy the .onnx and its .manifest.json to the target and run there: mde build model.onnx "
+            "(TensorRT for RTX can build here: --target rtx-ada)",
+        )
+    capability = gpus[0].compute_capability
+    if target is None and find_spec("tensorrt") is None and capability in COMPUTE_CAPABILITIES:
+        return _plan_rtx((capability,))
+    version = str(getattr(import_runtime("tensorrt"), "__version__", ""))
+    require_new_enough(version)
+    if target is not None and capability not in target.compute_capabilities:
+        raise MissingError(
+            f"This machine is not a {target.name}.",
+            f"Its GPU has compute capability {capability}, the target {', '.join(target.compute_capabilities)}.",
+            f"Build on the target, or for this machine: --target {HERE}",
+        )
+    return BuildPlan(flavour="tensorrt", compute_capabilities=(capability,), runs_here=True, version=version)
 
 
 def _plan_rtx(capabilities: tuple[str, ...]) -> BuildPlan:
@@ -127,31 +141,6 @@ def _plan_rtx(capabilities: tuple[str, ...]) -> BuildPlan:
     runs_here = bool(gpus) and gpus[0].compute_capability in capabilities
     version = installed_versions(["tensorrt-rtx"]).get("tensorrt-rtx", "")
     return BuildPlan(flavour="tensorrt-rtx", compute_capabilities=capabilities, runs_here=runs_here, version=version)
-
-
-def _require_tensorrt(where: str) -> str:
-    """Return TensorRT's version if it can build here."""
-    if not nvidia_gpus():
-        raise MissingError(
-            f"A TensorRT engine for {where} cannot be built here: there is no NVIDIA GPU.",
-            "TensorRT builds on the GPU that will run the engine.",
-            "Copy the .onnx and its .manifest.json to the target and run there: mde build model.onnx "
-            "(TensorRT for RTX can build here: --target rtx-ada)",
-        )
-    version = str(getattr(import_runtime("tensorrt"), "__version__", ""))
-    require_new_enough(version)
-    return version
-
-
-def _require_this_machine_is(target: TargetConfig) -> None:
-    _require_tensorrt(target.name)
-    capability = nvidia_gpus()[0].compute_capability
-    if capability not in target.compute_capabilities:
-        raise MissingError(
-            f"This machine is not a {target.name}.",
-            f"Its GPU has compute capability {capability}, the target {', '.join(target.compute_capabilities)}.",
-            f"Build on the target, or for this machine: --target {HERE}",
-        )
 
 
 def problems_of(plan: BuildPlan, precision: Precision) -> tuple[KnownIssue, ...]:

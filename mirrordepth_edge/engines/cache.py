@@ -7,9 +7,9 @@ reason for a rebuild.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final
 
 from mirrordepth_edge import __version__
 from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.backends.trt.vendor import TITLES, Flavour
 from mirrordepth_edge.config import BuildConfig, Strict
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import HERE, BuildPlan
@@ -25,7 +26,7 @@ from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.machine.device import nvidia_gpus
 from mirrordepth_edge.machine.driver import driver_version
 from mirrordepth_edge.support.cache import Cache, digest, user_cache
-from mirrordepth_edge.support.files import write_json
+from mirrordepth_edge.support.files import read_json, write_json
 from mirrordepth_edge.support.schema import read_strict
 
 RECORD: Final = "built.json"
@@ -34,14 +35,13 @@ MAX_ENVIRONMENTS: Final = 2
 """Engines kept of one ONNX file and its options: changing to another TensorRT and back rebuilds nothing."""
 MAX_BYTES: Final = 4_000_000_000
 """Of all engines together. A ViT-B/16 engine in FP16 takes about 2.5e8."""
-NAMES: Final = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltWith(Strict):
     """The environment that an engine depends on."""
 
-    flavour: str
+    flavour: Flavour
     version: str
     """Of the builder."""
     gpu: str
@@ -55,7 +55,7 @@ class BuiltWith(Strict):
     @property
     def builder(self) -> str:
         """Such as `TensorRT 10.3.0`."""
-        return f"{NAMES.get(self.flavour, self.flavour)} {self.version}".strip()
+        return f"{TITLES[self.flavour]} {self.version}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,22 +167,20 @@ def difference(then: BuiltWith, now: BuiltWith) -> str:
         changes.append(f"{then.builder} → {now.builder}")
     elif then.version != now.version:
         changes.append(f"{then.builder} → {now.version}")
-    labels = {field.name: field.name.replace("_", " ") for field in fields(BuiltWith)[2:]}
-    labels |= {"gpu": "GPU", "package": "mirrordepth-edge"}
-    for name, label in labels.items():
+    labels = {"gpu": "GPU", "package": "mirrordepth-edge"}
+    for name in (field.name for field in fields(BuiltWith)[2:]):
         old, new = getattr(then, name), getattr(now, name)
         if old != new:
-            changes.append(f"{label} {old} → {new}")
+            changes.append(f"{labels.get(name, name.replace('_', ' '))} {old} → {new}")
     return ", ".join(changes)
 
 
 def _open_kept(path: Path, onnx: Artefact, plan: BuildPlan) -> Artefact | str:
     """Open a kept engine, or say why it cannot be used."""
-    try:
+    engine = None
+    with suppress(InputError):
         engine = Artefact.open(path)
-    except InputError:
-        return "the kept engine is damaged"
-    if engine.manifest.parent_sha256 != onnx.sha256:
+    if engine is None or engine.manifest.parent_sha256 != onnx.sha256:
         return "the kept engine is damaged"
     if plan.runs_here and not build.is_verified(engine.manifest):
         return "the kept engine was never compared with its ONNX file"
@@ -203,6 +201,6 @@ def _read_record(entry: Path) -> Record | None:
     """None if it cannot be read: a record explains, and decides nothing."""
     path = entry / RECORD
     try:
-        return read_strict(Record, json.loads(path.read_text(encoding="utf-8")), str(path), "")
-    except (OSError, ValueError, InputError):
+        return read_strict(Record, read_json(path, "record", ""), str(path), "")
+    except InputError:
         return None

@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from mirrordepth_edge.artefact import copy_reference, reference_path
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.manifest import Manifest, TensorSpec, manifest_path, read_manifest
-from mirrordepth_edge.reference import copy_reference, reference_path
-from mirrordepth_edge.support.files import sha256_of, unwritable
+from mirrordepth_edge.support.files import atomic_folder, sha256_of
 
 VERSION = "1"
 FILES = {"onnx": "model.onnx", "plan": "model.plan"}
 """Triton's default file names, by the manifest's kind."""
 BACKENDS = {"onnx": "onnxruntime", "plan": "tensorrt"}
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+README = Path(__file__).with_name("triton_readme.md")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """The name is a folder and part of the server's URLs."""
 
 
-def write_triton_repository(model: Path, folder: Path, *, name: str | None = None, instances: int = 1) -> Path:
+def write_triton_repository(model: Path, folder: Path, *, name: str | None = None) -> Path:
     """Write a model into a model repository, with its configuration, a README and a Python client.
 
     An existing `folder/NAME` is replaced if it contains only files that this function writes.
@@ -42,29 +41,26 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
         model: an ONNX file or a TensorRT plan with its manifest, for Triton's ONNX Runtime or TensorRT backend.
         folder: the repository, as for `tritonserver --model-repository`.
         name: the model's name for clients; the file's stem where None.
-        instances: copies of the model that run in parallel, on each GPU or on the CPU.
 
     Returns:
         `folder/NAME`, with `config.pbtxt`, `README.md`, `client.py`, and in `1/` the model with its manifest.
 
     Raises:
         InputError: the model has no manifest, or `folder/NAME` contains other files.
-        OptionError: the name or the number of instances is invalid, or Triton cannot serve the model.
+        OptionError: the name is invalid, or Triton cannot serve the model.
     """
     manifest = read_manifest(model)
     name = model.stem if name is None else name
     if NAME.fullmatch(name) is None:
         why = "It must start with a letter or digit, followed by letters, digits, and _ . -"
         raise OptionError(f"{name!r} is not a valid Triton model name.", why, "Use another name, such as depth.")
-    if instances < 1:
-        raise OptionError(f"{instances} instances are too few.", "At least one is needed.", "Use 1.")
     if reason := _why_unsupported(manifest):
         cure = "Use an ONNX file, or a TensorRT engine with weights and a fixed size."
         raise OptionError(f"Triton cannot serve {model}.", reason, cure)
     file = FILES[manifest.kind]
     target = folder / name
     _require_replaceable(target, file)
-    with _atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         (temporary / VERSION).mkdir()
         copy = temporary / VERSION / file
         shutil.copyfile(model, copy)
@@ -73,7 +69,7 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
         shutil.copyfile(manifest_path(model), manifest_path(copy))
         copy_reference(model, copy)
         for path, text in (
-            ("config.pbtxt", config_pbtxt(manifest, name, instances=instances)),
+            ("config.pbtxt", config_pbtxt(manifest, name)),
             ("README.md", _readme(manifest, name, file)),
             ("client.py", CLIENT),
         ):
@@ -99,7 +95,7 @@ def max_batch_size(manifest: Manifest) -> int:
     return 0 if manifest.sizes is None else manifest.sizes.max[0]
 
 
-def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
+def config_pbtxt(manifest: Manifest, name: str) -> str:
     """Triton's `ModelConfig` of a model, as protobuf text.
 
     For normalised float input the client needs mean and std, which are in the parameters.
@@ -115,7 +111,7 @@ def config_pbtxt(manifest: Manifest, name: str, *, instances: int = 1) -> str:
         *_tensors("output", manifest.outputs, batched=batch > 0),
         *(["dynamic_batching { }"] if batch else []),
         "version_policy: { latest: { num_versions: 1 } }",
-        f"instance_group [ {{ count: {instances} kind: {kind} }} ]",
+        f"instance_group [ {{ count: 1 kind: {kind} }} ]",
     ]
     if _takes_float(manifest):
         for key in ("mean", "std"):
@@ -153,29 +149,6 @@ def _require_replaceable(target: Path, file: str) -> None:
         )
 
 
-@contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds."""
-    token = secrets.token_hex(4)
-    temporary, old = (target.with_name(f".{token}.{target.name}{end}") for end in ("", ".old"))
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            target.rename(old)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def _readme(manifest: Manifest, name: str, file: str) -> str:
     height, width = manifest.preprocess.size_hw
     tensors = "\n".join(
@@ -185,36 +158,20 @@ def _readme(manifest: Manifest, name: str, file: str) -> str:
         for spec in specs
     )
     warning = "" if manifest.trained else "\nThe weights are random: only its speed is meaningful, not its depth.\n"
-    return f"""# {name}
-
-Metric depth from one image: {manifest.model.preset}, {manifest.precision.upper()}, {height} x {width} pixels, for
-Triton's {BACKENDS[manifest.kind]} backend. `{VERSION}/{file}.manifest.json` records how the file was made and verified.
-{warning}
-## Start the server
-
-    docker run --rm -p8000:8000 -v REPOSITORY:/models nvcr.io/nvidia/tritonserver:YY.MM-py3 \\
-        tritonserver --model-repository=/models
-
-REPOSITORY is the folder that contains this one. Add `--gpus all` to use GPUs. {_requirements(manifest)}
-
-## Send a request
-
-    pip install 'tritonclient[http]' opencv-python
-    python client.py picture.jpg --url localhost:8000
-
-| | name | type | shape | range | unit |
-|---|---|---|---|---|---|
-{tensors}
-
-Preprocessing: an RGB image, resized to {height} rows and {width} columns with area averaging, as in `client.py`. Other
-resizing methods change the depth slightly. {_normalisation(manifest)}
-
-Postprocessing: the depth is in metres at the network's size; resize it bilinearly to the image's size. It is correct
-for the focal length of the training camera. For another lens, multiply it by the ratio of the focal lengths, as
-`mde run --fov-deg` does.
-
-{_batching(manifest)}
-"""
+    return README.read_text(encoding="utf-8").format(
+        name=name,
+        preset=manifest.model.preset,
+        precision=manifest.precision.upper(),
+        height=height,
+        width=width,
+        backend=BACKENDS[manifest.kind],
+        file=f"{VERSION}/{file}",
+        warning=warning,
+        requirements=_requirements(manifest),
+        tensors=tensors,
+        normalisation=_normalisation(manifest),
+        batching=_batching(manifest),
+    )
 
 
 def _requirements(manifest: Manifest) -> str:

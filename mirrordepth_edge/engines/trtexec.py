@@ -70,9 +70,7 @@ def trtexec_command(
     manifest: Manifest,
     *,
     version: str,
-    config: BuildConfig | None = None,
-    timing_cache: Path | None = None,
-    program: str = "trtexec",
+    config: BuildConfig,
 ) -> str:
     """One command line for a POSIX shell, quoted.
 
@@ -82,27 +80,22 @@ def trtexec_command(
         manifest: the ONNX file's.
         version: of trtexec's TensorRT, such as `10.3`.
         config: as for `build_engine`; its `timing_cache` is ignored.
-        timing_cache: file in which trtexec keeps kernel timings; none where None.
-        program: path of trtexec. JetPack has it in /usr/src/tensorrt/bin, which is not on PATH.
 
     Raises:
         OptionError: this version does not support an option, or the input cannot have these sizes.
     """
-    config = config or BuildConfig()
     refuse_unsupported(config, "tensorrt", version)
     strong = ["--stronglyTyped"] if needs_strong_flag("tensorrt", version) else []
-    flags = [*strong, *_flags(config, timing_cache), *_shapes(config, manifest)]
-    return shlex.join([program, f"--onnx={onnx}", f"--saveEngine={plan}", *flags, "--skipInference"])
+    flags = [*strong, *_flags(config), *_shapes(config, manifest)]
+    return shlex.join(["trtexec", f"--onnx={onnx}", f"--saveEngine={plan}", *flags, "--skipInference"])
 
 
-def _flags(config: BuildConfig, timing_cache: Path | None) -> Iterator[str]:
+def _flags(config: BuildConfig) -> Iterator[str]:
     if config.workspace_gib is not None:
         # In bytes, because trtexec parses fractions in its own way.
         yield f"--memPoolSize=workspace:{int(config.workspace_gib * 2**30)}B"
     if config.optimisation_level is not None:
         yield f"--builderOptimizationLevel={config.optimisation_level}"
-    if timing_cache is not None:
-        yield f"--timingCacheFile={timing_cache}"
     yield f"--profilingVerbosity={VERBOSITIES[config.verbosity]}"
     if config.hardware_compat != "none":
         yield f"--hardwareCompatibilityLevel={HARDWARE_LEVELS[config.hardware_compat]}"

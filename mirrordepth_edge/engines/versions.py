@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from mirrordepth_edge.backends.trt.vendor import Flavour as Flavour
 from mirrordepth_edge.config import BuildConfig
 from mirrordepth_edge.errors import MissingError, OptionError
 from mirrordepth_edge.support.versions import version_key
-
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 OLDEST_TENSORRT: Final = "10.3"
 """The version of JetPack 6.1. Before 10.0 the API for networks and plans was different."""
@@ -64,17 +63,17 @@ def require_new_enough(version: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """An option that a flavour supports from some version on, or not at all."""
+    """An option that only some versions of a builder support, or none."""
 
     option: str
     is_set: Callable[[BuildConfig], bool]
     flavour: Flavour
-    since: str | None
-    """None: no version."""
-    integrated: bool | None = None
-    """GPUs that the limit applies to: True for a Jetson's, which shares the CPU's memory; None for all."""
     why: str
     link: str
+    since: str | None = None
+    """Oldest version that supports it; None if none does."""
+    integrated: bool | None = None
+    """GPUs that the limit applies to: True for a Jetson's, which shares the CPU's memory; None for all."""
 
 
 LIMITS: Final = (
@@ -82,7 +81,6 @@ LIMITS: Final = (
         option="--hardware-compat",
         is_set=lambda config: config.hardware_compat != "none",
         flavour="tensorrt",
-        since=None,
         integrated=True,
         why="On JetPack, NVIDIA supports engines only on the GPU that they were built on.",
         # Section Hardware Compatibility, unchanged from 8.6 (then in the developer guide) to 11.
@@ -100,7 +98,6 @@ LIMITS: Final = (
         option="--hardware-compat",
         is_set=lambda config: config.hardware_compat != "none",
         flavour="tensorrt-rtx",
-        since=None,
         why="Its engines run on every GPU that they are built for; it ignores the level and logs a warning.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html",
     ),
@@ -108,7 +105,6 @@ LIMITS: Final = (
         option="--version-compat",
         is_set=lambda config: config.version_compat,
         flavour="tensorrt-rtx",
-        since=None,
         why="It does not include the lean runtime (libnvinfer_lean.so.1) that such an engine contains.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html",
     ),
@@ -116,7 +112,6 @@ LIMITS: Final = (
         option="--optimisation-level",
         is_set=lambda config: config.optimisation_level is not None,
         flavour="tensorrt-rtx",
-        since=None,
         why="Kernels are chosen on the GPU that runs the engine: engines of all levels are identical.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html",
     ),
@@ -124,7 +119,6 @@ LIMITS: Final = (
         option="--weights stripped",
         is_set=lambda config: config.weights == "stripped",
         flavour="tensorrt-rtx",
-        since=None,
         why="Without a GPU, version 1.7.1 fails to build refittable engines; with a GPU it is untested.",
         link="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -99,46 +99,25 @@ def fix_shapes(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> onnx.Mod
 
 def _shape_values(graph: onnx.GraphProto) -> Values:
     """Compute every tensor that depends only on shapes and constants, by name."""
-    shapes = _known_shapes(graph)
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    values: Values = {}
-    for node in graph.node:
-        if node.op_type == "Shape" and node.input[0] in shapes:
-            values[node.output[0]] = _shape_slice(node, shapes[node.input[0]])
-        elif _depends_on_shapes_only(node, values, constants):
-            values.update(_evaluate(node, values, constants))
-    return values
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
 
-
-def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Shapes of the tensors whose dimensions are all fixed."""
-    return {
+    shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info)
         if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
     }
-
-
-def _shape_slice(node: onnx.NodeProto, shape: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The output of a Shape node, which may have the attributes `start` and `end`."""
-    from onnx import helper
-
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return np.array(shape[attributes.get("start", 0) : attributes.get("end")], np.int64)
-
-
-def _depends_on_shapes_only(node: onnx.NodeProto, values: Values, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    names = {name for name in node.input if name}
-    # At least one input must come from a shape: nodes that read constants only are left to the runtime.
-    return not names.isdisjoint(values) and names <= values.keys() | constants.keys()
-
-
-def _evaluate(node: onnx.NodeProto, values: Values, constants: Mapping[str, onnx.TensorProto]) -> Values:
-    from onnx import numpy_helper
-    from onnx.reference import ReferenceEvaluator
-
-    feeds = {
-        name: values[name] if name in values else numpy_helper.to_array(constants[name]) for name in node.input if name
-    }
-    outputs: Any = ReferenceEvaluator(node).run(None, feeds)
-    return dict(zip(node.output, outputs, strict=True))
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    values: Values = {}
+    for node in graph.node:
+        names = {name for name in node.input if name}
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            lengths = shapes[node.input[0]][attributes.get("start", 0) : attributes.get("end")]
+            values[node.output[0]] = np.array(lengths, np.int64)
+        # At least one input must come from a shape: nodes that read constants only are left to the runtime.
+        elif not names.isdisjoint(values) and names <= values.keys() | constants.keys():
+            feeds = {name: values[name] if name in values else numpy_helper.to_array(constants[name]) for name in names}
+            outputs: Any = ReferenceEvaluator(node).run(None, feeds)
+            values.update(zip(node.output, outputs, strict=True))
+    return values

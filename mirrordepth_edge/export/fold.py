@@ -1,15 +1,15 @@
-"""The network as it is exported: everything constant folded, nothing left that does not run.
+"""The network as it is exported: constants are folded, and unused parts are removed.
 
-An export-only module, so that the training model stays free of export concerns. What changes:
+This is separate from the training model, to keep that free of export concerns. Changes:
 
-* the text side is gone: FiLM's gamma and beta are constants, folded into the deepest reduce layer;
-* a ViT's pixel scaling and normalisation are folded into its patch convolution, which is exact
-  because that convolution pads nothing; other towers keep them as one multiply and one add;
-* convolutions that look up their padding at run time (TensorFlow's "same") get it written in;
-* a ViT that shall take several sizes resizes its position embedding itself;
-* attention is matmul, softmax, matmul with the scale folded into the query projection, the form
-  that TensorRT fuses and that its versions agree on;
-* towers stop at the last tap.
+* The text side is removed: FiLM's gamma and beta are constants, folded into the deepest reduce layer.
+* A ViT's pixel scaling and normalisation are folded into its patch convolution, which is exact because that convolution
+  has no padding. Other towers keep them as one multiplication and one addition.
+* Convolutions that compute their padding at run time (TensorFlow's "same") get constant padding.
+* A ViT with dynamic height or width resizes its position embedding in the graph.
+* Attention is matmul, softmax, matmul, with the scale folded into the query projection: the form that all versions of
+  TensorRT fuse.
+* Towers stop at the last tap.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ PIXEL_MAX = 255.0
 
 
 class ExplicitAttention(nn.Module):
-    """Self-attention of an `nn.MultiheadAttention`, spelled out, with pre-scaled queries.
+    """Self-attention of an `nn.MultiheadAttention` as separate operations, with pre-scaled queries.
 
-    It takes that module's place: called the same way, it returns `(output, None)`.
+    A drop-in replacement: it takes the same arguments and returns `(output, None)`.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         if not attention.batch_first or attention.in_proj_weight is None or attention.bias_k is not None:
-            raise ValueError("only batch-first self-attention with one input projection is known")
+            raise ValueError("only batch-first self-attention with one input projection is supported")
         self.heads = attention.num_heads
         self.head_width = attention.head_dim
         width = attention.embed_dim
@@ -60,7 +60,7 @@ class ExplicitAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         if attn_mask is not None:
-            raise ValueError("image towers attend without a mask")
+            raise ValueError("attention masks are not supported")
         batch, tokens, width = query.shape
         q, k, v = (
             part.reshape(batch, tokens, self.heads, self.head_width).transpose(1, 2)
@@ -71,7 +71,7 @@ class ExplicitAttention(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """A post-norm `nn.TransformerEncoderLayer` with explicit attention; dropout is gone."""
+    """A post-norm `nn.TransformerEncoderLayer` with explicit attention and without dropout."""
 
     def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class FoldedBlock(nn.Module):
 
 
 class PaddedConv(nn.Conv2d):
-    """timm's `Conv2dSame` for sides that are multiples of its stride, where its padding is always the same."""
+    """timm's `Conv2dSame` for sides that are multiples of its stride, for which its padding is constant."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(
@@ -98,23 +98,21 @@ class PaddedConv(nn.Conv2d):
             bias=conv.bias is not None,
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.around: list[int] = []
+        self.padding_lrtb: list[int] = []
         for size, stride, dilation in reversed([*zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)]):
             total = max((size - 1) * dilation + 1 - stride, 0)
-            self.around += [total // 2, total - total // 2]
+            self.padding_lrtb += [total // 2, total - total // 2]
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.around))
+        return super().forward(F.pad(x, self.padding_lrtb))
 
 
-class OpenPositions(nn.Module):
-    """A ViT's position embedding for any grid, resized as open_clip does it (`core.clip.resize_input`).
-
-    Antialiased bicubic interpolation is one small matrix product for each side: TensorRT resizes without antialiasing.
+class DynamicPositions(nn.Module):
+    """A ViT's position embedding for any grid size, resized as in open_clip (`model.clip.resize_input`).
 
     Args:
         embedding: as trained, class token first, shape `[1 + h*w, C]`.
-        grid_hw: the grid it is for.
+        grid_hw: the grid that it was trained for.
     """
 
     class_token: Tensor
@@ -127,39 +125,40 @@ class OpenPositions(nn.Module):
         self.register_buffer("cells", embedding[1:].reshape(grid_hw[0], -1).clone())  # [h, w*C]
 
     def forward(self, height: int, width: int) -> Tensor:
-        """For a grid of `height` x `width` cells, class token first, shape `[1 + height*width, C]`."""
+        """Return the embedding of a grid of `height` x `width` cells, class token first, `[1 + height*width, C]`."""
+        # Matrix products, because TensorRT's Resize has no antialiasing.
         (rows, columns), channels = self.grid_hw, self.class_token.shape[1]
         x = resize_weights(rows, height) @ self.cells
         x = resize_weights(columns, width) @ x.reshape(height, columns, channels)
         return torch.cat([self.class_token, x.reshape(height * width, channels)])
 
 
-def resize_weights(given: int, wanted: int) -> Tensor:
-    """How much of each given sample goes into each wanted one, shape `[wanted, given]`; rows sum to 1.
+def resize_weights(source: int, target: int) -> Tensor:
+    """Return the matrix that resizes `source` samples to `target`, shape `[target, source]`; rows sum to 1.
 
-    Keys' cubic convolution with a = -1/2, stretched over more samples where it shrinks: what PyTorch computes for
-    `bicubic` with `antialias=True`, and Pillow for `BICUBIC`.
+    This is Keys' cubic convolution with a = -1/2, widened for downscaling, like PyTorch's `bicubic` with
+    `antialias=True` and Pillow's `BICUBIC`.
     """
-    number = torch.arange(wanted, dtype=torch.float32)
-    step = given / (number[-1:] + 1.0)  # not given / wanted: that would be a number of the trace, not of the graph
-    centre = (number[:, None] + 0.5) * step
-    x = ((torch.arange(given, dtype=torch.float32) + 0.5 - centre) / step.clamp(min=1.0)).abs()
+    index = torch.arange(target, dtype=torch.float32)
+    step = source / (index[-1:] + 1.0)  # not source / target, which tracing would turn into a constant
+    centre = (index[:, None] + 0.5) * step
+    x = ((torch.arange(source, dtype=torch.float32) + 0.5 - centre) / step.clamp(min=1.0)).abs()
     near, far = ((1.5 * x - 2.5) * x) * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     weights = torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
     return weights / weights.sum(dim=1, keepdim=True)
 
 
 class FoldedTower(nn.Module):
-    """The image tower up to its last tap, deepest tap first, with explicit attention.
+    """The image tower up to its last tap, with explicit attention; returns the deepest tap first.
 
     Args:
-        network: it is not changed.
-        open_size: take images of several sizes, not only of the network's.
+        network: the trained network; it is not changed.
+        dynamic_size: accept images of other sizes than the network's.
     """
 
     visual: Any
 
-    def __init__(self, network: DepthNetwork, open_size: bool = False) -> None:
+    def __init__(self, network: DepthNetwork, dynamic_size: bool = False) -> None:
         from timm.layers import Conv2dSame
 
         super().__init__()
@@ -172,12 +171,12 @@ class FoldedTower(nn.Module):
                     setattr(module, name, ExplicitAttention(child))
                 elif isinstance(child, Conv2dSame):
                     setattr(module, name, PaddedConv(child))
-            if hasattr(module, "fused_attn"):  # timm: the flag chooses its own explicit form
+            if hasattr(module, "fused_attn"):  # selects timm's own explicit attention
                 module.fused_attn = False
-        self.positions = OpenPositions(*self.visual.trained_positions) if open_size and self.has_tokens else None
+        self.positions = DynamicPositions(*self.visual.trained_positions) if dynamic_size and self.has_tokens else None
 
     def embed(self, images: Tensor) -> Tensor:
-        """A ViT's tokens before its first block: patches, class token first, with their positions."""
+        """Return a ViT's tokens before its first block: class token and patches, with positions added."""
         patches = self.visual.conv1(images)
         batch, channels, height, width = patches.shape
         tokens = torch.cat(
@@ -189,8 +188,8 @@ class FoldedTower(nn.Module):
     def forward(self, images: Tensor) -> Taps:
         options = {"indices": list(self.taps), "stop_early": True}
         if self.has_tokens:
-            # Its parts, not `VisionTransformer.forward_intermediates`, which would cut the class
-            # token off every tap only for it to be put back.
+            # Not `VisionTransformer.forward_intermediates`, which would split the class token off every tap, only
+            # for it to be concatenated again.
             tokens = self.embed(images)
             _, features = self.visual.transformer.forward_intermediates(tokens, **options)
             return Taps(features[::-1], prefix=1)
@@ -199,11 +198,11 @@ class FoldedTower(nn.Module):
 
 
 def fold_film(reduce: Any, film: FiLM, text_feature: Tensor) -> Any:
-    """`gamma * (W x + b) + beta` as one layer: weight `gamma * W`, bias `gamma * b + beta`.
+    """Fold `gamma * (W x + b) + beta` into one layer with weight `gamma * W` and bias `gamma * b + beta`.
 
     Args:
-        reduce: the deepest tap's linear layer or 1x1 convolution; it is not changed.
-        film: the modulation.
+        reduce: the linear layer or 1x1 convolution of the deepest tap; it is not changed.
+        film: computes gamma and beta.
         text_feature: shape `[feature]`.
     """
     folded = copy.deepcopy(reduce)
@@ -215,13 +214,12 @@ def fold_film(reduce: Any, film: FiLM, text_feature: Tensor) -> Any:
 
 
 def fold_normalisation(conv: Any, preprocess: PreprocessConfig) -> nn.Conv2d:
-    """The convolution that takes pixels 0..255 where `conv` takes normalised images.
+    """Return a convolution that takes pixels 0..255 instead of the normalised images that `conv` takes.
 
-    `W ((x/255 - mean) / std)` is `(W / (255 std)) x - sum(W mean / std)`; exact because nothing is
-    padded.
+    `W ((x/255 - mean) / std)` is `(W / (255 std)) x - sum(W mean / std)`.
     """
     if any(conv.padding):
-        raise ValueError("padding is zero after normalisation, not before: folding would be wrong")
+        raise ValueError("cannot fold into a convolution with padding, which is zero after normalisation, not before")
     mean = torch.tensor(preprocess.mean, dtype=torch.float64)[None, :, None, None]
     std = torch.tensor(preprocess.std, dtype=torch.float64)[None, :, None, None]
     weight = conv.weight.detach().double()
@@ -239,17 +237,17 @@ class FoldedNetwork(nn.Module):
     Args:
         network: the trained network, in eval mode; it is not changed.
         io: `uint8` takes RGB `[B, H, W, 3]` in 0..255; `float` takes normalised `[B, 3, H, W]`.
-        open_size: take images of several sizes, not only of the network's.
+        dynamic_size: accept images of other sizes than the network's.
     """
 
     pixel_scale: Tensor
     pixel_shift: Tensor
 
-    def __init__(self, network: DepthNetwork, io: InputKind = "uint8", open_size: bool = False) -> None:
+    def __init__(self, network: DepthNetwork, io: InputKind = "uint8", dynamic_size: bool = False) -> None:
         super().__init__()
         preprocess = network.config.preprocess
         self.io = io
-        self.tower = FoldedTower(network, open_size)
+        self.tower = FoldedTower(network, dynamic_size)
         self.scales_pixels = io == "uint8" and not self.tower.has_tokens
         if io == "uint8" and self.tower.has_tokens:
             self.tower.visual.conv1 = fold_normalisation(self.tower.visual.conv1, preprocess)
@@ -267,9 +265,9 @@ class FoldedNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Depth in metres, float32 `[B, H, W]`."""
+        """Return depth in metres, float32 `[B, H, W]`."""
         if self.io == "uint8":
-            # Cast before transpose: TensorRT refuses to transpose uint8.
+            # Cast first, because TensorRT cannot transpose uint8.
             image = image.to(torch.float32).permute(0, 3, 1, 2)
         if self.scales_pixels:
             image = image * self.pixel_scale + self.pixel_shift

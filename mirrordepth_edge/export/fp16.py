@@ -1,4 +1,4 @@
-"""FP32 ONNX to strongly typed FP16, by NVIDIA Model Optimizer's AutoCast."""
+"""Convert FP32 ONNX to strongly typed FP16 with NVIDIA Model Optimizer's AutoCast."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ if TYPE_CHECKING:
     from mirrordepth_edge.manifest import TensorSpec
 
 FP32_OPERATORS = ("LayerNormalization", "Softplus")
-"""Operators that overflow or lose metric depth in FP16, whatever the layer."""
-LARGEST = 65504.0
-"""FP16's largest number."""
+"""Operators that overflow or lose metric precision in FP16 in any layer."""
+FP16_MAX = 65504.0
 ACTIVATION_LIMIT = 32768.0
-"""Half of FP16's range: nodes whose values on the reference frames exceed it stay FP32."""
+"""Nodes whose activations exceed this on the given frames stay FP32: half of FP16's range, as a margin."""
 
 
 def to_fp16(
     onnx_path: Path, frames: Sequence[Frame], preprocess: PreprocessConfig, image: TensorSpec
 ) -> onnx.ModelProto:
-    """Convert all but LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
+    """Convert everything except LayerNormalization and the metric head to FP16; inputs and outputs keep their types.
 
     Args:
         onnx_path: the FP32 model.
-        frames: real pictures, whose activations decide what would overflow.
-        image: its input; at one of its sizes, where it takes several.
+        frames: real photos, whose activations show what would overflow.
+        image: the specification of the input, at a fixed size.
 
     Raises:
         MissingError: Model Optimizer is not installed.
-        InputError: the metric head cannot be told from the rest.
+        InputError: the metric head was not found.
     """
     import onnx
 
@@ -59,63 +58,60 @@ def to_fp16(
     if not head:
         raise InputError(
             f"{onnx_path} has no node under {HEAD_PREFIX}.",
-            "The metric head must stay FP32 and is found by its nodes' names.",
-            "Use the torch version that constraints.txt names, and export again.",
+            "The metric head must stay FP32 and is identified by its node names.",
+            "Install the torch version from constraints.txt and export again.",
         )
-    with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor it looks at
+    with quiet_log(logging.WARNING), warnings.catch_warnings():  # AutoCast logs every tensor
         warnings.simplefilter("ignore")
-        exact = [node.name for node in downstream(fix_shapes(model, [image]), head).graph.node]
-        exact += [node.name for node in model.graph.node if node.name.startswith(POSITIONS_PREFIX)]
-        prepare = Preprocessor(preprocess, image.io)
-        return _autocast(onnx_path, exact, batches(frames, prepare, image.size[0]))
+        # Everything downstream of the head too: FP16 has too few digits for metres.
+        fp32_nodes = [node.name for node in downstream(fix_shapes(model, [image]), head).graph.node]
+        fp32_nodes += [node.name for node in model.graph.node if node.name.startswith(POSITIONS_PREFIX)]
+        return _autocast(onnx_path, fp32_nodes, batches(frames, Preprocessor(preprocess, image.io), image.size[0]))
 
 
 def check_range(onnx_path: Path, half: onnx.ModelProto, images: Iterable[npt.NDArray[Any]]) -> None:
-    """Hold what became FP16 to what FP16 can hold, by the FP32 model's activations on real frames.
-
-    Running the FP16 model itself would not show it: ONNX Runtime's CPU kernels compute in FP32 and drop the casts
-    between them, so that what is infinite on a GPU is not there.
+    """Check that no activation that was converted to FP16 exceeds its range on real frames.
 
     Args:
         onnx_path: the FP32 model.
-        half: what `to_fp16` made of it.
+        half: its FP16 version, from `to_fp16`.
         images: network inputs.
 
     Raises:
-        GateError: an activation is beyond FP16's largest number.
+        GateError: an activation exceeds FP16's largest number.
     """
     import onnx
 
     model, tensors = onnx.load(onnx_path), Tensors.of(half)
-    made = {name for node in model.graph.node for name in node.output}
+    computed = {name for node in model.graph.node for name in node.output}
     halves = {tensors.uncast(name) for name, dtype in tensors.dtypes.items() if dtype == onnx.TensorProto.FLOAT16}
-    found = collect(model, sorted(halves & made), images).ranges("max")
-    beyond = {name: each.extent for name, each in found.items() if each.extent > LARGEST}
-    if beyond:
-        worst = max(beyond, key=lambda name: beyond[name])
+    # The FP32 model runs, because the FP16 model would hide an overflow: ONNX Runtime's CPU kernels compute in FP32
+    # and remove the casts in between.
+    ranges = collect(model, sorted(halves & computed), images).ranges("max")
+    overflows = {name: limits.extent for name, limits in ranges.items() if limits.extent > FP16_MAX}
+    if overflows:
+        worst = max(overflows, key=lambda name: overflows[name])
         raise GateError(
-            "FP16 cannot hold what this model computes; nothing was written.",
-            f"{len(beyond)} activations exceed {LARGEST:.0f}, where FP16 ends; {worst} reaches {beyond[worst]:.3g}.",
-            "Give pictures that show it to the conversion, which then keeps those parts in FP32: --frames FOLDER; or "
-            "take --fp32.",
+            "FP16 cannot represent the activations of this model; nothing was written.",
+            f"{len(overflows)} activations exceed {FP16_MAX:.0f}; {worst} reaches {overflows[worst]:.3g}.",
+            "Convert with photos on which they occur, so that those nodes stay FP32: --frames FOLDER; or use --fp32.",
         )
 
 
-def _autocast(onnx_path: Path, exact: Sequence[str], images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
-    """All but the nodes named `exact`, the head and whatever passes its metres on: FP16 has no digits for them."""
+def _autocast(onnx_path: Path, fp32_nodes: Sequence[str], images: Iterable[npt.NDArray[Any]]) -> onnx.ModelProto:
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
         raise missing_package("NVIDIA Model Optimizer", "FP16 export", "export") from error
 
     with tempfile.TemporaryDirectory() as folder:
-        for index, image in enumerate(images):  # AutoCast takes a folder with one batch a file
+        for index, image in enumerate(images):  # AutoCast reads one batch per file
             arrays: dict[str, Any] = {INPUT_NAME: image}
             np.savez(Path(folder) / f"{index}.npz", **arrays)
         model: onnx.ModelProto = convert_to_mixed_precision(
             str(onnx_path),
             low_precision_type="fp16",
-            nodes_to_exclude=[f"^{re.escape(name)}$" for name in exact],
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in fp32_nodes],
             op_types_to_exclude=list(FP32_OPERATORS),
             data_max=ACTIVATION_LIMIT,
             keep_io_types=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.artefact import MAX_REFERENCE_FRAMES, Artefact, Reference
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, create_inference_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
@@ -19,7 +19,6 @@ from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import Parity
-from mirrordepth_edge.reference import MAX_FRAMES, Reference
 
 if TYPE_CHECKING:
     from mirrordepth_edge.model.network import DepthNetwork
@@ -154,7 +153,7 @@ def make_reference(network: DepthNetwork, frames: Sequence[Frame], io: InputKind
 
     prepare, for_network = (Preprocessor(network.config.preprocess, kind) for kind in (io, "float"))
     images, depths_m = [], []
-    for frame in frames[:MAX_FRAMES]:
+    for frame in frames[:MAX_REFERENCE_FRAMES]:
         images.append(prepare(frame)[0].copy())
         with torch.no_grad():
             depths_m.append(network(torch.from_numpy(for_network(frame)))[0].numpy())

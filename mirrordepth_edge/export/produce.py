@@ -1,4 +1,4 @@
-"""One checkpoint to one ONNX file with its manifest: fold, convert, prove, write."""
+"""Export a checkpoint to an ONNX file with its manifest: fold, convert, compare with PyTorch, write."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import PRESETS, ExportConfig, Precision, SizeHW, check_size
-from mirrordepth_edge.errors import OptionError
+from mirrordepth_edge.artefact import write_reference
+from mirrordepth_edge.config import ExportConfig, Precision, SizeHW, check_size, get_preset
 from mirrordepth_edge.export.fp16 import check_range, to_fp16
 from mirrordepth_edge.export.parity import batches, check_parity, make_reference, measure_parity, worst_parity
 from mirrordepth_edge.export.trace import export_onnx
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.machine.device import installed_versions
 from mirrordepth_edge.manifest import Manifest, Parity, input_spec, output_spec, write_artefact
-from mirrordepth_edge.reference import write_reference
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
@@ -36,17 +35,17 @@ def produce_onnx(
     trained: bool,
     on_stage: Callable[[str], object] = lambda stage: None,
 ) -> Manifest:
-    """Export `network` to `output`, if and only if its depth is the network's.
+    """Export `network` to `output` and check that its depth is the network's.
 
     Args:
-        network: in eval mode, at the size to export, or the usual one of several.
-        frames: real pictures, for AutoCast and for parity.
-        checkpoint_sha256: of the file that `network` came from.
+        network: in eval mode, at the size to export; at the opt size for dynamic shapes.
+        frames: real photos, for the FP16 conversion and the comparison with PyTorch.
+        checkpoint_sha256: SHA-256 of the network's checkpoint.
         trained: False for random weights.
-        on_stage: told what is being done.
+        on_stage: called with a description when a stage begins.
 
     Raises:
-        GateError: parity does not hold; nothing is written.
+        GateError: the depth differs too much from PyTorch's; nothing is written.
         OptionError: the tower cannot run at one of the sizes.
     """
     import onnx
@@ -58,8 +57,7 @@ def produce_onnx(
         on_stage("folding and tracing")
         onnx.save(export_onnx(network, config), candidate)
         on_stage("comparing with PyTorch")
-        parity = _parity(candidate, network, frames, "fp32", config)
-        check_parity(parity, "fp32")
+        parity = _checked_parity(candidate, network, frames, "fp32", config)
         if config.precision == "fp16":
             on_stage("converting to FP16")
             image = input_spec(network.config, replace(config, sizes=None))
@@ -69,8 +67,7 @@ def produce_onnx(
             candidate = Path(folder) / "fp16.onnx"
             onnx.save(model, candidate)
             on_stage("comparing FP16 with PyTorch")
-            parity = _parity(candidate, network, frames, "fp16", config)
-            check_parity(parity, "fp16")
+            parity = _checked_parity(candidate, network, frames, "fp16", config)
         manifest = Manifest(
             kind="onnx",
             artefact_sha256=sha256_of(candidate),
@@ -93,34 +90,33 @@ def produce_onnx(
     return manifest
 
 
-def _parity(
+def _checked_parity(
     onnx_path: Path, network: DepthNetwork, frames: Sequence[Frame], precision: Precision, config: ExportConfig
 ) -> Parity:
-    """Over all frames; of a file that takes several sizes at the smallest, the usual and the largest one."""
+    """Measure parity over all frames; the worst of the min, opt and max sizes for dynamic shapes."""
     if config.sizes is None:
-        return measure_parity(onnx_path, network, frames, precision, config.io, config.batch)
-    return worst_parity(
-        measure_parity(onnx_path, network.at((height, width)), frames, precision, config.io, batch)
-        for batch, height, width in config.sizes
-    )
+        parity = measure_parity(onnx_path, network, frames, precision, config.io, config.batch)
+    else:
+        parity = worst_parity(
+            measure_parity(onnx_path, network.at((height, width)), frames, precision, config.io, batch)
+            for batch, height, width in config.sizes
+        )
+    check_parity(parity, precision)
+    return parity
 
 
 def untrained_network(preset: str, size_hw: SizeHW | None = None) -> tuple[DepthNetwork, str]:
-    """A preset with random weights everywhere, for which nothing needs a download: fit to measure speed.
+    """Create a preset with random weights, to measure its speed without downloads.
 
     Returns:
-        The network in eval mode, and the SHA-256 of what would be trained.
+        The network in eval mode, and the SHA-256 of its trainable weights.
 
     Raises:
-        OptionError: there is no such preset, or it cannot run at this size.
+        OptionError: the preset is unknown, or cannot run at this size.
     """
     from mirrordepth_edge.model.clip import RANDOM_PREFIX, tensors_sha256
     from mirrordepth_edge.model.network import create_network
 
-    if preset not in PRESETS:
-        raise OptionError(
-            f"There is no preset named {preset!r}.", f"The presets are {', '.join(PRESETS)}.", "Use one of these."
-        )
-    model = replace(PRESETS[preset], pretrained=f"{RANDOM_PREFIX}0")
+    model = replace(get_preset(preset, "Use one of these names."), pretrained=f"{RANDOM_PREFIX}0")
     network = create_network(replace(model, size_hw=size_hw or model.size_hw)).eval()
     return network, tensors_sha256(network.trainable())

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: the folded network as a static graph with readable names."""
+"""Trace the folded network to ONNX, as a graph with readable node names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import ExportConfig, ModelConfig, SizeRange
 from mirrordepth_edge.errors import missing_package
-from mirrordepth_edge.manifest import (
-    DEPTH_LAYOUT,
-    DIMENSIONS,
-    INPUT_NAME,
-    OUTPUT_NAME,
-    input_spec,
-)
+from mirrordepth_edge.manifest import DEPTH_LAYOUT, DIMENSIONS, INPUT_NAME, OUTPUT_NAME, input_spec
 from mirrordepth_edge.support.quiet import quiet_log
 
 if TYPE_CHECKING:
@@ -30,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def require_export_packages() -> None:
-    """Say what is missing before anything slow is imported.
+    """Check that the packages for export are installed, before anything slow is imported.
 
     Raises:
         MissingError: PyTorch, open_clip or onnxscript is not installed.
@@ -47,7 +41,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
     Args:
         network: in eval mode, at the size to export.
-        config: input kind, sizes, batch and opset; precision is a later pass.
+        config: input kind, sizes, batch and opset; its precision is ignored.
 
     Returns:
         A checked model with input `image` and output `depth`.
@@ -58,9 +52,9 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
     from mirrordepth_edge.export.fold import FoldedNetwork
 
     image, sizes = input_spec(network.config, config), config.sizes
-    opened = "" if sizes is None else sizes.dynamic_axes
-    folded = FoldedNetwork(network, config.io, open_size=opened not in ("", "N"))
-    # Of open lengths the trace sees the largest: a single frame, or cell, it would take for a constant.
+    dynamic_axes = "" if sizes is None else sizes.dynamic_axes
+    folded = FoldedNetwork(network, config.io, dynamic_size=dynamic_axes not in ("", "N"))
+    # Dynamic axes are traced at their maximum, because torch.export treats a length of 1 as a constant.
     shape = image.shape if sizes is None else image.at(sizes.max).shape
     example = torch.zeros(shape, dtype=getattr(torch, image.dtype))
     with torch.no_grad(), _quiet_exporter():
@@ -69,7 +63,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
             (example,),
             dynamo=True,
             opset_version=config.opset,
-            dynamic_shapes=None if sizes is None else (_open_lengths(network.config, sizes, image.layout),),
+            dynamic_shapes=None if sizes is None else (_dynamic_shapes(network.config, sizes, image.layout),),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             verbose=False,
@@ -77,7 +71,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model)
     _strip_traces(model)
-    _name_dimensions(model, opened, image.layout)
+    _name_dimensions(model, dynamic_axes, image.layout)
     model.producer_name, model.producer_version = "mirrordepth-edge", __version__
     model.graph.name = network.config.preset
     onnx.checker.check_model(model)
@@ -86,7 +80,7 @@ def export_onnx(network: DepthNetwork, config: ExportConfig) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter narrates to stdout, logging and warnings; none of it concerns the user."""
+    """Suppress the exporter's output on stdout, in logs and in warnings, none of which concerns the user."""
     with quiet_log(logging.WARNING), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -97,7 +91,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
     seen: Counter[str] = Counter()
     for node in model.graph.node:
         properties = {entry.key: entry.value for entry in node.metadata_props}
-        # A list of module paths, outermost first, then the operation; rewrites may drop it.
+        # Module paths, outermost first, and then the operation; graph rewrites may drop the property.
         scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
         path = (scopes[-2] if len(scopes) > 1 else "").replace(".", "/")
         stem = f"{path}/{node.op_type}" if path else node.op_type
@@ -106,36 +100,34 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
-    """Drop stack traces and the like: they bloat the file and tell of the exporting machine."""
-    for holder in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+    """Remove stack traces and other metadata, which enlarge the file and contain paths of the exporting machine."""
+    graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for holder in (model, graph, *graph.node, *values):
         del holder.metadata_props[:]
         holder.doc_string = ""
-    for initializer in model.graph.initializer:
-        del initializer.metadata_props[:]
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
     del model.functions[:]
-    model.doc_string = model.graph.doc_string = ""
 
 
-def _open_lengths(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int, Any]:
-    """What `torch.export` is told of the input's lengths: sides are whole multiples, of how many is open."""
+def _dynamic_shapes(model: ModelConfig, sizes: SizeRange, layout: str) -> dict[int, Any]:
+    """Dynamic axes of the input for `torch.export`; height and width are multiples of the model's size multiple."""
     from torch.export import Dim
 
-    told: dict[int, Any] = {}
+    axes: dict[int, Any] = {}
     for letter, low, high in zip("NHW", sizes.min, sizes.max, strict=True):
         if low < high:
             unit = 1 if letter == "N" else model.size_multiple
-            told[layout.index(letter)] = unit * Dim(DIMENSIONS[letter], min=low // unit, max=high // unit)
-    return told
+            axes[layout.index(letter)] = unit * Dim(DIMENSIONS[letter], min=low // unit, max=high // unit)
+    return axes
 
 
-def _name_dimensions(model: onnx.ModelProto, opened: str, layout: str) -> None:
-    """Plain names instead of the trace's products, which say in `value_info` what ONNX infers itself."""
-    if not opened:
+def _name_dimensions(model: onnx.ModelProto, dynamic_axes: str, layout: str) -> None:
+    """Name the dynamic axes `batch`, `height` and `width`."""
+    if not dynamic_axes:
         return
+    # Intermediate shapes are expressions of the trace's own symbols; ONNX infers them again.
     del model.graph.value_info[:]
     for value, letters in ((model.graph.input[0], layout), (model.graph.output[0], DEPTH_LAYOUT)):
         for dimension, letter in zip(value.type.tensor_type.shape.dim, letters, strict=True):
-            if letter in opened:
+            if letter in dynamic_axes:
                 dimension.dim_param = DIMENSIONS[letter]

@@ -12,19 +12,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.backends.onnxruntime import create_inference_session
-from mirrordepth_edge.config import SessionOptions
-from mirrordepth_edge.errors import InputError, OptionError
+from mirrordepth_edge.config import CalibrationMethod, SessionOptions
+from mirrordepth_edge.errors import InputError
+from mirrordepth_edge.graph.subgraph import with_outputs
 
 if TYPE_CHECKING:
     import onnx
 
-Method = Literal["max", "entropy", "percentile", "mse"]
 Floats = npt.NDArray[np.float64]
 
 BINS = 4096
@@ -98,8 +98,26 @@ class TensorStatistics:
         """Counts by magnitude, `[HALF]`, in bins of the same width."""
         return self.counts[HALF:] + self.counts[HALF - 1 :: -1]
 
-    def range(self, method: Method, *, percentile: float = 99.99, bits: int = 8, symmetric: bool = False) -> Range:
-        """Choose a range; see `ActivationStatistics.ranges`."""
+    def range(
+        self, method: CalibrationMethod, *, percentile: float = 99.99, bits: int = 8, symmetric: bool = False
+    ) -> Range:
+        """Choose a clipping range. It contains 0 and does not exceed the observed values.
+
+        * `max`: nothing is clipped.
+        * `percentile`: each end cuts off `(100 - percentile) / 2` percent of the values.
+        * `entropy`: the magnitude at which the Kullback-Leibler divergence of the clipped values from the quantised
+          ones is smallest (S. Migacz, "8-bit inference with TensorRT", GTC 2017, as in TensorRT's and Model Optimizer's
+          calibrators). It was made for activations with long tails, and may clip too much of others.
+        * `mse`: the ends with the smallest expected squared error of rounding and clipping, for values distributed
+          uniformly within their bin.
+
+        Args:
+            percentile: share of the values that `percentile` keeps, in percent, above 50.
+            bits: bits of the quantised values.
+            symmetric: whether the quantiser is symmetric about zero. If so, `extent` is divided into `2^(bits-1) - 1`
+                steps and the zero point is 0. Otherwise there are `2^bits - 1` steps from `low` to `high`, and the zero
+                point is rounded.
+        """
         full = Range(min(self.minimum, 0.0), max(self.maximum, 0.0))
         if method == "max" or full.extent <= self.width:  # a single bin has no information on the distribution
             return full
@@ -139,43 +157,9 @@ class ActivationStatistics:
     """By name, in the requested order."""
     frames: int
 
-    def ranges(self, method: Method, *, percentile: float = 99.99, bits: int = 8, symmetric: bool = False) -> Ranges:
-        """Choose a clipping range for every tensor. It contains 0 and does not exceed the observed values.
-
-        * `max`: nothing is clipped.
-        * `percentile`: each end cuts off `(100 - percentile) / 2` percent of the values.
-        * `entropy`: the magnitude at which the Kullback-Leibler divergence of the clipped values from the quantised
-          ones is smallest (S. Migacz, "8-bit inference with TensorRT", GTC 2017, as in TensorRT's and Model Optimizer's
-          calibrators). It was made for activations with long tails, and may clip too much of others.
-        * `mse`: the ends with the smallest expected squared error of rounding and clipping, for values distributed
-          uniformly within their bin.
-
-        Args:
-            percentile: share of the values that `percentile` keeps, in percent, above 50.
-            bits: bits of the quantised values.
-            symmetric: whether the quantiser is symmetric about zero. If so, `extent` is divided into `2^(bits-1) - 1`
-                steps and the zero point is 0. Otherwise there are `2^bits - 1` steps from `low` to `high`, and the zero
-                point is rounded.
-
-        Raises:
-            OptionError: the method is unknown or the percentile is out of range.
-        """
-        if method not in get_args(Method):
-            raise OptionError(
-                f"There is no calibration method {method!r}.",
-                "Supported methods are listed below.",
-                ", ".join(get_args(Method)),
-            )
-        if not 50 < percentile <= 100:
-            raise OptionError(
-                f"Percentile {percentile:g} cannot be used.",
-                "It is the share of the activations that is not clipped, in percent.",
-                "Above 50 and up to 100, such as 99.99.",
-            )
-        return {
-            name: tensor.range(method, percentile=percentile, bits=bits, symmetric=symmetric)
-            for name, tensor in self.tensors.items()
-        }
+    def ranges(self, method: CalibrationMethod, *, symmetric: bool = False) -> Ranges:
+        """Choose a clipping range for every tensor; see `TensorStatistics.range`."""
+        return {name: tensor.range(method, symmetric=symmetric) for name, tensor in self.tensors.items()}
 
 
 def collect(
@@ -204,7 +188,7 @@ def collect(
     done = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _write_with_outputs(model, list(histograms), path)
+        path.write_bytes(with_outputs(model, histograms).SerializeToString())
         # Without yields, ONNX Runtime's threads keep the cores busy that NumPy needs next.
         session = create_inference_session(path, SessionOptions(device="cpu", yields=True))
     (source,) = (value.name for value in session.get_inputs())
@@ -217,16 +201,16 @@ def collect(
             if not histogram.add(values[name]):
                 raise InputError(
                     f"The activation {name} is not finite on frame {done + 1}.",
-                    "The FP32 model itself overflows there, or its weights hold NaN; no range can be given.",
-                    "Look at that frame, run the FP32 model on it with mde run, or train or export the model again.",
+                    "The FP32 model itself overflows, or its weights contain NaN.",
+                    "Check that frame, run the FP32 model on it with mde run, or train or export the model again.",
                 )
         done += 1
         on_frame(done)
     if not done:
         raise InputError(
             "There are no frames to calibrate INT8 with.",
-            "Activation ranges come from real pictures; random ones would give wrong ones.",
-            "Name a folder with pictures from the camera that the model is for.",
+            "Activation ranges are measured on real images; random data would give wrong ranges.",
+            "Pass a folder of images from the camera that the model will be used with.",
         )
     return ActivationStatistics(
         tensors={name: histogram.statistics() for name, histogram in histograms.items()}, frames=done
@@ -235,10 +219,8 @@ def collect(
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How well ranges from calibration frames fit the tensors on other frames."""
+    """How well the activations of calibration frames cover those of other frames."""
 
-    clipped: Mapping[str, float]
-    """Share of observed values that the range clips, 0..1, by tensor."""
     log2_range_ratio: Mapping[str, float]
     """log2 of the ratio of extents, calibration over observed frames, by tensor. The largest 0.1 % of magnitudes are
     ignored. 0 if both are all zeros; limited to +-`MAX_LOG2_RATIO`."""
@@ -263,23 +245,15 @@ class Coverage:
         )
 
 
-def coverage(
-    calibrated: ActivationStatistics, observed: ActivationStatistics, ranges: Ranges | None = None
-) -> Coverage:
-    """Compare statistics of calibration frames with those of reference images.
-
-    Args:
-        calibrated: statistics of the calibration frames.
-        observed: statistics of the reference images, with the same tensors.
-        ranges: clipping ranges of the quantiser; the full calibrated ranges if None. `problem` does not depend on them,
-            because a calibration method may clip on purpose.
-    """
-    seen, whole = observed.tensors, calibrated.ranges("max")
-    beyond = {name: seen[name].share_outside(limits) for name, limits in whole.items()}
+def coverage(calibrated: ActivationStatistics, observed: ActivationStatistics) -> Coverage:
+    """Compare statistics of calibration frames with those of reference images, of the same tensors."""
+    # The full calibrated ranges, because a calibration method may clip on purpose.
+    outside = [observed.tensors[name].share_outside(full) for name, full in calibrated.ranges("max").items()]
     return Coverage(
-        clipped={name: seen[name].share_outside(limits) for name, limits in (ranges or whole).items()},
-        log2_range_ratio={name: _log2_range_ratio(tensor, seen[name]) for name, tensor in calibrated.tensors.items()},
-        out_of_range_share=float(np.mean([share > OUT_OF_RANGE for share in beyond.values()])),
+        log2_range_ratio={
+            name: _log2_range_ratio(tensor, observed.tensors[name]) for name, tensor in calibrated.tensors.items()
+        },
+        out_of_range_share=float(np.mean([share > OUT_OF_RANGE for share in outside])),
     )
 
 
@@ -290,19 +264,6 @@ def _log2_range_ratio(calibrated: TensorStatistics, observed: TensorStatistics) 
     if not first or not second:
         return math.copysign(MAX_LOG2_RATIO, first - second)
     return min(max(math.log2(first / second), -MAX_LOG2_RATIO), MAX_LOG2_RATIO)
-
-
-def _write_with_outputs(model: onnx.ModelProto, tensors: Sequence[str], path: Path) -> None:
-    import onnx
-
-    existing = {value.name for value in (*model.graph.input, *model.graph.output)}
-    computed = {name for node in model.graph.node for name in node.output}
-    unknown = [name for name in tensors if name not in existing | computed]
-    assert not unknown, f"the graph computes no {unknown}"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in existing)
-    path.write_bytes(copy.SerializeToString())
 
 
 class _Histogram:

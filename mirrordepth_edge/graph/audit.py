@@ -72,13 +72,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
     try:
         model = onnx.load(path)
-        why = "" if model.graph.node else "it holds no graph"
+        why = "" if model.graph.node else "it contains no graph"
     except (DecodeError, OSError, onnx.checker.ValidationError) as error:
         why = str(error)
     if why:
         raise InputError(
-            f"{path} is no readable ONNX file.",
-            f"It is truncated, something else, or its weights are in a file that is not there: {why}.",
+            f"{path} cannot be read as an ONNX file.",
+            f"It is truncated, another format, or the file with its weights is missing: {why}.",
             "Copy it again with everything beside it, or make it again with mde export.",
         )
     return model
@@ -126,26 +126,26 @@ def _verdict(audit: Audit, graph: Graph, manifest: Manifest) -> Verdict:
         text = f"{low:.1%} of the MACs run below FP32."
     elif asked == "fp16":
         holds = low >= MIN_FP16_SHARE
-        text = f"{low:.1%} of the MACs run in FP16 or lower, {MIN_FP16_SHARE:.0%} at least are asked for."
+        text = f"{low:.1%} of the MACs run in FP16 or lower; at least {MIN_FP16_SHARE:.0%} are required."
     else:
         holds, text = _int8_verdict(audit, graph, manifest)
-    return Verdict(asked=asked, holds=holds, text=text, cure=f"Make the file again: mde export --{asked}")
+    return Verdict(asked=asked, holds=holds, text=text, cure=f"Export it again: mde export --{asked}")
 
 
 def _int8_verdict(audit: Audit, graph: Graph, manifest: Manifest) -> tuple[bool, str]:
     """Compare with the layers that the manifest lists, or with half of the MACs if it lists none."""
     share = f"{audit.share('INT8'):.1%} of the MACs run in INT8"
     if manifest.quantisation is None:
-        return audit.share("INT8") >= MIN_INT8_SHARE, f"{share}, {MIN_INT8_SHARE:.0%} at least are asked for."
+        return audit.share("INT8") >= MIN_INT8_SHARE, f"{share}; at least {MIN_INT8_SHARE:.0%} are required."
     if manifest.quantisation.forced:
         share += "; its accuracy gate failed, and it was written by --force"
     if manifest.quantisation.domain_problem is not None:
         share += f"; {manifest.quantisation.domain_problem}"
     named = manifest.quantisation.int8_nodes
-    found = {name_of(node) for node in graph.products if graph.arithmetic(node) == "INT8"}
-    missing = [name for name in named if name not in found]
+    actual = {name_of(node) for node in graph.products if graph.arithmetic(node) == "INT8"}
+    missing = [name for name in named if name not in actual]
     if not named:
-        return False, f"{share}; its manifest names no layer that does."
+        return False, f"{share}; its manifest lists no INT8 layers."
     if missing:
         return False, f"{share}; {len(missing)} of {len(named)} layers in its manifest do not, such as {missing[0]}."
-    return True, f"{share}, in all {len(named)} layers that its manifest names."
+    return True, f"{share}, in all {len(named)} layers that its manifest lists."

@@ -2,15 +2,15 @@
 
 The inspector's JSON (`IEngineInspector.get_engine_information`, or `trtexec --exportLayerInfo`) is a list `Layers`, of
 names only or, in an engine built with detailed profiling verbosity, of objects with `Name`, `LayerType`, `Inputs`,
-`Outputs`, `TacticName` and `Metadata`. A tensor's type stands in words in `Format/Datatype` ("Row major linear FP16
-format (kLINEAR)", or "Half" where Myelin made the kernel); from TensorRT 11 on, apart from its format.
+`Outputs`, `TacticName` and `Metadata`. A tensor's type is part of the text in `Format/Datatype` ("Row major linear
+FP16 format (kLINEAR)", or "Half" for kernels from Myelin); since TensorRT 11, it has a field of its own.
 
 Sources: NVIDIA TensorRT documentation, "Engine Inspector" and "Migrating IEngineInspector Usage from TensorRT 10.x to
 11.x"; NVIDIA's TensorRT Engine Explorer (github.com/NVIDIA/TensorRT, tools/experimental/trt-engine-explorer); issue
-3243 there, by which a fused attention's kernel has `_mha` in its name.
+3243 there: the kernel of a fused attention has `_mha` in its name.
 
 Not yet run on hardware. Every attribute used here is checked against the real runtime module by
-`tests/deploy/test_audit.py`.
+`tests/graph/test_audit.py`.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ REFORMAT = "Reformat"
 REBUILD = "Build it again with this version: mde build model.onnx -o model.plan --target here"
 
 
-def audit_engine(layers: str | Layer, manifest: Manifest | None = None) -> Audit:
-    """Report which layers of an engine write which precision, and what is overhead.
+def audit_engine(information: str | Layer, manifest: Manifest | None = None) -> Audit:
+    """Report which precisions the layers of an engine use, and what is overhead.
 
     Args:
-        layers: the inspector's JSON, as text or parsed.
+        information: the inspector's JSON, as text or parsed.
         manifest: the engine's manifest, for a verdict.
 
     Raises:
         InputError: the JSON has another format.
     """
-    found = _read(layers)
-    details = [layer for layer in found if layer.get("Outputs")]
-    reformats = [layer for layer in found if _is_reformat(layer)]
-    fused = [layer for layer in found if ATTENTION.search(_text(layer))]
-    work = _types_of(details, "Outputs") if details else Counter({"unknown": len(found)})
+    layers = _read(information)
+    details = [layer for layer in layers if layer.get("Outputs")]
+    reformats = [layer for layer in layers if _is_reformat(layer)]
+    fused = [layer for layer in layers if ATTENTION.search(_text(layer))]
+    work = _types_of(details, "Outputs") if details else Counter({"unknown": len(layers)})
     parts = {
         "layers that read": _types_of([layer for layer in details if layer.get("Inputs")], "Inputs"),
         "fused attention": _types_of(fused, "Outputs"),
@@ -86,7 +86,7 @@ def audit_engine(layers: str | Layer, manifest: Manifest | None = None) -> Audit
         attention=(),
         casts=len(reformats),
         cast_bytes=None,
-        findings=tuple(_findings(found, details, reformats, fused)),
+        findings=tuple(_findings(layers, details, reformats, fused)),
         verdict=None if manifest is None or not details else _verdict(details, manifest),
     )
 
@@ -96,21 +96,21 @@ def _types_of(layers: Iterable[Layer], tensors: str) -> Counter[str]:
     return Counter(_type(layer.get(tensors, ())) for layer in layers)
 
 
-def _read(layers: str | Layer) -> list[Layer]:
+def _read(information: str | Layer) -> list[Layer]:
     """Parse the layers; layers that are only names become objects."""
     try:
-        data = json.loads(layers) if isinstance(layers, str) else layers
-        found = data["Layers"] if isinstance(data, Mapping) else None
+        data = json.loads(information) if isinstance(information, str) else information
+        layers = data["Layers"] if isinstance(data, Mapping) else None
     except (ValueError, KeyError) as error:
         raise _unreadable(f"{error!r}") from error
-    if not isinstance(found, list) or not all(isinstance(layer, str | Mapping) for layer in found):
-        raise _unreadable("'Layers' is no list of layers")
-    return [{"Name": layer} if isinstance(layer, str) else layer for layer in found]
+    if not isinstance(layers, list) or not all(isinstance(layer, str | Mapping) for layer in layers):
+        raise _unreadable("'Layers' is not a list of layers")
+    return [{"Name": layer} if isinstance(layer, str) else layer for layer in layers]
 
 
 def _unreadable(why: str) -> InputError:
     return InputError(
-        "This is not what TensorRT's engine inspector writes.",
+        "This is not the output of TensorRT's engine inspector.",
         f"It should be JSON with a list 'Layers': {why}.",
         "Write it with: trtexec --loadEngine=model.plan --profilingVerbosity=detailed --exportLayerInfo=layers.json",
     )
@@ -143,37 +143,37 @@ def _softmaxes(layers: Iterable[Layer]) -> set[str]:
 
 
 def _findings(
-    found: Sequence[Layer], details: Sequence[Layer], reformats: Sequence[Layer], fused: Sequence[Layer]
+    layers: Sequence[Layer], details: Sequence[Layer], reformats: Sequence[Layer], fused: Sequence[Layer]
 ) -> Iterator[AuditFinding]:
     if not details:
         yield AuditFinding(
             kind="no-details",
-            text=f"The engine tells its {len(found)} layers' names only: in what they work stays unknown.",
+            text=f"The engine contains only the names of its {len(layers)} layers, so their precision is unknown.",
             cure=REBUILD,
             nodes=(),
         )
-    if unfused := sorted(_softmaxes(found) - _softmaxes(fused)):
+    if unfused := sorted(_softmaxes(layers) - _softmaxes(fused)):
         yield AuditFinding(
             kind="attention",
-            text=f"{len(unfused)} Softmax nodes are not part of a fused attention kernel: their scores go to memory "
-            "and back.",
+            text=f"{len(unfused)} Softmax nodes are not part of a fused attention kernel: their scores are written to "
+            "memory and read back.",
             cure="See why in the engine's ONNX file: mde audit model.onnx",
             nodes=tuple(unfused),
         )
-    if opaque := [str(layer["Name"]) for layer in found if _is_opaque(layer)]:
+    if opaque := [str(layer["Name"]) for layer in layers if _is_opaque(layer)]:
         yield AuditFinding(
             kind="opaque",
-            text=f"{len(opaque)} layers are whole parts of the network that TensorRT compiled as one (ForeignNode): "
-            "what is inside, attention too, is not told.",
-            cure="Look at the kernels' names while it runs: nsys profile mde bench model.plan",
+            text=f"{len(opaque)} layers are parts of the network that TensorRT compiled as a whole (ForeignNode); the "
+            "precision and attention inside are unknown.",
+            cure="See the names of the kernels at run time: nsys profile mde bench model.plan",
             nodes=tuple(opaque),
         )
     if reformats:
         yield AuditFinding(
             kind="reformat",
-            text=f"{len(reformats)} of {len(found)} layers only change a tensor's format or type: each is a pass over "
-            "memory.",
-            cure="A few at inputs and outputs are normal; many mean that precisions alternate: mde audit model.onnx",
+            text=f"{len(reformats)} of {len(layers)} layers only convert a tensor's format or type: each is a pass "
+            "over memory.",
+            cure="A few at inputs and outputs are normal; many mean alternating precisions: see mde audit model.onnx",
             nodes=tuple(str(layer.get("Name", "")) for layer in reformats),
         )
 
@@ -190,8 +190,8 @@ def _verdict(details: Sequence[Layer], manifest: Manifest) -> Verdict:
     return Verdict(
         asked=asked,
         holds=holds,
-        text=f"{text}, {lower} something lower." if asked == "fp32" else f"{text}.",
-        cure=f"See whether its ONNX file is what was asked for: mde export --{asked}, then mde audit model.onnx",
+        text=f"{text}, {lower} a lower precision." if asked == "fp32" else f"{text}.",
+        cure=f"Check its ONNX file: mde audit model.onnx; if that is wrong, mde export --{asked}",
     )
 
 
@@ -206,7 +206,7 @@ def layer_information(path: Path, manifest: Manifest) -> str:
     rtx = manifest.engine is not None and manifest.engine.flavour == "tensorrt-rtx"
     require_gpu(path, "TensorRT for RTX" if rtx else "TensorRT", manifest)
     trt = import_runtime("tensorrt-rtx" if rtx else "tensorrt")
-    # CUDA first: it names what is wrong with a driver, where TensorRT says None, raises a TypeError or crashes.
+    # CUDA first: its errors name the problem with a driver; TensorRT returns None, raises a TypeError or crashes.
     cuda.call(cuda.runtime().cudaSetDevice, 0)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What an audit finds in an ONNX graph that costs speed, size or metric depth, one check each."""
+"""Checks of an audit: what costs speed, size or accuracy in an ONNX graph."""
 
 from __future__ import annotations
 
@@ -14,55 +14,52 @@ if TYPE_CHECKING:
     import onnx
 
 INTEGER_READERS = (*COUNTED, "Add", "AveragePool", "GlobalAveragePool", "QuantizeLinear")
-"""Operators that a DequantizeLinear in front of them becomes part of."""
+"""Operators that fuse with a DequantizeLinear in front of them."""
 FLOAT_ONLY = (
     *("LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Pow", "Sqrt"),
     *("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Erf"),
 )
-"""Normalisations and activation functions: integers are of no use to them."""
+"""Normalisation and activation functions, which compute in floating point only."""
 NOT_COUNTED = (
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "Einsum", "Attention", "DeformConv"),
     *("LSTM", "GRU", "RNN", "If", "Loop", "Scan"),
 )
-"""Operators that multiply, and whose multiply-adds are not counted."""
+"""Operators that multiply, but whose MACs are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFinding:
-    """Something that costs speed, size or metric depth."""
+    """Something that costs speed, size or accuracy."""
 
     kind: str
     text: str
-    """What it is and what it costs, in sentences."""
+    """What it is and what it costs."""
     cure: str
     nodes: tuple[str, ...]
 
 
 def _finding(kind: str, nodes: Iterable[onnx.NodeProto], text: str, cure: str) -> Iterator[AuditFinding]:
-    """One finding, or none without nodes. `text` may name their number: `{n}`, and `{s}` for a plural."""
-    names = tuple(map(name_of, nodes))
-    if names:
-        number = text.format(n=len(names), s="" if len(names) == 1 else "s")
-        yield AuditFinding(kind=kind, text=number, cure=cure, nodes=names)
+    """Yield a finding if there are nodes. In `text`, `{n}` is their number and `{s}` a plural s."""
+    if names := tuple(map(name_of, nodes)):
+        text = text.format(n=len(names), s="" if len(names) == 1 else "s")
+        yield AuditFinding(kind=kind, text=text, cure=cure, nodes=names)
 
 
 def _one_sided(graph: Graph) -> Iterator[AuditFinding]:
-    sides = {"weights-only": 0, "activations-only": 1}
-    for kind, place in sides.items():
+    # Layers that mde export --int8 keeps in floating point also read quantised activations.
+    fallback = "Layers kept in floating point for accuracy and the metric head can stay so; otherwise quantise"
+    sides = (("weights", "activations", "Quantise"), ("activations", "weights", fallback))
+    for index, (own, other, quantise) in enumerate(sides):
         nodes = [
             node
             for node in graph.products
-            if graph.quantised(node.input[place]) is None and graph.quantised(node.input[1 - place]) is not None
+            if graph.quantised(node.input[index]) is None and graph.quantised(node.input[1 - index]) is not None
         ]
-        own, other = ("weights", "activations") if kind == "weights-only" else ("activations", "weights")
         text = (
-            f"{{n}} layer{{s}} with quantised {own} only: no integer arithmetic. The {other} are floats, so the "
-            "integers are turned back first; that saves bytes at most, no multiplications."
+            f"{{n}} layer{{s}} with quantised {own} only, computed in floating point: the {other} are floats, so the "
+            "integers are converted back first. This saves memory at most, but no time."
         )
-        # Of what mde export --int8 gave back to floating point, activations are all that is quantised.
-        kept = "Nothing where they were given back to keep the depth, or are the metric head's; otherwise quantise"
-        quantise = "Quantise" if kind == "weights-only" else kept
-        yield from _finding(kind, nodes, text, f"{quantise} their {other} too.")
+        yield from _finding(f"{own}-only", nodes, text, f"{quantise} their {other} too.")
 
 
 def _norms(graph: Graph) -> Iterator[AuditFinding]:
@@ -70,17 +67,17 @@ def _norms(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "layernorm-fp16",
         low,
-        "{n} LayerNormalization{s} in FP16: the variance of an outlier channel overflows 65504, and depth becomes NaN.",
-        "Make the file with mde export --fp16, which keeps them FP32.",
+        "{n} LayerNormalization{s} in FP16: the variance of an outlier channel exceeds 65504, and depth becomes NaN.",
+        "Export with mde export --fp16, which keeps them in FP32.",
     )
     pieces = [node for node in graph.nodes if graph.is_decomposed_norm(node)]
     types = ", ".join(dict.fromkeys(graph.type_of(node.input[0]) for node in pieces))
     yield from _finding(
         "layernorm-pieces",
         pieces,
-        f"{{n}} LayerNormalization{{s}} in pieces (Pow, ReduceMean, Sqrt, Div), in {types}: each piece is a pass over "
-        "memory, and in FP16 the square of anything above 255 overflows.",
-        "Export with ONNX opset 17 or later, which has LayerNormalization; mde export does.",
+        f"{{n}} decomposed LayerNormalization{{s}} (Pow, ReduceMean, Sqrt, Div), in {types}: each operator is a pass "
+        "over memory, and in FP16 squares of values above 255 overflow.",
+        "Export with ONNX opset 17 or later, which has LayerNormalization, as mde export does.",
     )
 
 
@@ -89,25 +86,25 @@ def _head(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "head",
         low,
-        "{n} node{s} of the metric head below FP32: what it rounds are metres.",
-        "Make the file with mde export, which keeps the head FP32.",
+        "{n} node{s} of the metric head below FP32: metric depth is rounded.",
+        "Export with mde export, which keeps the head in FP32.",
     )
 
 
 def _attention(graph: Graph) -> Iterator[AuditFinding]:
     blocks = list(graph.attention())
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, bool], list[str]] = {}
     for block in blocks:
         if block.unfused is not None:
-            reasons.setdefault(block.unfused, []).append(block.node)
-    for reason, nodes in reasons.items():
+            reasons.setdefault((block.unfused, block.dtype == "FP32"), []).append(block.node)
+    for (reason, is_fp32), nodes in reasons.items():
         yield AuditFinding(
             kind="attention",
             text=f"{len(nodes)} of {len(blocks)} attention blocks cannot run as one TensorRT kernel: {reason}. Each "
             "then writes its scores to memory and reads them back.",
-            cure="Nothing on a CPU; for a GPU, mde export --fp16 keeps attention FP16 throughout."
-            if reason.startswith("it is FP32")
-            else "Leave attention FP16, unquantised, with heads divisible by 8.",
+            cure="Nothing to do for a CPU. For a GPU, mde export --fp16 keeps attention in FP16."
+            if is_fp32
+            else "Keep attention in FP16, unquantised, with head dimensions divisible by 8.",
             nodes=tuple(nodes),
         )
 
@@ -127,15 +124,15 @@ def _casts(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "cast-pair",
         wasted,
-        "{n} Cast{s} undo the one before, with nothing but layout between: two passes over memory for nothing.",
-        "Take both out, or move what is between in front of them.",
+        "{n} Cast{s} undo the previous Cast, with only layout operators between: two redundant passes over memory.",
+        "Remove both, or move the operators between in front of them.",
     )
     yield from _finding(
         "cast-rounds",
         rounding,
-        "{n} Cast{s} back to a type that the one before rounded: the digits are lost for nothing, in FP16 up to 0.05 % "
-        "of each value, and values beyond 65504 become infinite.",
-        "Take both out; nothing between them needs the smaller type.",
+        "{n} Cast{s} back from a narrower type: precision is lost without a benefit, in FP16 up to 0.05 % of each "
+        "value, and values above 65504 become infinite.",
+        "Remove both; nothing between them needs the narrower type.",
     )
     on_constants = [
         node
@@ -145,8 +142,8 @@ def _casts(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "cast-constant",
         on_constants,
-        "{n} Cast{s} of constants: the file keeps them in their old type, and is larger than what runs.",
-        "Store the constants in the type they are used in.",
+        "{n} Cast{s} of constants: the file stores them in a type that is not used at run time.",
+        "Store the constants in the type in which they are used.",
     )
 
 
@@ -169,23 +166,23 @@ def _unfused_pairs(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "dq-float-only",
         _once(float_only),
-        f"Quantised values go into {_kinds(float_only)} ({{n}}): they work in floats, so the pair is two passes over "
-        "memory, and rounding, for nothing.",
-        "Take the Q/DQ in front of them out; but on a CPU, ONNX Runtime's integer convolutions need it behind them.",
+        f"Q/DQ pairs in front of {_kinds(float_only)} ({{n}}), which compute in floating point: each is two redundant "
+        "passes over memory and a rounding.",
+        "Remove these pairs. On a CPU, keep those that ONNX Runtime's integer convolutions need on their outputs.",
     )
     yield from _finding(
         "dq-residual",
         _once(sums),
-        "{n} residual sum{s} of transformer blocks with quantised operands: a few outlier channels set the scale of "
-        "all others, which costs the most accuracy of all.",
-        "Leave residual sums in floats: take the Q/DQ of their operands out, also behind convolutions.",
+        "{n} residual sum{s} of transformer blocks with quantised operands: a few outlier channels determine the scale "
+        "of all others, which costs more accuracy than anything else.",
+        "Keep residual sums in floating point: remove the Q/DQ of their operands, also behind convolutions.",
     )
     yield from _finding(
         "dq-unfused",
         _once(others),
-        f"Quantised values go into {_kinds(others)} ({{n}}), which no integer kernel takes along: the pair stays, as "
-        "two passes over memory.",
-        "Move the Q/DQ to where Conv, MatMul, Gemm or Add read.",
+        f"Q/DQ pairs in front of {_kinds(others)} ({{n}}), which no integer kernel fuses: each is two passes over "
+        "memory.",
+        "Move the pairs to the inputs of Conv, MatMul, Gemm or Add.",
     )
 
 
@@ -198,15 +195,15 @@ def _kinds(nodes: Iterable[onnx.NodeProto]) -> str:
 
 
 def _is_residual_sum(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a sum of two activations belongs to a transformer: a MatMul, with or without bias, is under it, or a
-    LayerNormalization reads it. Sums of convolutions carry no such outliers."""
+    """Whether a sum of two activations is a transformer's: it adds the output of a MatMul, or a LayerNormalization
+    reads it. Sums of convolutions have no outlier channels."""
     if any(graph.is_constant(name) for name in node.input):
         return False
     through = (*LAYOUT, *QUANTISERS, "Cast")
     for name in node.input:
         maker = graph.maker(name, through)
         if maker is not None and maker.op_type == "Add" and any(map(graph.is_constant, maker.input)):
-            maker = next((graph.maker(each, through) for each in maker.input if not graph.is_constant(each)), None)
+            maker = next((graph.maker(term, through) for term in maker.input if not graph.is_constant(term)), None)
         if maker is not None and maker.op_type in ("MatMul", "Gemm"):
             return True
     return any(reader.op_type == "LayerNormalization" for reader in graph.readers(node.output[0], through))
@@ -220,10 +217,10 @@ def _scales(graph: Graph) -> Iterator[AuditFinding]:
     for node in graph.model.graph.node:
         if node.op_type not in QUANTISERS:
             continue
-        zero = node.input[2] if len(node.input) > 2 else ""
+        zero_point = node.input[2] if len(node.input) > 2 else ""
         integers = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
         unsigned = graph.tensors.dtypes.get(integers) == TensorProto.UINT8
-        points = graph.tensors.initializers.get(zero)
+        points = graph.tensors.initializers.get(zero_point)
         if unsigned or (points is not None and numpy_helper.to_array(points).any()):
             asymmetric.append(node)
         if not graph.is_constant(node.input[0]) or _size(graph, node.input[0]) == 1:
@@ -236,27 +233,27 @@ def _scales(graph: Graph) -> Iterator[AuditFinding]:
     yield from _finding(
         "asymmetric",
         asymmetric,
-        "{n} Q/DQ node{s} with uint8 or a zero point other than 0: this file is for CPUs. TensorRT refuses it.",
-        "Nothing for a CPU; for a GPU, mde export --int8 --target, which quantises symmetrically.",
+        "{n} Q/DQ node{s} with uint8 or a zero point other than 0: this file is for CPUs, and TensorRT rejects it.",
+        "Nothing to do for a CPU. For a GPU, mde export --int8 --target quantises symmetrically.",
     )
     yield from _finding(
         "per-tensor",
         per_tensor,
-        "{n} weight{s} with one scale for all channels: the largest channel's scale is too coarse for the others, most "
-        "of all in depthwise convolutions.",
-        "Quantise weights per channel: mde export --int8 does.",
+        "{n} weight{s} with one scale for all channels: the scale of the largest channel is too coarse for the others, "
+        "especially in depthwise convolutions.",
+        "Quantise weights per channel, as mde export --int8 does.",
     )
     yield from _finding(
         "float-weights",
         stored_float,
-        f"{{n}} weight{{s}} quantised only when the model is loaded: the file holds floats, {spare / 1e6:.2f} MB more "
-        "than their integers.",
-        "Store the integers: mde export --int8 does.",
+        f"{{n}} weight{{s}} stored in floating point and quantised when the model is loaded: {spare / 1e6:.2f} MB more "
+        "than as integers.",
+        "Store the integers, as mde export --int8 does.",
     )
 
 
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:
-    """Output channels of the layer whose weights a DequantizeLinear makes; 0 where it makes none."""
+    """Number of output channels of the layer whose weights a node dequantises; 0 if it dequantises no weights."""
     shape = graph.tensors.shape(node.output[0])
     for reader in graph.tensors.readers.get(node.output[0], ()):
         if reader.op_type in COUNTED and reader.input[1] == node.output[0]:
@@ -267,12 +264,12 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
 
 def _uncounted(graph: Graph) -> Iterator[AuditFinding]:
     foreign = [n for n in graph.nodes if n.domain not in ("", "ai.onnx") and n.op_type not in QUANTISERS]
-    own = _once([*(n for n in graph.nodes if n.op_type in NOT_COUNTED), *foreign])
+    uncounted = _once([*(n for n in graph.nodes if n.op_type in NOT_COUNTED), *foreign])
     yield from _finding(
         "not-counted",
-        own,
-        f"What {_kinds(own)} ({{n}}) multiply is not counted: the shares are those of the rest.",
-        "Audit the file before it was optimised for one runtime.",
+        uncounted,
+        f"MACs of {_kinds(uncounted)} ({{n}}) are not counted: the shares refer to the other layers.",
+        "Audit the file before it was optimised for a runtime.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A graph as an audit looks at it: what multiplies in which precision, and where attention is."""
+"""The graph that an audit inspects: precision of the layers, attention blocks and the metric head."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 HALF = ("FP16", "BF16")
 HEAD_DIMS = range(16, 257, 8)
-INT8_SEQUENCE = 512
+"""Head dimensions that TensorRT's fused attention supports."""
+MAX_INT8_SEQUENCE = 512
 """Longest sequence of fused INT8 attention."""
 
 MOVING = (*LAYOUT, "Split", "Slice", "Gather", "Expand", "Pad", "MaxPool", "Resize")
-"""Operators that take integers as they take floats, so that Q and DQ can move over them; Concat is another."""
-IN_ATTENTION = (*LAYOUT, *QUANTISERS, "Cast", "Add", "Mul", "Div", "Sub", "Where")
-"""What may lie between the products of an attention and its Softmax: scale, mask and changes of type."""
+"""Operators that work on integers as well, so that Q and DQ can move past them; Concat is another."""
+BETWEEN_PRODUCTS = (*LAYOUT, *QUANTISERS, "Cast", "Add", "Mul", "Div", "Sub", "Where")
+"""Operators between the products and the Softmax of an attention: scale, mask and type conversion."""
 SHORT_NAMES: Final = {
     "FLOAT": "FP32",
     "FLOAT16": "FP16",
@@ -34,31 +35,33 @@ SHORT_NAMES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """One product, Softmax, product."""
+    """One attention block: product, Softmax, product."""
 
     node: str
-    """Its Softmax."""
+    """Name of the Softmax."""
     precision: str
-    """Of its first product."""
+    """Precision of the first product."""
+    dtype: str
+    """Type of its tensors; several if it changes, such as `FP16, FP32`."""
     sequence: int
     head_dim: int
     unfused: str | None
-    """Why TensorRT cannot run it as one kernel; None where it can."""
+    """Why TensorRT cannot run it as one kernel; None if it can."""
 
 
 class Graph:
-    """A graph with its tensors, and the questions that several checks ask."""
+    """A graph with its tensors, and queries for the checks."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.tensors = Tensors.of(model)
         self.nodes = [n for n in model.graph.node if not all(name in self.tensors.constants for name in n.output)]
-        """All that run; the others are constants to a runtime."""
+        """Nodes that depend on the input; runtimes fold the others into constants."""
         self.products = [node for node in self.nodes if node.op_type in COUNTED]
         self.outputs = {value.name for value in model.graph.output}
 
     def type_of(self, tensor: str) -> str:
-        """Such as `FP32`; `unknown` where inference found none."""
+        """Return the type of a tensor, such as `FP32`; `unknown` if shape inference did not determine it."""
         import onnx
 
         name = onnx.TensorProto.DataType.Name(self.tensors.dtypes.get(tensor, 0))
@@ -68,13 +71,13 @@ class Graph:
         return tensor in self.tensors.constants
 
     def maker(self, tensor: str, through: Sequence[str]) -> onnx.NodeProto | None:
-        """What a tensor comes from, past operators that `through` names."""
+        """Return the node that computes a tensor, looking through the operators in `through`."""
         while (maker := self.tensors.makers.get(tensor)) is not None and maker.op_type in through:
             tensor = next((name for name in maker.input if not self.is_constant(name)), maker.input[0])
         return maker
 
     def readers(self, tensor: str, through: Sequence[str]) -> Iterator[onnx.NodeProto]:
-        """What reads a tensor, past operators that `through` names."""
+        """Yield the nodes that read a tensor, looking through the operators in `through`."""
         for reader in self.tensors.readers.get(tensor, ()):
             if reader.op_type in through:
                 for output in reader.output:
@@ -83,7 +86,7 @@ class Graph:
                 yield reader
 
     def quantised(self, tensor: str) -> str | None:
-        """The integers' type, such as `INT8`, of what comes through DequantizeLinear."""
+        """Return the integer type of a dequantised tensor, such as `INT8`; None if it is not dequantised."""
         maker = self.maker(tensor, MOVING)
         if maker is not None and maker.op_type == "Concat":
             types = {self.quantised(name) for name in maker.input}
@@ -91,13 +94,12 @@ class Graph:
         return None if maker is None or maker.op_type != "DequantizeLinear" else self.type_of(maker.input[0])
 
     def arithmetic(self, node: onnx.NodeProto) -> str:
-        """What a product multiplies in."""
+        """Return the precision in which a layer or product multiplies."""
         sides = {self.quantised(name) for name in node.input[:2]}
         return (len(sides) == 1 and sides.pop()) or self.type_of(node.input[0])
 
     def is_decomposed_norm(self, node: onnx.NodeProto) -> bool:
-        """Whether a square root is the deviation of a LayerNormalization in pieces: the mean of squares under it, a
-        division over it."""
+        """Whether a node is the Sqrt of a decomposed LayerNormalization: it reads a mean of squares, a Div reads it."""
         if node.op_type != "Sqrt":
             return False
         mean = self.maker(node.input[0], ("Add", "Cast"))
@@ -110,7 +112,7 @@ class Graph:
         return squared and any(r.op_type in ("Div", "Reciprocal") for r in self.readers(node.output[0], ("Cast",)))
 
     def head(self) -> list[onnx.NodeProto]:
-        """The metric head: the nodes of that name, and the last operator that works on the values of an output."""
+        """Return the nodes of the metric head: those with its prefix, and a Softplus or Exp that makes an output."""
         nodes = [node for node in self.nodes if node.name.startswith(HEAD_PREFIX)]
         for output in self.outputs:
             last = self.maker(output, (*LAYOUT, "Cast", *QUANTISERS))
@@ -122,24 +124,25 @@ class Graph:
         return self.arithmetic(node) if node.op_type in COUNTED else self.type_of(node.output[0])
 
     def parts(self) -> dict[str, Counter[str]]:
+        """Count the nodes that are sensitive to precision, by kind and precision."""
         parts = {
             kind: Counter(self.type_of(node.input[0]) for node in self.nodes if node.op_type == kind)
             for kind in ("LayerNormalization", "Softmax")
         }
         norms = Counter(self.type_of(node.input[0]) for node in self.nodes if self.is_decomposed_norm(node))
         parts["LayerNormalization in pieces"] = norms
-        # A comparison gives booleans: no precision of the head's.
-        head = (self.head_type(node) for node in self.head())
-        parts["metric head"] = Counter(each for each in head if each not in ("BOOL", "unknown"))
+        head = map(self.head_type, self.head())
+        # Comparisons in the head return booleans, which are not a precision.
+        parts["metric head"] = Counter(precision for precision in head if precision not in ("BOOL", "unknown"))
         return parts
 
     def casts(self) -> list[onnx.NodeProto]:
-        """Those that run and change a type."""
+        """Return the Cast nodes that run and change the type."""
         casts = (node for node in self.nodes if node.op_type == "Cast")
         return [node for node in casts if self.type_of(node.input[0]) != self.type_of(node.output[0])]
 
     def attention(self) -> Iterator[Attention]:
-        """Every product, Softmax, product."""
+        """Yield the attention blocks."""
         for node in self.nodes:
             if node.op_type != "Softmax":
                 continue
@@ -148,44 +151,42 @@ class Graph:
             values = next((reader for reader in after if reader.op_type == "MatMul"), None)
             if scores is None or values is None:
                 continue
+            types = dict.fromkeys(map(self.type_of, (scores.output[0], node.input[0], values.output[0])))
+            sequence, dtype = max(self.tensors.shape(node.input[0])[-2:]), ", ".join(types)
             yield Attention(
                 node=name_of(node),
                 precision=self.arithmetic(scores),
-                sequence=max(self.tensors.shape(node.input[0])[-2:]),
+                dtype=dtype,
+                sequence=sequence,
                 head_dim=self.tensors.shape(scores.input[0])[-1],
-                unfused=self._why_unfused(scores, node, values),
+                unfused=self._why_unfused(scores, values, dtype, sequence),
             )
 
     def _product_behind(self, tensor: str) -> onnx.NodeProto | None:
         maker = self.tensors.makers.get(tensor)
         if maker is None or maker.op_type == "MatMul":
             return maker
-        if maker.op_type not in IN_ATTENTION:
+        if maker.op_type not in BETWEEN_PRODUCTS:
             return None
         behind = (self._product_behind(name) for name in maker.input if name and not self.is_constant(name))
         return next((product for product in behind if product is not None), None)
 
-    def _why_unfused(self, scores: onnx.NodeProto, softmax: onnx.NodeProto, values: onnx.NodeProto) -> str | None:
-        """What TensorRT's fused attention asks for: a GPU of compute capability 7.5 or more, FP16 or BF16 throughout,
-        and heads of 16 to 256 numbers, divisible by 8; in INT8, sequences of at most 512.
-
-        Source: NVIDIA TensorRT documentation, "Fused Attention" (docs.nvidia.com/deeplearning/tensorrt, Working with
-        Transformers), and its issue 3243 on GitHub, by which both products need Q/DQ.
-        """
+    def _why_unfused(self, scores: onnx.NodeProto, values: onnx.NodeProto, dtype: str, sequence: int) -> str | None:
+        # Requirements of TensorRT's fused attention (docs.nvidia.com/deeplearning/tensorrt, Working with Transformers):
+        # FP16 or BF16 throughout, head dimensions of 16 to 256 divisible by 8, and in INT8 sequences of at most 512.
+        # Both products need Q/DQ or neither (TensorRT issue 3243 on GitHub).
         first, second = self.arithmetic(scores), self.arithmetic(values)
-        types = tuple(dict.fromkeys(map(self.type_of, (scores.output[0], softmax.input[0], values.output[0]))))
         dims = {self.tensors.shape(scores.input[0])[-1], self.tensors.shape(values.output[0])[-1]}
-        sequence = max(self.tensors.shape(softmax.input[0])[-2:])
         if first != second:
-            return f"one product is {first}, the other {second}"
-        if len(types) > 1:
-            return f"it changes type on its way ({', '.join(types)})"
-        if types[0] not in HALF:
-            return f"it is {types[0]}, not FP16 or BF16"
+            return f"one product is {first}, the other is {second}"
+        if "," in dtype:
+            return f"its type changes ({dtype})"
+        if dtype not in HALF:
+            return f"it is {dtype}, not FP16 or BF16"
         if not dims <= set(HEAD_DIMS):
-            return f"heads of {max(dims - set(HEAD_DIMS))} are not of 16 to 256 numbers, divisible by 8"
-        if first == "INT8" and sequence > INT8_SEQUENCE:
-            return f"in INT8 a sequence of {sequence} is longer than {INT8_SEQUENCE}"
+            return f"its head dimension {max(dims - set(HEAD_DIMS))} is not a multiple of 8 from 16 to 256"
+        if first == "INT8" and sequence > MAX_INT8_SEQUENCE:
+            return f"its sequence of {sequence} is longer than {MAX_INT8_SEQUENCE}, the maximum in INT8"
         return None
 
 

@@ -37,7 +37,6 @@ class NodeCost:
 
     name: str
     """Name of the node, or of its first output if it has none."""
-    op_type: str
     macs: int
     """0 for operators not in `COUNTED`."""
     weight_bytes: int
@@ -103,9 +102,9 @@ class Tensors:
         if name not in self.shapes:
             raise InputError(
                 f"The shape of '{name}' is not fixed.",
-                "Work and bytes are counted for one size; this model takes several, or has operators of its own.",
-                "Fix its sizes first: python -m onnxruntime.tools.make_dynamic_shape_fixed --help; files of mde export "
-                "need none of it, if their manifest is beside them.",
+                "Cost is counted at fixed shapes; this model has dynamic shapes, or custom operators.",
+                "Fix the shapes: python -m onnxruntime.tools.make_dynamic_shape_fixed --help. Files from mde export do "
+                "not need this if their manifest is beside them.",
             )
         return self.shapes[name]
 
@@ -170,7 +169,6 @@ def node_cost(node: onnx.NodeProto, tensors: Tensors) -> NodeCost:
     written = () if free else tuple(filter(None, node.output))
     return NodeCost(
         name=node.name or node.output[0],
-        op_type=node.op_type,
         macs=_macs(node, tensors),
         weight_bytes=sum(map(tensors.bytes, weights)),
         activation_bytes=sum(map(tensors.bytes, (*read, *written))),

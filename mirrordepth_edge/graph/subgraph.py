@@ -42,15 +42,12 @@ def downstream(model: onnx.ModelProto, nodes: Iterable[str]) -> onnx.ModelProto:
 
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """Return a copy of a model with additional outputs, after its own."""
+    """Return a copy of a model with additional outputs, after its own; the model's inputs are left out."""
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    tensors, has = Tensors.of(model), {value.name for value in model.graph.output}
-    result.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, tensors.dtypes[name], tensors.shape(name))
-        for name in names
-        if name not in has
-    )
+    existing = {value.name for value in (*model.graph.input, *model.graph.output)}
+    # Without types and shapes, which ONNX Runtime infers.
+    result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in existing)
     return result

@@ -60,11 +60,6 @@ class PowerMode:
     name: str
     """Such as "25W" or "MAXN_SUPER"."""
 
-    @property
-    def is_maxn(self) -> bool:
-        """Whether the mode has no power limit."""
-        return is_maxn(self.name)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
@@ -125,11 +120,17 @@ def fastest(modes: Sequence[PowerMode]) -> PowerMode | None:
 
     Numbers do not tell: mode 0 is MAXN_SUPER on an Orin NX and 15W on an Orin Nano.
     """
-    maxn = [mode for mode in modes if mode.is_maxn]
+    maxn = [mode for mode in modes if is_maxn(mode.name)]
     if maxn:
         return max(maxn, key=lambda mode: len(mode.name))
     watts = {mode: int(match[1]) for mode in modes if (match := re.search(r"(\d+)W", mode.name))}
     return max(watts, key=lambda mode: watts[mode], default=None)
+
+
+def fix_clocks_command(root: Path = ROOT) -> str:
+    """The shell command that selects this Jetson's fastest power mode, if it is known, and locks all clocks."""
+    mode = fastest(read_power_modes(root))
+    return (f"sudo nvpmodel -m {mode.number} && " if mode else "") + "sudo jetson_clocks"
 
 
 def run_command(command: Sequence[str]) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
@@ -17,7 +19,7 @@ from mirrordepth_edge.machine.jetson import RunCommand, read_power_mode, run_com
 from mirrordepth_edge.machine.sensors.jetson import gpu_sensors, rail_sensors
 from mirrordepth_edge.machine.sensors.linux import cpu_sensors, memory_sensors, temperature_sensors
 from mirrordepth_edge.machine.sensors.nvml import load_nvml, nvml_sensors
-from mirrordepth_edge.machine.sensors.sensor import Key, Sensor, mean
+from mirrordepth_edge.machine.sensors.sensor import Key, Sensor
 from mirrordepth_edge.machine.system import read_governor
 from mirrordepth_edge.machine.telemetry import SensorReading, SensorValue, Telemetry
 from mirrordepth_edge.machine.text_files import ROOT
@@ -170,14 +172,9 @@ class TelemetrySampler:
                     return
                 self._stop.wait(self._interval_s)
         finally:
-            self._close_nvml()
-
-    def _close_nvml(self) -> None:
-        if self._nvml is not None:
-            try:
-                self._nvml.nvmlShutdown()
-            except Exception:  # nothing depends on NVML any more
-                self._nvml = None
+            if self._nvml is not None:
+                with suppress(Exception):  # nothing depends on NVML any more
+                    self._nvml.nvmlShutdown()
 
 
 def summarise(samples: Sequence[float], unit: str) -> SensorReading:
@@ -185,7 +182,7 @@ def summarise(samples: Sequence[float], unit: str) -> SensorReading:
     # Counts in ticks put single shares slightly outside 0 to 100. Limiting each would raise their mean, so only the
     # result is limited.
     low, high = (0.0, 100.0) if unit == "%" else (float("-inf"), float("inf"))
-    average, least, most = (min(max(value, low), high) for value in (mean(samples), min(samples), max(samples)))
+    average, least, most = (min(max(value, low), high) for value in (fmean(samples), min(samples), max(samples)))
     return SensorReading(mean=average, least=least, most=most, unit=unit, samples=len(samples))
 
 

@@ -177,7 +177,11 @@ class CalibrationSet:
         wanted = [frame for position, frame in enumerate(self.recipe.frames) if position in positions]
         if self.recipe.source_sha256 is None:
             for frame in wanted:
-                yield self._read_image(frame)
+                assert frame.file is not None
+                assert frame.sha256 is not None
+                path = self.source / frame.file
+                self._check(path, frame.sha256)
+                yield read_picture(path)
             return
         self._check(self.source, self.recipe.source_sha256)
         numbers = {frame.number for frame in wanted if frame.number is not None}
@@ -187,13 +191,6 @@ class CalibrationSet:
             yield image
         if read != len(wanted):
             raise self._unusable(self.source, f"Only {read} of its {len(wanted)} frames can be read here.")
-
-    def _read_image(self, frame: ChosenFrame) -> Frame:
-        assert frame.file is not None
-        assert frame.sha256 is not None
-        path = self.source / frame.file
-        self._check(path, frame.sha256)
-        return read_picture(path)
 
     def _check(self, path: Path, sha256: str) -> None:
         if not path.is_file():

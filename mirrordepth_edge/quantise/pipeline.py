@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.artefact import Artefact, copy_reference
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.config import QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
@@ -41,7 +41,6 @@ from mirrordepth_edge.quantise.qdq import (
 )
 from mirrordepth_edge.quantise.qdq import quantise as quantise_nodes
 from mirrordepth_edge.quantise.sensitivity import measure_sensitivity
-from mirrordepth_edge.reference import copy_reference
 from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
@@ -72,8 +71,6 @@ class Fitted:
     nodes: tuple[str, ...]
     fp_fallback: tuple[str, ...]
     accuracy: Accuracy
-    trail: tuple[tuple[int, Accuracy], ...]
-    """Every attempt: the number of groups kept in floating point, and the resulting accuracy."""
 
 
 @dataclass(kw_only=True)
@@ -205,7 +202,8 @@ class Int8Quantizer:
         """Compares candidates with the FP32 file on the labelled or held-out frames."""
         shared = self.statistics.frames == self.calibration.count
         held_out = "the same frames as for calibration: too few to hold some out" if shared else "held out"
-        samples = [_unlabelled(number, frame) for number, frame in enumerate(self.held_out)]
+        no_depth = np.zeros(self.at_opt.preprocess.size_hw, np.float32)
+        samples = [Sample(str(number), frame, no_depth) for number, frame in enumerate(self.held_out)]
         frames = self.labelled or GateFrames(
             samples=InMemory(samples=samples),
             protocol=None,
@@ -241,7 +239,7 @@ class Int8Quantizer:
         """
         trail = [(0, self.accuracy(self.nodes))]
         if trail[0][1].holds or self.config.force:
-            return Fitted(nodes=self.nodes, fp_fallback=(), accuracy=trail[0][1], trail=tuple(trail))
+            return Fitted(nodes=self.nodes, fp_fallback=(), accuracy=trail[0][1])
         order = [*self.sensitivity]
         failing, upper = 0, len(order)
         best: Accuracy | None = None
@@ -256,7 +254,7 @@ class Int8Quantizer:
         if best is None:
             raise self._gate_error(trail)
         fallback = tuple(order[:upper])
-        return Fitted(nodes=self.without(fallback), fp_fallback=fallback, accuracy=best, trail=tuple(trail))
+        return Fitted(nodes=self.without(fallback), fp_fallback=fallback, accuracy=best)
 
     def _gate_error(self, trail: Sequence[tuple[int, Accuracy]]) -> GateError:
         attempts = "; ".join(f"{count}: {accuracy.loss:+.2%}" for count, accuracy in trail)
@@ -328,8 +326,3 @@ class Int8Quantizer:
         write_artefact(output, candidate.read_bytes(), manifest)
         copy_reference(self.fp32.path, output)
         return manifest
-
-
-def _unlabelled(number: int, frame: Frame) -> Sample:
-    """A sample without measured depth."""
-    return Sample(f"{number}", frame, np.zeros(frame.shape[:2], np.float32))

@@ -103,7 +103,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
-def placement(model: onnx.ModelProto, nodes: Sequence[str], scheme: QuantisationScheme) -> Placement:
+def placement(model: onnx.ModelProto, nodes: Collection[str], scheme: QuantisationScheme) -> Placement:
     """Decide where to insert Q/DQ pairs so that `nodes` run in INT8.
 
     For GPUs, pairs are inserted in front of each layer. A sum whose other operand comes from a quantised convolution
@@ -115,8 +115,7 @@ def placement(model: onnx.ModelProto, nodes: Sequence[str], scheme: Quantisation
     they read the rounded output of the convolution before them, because excluding them would make the whole shipped
     network about 10 % slower for the sake of its head.
     """
-    selected = set(nodes)
-    chosen = [node for node in model.graph.node if node.name in selected]
+    chosen = [node for node in model.graph.node if node.name in nodes]
     inputs = tuple(dict.fromkeys(node.input[0] for node in chosen))
     sums = _transformer_sums(model)
     if scheme == "cpu":
@@ -187,11 +186,10 @@ def quantise(
 ) -> onnx.ModelProto:
     """Insert Q/DQ pairs so that `nodes` run in INT8.
 
-    Layers that are quantised already do not change. A second pass cannot add layers, because layers share Q/DQ pairs
-    and these are placed for all of them at once.
+    Layers share Q/DQ pairs, so they are placed for all layers at once.
 
     Args:
-        model: FP32, or FP16 from `to_fp16`; it is not changed.
+        model: FP32, or FP16 from `to_fp16`, without Q/DQ and with an opset of at least `MIN_OPSET`; it is not changed.
         nodes: names of nodes with constant weights, such as `quantisable(model)`.
         ranges: of the activations that `calibrated_tensors` returns for the FP32 model. An FP16 model differs from it
             only by casts.
@@ -199,21 +197,14 @@ def quantise(
             in ONNX Runtime's x86 kernels.
 
     Raises:
-        InputError: the opset is too old, an activation has no range, or only some of `nodes` are quantised already.
+        InputError: an activation has no range.
     """
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    inserter = _QdqInserter(result, ranges, scheme)
-    missing = [name for name in nodes if not inserter.is_done(name)]
-    if missing and is_quantised(model):
-        raise InputError(
-            f"{missing[0]} cannot be quantised: other layers of this model are quantised already.",
-            "Layers share Q/DQ pairs, which are placed for all layers at once.",
-            "Quantise all layers in one pass, starting from the model without Q/DQ: mde export --int8",
-        )
-    inserter.run(set(nodes), placement(result, missing, scheme))
+    chosen = set(nodes) & weight_nodes(result).keys()
+    _QdqInserter(result, ranges, scheme).run(chosen, placement(result, chosen, scheme))
     onnx.checker.check_model(result)
     return result
 
@@ -226,27 +217,19 @@ class _QdqInserter:
         self.graph = model.graph
         self.constants = {initializer.name: initializer for initializer in self.graph.initializer}
         self.producers = {name: node for node in self.graph.node for name in node.output}
-        self.by_name = {node.name: node for node in self.graph.node}
         self.dequantised: dict[str, str] = {}
         """Names of dequantised tensors, by the original tensor."""
         self.scales: dict[str, npt.NDArray[Any]] = {}
         """Scales by the dequantised tensor."""
         self.nodes: list[onnx.NodeProto] = []
-        self.opset = opset_of(model)
-
-    def is_done(self, name: str) -> bool:
-        """Whether a node does not exist or reads dequantised weights already."""
-        node = self.by_name.get(name)
-        return node is None or node.input[1] not in self.constants
 
     def run(self, chosen: set[str], places: Placement) -> None:
         """Insert the pairs and replace the graph's nodes and initializers."""
         residuals, outputs, inputs = set(places.residuals), set(places.outputs), set(places.inputs)
         replaced: dict[str, str] = {}
         for node in [*self.graph.node]:
-            is_chosen = node.name in chosen and not self.is_done(node.name)
             self._rename_inputs(node, replaced)
-            if is_chosen:
+            if node.name in chosen:
                 self._quantise_node(node, inputs)
             elif node.name in residuals:
                 self._rename_inputs(node, self.dequantised)
@@ -261,26 +244,16 @@ class _QdqInserter:
             node.input[index] = names.get(name, name)
 
     def _quantise_node(self, node: onnx.NodeProto, inputs: set[str]) -> None:
-        dtype = self._dtype(node)
+        import onnx
+
         if node.input[0] in inputs:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(self.constants[node.input[1]].data_type)
             node.input[0] = self._activation(node.input[0], dtype)
         node.input[1] = self._weight(node)
         if self.scheme == "cpu" and node.op_type == "Conv" and len(node.input) > 2:
             node.input[2] = self._bias(node)
 
-    def _dtype(self, node: onnx.NodeProto) -> str:
-        import onnx
-
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(self.constants[node.input[1]].data_type))
-        if self.opset < MIN_OPSET[dtype]:
-            raise InputError(
-                f"INT8 needs ONNX opset {MIN_OPSET[dtype]} or later; this model has opset {self.opset}.",
-                f"Older Q/DQ has no {'FP16' if dtype == 'float16' else 'per-channel'} scales.",
-                "Export it again with this version's mde export.",
-            )
-        return dtype
-
-    def _activation(self, name: str, dtype: str) -> str:
+    def _activation(self, name: str, dtype: npt.DTypeLike) -> str:
         """Insert a Q/DQ pair behind an activation and return the dequantised tensor."""
         if name in self.dequantised:
             return self.dequantised[name]
@@ -293,9 +266,7 @@ class _QdqInserter:
         scale = rounded_up(np.array(step if step > 0 else 1), dtype)
         ends = self._constant(f"{name}_scale", scale), self._constant(f"{name}_zero", zero)
         self._add("QuantizeLinear", [name, *ends], f"{name}_q", f"{name}/Q")
-        self.dequantised[name] = self._add("DequantizeLinear", [f"{name}_q", *ends], f"{name}_dq", f"{name}/DQ")
-        self.scales[self.dequantised[name]] = scale
-        return self.dequantised[name]
+        return self._dequantise(name, [f"{name}_q", *ends], scale)
 
     def _range(self, name: str) -> tuple[float, float]:
         # Ranges have the names of the FP32 model; an FP16 model has casts in between.
@@ -327,9 +298,7 @@ class _QdqInserter:
             self._constant(f"{name}_scale", scale),
             self._constant(f"{name}_zero", np.zeros(len(scale), np.int8)),
         ]
-        self.dequantised[name] = self._add("DequantizeLinear", ends, f"{name}_dq", f"{name}/DQ", axis=axis)
-        self.scales[self.dequantised[name]] = scale
-        return self.dequantised[name]
+        return self._dequantise(name, ends, scale, axis=axis)
 
     def _bias(self, node: onnx.NodeProto) -> str:
         """Store a convolution's bias as int32 with the accumulator's scale and return the dequantised tensor.
@@ -347,7 +316,12 @@ class _QdqInserter:
             return str(node.input[2])
         name = f"{node.name}/bias"
         ends = [self._constant(f"{name}_q", integers.astype(np.int32)), self._constant(f"{name}_scale", scale)]
-        return self._add("DequantizeLinear", ends, f"{name}_dq", f"{name}/DQ", axis=0)
+        return self._dequantise(name, ends, scale, axis=0)
+
+    def _dequantise(self, name: str, inputs: list[str], scale: npt.NDArray[Any], **attributes: Any) -> str:
+        output = self._add("DequantizeLinear", inputs, f"{name}_dq", f"{name}/DQ", **attributes)
+        self.dequantised[name], self.scales[output] = output, scale
+        return output
 
     def _constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
         import onnx

@@ -6,6 +6,7 @@ statistics are kept of each candidate, so any number of them fits in memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class TowerFeatures:
 
 def _extract_tower(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Return the subgraph that computes the output of the last node of the tower."""
-    from onnx import ModelProto, ValueInfoProto
+    import onnx
 
     tower = [node for node in model.graph.node if node.name.startswith(TOWER)]
     if not tower:
@@ -111,21 +112,9 @@ def _extract_tower(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             f"None of its node names begins with {TOWER}; it was made or changed by another tool.",
             "Pass a file from mde export, or --model nano.",
         )
-    needed = {tower[-1].output[0]}
-    nodes = []
-    for node in reversed(model.graph.node):  # nodes are sorted topologically
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    subgraph = ModelProto()
-    subgraph.CopyFrom(model)
-    graph = subgraph.graph
-    for entries in (graph.node, graph.output, graph.initializer, graph.value_info):
-        del entries[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in needed)
-    graph.output.append(ValueInfoProto(name=tower[-1].output[0]))  # ONNX Runtime infers type and shape
-    return subgraph
+    # The extractor needs the type of the output, which files need not state for intermediate tensors.
+    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
+    return extractor.extract_model([model.graph.input[0].name], [tower[-1].output[0]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +147,13 @@ class Chooser:
     def __init__(self, features: TowerFeatures) -> None:
         self.features = features
         self._candidates: dict[Key, _Candidate] = {}
-        self._unreadable = self._uniform = self._noise = 0
+        self._dropped: Counter[str] = Counter()
+        """Rejected candidates by reason, a field of `Dropped`."""
 
     @property
     def seen(self) -> int:
         """Number of candidates so far."""
-        return len(self._candidates) + self._unreadable + self._uniform + self._noise
+        return len(self._candidates) + self._dropped.total()
 
     def look(self, key: Key, frame: Frame | None) -> None:
         """Examine one candidate. The frame's array may be reused afterwards.
@@ -173,16 +163,16 @@ class Chooser:
             frame: uint8 RGB `[H, W, 3]`; None if it could not be read.
         """
         if frame is None:
-            self._unreadable += 1
+            self._dropped["unreadable"] += 1
             return
         prepared = self.features.prepare(frame)
         grey = brightness(self.features.image)
         deviation = float(grey.std())
         correlation = neighbour_correlation(brightness(frame))
         if deviation < MIN_DEVIATION:
-            self._uniform += 1
+            self._dropped["uniform"] += 1
         elif correlation < MIN_CORRELATION:
-            self._noise += 1
+            self._dropped["noise"] += 1
         else:
             feature = self.features.of(prepared)
             self._candidates[key] = _Candidate(correlation=correlation, sharpness=sharpness(grey), feature=feature)
@@ -205,13 +195,8 @@ class Chooser:
         median = float(np.median([candidate.sharpness for candidate in candidates])) if candidates else 0.0
         sharp = [index for index, candidate in enumerate(candidates) if candidate.sharpness >= MIN_SHARPNESS * median]
         distinct = [sharp[index] for index in distinct_rows([candidates[index].feature for index in sharp])]
-        dropped = Dropped(
-            unreadable=self._unreadable,
-            uniform=self._uniform,
-            noise=self._noise,
-            blurred=len(candidates) - len(sharp),
-            duplicate=len(sharp) - len(distinct),
-        )
+        blurred, duplicate = len(candidates) - len(sharp), len(sharp) - len(distinct)
+        dropped = Dropped(**self._dropped, blurred=blurred, duplicate=duplicate)
         if not distinct:
             raise InputError(
                 f"No frame of {source} can be used for calibration.",

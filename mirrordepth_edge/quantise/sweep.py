@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from mirrordepth_edge import __version__
-from mirrordepth_edge.config import QuantiseConfig, Strict
+from mirrordepth_edge.config import QuantisationScheme, Strict
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.graph.cost import node_costs
 from mirrordepth_edge.manifest import Accuracy
@@ -26,6 +26,10 @@ from mirrordepth_edge.support.cache import digest, read_checked, write_checked
 from mirrordepth_edge.support.schema import read_strict
 
 MAX_POINTS: Final = 11
+SCHEME_WORDS: Final[dict[QuantisationScheme, str]] = {
+    "gpu": "symmetric int8, the rest FP16",
+    "cpu": "asymmetric uint8, the rest FP32",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ def sweep(quantizer: Int8Quantizer, cost: Cost, path: Path) -> SweepResult:
         quantizer: makes the candidates of one file.
         path: JSON file that stores the measurements.
     """
-    store = _Store(path, quantizer, cost)
+    store, config = _Store(path, quantizer, cost), quantizer.config
     sensitivity = quantizer.measure_sensitivity(store.sensitivity, store.add_sensitivity)
-    macs = _macs(quantizer)
+    of_node = {cost.name: cost.macs for cost in node_costs(quantizer.model)}
+    macs = {group: sum(of_node[node] for node in nodes) for group, nodes in quantizer.groups.items()}
     order = sorted(sensitivity, key=lambda group: -sensitivity[group] / max(macs[group], 1))
     fallbacks = [order[:count] for count in point_counts(len(order))]
     measurements = [store.measure(quantizer, cost, fallback) for fallback in fallbacks]
@@ -71,7 +76,7 @@ def sweep(quantizer: Int8Quantizer, cost: Cost, path: Path) -> SweepResult:
         model=quantizer.manifest.model.preset,
         onnx_sha256=quantizer.fp32.sha256,
         calibration=f"{quantizer.calibration.name}, {quantizer.statistics.frames} frames",
-        method=_method_in_words(quantizer.config),
+        method=f"ranges by {config.method}; {SCHEME_WORDS[config.scheme]}",
         frames=measurements[0].accuracy.frames,
         labelled=quantizer.labelled is not None,
         data=measurements[0].accuracy.data,
@@ -84,11 +89,6 @@ def sweep(quantizer: Int8Quantizer, cost: Cost, path: Path) -> SweepResult:
         points=tuple(points),
         seconds=store.seconds(),
     )
-
-
-def _method_in_words(config: QuantiseConfig) -> str:
-    kind = "symmetric int8, the rest FP16" if config.scheme == "gpu" else "asymmetric uint8, the rest FP32"
-    return f"ranges by {config.method}; {kind}"
 
 
 def pick_point(quantizer: Int8Quantizer, cost: Cost, path: Path, result: SweepResult, number: int) -> Fitted:
@@ -105,19 +105,13 @@ def pick_point(quantizer: Int8Quantizer, cost: Cost, path: Path, result: SweepRe
     fallback = tuple(group.group for group in result.groups if group.group not in point.int8_groups)
     accuracy = _Store(path, quantizer, cost).measure(quantizer, cost, fallback).accuracy
     accuracy = replace(accuracy, limit=quantizer.config.max_loss)
-    return Fitted(nodes=quantizer.without(fallback), fp_fallback=fallback, accuracy=accuracy, trail=())
+    return Fitted(nodes=quantizer.without(fallback), fp_fallback=fallback, accuracy=accuracy)
 
 
 def point_counts(groups: int) -> tuple[int, ...]:
     """Return the number of groups in floating point at each point: 0, 1, then at growing distances up to all."""
     counts = {round(groups * (step / (MAX_POINTS - 1)) ** 2) for step in range(MAX_POINTS)}
     return tuple(sorted(counts | {0, 1, groups}))
-
-
-def _macs(quantizer: Int8Quantizer) -> dict[str, int]:
-    """MACs of each group."""
-    of_node = {cost.name: cost.macs for cost in node_costs(quantizer.model)}
-    return {group: sum(of_node[node] for node in nodes) for group, nodes in quantizer.groups.items()}
 
 
 def _point(
@@ -180,7 +174,7 @@ class _Store:
         return self.points[name]
 
     def _write(self) -> None:
-        points = {name: asdict(each) for name, each in self.points.items()}
+        points = {name: asdict(point) for name, point in self.points.items()}
         stored = {"key": self.key, "seconds": self.seconds(), "sensitivity": self.sensitivity, "points": points}
         write_checked(self.path, json.dumps(stored).encode())
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mirrordepth_edge.config import Strict
-from mirrordepth_edge.support.files import read_json, write_json
-from mirrordepth_edge.support.schema import read_strict, upgraded
 
 SWEEP_VERSION: Literal[2] = 2
-RENAMED_IN_2 = {"multiply_adds": "macs", "damage": "sensitivity"}
-"""Keys that schema version 2 renamed, old to new."""
-SWEEP_AGAIN = "Sweep again with this version."
+"""Version 2 renamed the keys `multiply_adds` to `macs` and `damage` to `sensitivity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +98,3 @@ def pareto(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
 def _inaccuracy(point: SweepPoint) -> tuple[float, bool]:
     """Sort key, smaller is better: the loss, and whether depth differs from FP32's at all."""
     return max(point.loss, 0.0), point.worst > 0
-
-
-def save_sweep(path: Path, result: SweepResult) -> None:
-    """Write a sweep as JSON."""
-    write_json(path, asdict(result))
-
-
-def load_sweep(path: Path) -> SweepResult:
-    """Read what `save_sweep` wrote.
-
-    Raises:
-        InputError: the file does not exist, is not JSON, or a field is missing, unknown or of the wrong type.
-    """
-    data = upgraded(read_json(path, "sweep", SWEEP_AGAIN), RENAMED_IN_2, range(1, 2), SWEEP_VERSION)
-    return read_strict(SweepResult, data, str(path), SWEEP_AGAIN)

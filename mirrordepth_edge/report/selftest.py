@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mirrordepth_edge.bench.selftest_result import (
-    ROW_HEADER,
-    STEPS,
-    Device,
-    Figure,
-    SelfTest,
-    Step,
-    StepName,
-    SubjectResult,
-)
+from mirrordepth_edge.bench.selftest_result import STEPS, Device, Figure, SelfTest, Step, StepName, SubjectResult
 from mirrordepth_edge.report.html import render_page
 from mirrordepth_edge.report.tables import Table
 
@@ -27,26 +17,7 @@ KEY_FIGURES: dict[StepName, tuple[str, str]] = {
 }
 """The figure shown for a step, and its label."""
 NOTHING = "–"
-NO_REASON = "No reason was reported."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The headline of a subject."""
-
-    figure: str
-    what: str
-    where: str
-    more: str
-    colour: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A step in the table of outcomes."""
-
-    outcome: str
-    figure: str
+ROW_HEADER = ("device", "software", "model", "passed", "p50 (ms)", "age p50 (ms)", "tested with")
 
 
 def selftest_page(result: SelfTest, *, command: str = "") -> str:
@@ -63,9 +34,14 @@ def selftest_page(result: SelfTest, *, command: str = "") -> str:
         heads=[_head(tested) for tested in result.tested if tested.backend is not None],
         steps=STEPS,
         outcomes=[(str(tested.subject), [_cell(tested.step(name)) for name in STEPS]) for tested in result.tested],
-        failures=list(_failures(result)),
+        failures=[
+            (f"{tested.subject}, {step.name}", step.reason)
+            for tested in result.tested
+            for step in tested.steps
+            if step.outcome == "failed"
+        ],
         skips=_skips(result),
-        rows=Table(header=ROW_HEADER, rows=tuple(result.rows())),
+        rows=Table(header=ROW_HEADER, rows=tuple(support_rows(result))),
         numbers=[place for place, heading in enumerate(ROW_HEADER) if heading.endswith("(ms)")],
         notes=_notes(result),
         machine=list(_machine(result.device)),
@@ -85,38 +61,53 @@ def verdict(result: SelfTest) -> str:
     return f"All passed: {', '.join(passed)}."
 
 
-def _head(tested: SubjectResult) -> Head:
+def support_rows(result: SelfTest) -> list[tuple[str, ...]]:
+    """Rows of the support matrix under `ROW_HEADER`, one for each subject that ran."""
+    return [
+        (
+            result.device.name,
+            result.device.software,
+            f"{tested.subject} in {tested.backend or 'nothing'}",
+            ", ".join(
+                step.name if step.outcome == "passed" else f"{step.name} failed"
+                for step in tested.steps
+                if step.outcome != "skipped"
+            ),
+            _ms(tested.figure("bench", "p50")),
+            _ms(tested.figure("stream", "age p50")),
+            f"{result.mirrordepth_edge}, {result.made}",
+        )
+        for tested in result.tested
+        if tested.outcome != "skipped"
+    ]
+
+
+def _head(tested: SubjectResult) -> dict[str, str]:
+    """The headline of a subject."""
     p50, p99 = (tested.figure("bench", name) for name in ("p50", "p99"))
     age = tested.figure("stream", "age p50")
     more = [f"p99 {_number(p99)} ms"] if p99 is not None else []
     more += [f"depth is {_number(age)} ms old with a 30 fps camera"] if age is not None else []
-    return Head(
-        figure="failed" if tested.outcome == "failed" else f"{_number(p50)} ms" if p50 is not None else "not timed",
-        what=str(tested.subject),
-        where=f"{tested.backend} {tested.backend_version} on {tested.device}",
-        more="; ".join(more),
-        colour=1 if tested.outcome == "failed" else 0,
-    )
+    latency = "not timed" if p50 is None else f"{_number(p50)} ms"
+    return {
+        "outcome": tested.outcome,
+        "figure": "failed" if tested.outcome == "failed" else latency,
+        "what": str(tested.subject),
+        "where": f"{tested.backend} {tested.backend_version} on {tested.device}",
+        "more": "; ".join(more),
+    }
 
 
-def _cell(step: Step | None) -> Cell:
+def _cell(step: Step | None) -> tuple[str, str]:
+    """Outcome and key figure of a step."""
     if step is None or step.outcome == "skipped":
-        return Cell(outcome=NOTHING, figure="")
-    if step.outcome == "failed":
-        return Cell(outcome="failed", figure="")
-    if step.name == "verify":  # one figure for each reference, named after it
+        return NOTHING, ""
+    if step.outcome == "passed" and step.name == "verify":  # one figure for each reference, named after it
         means = [figure.value for name, figure in step.figures.items() if name.startswith("mean relative")]
-        return Cell(outcome="passed", figure=f"mean {max(means):.1e}" if means else "")
-    name, word = KEY_FIGURES[step.name]
-    figure = step.figures.get(name)
-    return Cell(outcome="passed", figure="" if figure is None else f"{word} {_with_unit(figure)}")
-
-
-def _failures(result: SelfTest) -> Iterator[tuple[str, str]]:
-    for tested in result.tested:
-        for step in tested.steps:
-            if step.outcome == "failed":
-                yield f"{tested.subject}, {step.name}", step.reason or NO_REASON
+        return "passed", f"mean {max(means):.1e}" if means else ""
+    name, word = KEY_FIGURES.get(step.name, ("", ""))
+    figure = step.figures.get(name) if step.outcome == "passed" else None
+    return step.outcome, "" if figure is None else f"{word} {_with_unit(figure)}"
 
 
 def _skips(result: SelfTest) -> list[tuple[str, str]]:
@@ -124,9 +115,10 @@ def _skips(result: SelfTest) -> list[tuple[str, str]]:
     skipped: dict[str, list[str]] = {}
     for tested in result.tested:
         for step in tested.steps:
-            if step.outcome == "skipped" and not (step.reason or "").endswith("did not pass"):
+            reason = step.reason or ""
+            if step.outcome == "skipped" and not reason.endswith("did not pass"):
                 what = str(tested.subject) if step.name == "make" else f"{tested.subject}, {step.name}"
-                skipped.setdefault(step.reason or NO_REASON, []).append(what)
+                skipped.setdefault(reason, []).append(what)
     return [(reason, "; ".join(whats)) for reason, whats in skipped.items()]
 
 
@@ -174,6 +166,10 @@ def _machine(device: Device) -> Iterator[tuple[str, str]]:
 
 def _with_unit(figure: Figure) -> str:
     return f"{_number(figure.value)}\N{NO-BREAK SPACE}{figure.unit}".rstrip("\N{NO-BREAK SPACE}")
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else _number(value)
 
 
 def _number(value: float) -> str:

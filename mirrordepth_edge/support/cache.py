@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mirrordepth_edge.support.files import atomic_write, ensure_folder, unwritable
+from mirrordepth_edge.support.files import atomic_folder, atomic_write
 
 ABANDONED_S: Final = 24 * 3600
 """Age at which the temporary files of a killed process are deleted."""
@@ -118,19 +118,8 @@ class Cache:
         Raises:
             InputError: the folder cannot be written.
         """
-        temporary = ensure_folder(self.folder) / f".{secrets.token_hex(4)}"
-        try:
-            temporary.mkdir()
+        with atomic_folder(entry, is_valid) as temporary:
             yield temporary
-            if entry.exists() and not is_valid():
-                _delete(entry)
-            try:
-                temporary.rename(entry)
-            except OSError as error:
-                if not is_valid():
-                    raise unwritable(entry, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         self.evict(keep=entry)
 
     def evict(self, *, keep: Path) -> None:

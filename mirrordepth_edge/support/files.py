@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,37 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path, keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds.
+
+    Args:
+        keep: whether a `target` that exists by then stays; otherwise it is replaced.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    temporary, old = (target.with_name(f".{secrets.token_hex(4)}{end}") for end in ("", ".old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if keep():
+            return
+        if target.exists():
+            # Renamed, not deleted: another process would take a half-deleted folder for a damaged one.
+            target.rename(old)
+        temporary.rename(target)
+    except OSError as error:
+        if old.exists():
+            with suppress(OSError):
+                old.rename(target)
+        if not keep():  # another process may have made it in the meantime
+            raise unwritable(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from mirrordepth_edge.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib as tomllib
+else:
+    pass
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock, Thread, Timer
+from threading import TIMEOUT_MAX, Event, Lock, Thread, Timer
 from typing import Any, Final
 
 from mirrordepth_edge import errors
@@ -101,16 +101,16 @@ def call_worker(
             timed_out.set()
             worker.kill()
 
-        timer = None if timeout_s is None else Timer(timeout_s, expire)
+        timer = Timer(TIMEOUT_MAX if timeout_s is None else timeout_s, expire)
         try:
-            if timer is not None:
-                timer.start()
+            timer.start()
             _send(worker, request)
             assert worker.stdout is not None, "it is a pipe"
             for line in worker.stdout:
                 for kind, value in _parse(line).items():
                     if kind == ERROR:
-                        raised = _restore_error(value)
+                        name, *parts = value
+                        raised = getattr(errors, name)(*parts)
                     else:
                         on_event(kind, value)
             worker.wait()
@@ -118,8 +118,7 @@ def call_worker(
             worker.kill()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         log.seek(0)
         lines = tuple(line.strip() for line in log if line.strip())
     if raised is not None:
@@ -144,12 +143,6 @@ def _parse(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return event if isinstance(event, dict) else {}
-
-
-def _restore_error(value: Sequence[str]) -> MdeError:
-    name, *parts = value
-    kind: type[MdeError] = getattr(errors, name)
-    return kind(*parts)
 
 
 def serve(handle: Callable[[Any, Emit], object]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
+from mirrordepth_edge.backends import base
 from mirrordepth_edge.backends import openvino as backend
 from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.registry import backend_for, open_session
@@ -248,7 +249,7 @@ def test_it_has_no_gpu() -> None:
 
 
 def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "find_spec", lambda package: None)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
     with pytest.raises(MissingError, match="needs OpenVINO") as caught:
         open_session(NANO, FP32)
     assert caught.value.cure == "pip install 'mirrordepth-edge[openvino]'"

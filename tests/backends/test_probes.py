@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.backends import base, pytorch
 from mirrordepth_edge.backends import onnxruntime as ort_backend
-from mirrordepth_edge.backends import pytorch
 from mirrordepth_edge.backends.base import Available
 from mirrordepth_edge.backends.registry import MODULES, backend
-from mirrordepth_edge.backends.trt import cuda, probing, tensorrt_rtx, vendor
+from mirrordepth_edge.backends.trt import cuda, tensorrt_rtx, vendor
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine import device
@@ -62,11 +62,6 @@ def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
     driver = CudaDriver(gpus=gpus, problem=None if gpus else "libcuda.so.1 not found: no NVIDIA driver is installed")
     monkeypatch.setattr(device, "cuda_driver", lambda: driver)
     monkeypatch.setattr(ort_backend, "cuda_driver", lambda: driver)
-
-
-def finder_of(name: str) -> Any:
-    """The module whose `find_spec` looks for a backend's package."""
-    return probing if name in ENGINES else backend(name)
 
 
 def use_bindings(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
@@ -112,7 +107,7 @@ def missing(name: str) -> Unavailable:
 @pytest.mark.parametrize("gpus", [(), (ADA,)], ids=["no GPU", "GPU"])
 def test_an_absent_package(name: str, gpus: tuple[Gpu, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpus(monkeypatch, *gpus)
-    monkeypatch.setattr(finder_of(name), "find_spec", lambda package: None)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
     probe = missing(name)
     assert probe.cause is Cause.NOT_INSTALLED
     assert "not installed" in probe.reason
@@ -281,7 +276,7 @@ def test_on_arm_no_engine_comes_from_pip(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     if body is None:
-        monkeypatch.setattr(finder_of(name), "find_spec", lambda package: None)
+        monkeypatch.setattr(base, "find_spec", lambda package: None)
     else:
         break_package(monkeypatch, tmp_path, PACKAGES[name], body)
     assert "pip install" not in missing(name).cure
@@ -339,7 +334,7 @@ def test_torch_without_its_gpu_still_has_the_cpu(
     name: Any, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_package(monkeypatch, "torch", __version__="2.8.0", cuda=fake_torch(name))
-    monkeypatch.setattr(pytorch, "find_spec", lambda package: object())
+    monkeypatch.setattr(base, "find_spec", lambda package: object())
     assert pytorch.probe() == Available(version="2.8.0", devices=devices)
 
 

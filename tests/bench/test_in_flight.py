@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import Reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench.in_flight import bench_in_flight, infer_in_flight
 from mirrordepth_edge.bench.measure import Candidate, check_depth
@@ -22,7 +23,6 @@ from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference
 
 HEIGHT, WIDTH = 4, 6
 MODEL = replace(PRESETS["nano"], size_hw=(HEIGHT, WIDTH))

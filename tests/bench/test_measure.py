@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mirrordepth_edge.artefact import Reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.measure import (
@@ -28,7 +29,6 @@ from mirrordepth_edge.errors import GateError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference
 
 MODEL = PRESETS["nano"]
 HEIGHT, WIDTH = MODEL.size_hw

@@ -129,7 +129,7 @@ def test_drift_is_noticeable_and_beyond_chance(factor: float) -> None:
     assert f"from {first:.2f} ms" in drift[0].what
     assert f"to {last:.2f} ms" in drift[0].what
     assert ("--warmup" in drift[0].cure) is (factor < 1)
-    for command in ("sudo nvpmodel -m 0 && sudo jetson_clocks", "nvidia-smi -lgc", "cpupower frequency-set"):
+    for command in ("sudo jetson_clocks", "nvidia-smi -lgc", "cpupower frequency-set"):
         assert command in drift[0].cure
     scipy_stats = pytest.importorskip("scipy.stats")
     assert scipy_stats.mannwhitneyu(samples[:50], samples[-50:]).pvalue < 0.01

@@ -35,7 +35,7 @@ def test_the_shipped_models(name: str, precision: str, capsys: pytest.CaptureFix
     assert "4 FP32" in out
     if precision == "FP32":
         assert "2 of 2 attention blocks cannot run as one TensorRT kernel" in out
-        assert "next: Nothing on a CPU; for a GPU, mde export --fp16" in out
+        assert "next: Nothing to do for a CPU. For a GPU, mde export --fp16" in out
     else:
         assert "2 blocks, 2 that TensorRT can fuse" in out
 
@@ -83,9 +83,9 @@ def test_a_changed_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         (str(NANO_CHECKPOINT), 2, "has no precision to audit", "then mde audit nano.onnx"),
         ("notes.txt", 2, "cannot be audited", "Give an ONNX file"),
         ("missing.onnx", 1, "There is no model at missing.onnx", "Check the path"),
-        ("broken.onnx", 1, "no readable ONNX file", "mde export"),
+        ("broken.onnx", 1, "cannot be read as an ONNX file", "mde export"),
         ("moving.onnx", 1, "is not fixed", "make_dynamic_shape_fixed"),
-        ("other.json", 1, "not what TensorRT's engine inspector writes", "--exportLayerInfo=layers.json"),
+        ("other.json", 1, "not the output of TensorRT's engine inspector", "--exportLayerInfo=layers.json"),
         ("alone.plan", 1, "alone.plan has no manifest", "Copy the manifest"),
     ],
 )

@@ -10,10 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from mirrordepth_edge.bench import selftest as module
-from mirrordepth_edge.bench.selftest_result import Effort, Figure, Step, Subject, SubjectResult, read_selftest
+from mirrordepth_edge.bench.selftest_result import Effort, Figure, SelfTest, Step, Subject, SubjectResult
 from mirrordepth_edge.commands.selftest import selftest
 from mirrordepth_edge.engines import build
 from mirrordepth_edge.engines.build import BuildPlan
+from mirrordepth_edge.support.schema import read_strict
 
 PLAN = BuildPlan(flavour="tensorrt", compute_capabilities=("8.7",), runs_here=True, version="10.3.0")
 
@@ -46,6 +47,10 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> dict[str, SubjectResult]:
     return others
 
 
+def read_result(path: Path) -> SelfTest:
+    return read_strict(SelfTest, json.loads(path.read_text(encoding="utf-8")), str(path), "")
+
+
 def failing(reason: str) -> SubjectResult:
     steps = (Step(name="make", outcome="passed"), Step(name="build", outcome="failed", reason=reason))
     return SubjectResult(subject=Subject(model="nano", precision="int8"), steps=steps)
@@ -57,7 +62,7 @@ def test_a_machine_that_passes(
     monkeypatch.setattr(build, "plan_build", lambda target: PLAN)
     code, said = run("--report", str(tmp_path / "out"))
     assert code == 0, said
-    result = read_selftest(tmp_path / "out" / "selftest.json")
+    result = read_result(tmp_path / "out" / "selftest.json")
     assert [str(each.subject) for each in result.tested][3:] == ["vitb16 FP32", "vitb16 FP16", "vitb16 INT8"]
     assert (tmp_path / "out" / "selftest.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "nano FP16: passed, tensorrt 10.3.0 on Orin, p50 3.46 ms" in said
@@ -74,7 +79,7 @@ def test_a_failure_is_told_and_exits_with_3(
     assert code == 3
     assert "nano INT8: failed; build: The parser refused it." in said
     assert "nano FP16: passed" in said
-    assert read_selftest(tmp_path / "selftest.json").exit_code == 3
+    assert read_result(tmp_path / "selftest.json").exit_code == 3
 
 
 def test_without_a_gpu_it_says_so_and_exits_with_4(
@@ -84,7 +89,7 @@ def test_without_a_gpu_it_says_so_and_exits_with_4(
     code, said = run("--quick", "--soak", "10", "--report", str(tmp_path))
     assert code == 4
     assert "no NVIDIA GPU" in said
-    result = read_selftest(tmp_path / "selftest.json")
+    result = read_result(tmp_path / "selftest.json")
     assert result.quick
     assert result.effort.soak_s == 600
     assert "mde selftest --report DIR --quick --soak 10" in (tmp_path / "selftest.html").read_text(encoding="utf-8")

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, reference_path
 from mirrordepth_edge.backends import registry
 from mirrordepth_edge.backends.base import Arrays
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.manifest import manifest_path
-from mirrordepth_edge.reference import reference_path
 
 
 @pytest.fixture(autouse=True)
@@ -83,11 +82,11 @@ def test_notes_say_what_was_not_looked_at(capsys: pytest.CaptureFixture[str]) ->
     copy_nano(NANO_ONNX["fp32"], manifest_path(NANO_ONNX["fp32"]))
     assert run_app(["verify", "model.onnx", "--device", "cpu"]) == 1
     err = capsys.readouterr().err
-    assert "nothing to hold the depth of model.onnx to" in err
+    assert "nothing to compare the depth of model.onnx with" in err
     assert "model.onnx.reference.npz" in err
     copy_nano(reference_path(NANO_ONNX["fp32"]))
     assert run_app(["verify", "model.onnx", "--device", "cpu"]) == 0
-    assert "not held to ONNX Runtime: this is the ONNX file itself" in capsys.readouterr().out
+    assert "not compared with ONNX Runtime: this is the ONNX file itself" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

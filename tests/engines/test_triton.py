@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX
+from mirrordepth_edge.artefact import NANO_ONNX, read_reference
 from mirrordepth_edge.commands.parameters import parse_range
 from mirrordepth_edge.config import BuildConfig, SessionOptions, SizeRange
 from mirrordepth_edge.engines.triton import CLIENT, config_pbtxt, write_triton_repository
@@ -27,7 +27,6 @@ from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Quantisation, manifest_path, read_manifest
 from mirrordepth_edge.predictor import load
-from mirrordepth_edge.reference import read_reference
 from mirrordepth_edge.support.files import sha256_of
 
 NANO = NANO_ONNX["fp32"]
@@ -110,19 +109,19 @@ def parsed(text: str) -> Any:
 
 
 def test_configuration_of_an_onnx_file(manifest: Manifest) -> None:
-    config = parsed(config_pbtxt(manifest, "depth", instances=2))
+    config = parsed(config_pbtxt(manifest, "depth"))
     assert (config.name, config.backend, config.max_batch_size) == ("depth", "onnxruntime", 0)
     (given,), (wanted,) = config.input, config.output
     # DataType: 2 is TYPE_UINT8, 11 is TYPE_FP32. Kind: 0 is KIND_AUTO.
     assert (given.name, given.data_type, list(given.dims)) == ("image", 2, [1, 224, 288, 3])
     assert (wanted.name, wanted.data_type, list(wanted.dims)) == ("depth", 11, [1, 224, 288])
     assert config.version_policy.latest.num_versions == 1
-    assert [(group.count, group.kind) for group in config.instance_group] == [(2, 0)]
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, 0)]
     assert not config.HasField("dynamic_batching")
     assert not config.parameters
 
 
-def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
+def with_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
     inputs, outputs = (
         tuple(spec.at(sizes.opt).with_dynamic_axes(sizes.dynamic_axes) for spec in specs)
         for specs in (manifest.inputs, manifest.outputs)
@@ -131,7 +130,7 @@ def open_sizes(manifest: Manifest, sizes: SizeRange) -> Manifest:
 
 
 def test_requests_are_batched_if_the_batch_is_dynamic(manifest: Manifest) -> None:
-    config = parsed(config_pbtxt(open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288")), "depth"))
+    config = parsed(config_pbtxt(with_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288")), "depth"))
     assert config.max_batch_size == 8
     assert config.HasField("dynamic_batching")
     (given,), (wanted,) = config.input, config.output
@@ -149,7 +148,7 @@ def test_configuration_of_an_engine(tmp_path: Path, manifest: Manifest) -> None:
 def test_configuration_of_float_input(manifest: Manifest) -> None:
     config = parsed(config_pbtxt(float_io(manifest), "depth"))
     assert (config.input[0].data_type, list(config.input[0].dims)) == (11, [1, 3, 224, 288])
-    stated = {key: [float(each) for each in value.string_value.split()] for key, value in config.parameters.items()}
+    stated = {key: [float(number) for number in value.string_value.split()] for key, value in config.parameters.items()}
     assert stated == {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 2.0]}
 
 
@@ -186,20 +185,17 @@ def test_what_triton_cannot_serve(tmp_path: Path, manifest: Manifest) -> None:
         ("64x64,64x64,96x96", "height and width are dynamic"),
         ("2x64x64,4x64x64,4x64x64", "minimum batch is 2"),
     ):
-        opened = open_sizes(manifest, parse_range(sizes))
+        opened = with_sizes(manifest, parse_range(sizes))
         with pytest.raises(OptionError, match="cannot serve") as caught:
             write_triton_repository(plan_of(opened, tmp_path), tmp_path)
         assert why in caught.value.why
-    with pytest.raises(OptionError, match="are too few"):
-        write_triton_repository(NANO, tmp_path, instances=0)
 
 
 def test_an_existing_repository_is_replaced(tmp_path: Path) -> None:
     first = write_triton_repository(NANO, tmp_path)
     (first / "README.md").write_text("old", encoding="utf-8")
-    second = write_triton_repository(NANO, tmp_path, instances=3)
+    second = write_triton_repository(NANO, tmp_path)
     assert first == second
-    assert "count: 3" in (second / "config.pbtxt").read_text(encoding="utf-8")
     assert (second / "README.md").read_text(encoding="utf-8") != "old"
     assert [path.name for path in tmp_path.iterdir()] == ["nano"]
 
@@ -230,7 +226,7 @@ def test_a_failed_write_leaves_the_old_repository(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("mirrordepth_edge.engines.triton.copy_reference", full)
     for place in (tmp_path, tmp_path / "new"):
         with pytest.raises(InputError, match="Cannot write"):
-            write_triton_repository(NANO, place, instances=9)
+            write_triton_repository(NANO, place)
     assert (first / "config.pbtxt").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"nano", "new"}
     assert list((tmp_path / "new").iterdir()) == []
@@ -337,7 +333,7 @@ def run_client(stub: Stub, folder: Path, picture: Path, monkeypatch: pytest.Monk
 def test_the_client_sends_one_image_to_a_dynamic_batch(
     tmp_path: Path, pictures: dict[str, Frame], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288"))
+    opened = with_sizes(manifest, parse_range("1x224x288,4x224x288,8x224x288"))
     stub = Stub(opened, lambda fed: np.full((1, 224, 288), 2.5, np.float32))
     assert run_client(stub, tmp_path, tmp_path / "near.png", monkeypatch).max() == 2.5
     assert stub.fed["image"].shape == (1, 224, 288, 3)

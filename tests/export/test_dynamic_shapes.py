@@ -25,7 +25,7 @@ from mirrordepth_edge.config import ExportConfig, QuantiseConfig, SessionOptions
 from mirrordepth_edge.engines.build import build_engine, plan_build
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.export.dynamic_shapes import fix_shapes, options_per_size
-from mirrordepth_edge.export.fold import OpenPositions, resize_weights
+from mirrordepth_edge.export.fold import DynamicPositions, resize_weights
 from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.export.trace import export_onnx
 from mirrordepth_edge.export.verify import verify
@@ -176,7 +176,7 @@ def test_positions_are_those_of_a_network_made_for_the_size(
 ) -> None:
     other = tiny_network.at((grid_hw[0] * 16, grid_hw[1] * 16))
     expected = other.clip.visual.positional_embedding
-    found = OpenPositions(*tiny_network.clip.visual.trained_positions)(*grid_hw)
+    found = DynamicPositions(*tiny_network.clip.visual.trained_positions)(*grid_hw)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_it_is_verified_at_any_size(opened: Path) -> None:
         assert verify(session, Artefact.open(opened), manifest).holds
     session, manifest = open_session(opened, at((1, 96, 128)))
     assert manifest is not None
-    with session, pytest.raises(InputError, match="nothing to hold") as caught:
+    with session, pytest.raises(InputError, match="nothing to compare") as caught:
         verify(session, Artefact.open(opened), manifest)
     assert "another size than 96x128" in caught.value.why
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact, Reference, read_reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession
 from mirrordepth_edge.errors import GateError
@@ -30,7 +30,6 @@ from mirrordepth_edge.export.verify import package_inputs
 from mirrordepth_edge.graph.activations import collect
 from mirrordepth_edge.manifest import Manifest, Parity, read_manifest, write_artefact
 from mirrordepth_edge.quantise.qdq import calibrated_tensors, quantisable, quantise
-from mirrordepth_edge.reference import Reference, read_reference
 from mirrordepth_edge.support.files import sha256_of
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with depth is found, on stand-ins that go wrong in each way, and on the package's own files."""
+"""Verification detects each kind of wrong depth, on fake sessions and on the package's own files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact, Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.backends.registry import open_session
 from mirrordepth_edge.config import SessionOptions
@@ -22,21 +22,20 @@ from mirrordepth_edge.errors import GateError, InputError
 from mirrordepth_edge.export.parity import LIMITS_ELSEWHERE
 from mirrordepth_edge.export.verify import check_verification, require_repeatable, verify
 from mirrordepth_edge.manifest import EngineInfo, Manifest, TensorSpec, read_manifest, write_artefact
-from mirrordepth_edge.reference import Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.support.files import sha256_of
 
 HEIGHT, WIDTH, FRAMES = 4, 6, 3
 Fault = Callable[[int, Any], Any]
-"""Given the number of a run, counted from 1, and the right depth: what is answered."""
+"""Maps the number of a run, counted from 1, and its correct depth to the depth that is returned."""
 
 
 def depth_of(image: Any) -> Any:
-    """What the network is for: a pixel's mean over its channels, plus 1; float32 `[N, H, W]`, metres."""
+    """Depth of the test network: the mean of a pixel over its channels, plus 1; float32 `[N, H, W]`, metres."""
     return (image.astype(np.float64).mean(3) + 1).astype(np.float32)
 
 
 class Device(CheckedSession):
-    """A session of the network above, which can go wrong; one output array, as sessions have it."""
+    """Fake session of the network above that can return wrong depth, in one reused output array."""
 
     backend, version, device, precision = "tensorrt", "10.3.0", "Fake GPU", "fp16"
 
@@ -54,7 +53,7 @@ class Device(CheckedSession):
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Manifest]:
-    """An ONNX file of the network, and a plan that was made of it, with its reference."""
+    """An ONNX file of the network, and a plan made from it, with its reference."""
     shapes = (1, HEIGHT, WIDTH, 3), (1, HEIGHT, WIDTH)
     nodes = [
         helper.make_node("Cast", ["image"], ["wide"], to=TensorProto.FLOAT),
@@ -98,7 +97,7 @@ def files(tmp_path: Path) -> tuple[Path, Manifest]:
 
 
 def ticking(step_s: float = 0.5) -> Callable[[], float]:
-    """A clock that moves by a step each time it is asked."""
+    """A clock that advances by a step on each call."""
     now = [0.0]
 
     def clock() -> float:
@@ -108,25 +107,25 @@ def ticking(step_s: float = 0.5) -> Callable[[], float]:
     return clock
 
 
-def test_what_is_right_holds(files: tuple[Path, Manifest]) -> None:
+def test_correct_depth_passes(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     device = Device(manifest)
-    found = verify(device, Artefact.open(plan), manifest)
-    assert found.holds
-    check_verification(found, "tiny.plan")
-    stored, onnx_depth = found.comparisons
+    result = verify(device, Artefact.open(plan), manifest)
+    assert result.holds
+    check_verification(result, "tiny.plan")
+    stored, onnx_depth = result.comparisons
     assert stored.against == "PyTorch in FP32, stored at export"
     assert (stored.frames, stored.max_relative, stored.mean_relative) == (FRAMES, 0.0, 0.0)
     assert onnx_depth.against.startswith("tiny.onnx in onnxruntime")
     assert onnx_depth.max_relative < 1e-6  # another order of additions
-    assert (found.repeats.runs, found.repeats.inputs) == (10 * FRAMES, FRAMES)
-    assert found.repeats.values == 10 * FRAMES * HEIGHT * WIDTH
-    assert (found.repeats.differing, found.repeats.first_differing) == (0, None)
+    assert (result.repeats.runs, result.repeats.inputs) == (10 * FRAMES, FRAMES)
+    assert result.repeats.values == 10 * FRAMES * HEIGHT * WIDTH
+    assert (result.repeats.differing, result.repeats.first_differing) == (0, None)
     reference = read_reference(plan)
     assert reference is not None
-    assert found.range_m == (reference.depth_m.min(), reference.depth_m.max())
-    assert (found.soak, found.notes) == (None, ())
-    assert all("bit-identical" in check.found for check in found.checks() if "same depth" in check.what)
+    assert result.range_m == (reference.depth_m.min(), reference.depth_m.max())
+    assert (result.soak, result.notes) == (None, ())
+    assert all("bit-identical" in check.found for check in result.checks() if "same depth" in check.what)
 
 
 def scaled(run: int, depth: Any) -> Any:
@@ -154,7 +153,7 @@ def jumping(run: int, depth: Any) -> Any:
 
 
 def one_pixel(run: int, depth: Any) -> Any:
-    """Too little to move a mean."""
+    """Too small to change the mean."""
     wrong = depth.copy()
     wrong[0, 1, 2] *= 1.2 if run == 23 else 1
     return wrong
@@ -165,12 +164,12 @@ def drifting(run: int, depth: Any) -> Any:
 
 
 def upside_down(run: int, depth: Any) -> Any:
-    """Right values in wrong places, once."""
+    """Correct values in wrong places, once."""
     return depth[:, ::-1] if run == 17 else depth
 
 
 def nearly(run: int, depth: Any) -> Any:
-    """What no rounding of FP16 does, and nobody sees: 4 mm a metre in one run."""
+    """More than FP16 rounding, but invisible: 4 mm per metre in one run."""
     return depth * np.float32(1.004 if run == 25 else 1)
 
 
@@ -190,55 +189,55 @@ def nearly(run: int, depth: Any) -> Any:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_what_is_wrong_is_found(fault: Fault, failing: set[str], files: tuple[Path, Manifest]) -> None:
+def test_fault_is_detected(fault: Fault, failing: set[str], files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
-    found = verify(Device(manifest, fault), Artefact.open(plan), manifest)
-    failed = {check.what for check in found.checks() if not check.holds}
+    result = verify(Device(manifest, fault), Artefact.open(plan), manifest)
+    failed = {check.what for check in result.checks() if not check.holds}
     assert {next((name for name in failing if what.startswith(name)), what) for what in failed} == failing
     with pytest.raises(GateError, match=r"tiny\.plan fails on Fake GPU") as caught:
-        check_verification(found, "tiny.plan")
+        check_verification(result, "tiny.plan")
     assert caught.value.exit_code == 3
     assert all(what in caught.value.why for what in failed)
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["holds"] is False
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["holds"] is False
 
 
-def test_the_figures_are_those_of_the_fault(files: tuple[Path, Manifest]) -> None:
+def test_figures_match_the_fault(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
-    found = verify(Device(manifest, scaled), Artefact.open(plan), manifest)
-    for each in found.comparisons:
-        assert each.mean_relative == pytest.approx(0.05, rel=1e-5)
-        assert each.max_relative == pytest.approx(0.05, rel=1e-4)
+    result = verify(Device(manifest, scaled), Artefact.open(plan), manifest)
+    for comparison in result.comparisons:
+        assert comparison.mean_relative == pytest.approx(0.05, rel=1e-5)
+        assert comparison.max_relative == pytest.approx(0.05, rel=1e-4)
     # 3 runs against the reference, 3 against ONNX, 3 first ones: run 23 is the 14th of the repeats, on the 2nd frame.
     reference = read_reference(plan)
     assert reference is not None
-    found = verify(Device(manifest, one_pixel), Artefact.open(plan), manifest)
-    assert (found.repeats.differing, found.repeats.first_differing) == (1, 14)
-    assert found.repeats.max_relative == pytest.approx(0.2, rel=1e-5)
-    assert found.repeats.max_m == pytest.approx(0.2 * reference.depth_m[1, 1, 2], rel=1e-5)
-    found = verify(Device(manifest, nan_once), Artefact.open(plan), manifest)
-    assert (found.repeats.nan, found.repeats.infinite, found.repeats.not_positive) == (HEIGHT, 0, 0)
-    assert math.isinf(found.repeats.max_relative)
-    assert found.to_json()["repeats"]["max_relative"] is None
-    found = verify(Device(manifest, always_nan), Artefact.open(plan), manifest)
-    assert (found.repeats.nan, found.repeats.differing) == (10 * FRAMES * HEIGHT, 0)  # always the same bits
-    found = verify(Device(manifest, negative), Artefact.open(plan), manifest)
-    assert found.repeats.not_positive == found.repeats.values
+    result = verify(Device(manifest, one_pixel), Artefact.open(plan), manifest)
+    assert (result.repeats.differing, result.repeats.first_differing) == (1, 14)
+    assert result.repeats.max_relative == pytest.approx(0.2, rel=1e-5)
+    assert result.repeats.max_m == pytest.approx(0.2 * reference.depth_m[1, 1, 2], rel=1e-5)
+    result = verify(Device(manifest, nan_once), Artefact.open(plan), manifest)
+    assert (result.repeats.nan, result.repeats.infinite, result.repeats.not_positive) == (HEIGHT, 0, 0)
+    assert math.isinf(result.repeats.max_relative)
+    assert result.to_json()["repeats"]["max_relative"] is None
+    result = verify(Device(manifest, always_nan), Artefact.open(plan), manifest)
+    assert (result.repeats.nan, result.repeats.differing) == (10 * FRAMES * HEIGHT, 0)  # always the same bits
+    result = verify(Device(manifest, negative), Artefact.open(plan), manifest)
+    assert result.repeats.not_positive == result.repeats.values
 
 
-def test_roundings_that_differ_are_told_and_do_not_matter(files: tuple[Path, Manifest]) -> None:
+def test_rounding_is_reported_and_passes(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
 
     def rounding(run: int, depth: Any) -> Any:
         return np.nextafter(depth, np.float32(np.inf)) if run % 2 else depth
 
-    found = verify(Device(manifest, rounding), Artefact.open(plan), manifest)
-    assert found.holds
-    assert found.repeats.differing > 0
-    assert 0 < found.repeats.max_relative <= 2**-23
-    (same,) = [check for check in found.checks() if check.what == "repeats, same depth"]
+    result = verify(Device(manifest, rounding), Artefact.open(plan), manifest)
+    assert result.holds
+    assert result.repeats.differing > 0
+    assert 0 < result.repeats.max_relative <= 2**-23
+    (same,) = [check for check in result.checks() if check.what == "repeats, same depth"]
     assert "not bit-identical" in same.found
-    assert "does not matter" in same.found
-    assert same.limit == "the same bits; roundings: worst pixel <= 0.001 relative"
+    assert "within rounding" in same.found
+    assert same.limit == "bit-identical, or worst pixel <= 0.001 relative (rounding)"
 
 
 @pytest.mark.parametrize(
@@ -251,10 +250,10 @@ def test_roundings_that_differ_are_told_and_do_not_matter(files: tuple[Path, Man
         ("int8", "Fake GPU", 2**-11, 2e-3),  # of what is not quantised
     ],
 )
-def test_roundings_are_those_of_what_is_multiplied_in(
+def test_rounding_limit_depends_on_the_arithmetic(
     precision: str, on: str, rounding: float, fault: float, files: tuple[Path, Manifest]
 ) -> None:
-    """A unit in the last place of its significand is nothing; some units are wrong."""
+    """One unit in the last place passes; several fail."""
     plan, manifest = files
     plan.with_suffix(".onnx").unlink()
     for off, holds in ((rounding, True), (fault, False)):
@@ -270,34 +269,34 @@ def test_roundings_are_those_of_what_is_multiplied_in(
         assert "1 not bit-identical" in same.found
 
 
-def test_soak_finds_what_comes_late(files: tuple[Path, Manifest]) -> None:
+def test_soak_detects_late_faults(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
 
     def after_a_while(run: int, depth: Any) -> Any:
         return depth * np.float32(1.5) if run >= 60 else depth
 
-    told: list[float] = []
-    found = verify(
+    reported_s: list[float] = []
+    result = verify(
         Device(manifest, after_a_while),
         Artefact.open(plan),
         manifest,
         soak_s=100.0,
-        on_soak=told.append,
+        on_soak=reported_s.append,
         clock=ticking(0.5),
     )
-    assert found.repeats.differing == 0
-    assert found.soak is not None
+    assert result.repeats.differing == 0
+    assert result.soak is not None
     # 9 runs before the repeats and 30 in them: run 60 is the 21st of the soak.
-    assert found.soak.first_differing == 21
-    assert found.soak.differing == found.soak.runs - 20
-    assert found.soak.max_relative == pytest.approx(0.5)
-    assert [check.what for check in found.checks() if not check.holds] == ["soak, same depth"]
-    assert told == sorted(told)
-    assert told[-1] >= 100 > told[-2]
-    assert found.soak.seconds == pytest.approx(100, abs=2)
+    assert result.soak.first_differing == 21
+    assert result.soak.differing == result.soak.runs - 20
+    assert result.soak.max_relative == pytest.approx(0.5)
+    assert [check.what for check in result.checks() if not check.holds] == ["soak, same depth"]
+    assert reported_s == sorted(reported_s)
+    assert reported_s[-1] >= 100 > reported_s[-2]
+    assert result.soak.seconds == pytest.approx(100, abs=2)
 
 
-def test_a_device_that_becomes_slow_is_told(files: tuple[Path, Manifest]) -> None:
+def test_slowdown_is_reported(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     device = Device(manifest)
     now = [0.0]
@@ -308,49 +307,48 @@ def test_a_device_that_becomes_slow_is_told(files: tuple[Path, Manifest]) -> Non
         return calm_infer(feeds)
 
     device.infer = infer  # type: ignore[method-assign]
-    found = verify(device, Artefact.open(plan), manifest, soak_s=8.0, clock=lambda: now[0])
-    assert found.soak is not None
-    assert found.soak.first_ms == pytest.approx(4)
-    assert found.soak.last_ms == pytest.approx(6)
-    assert found.soak.slowed
-    assert not found.repeats.slowed
-    assert found.holds  # slow is not wrong
-    assert any("4.0 ms a run at first, 6.0 ms at the end" in check.found for check in found.checks())
+    result = verify(device, Artefact.open(plan), manifest, soak_s=8.0, clock=lambda: now[0])
+    assert result.soak is not None
+    assert result.soak.first_ms == pytest.approx(4)
+    assert result.soak.last_ms == pytest.approx(6)
+    assert result.soak.slowed
+    assert not result.repeats.slowed
+    assert result.holds  # slow is not wrong
+    assert any("4.0 ms per run at first, 6.0 ms at the end" in check.found for check in result.checks())
 
 
-def test_without_a_reference_the_onnx_file_is_enough(files: tuple[Path, Manifest]) -> None:
+def test_missing_reference_leaves_the_onnx_comparison(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     reference_path(plan).unlink()
-    found = verify(Device(manifest), Artefact.open(plan), manifest)
-    assert found.holds
-    assert len(found.comparisons) == 1
-    assert "tiny.plan.reference.npz" in found.notes[0]
+    result = verify(Device(manifest), Artefact.open(plan), manifest)
+    assert result.holds
+    assert len(result.comparisons) == 1
+    assert "tiny.plan.reference.npz" in result.notes[0]
     assert not verify(Device(manifest, scaled), Artefact.open(plan), manifest).holds
 
 
-def test_without_the_onnx_file_the_reference_is_enough(files: tuple[Path, Manifest]) -> None:
+def test_missing_onnx_file_leaves_the_reference_comparison(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     other = replace(manifest, parent_sha256="0" * 64)
     assert (
-        "tiny.onnx is not the file that it was built from"
-        in verify(Device(manifest), Artefact.open(plan), other).notes[0]
+        "tiny.onnx is not the file it was built from" in verify(Device(manifest), Artefact.open(plan), other).notes[0]
     )
     plan.with_suffix(".onnx").unlink()
-    found = verify(Device(manifest), Artefact.open(plan), manifest)
-    assert found.holds
-    assert "tiny.onnx with its manifest is not beside it" in found.notes[0]
+    result = verify(Device(manifest), Artefact.open(plan), manifest)
+    assert result.holds
+    assert "tiny.onnx and its manifest are not beside it" in result.notes[0]
 
 
-def test_without_both_there_is_nothing_to_say(files: tuple[Path, Manifest]) -> None:
+def test_missing_reference_and_onnx_file_is_an_error(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     reference_path(plan).unlink()
     plan.with_suffix(".onnx").unlink()
-    with pytest.raises(InputError, match="nothing to hold the depth") as caught:
+    with pytest.raises(InputError, match="nothing to compare the depth") as caught:
         verify(Device(manifest), Artefact.open(plan), manifest)
     assert "tiny.plan.reference.npz" in caught.value.cure
 
 
-def test_a_changed_onnx_file_is_refused(files: tuple[Path, Manifest]) -> None:
+def test_changed_onnx_file_is_refused(files: tuple[Path, Manifest]) -> None:
     plan, manifest = files
     path = plan.with_suffix(".onnx")
     path.write_bytes(path.read_bytes() + b"\n")
@@ -358,43 +356,43 @@ def test_a_changed_onnx_file_is_refused(files: tuple[Path, Manifest]) -> None:
         verify(Device(manifest), Artefact.open(plan), manifest)
 
 
-def test_a_plan_of_the_packages_model_finds_it(tmp_path: Path) -> None:
+def test_plan_of_a_shipped_model_is_compared_with_it(tmp_path: Path) -> None:
     """Its ONNX file is in the package, not beside the plan."""
     source = read_manifest(NANO_ONNX["fp16"])
     manifest = replace(source, kind="plan", parent_sha256=source.artefact_sha256)
     with open_session(NANO_ONNX["fp16"], SessionOptions(device="cpu", threads=1))[0] as session:
-        found = verify(session, Artefact(path=tmp_path / "nano.fp16.plan", kind="plan", sidecar=manifest), manifest)
-    (only,) = found.comparisons
+        result = verify(session, Artefact(path=tmp_path / "nano.fp16.plan", kind="plan", sidecar=manifest), manifest)
+    (only,) = result.comparisons
     assert only.against.startswith("nano.fp16.onnx in onnxruntime")
     assert only.max_relative < 1e-3  # threads may add in another order
 
 
-def test_an_onnx_file_elsewhere_is_held_to_itself_on_the_cpu(files: tuple[Path, Manifest]) -> None:
+def test_onnx_file_in_another_backend_is_compared_with_the_cpu(files: tuple[Path, Manifest]) -> None:
     path = files[0].with_suffix(".onnx")
     manifest = read_manifest(path)
     device = Device(manifest)
     device.backend, device.precision = "openvino", "fp32"
-    found = verify(device, Artefact.open(path), manifest)
-    (only,) = found.comparisons
+    result = verify(device, Artefact.open(path), manifest)
+    (only,) = result.comparisons
     assert only.against.startswith("tiny.onnx in onnxruntime")
     assert only.limits == LIMITS_ELSEWHERE["fp32"]  # other kernels
-    assert found.holds
+    assert result.holds
 
 
-def test_the_shipped_model_holds() -> None:
+def test_shipped_model_passes() -> None:
     path = NANO_ONNX["fp32"]
     session, manifest = open_session(path, SessionOptions(device="cpu", threads=1))
     assert manifest is not None
     with session:
-        found = verify(session, Artefact.open(path), manifest)
-    assert found.holds, found.checks()
-    assert len(found.comparisons) == 1
-    assert 0.1 < found.range_m[0] < found.range_m[1] < 10
+        result = verify(session, Artefact.open(path), manifest)
+    assert result.holds, result.checks()
+    assert len(result.comparisons) == 1
+    assert 0.1 < result.range_m[0] < result.range_m[1] < 10
 
 
-def test_an_engine_that_is_not_repeatable_is_not_written(files: tuple[Path, Manifest]) -> None:
+def test_unrepeatable_engine_is_refused(files: tuple[Path, Manifest]) -> None:
     _, manifest = files
     require_repeatable(Device(manifest), manifest, "tiny.plan")
     for fault in (jumping, always_nan, upside_down, nearly):
-        with pytest.raises(GateError, match=r"cannot be relied on .*; nothing was written"):
+        with pytest.raises(GateError, match=r"is not reliable in .*; nothing was written"):
             require_repeatable(Device(manifest, fault), manifest, "tiny.plan")

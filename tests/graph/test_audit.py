@@ -147,9 +147,9 @@ def test_one_sided_quantisation_is_no_integer_arithmetic(quantised: str, kind: s
     assert kinds(audit) == {kind}
     assert nodes(audit, kind) == ("conv",)
     (finding,) = audit.findings
-    # A layer that mde export --int8 gave back looks like the latter, and would be given back again.
+    # A layer that mde export --int8 keeps in floating point looks like the latter; exporting again would not help.
     assert "mde export" not in finding.cure
-    assert ("given back" in finding.cure) is (quantised == "activations")
+    assert ("kept in floating point" in finding.cure) is (quantised == "activations")
 
 
 def test_a_layer_quantised_on_both_sides_has_nothing_to_find() -> None:
@@ -189,12 +189,12 @@ def attention(
         (lambda: attention(F16, quantised="both", sequence=512), None),
         (lambda: attention(F16, sequence=600), None),
         (lambda: attention(F32), "it is FP32, not FP16 or BF16"),
-        (lambda: attention(F16, head_dim=20), "heads of 20 "),
-        (lambda: attention(F16, head_dim=8), "heads of 8 "),
-        (lambda: attention(F16, head_dim=264), "heads of 264 "),
-        (lambda: attention(F16, quantised="first"), "one product is INT8, the other FP16"),
-        (lambda: attention(F16, quantised="both", sequence=513), "a sequence of 513 is longer than 512"),
-        (lambda: attention(F16, softmax_type=F32), "changes type on its way (FP16, FP32)"),
+        (lambda: attention(F16, head_dim=20), "head dimension 20 "),
+        (lambda: attention(F16, head_dim=8), "head dimension 8 "),
+        (lambda: attention(F16, head_dim=264), "head dimension 264 "),
+        (lambda: attention(F16, quantised="first"), "one product is INT8, the other is FP16"),
+        (lambda: attention(F16, quantised="both", sequence=513), "sequence of 513 is longer than 512"),
+        (lambda: attention(F16, softmax_type=F32), "its type changes (FP16, FP32)"),
     ],
 )
 def test_which_attention_tensorrt_can_fuse(audit: Callable[[], Audit], why: str | None) -> None:
@@ -450,7 +450,7 @@ def test_the_shipped_models_are_what_they_are_called(precision: str) -> None:
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="no readable ONNX file"):
+    with pytest.raises(InputError, match="cannot be read as an ONNX file"):
         read_onnx(path)
 
 
@@ -461,7 +461,7 @@ def test_weights_that_were_not_copied_along(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert audit_onnx(read_onnx(path), None).work == {"FP32": 10_000}
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(InputError, match="no readable ONNX file"):
+    with pytest.raises(InputError, match="cannot be read as an ONNX file"):
         read_onnx(path)
 
 

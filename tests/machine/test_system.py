@@ -23,6 +23,7 @@ from mirrordepth_edge.machine.jetson import (
     Clock,
     PowerMode,
     fastest,
+    fix_clocks_command,
     jetpack_of,
     parse_jetson_clocks,
     parse_nvpmodel,
@@ -175,6 +176,21 @@ def test_the_status_file_and_nvpmodel_name_the_same_mode(name: str, tmp_path: Pa
     told = parse_nvpmodel(printed(name, "nvpmodel"))
     assert told is not None
     assert machine(name, tmp_path).power_mode == told
+
+
+@pytest.mark.parametrize(
+    ("modes", "command"),
+    [
+        ("< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n", "sudo nvpmodel -m 2 && "),
+        ("< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=15W >\n", "sudo nvpmodel -m 0 && "),
+        (None, ""),
+    ],
+)
+def test_fix_clocks_command_selects_the_fastest_mode(modes: str | None, command: str, tmp_path: Path) -> None:
+    if modes is not None:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/nvpmodel.conf").write_text(modes, encoding="utf-8")
+    assert fix_clocks_command(tmp_path) == f"{command}sudo jetson_clocks"
 
 
 def test_nvpmodel_is_asked_where_no_file_says_the_mode(tmp_path: Path) -> None:

@@ -460,7 +460,7 @@ def test_parsers() -> None:
     assert times.busy == 3172873 + 492674 + 324394 + 4573
     assert times.steal == 270663
     assert times.total == times.busy + times.steal + 1686957 + 15806
-    assert parse_memory_mib("VmSize:\t 10 kB\nVmRSS:\t    1536 kB\n") == {"VmRSS": 1.5}
+    assert parse_memory_mib("VmSize:\t 10 kB\nVmRSS:\t    1536 kB\n", "VmRSS") == 1.5
     assert parse_clocks_mhz(DESKTOP["proc/cpuinfo"]) == [3400.0, 1400.0]
     assert parse_clocks_mhz(ORIN["proc/cpuinfo"]) == []
     with pytest.raises(ValueError, match="all CPUs"):

@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from onnx import load
 
-from mirrordepth_edge.artefact import Artefact
+from mirrordepth_edge.artefact import Artefact, read_reference
 from mirrordepth_edge.commands.export.sweep import estimate_cost
 from mirrordepth_edge.config import ExportConfig, QuantiseConfig
 from mirrordepth_edge.data.sample import InMemory, Sample
@@ -36,7 +36,6 @@ from mirrordepth_edge.quantise.pipeline import Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, pick_point, point_counts, sweep
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set
 from mirrordepth_edge.recipes import load_target
-from mirrordepth_edge.reference import read_reference
 from mirrordepth_edge.support.cache import read_checked, write_checked
 
 

@@ -247,29 +247,6 @@ def test_a_sum_of_convolutions_that_a_normalisation_reads_is_one_of_a_transforme
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_second_pass_cannot_add_layers(scheme: QuantisationScheme) -> None:
-    model = inverted_residual()
-    nodes = quantisable(model)
-    ranges = dict.fromkeys(calibrated_tensors(model, nodes, scheme), Range(-4.0, 4.0))
-    some = quantise(model, nodes[1:2], ranges, scheme)
-    reason = r"tower/0/Conv cannot be quantised: other layers .* are quantised already"
-    with pytest.raises(InputError, match=reason) as caught:
-        quantise(some, nodes, ranges, scheme)
-    assert "all layers" in caught.value.cure
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_second_pass_changes_nothing(scheme: QuantisationScheme) -> None:
-    model = inverted_residual()
-    nodes = quantisable(model)
-    ranges = dict.fromkeys(calibrated_tensors(model, nodes, scheme), Range(-4.0, 4.0))
-    once = quantise(model, nodes, ranges, scheme)
-    assert quantise(once, nodes, {}, scheme).SerializeToString() == once.SerializeToString()
-    assert is_quantised(once)
-    assert not is_quantised(model)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
 def test_names_metadata_and_what_was_not_chosen_stay(scheme: QuantisationScheme) -> None:
     model = inverted_residual()
     chosen = ["tower/2/Conv"]
@@ -277,6 +254,8 @@ def test_names_metadata_and_what_was_not_chosen_stay(scheme: QuantisationScheme)
     before = model.SerializeToString()
     quantised = quantise(model, chosen, ranges, scheme)
     assert model.SerializeToString() == before
+    assert is_quantised(quantised)
+    assert not is_quantised(model)
     names = [node.name for node in quantised.graph.node]
     assert [name for name in names if name in {node.name for node in model.graph.node}] == [
         node.name for node in model.graph.node
@@ -284,9 +263,9 @@ def test_names_metadata_and_what_was_not_chosen_stay(scheme: QuantisationScheme)
     assert quantised.producer_name == "test"
     assert quantised.graph.input == model.graph.input
     assert quantised.graph.output == model.graph.output
-    kept = {each.name: each for each in quantised.graph.initializer}
-    for each in model.graph.initializer:
-        assert (each.name in kept) is (each.name != "w2")
+    kept = {initializer.name for initializer in quantised.graph.initializer}
+    for initializer in model.graph.initializer:
+        assert (initializer.name in kept) is (initializer.name != "w2")
 
 
 def test_an_fp16_model_is_read_through_its_casts() -> None:
@@ -303,16 +282,8 @@ def test_an_fp16_model_is_read_through_its_casts() -> None:
     x = np.array([[-1.0, 0.25, 0.5, 1.0]], np.float32)
     quantised = quantise(model, ["a/b/layer"], {"x": Range(-1.0, 1.0)}, "gpu")
     np.testing.assert_allclose(run(quantised, x), run(model, x), atol=0.03)
-    scales = {each.name: each for each in quantised.graph.initializer if each.name.endswith("_scale")}
-    assert {each.data_type for each in scales.values()} == {TensorProto.FLOAT16}
-
-
-@pytest.mark.parametrize(("dtype", "opset"), [("float32", 12), ("float16", 18)])
-def test_an_opset_without_such_pairs_is_refused(dtype: str, opset: int) -> None:
-    weight = np.ones((4, 4), dtype)
-    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "a/b/layer")], {"w": weight}, (1, 4), (1, 4), opset)
-    with pytest.raises(InputError, match=f"opset {opset}"):
-        quantise(model, ["a/b/layer"], {"x": Range(-1.0, 1.0)}, "gpu")
+    scales = [tensor for tensor in quantised.graph.initializer if tensor.name.endswith("_scale")]
+    assert {tensor.data_type for tensor in scales} == {TensorProto.FLOAT16}
 
 
 def test_ranges_of_another_model_are_refused() -> None:

@@ -9,7 +9,6 @@ from html import unescape
 import pytest
 
 from mirrordepth_edge.bench.selftest_result import (
-    ROW_HEADER,
     STEPS,
     Device,
     Effort,
@@ -20,7 +19,7 @@ from mirrordepth_edge.bench.selftest_result import (
     Subject,
     SubjectResult,
 )
-from mirrordepth_edge.report.selftest import selftest_page, verdict
+from mirrordepth_edge.report.selftest import ROW_HEADER, selftest_page, support_rows, verdict
 
 NASTY = '<script>alert("x")</script>&'
 DEVICE = Device(
@@ -121,6 +120,22 @@ def test_the_page_has_what_the_support_matrix_needs() -> None:
     assert "bench: too hot" in text
     assert "Failures" not in text
     assert "Skipped" not in text
+
+
+def test_rows_of_the_support_matrix() -> None:
+    rows = support_rows(result(ran(NANO), broke(VIT, "no"), left_out(VIT, "no PyTorch")))
+    assert len(rows) == 2, "a skipped subject has no row"
+    named, failed = (dict(zip(ROW_HEADER, row, strict=True)) for row in rows)
+    assert named == {
+        "device": "NVIDIA Jetson Orin Nano Developer Kit",
+        "software": "JetPack 6.2, driver 540.4.0, TensorRT 10.3.0, ONNX Runtime 1.23.2",
+        "model": "nano FP16 in tensorrt",
+        "passed": "make, build, verify, bench, stream, soak",
+        "p50 (ms)": "3.46",
+        "age p50 (ms)": "5.68",
+        "tested with": "0.1.0, 2026-01-31",
+    }
+    assert (failed["passed"], failed["p50 (ms)"]) == ("make, build failed", "")
 
 
 def test_failed_and_skipped_steps_have_reasons() -> None:

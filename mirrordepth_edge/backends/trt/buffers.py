@@ -47,54 +47,25 @@ def allocate(shape: tuple[int, ...], dtype: str, *, zero_copy: bool) -> Buffer:
     return MappedArray(shape, dtype) if zero_copy else PinnedArray(shape, dtype)
 
 
-class PinnedArray:
-    """A pinned host array and its copy in device memory."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        runtime = cuda.runtime()
-        self.nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device_pointer: Any = None
-        self._host_pointer: Any = cuda.call(runtime.cudaMallocHost, self.nbytes)
-        try:
-            self.device_pointer = cuda.call(runtime.cudaMalloc, self.nbytes)
-            self.host = _array_at(self._host_pointer, self.nbytes, shape, dtype)
-        except BaseException:
-            self.free()
-            raise
-
-    def to_device(self, stream: Any) -> None:
-        runtime = cuda.runtime()
-        kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        cuda.call(runtime.cudaMemcpyAsync, self.device_pointer, self.host.ctypes.data, self.nbytes, kind, stream)
-
-    def to_host(self, stream: Any) -> None:
-        runtime = cuda.runtime()
-        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        cuda.call(runtime.cudaMemcpyAsync, self.host.ctypes.data, self.device_pointer, self.nbytes, kind, stream)
-
-    def free(self) -> None:
-        runtime = cuda.runtime()
-        if self.device_pointer is not None:
-            device_pointer, self.device_pointer = self.device_pointer, None
-            cuda.release(runtime.cudaFree, device_pointer)
-        if self._host_pointer is not None:
-            host_pointer, self._host_pointer = self._host_pointer, None
-            cuda.release(runtime.cudaFreeHost, host_pointer)
-
-
 class MappedArray:
     """A mapped host array that the GPU reads and writes directly."""
 
+    device_pointer: Any = None
+    _host_pointer: Any = None
+
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        runtime = cuda.runtime()
         self.nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._host_pointer: Any = cuda.call(runtime.cudaHostAlloc, self.nbytes, runtime.cudaHostAllocMapped)
         try:
-            self.device_pointer: Any = cuda.call(runtime.cudaHostGetDevicePointer, self._host_pointer, 0)
-            self.host = _array_at(self._host_pointer, self.nbytes, shape, dtype)
+            self._allocate(cuda.runtime())
+            memory = (ctypes.c_ubyte * self.nbytes).from_address(int(self._host_pointer))
+            self.host = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         except BaseException:
             self.free()
             raise
+
+    def _allocate(self, runtime: Any) -> None:
+        self._host_pointer = cuda.call(runtime.cudaHostAlloc, self.nbytes, runtime.cudaHostAllocMapped)
+        self.device_pointer = cuda.call(runtime.cudaHostGetDevicePointer, self._host_pointer, 0)
 
     def to_device(self, stream: Any) -> None:
         """Do nothing: a launch sees the host's earlier writes."""
@@ -108,6 +79,25 @@ class MappedArray:
             cuda.release(cuda.runtime().cudaFreeHost, host_pointer)
 
 
-def _array_at(pointer: Any, nbytes: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    raw = (ctypes.c_ubyte * nbytes).from_address(int(pointer))
-    return np.ctypeslib.as_array(raw).view(dtype).reshape(shape)
+class PinnedArray(MappedArray):
+    """A pinned host array and its copy in device memory."""
+
+    def _allocate(self, runtime: Any) -> None:
+        self._host_pointer = cuda.call(runtime.cudaMallocHost, self.nbytes)
+        self.device_pointer = cuda.call(runtime.cudaMalloc, self.nbytes)
+
+    def to_device(self, stream: Any) -> None:
+        runtime = cuda.runtime()
+        kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        cuda.call(runtime.cudaMemcpyAsync, self.device_pointer, self.host.ctypes.data, self.nbytes, kind, stream)
+
+    def to_host(self, stream: Any) -> None:
+        runtime = cuda.runtime()
+        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        cuda.call(runtime.cudaMemcpyAsync, self.host.ctypes.data, self.device_pointer, self.nbytes, kind, stream)
+
+    def free(self) -> None:
+        if self.device_pointer is not None:
+            device_pointer, self.device_pointer = self.device_pointer, None
+            cuda.release(cuda.runtime().cudaFree, device_pointer)
+        super().free()

@@ -7,11 +7,10 @@ or mixed-up files. It does not prove who made the plan: whoever can change the p
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,7 @@ from mirrordepth_edge.errors import InputError, MissingError
 from mirrordepth_edge.machine.device import Gpu, jetson_model, nvidia_gpus
 from mirrordepth_edge.machine.driver import driver_version, parse_driver_version
 from mirrordepth_edge.manifest import EngineInfo, Manifest, manifest_path, parse_manifest
-from mirrordepth_edge.support.files import existing_file
+from mirrordepth_edge.support.files import existing_file, read_json
 from mirrordepth_edge.support.versions import padded_key, version_key
 
 COMPATIBLE_MAJORS: Final = ((8, 10), (10, 11))
@@ -32,15 +31,6 @@ https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-mat
 RTX_MAGIC: Final = b"vtrt"
 MAJORS: Final[dict[Flavour, range]] = {"tensorrt": range(8, 20), "tensorrt-rtx": range(1, 8)}
 """Plausible major versions in a plan's header; with others, these bytes are not the version."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompatibilityReport:
-    """Result of checking a plan that can be loaded."""
-
-    manifest: Manifest
-    notes: tuple[str, ...]
-    """Warnings, one sentence each."""
 
 
 def open_plan(path: Path, *, trust: bool = False) -> Artefact:
@@ -63,33 +53,32 @@ def open_plan(path: Path, *, trust: bool = False) -> Artefact:
     return Artefact.open(path, trust=trust)
 
 
-def check_compatibility(
-    plan: Path | Artefact, *, trust: bool = False, wanted: str | None = None
-) -> CompatibilityReport:
+def check_compatibility(plan: Artefact, *, wanted: str | None = None) -> tuple[Manifest, tuple[str, ...]]:
     """Check that a plan runs on this machine; without a GPU, only the file is checked.
 
     Args:
-        plan: the file, or the file opened already.
-        trust: accept a plan without a manifest, and use the manifest of its ONNX file.
+        plan: one without a manifest is trusted, and has that of its ONNX file.
         wanted: runtime that the user chose, for a plan whose header does not tell.
+
+    Returns:
+        The manifest, and warnings of one sentence each.
 
     Raises:
         InputError: there is no manifest, the file does not match it, or the plan was not built for this machine.
         MissingError: no runtime for the plan is installed.
     """
-    artefact = plan if isinstance(plan, Artefact) else open_plan(plan, trust=trust)
-    path, manifest = artefact.path, artefact.sidecar
+    path, manifest = plan.path, plan.sidecar
     notes: tuple[str, ...] = ()
     if manifest is None:
         onnx_path = _onnx_of(path)
-        manifest = _manifest_from_onnx(artefact, onnx_path, wanted)
+        manifest = _manifest_from_onnx(plan, onnx_path, wanted)
         notes = (
             f"{path.name} has no manifest and is trusted: inputs, precision and units are taken from "
             f"{onnx_path.name}; the GPU, system and version it was built for are not checked.",
         )
     if manifest.engine is not None and nvidia_gpus():
         notes += check_plan(path, manifest.engine, manifest.parent_sha256)
-    return CompatibilityReport(manifest=manifest, notes=notes)
+    return manifest, notes
 
 
 def check_plan(path: Path, engine: EngineInfo, parent_sha256: str | None = None) -> tuple[str, ...]:
@@ -175,7 +164,7 @@ def runs_in(engine: EngineInfo, version: str) -> bool:
 def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
     built = f"{engine.flavour} {engine.version}".strip()
     try:
-        version = _runtime_version(engine.flavour)
+        version = str(import_runtime(engine.flavour).__version__)
     except MissingError:
         others = [flavour for flavour, package in PACKAGES.items() if flavour != engine.flavour and find_spec(package)]
         if not others:
@@ -188,15 +177,6 @@ def _runtime_mismatch(engine: EngineInfo) -> Iterator[str]:
             f"It was built by {built}, but {engine.flavour} {version} is installed; a plan runs only in the version "
             f"that built it{later}."
         )
-
-
-def _runtime_version(flavour: Flavour) -> str:
-    """Version of the installed runtime.
-
-    Raises:
-        MissingError: it is not installed, or cannot be loaded.
-    """
-    return str(import_runtime(flavour).__version__)
 
 
 def _system_mismatch(engine: EngineInfo) -> Iterator[str]:
@@ -267,11 +247,7 @@ def _manifest_from_onnx(plan: Artefact, onnx_path: Path, wanted: str | None) -> 
             f"Put {sidecar.name} into the same folder. {build_here(path)}",
         )
     cure = "Copy it again from the folder of the ONNX file."
-    try:
-        data = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{sidecar} cannot be read as JSON.", str(error), cure) from error
-    source = parse_manifest(data, str(sidecar), cure)
+    source = parse_manifest(read_json(sidecar, "manifest", cure), str(sidecar), cure)
     flavour, version = _header(path)
     if flavour is None:
         chosen = [name for name in PACKAGES if name == wanted]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from importlib.util import find_spec
 
-from mirrordepth_edge.backends.base import Available, Probe
+from mirrordepth_edge.backends.base import Available, Probe, import_checked
 from mirrordepth_edge.backends.trt import cuda
 from mirrordepth_edge.backends.trt.vendor import PACKAGES, TITLES, USE_TENSORRT, Flavour, how_to_install, import_runtime
 from mirrordepth_edge.errors import MissingError
@@ -22,18 +21,12 @@ def probe_runtime(
         without_gpu: result on a machine without an NVIDIA GPU.
         compute_capabilities: supported GPUs; None for all.
     """
-    package, install = PACKAGES[flavour], how_to_install(flavour)
-    try:
-        if find_spec(package) is None:
-            # The package of both runtimes has the name of the flavour on PyPI.
-            return Unavailable(
-                reason=f"the package {flavour} is not installed", cure=install, cause=Cause.NOT_INSTALLED
-            )
-        version = str(import_runtime(flavour).__version__)
-    except MissingError as error:
-        return Unavailable(reason=error.why, cure=error.cure, cause=Cause.IMPORT_FAILED)
-    except Exception as error:  # whatever a broken installation raises
-        return Unavailable(reason=f"import {package}: {error!r}", cure=install, cause=Cause.IMPORT_FAILED)
+    install = how_to_install(flavour)
+    version = import_checked(
+        (PACKAGES[flavour],), lambda: str(import_runtime(flavour).__version__), install=install, repair=install
+    )
+    if isinstance(version, Unavailable):
+        return version
     gpus = nvidia_gpus()
     if not gpus:
         return without_gpu

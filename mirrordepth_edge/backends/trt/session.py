@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
@@ -83,26 +83,31 @@ def reject_other_options(path: Path, options: SessionOptions, manifest: Manifest
         )
 
 
-class Contexts(Protocol):
-    """Creates the execution contexts of an engine; one class per flavour."""
+class Contexts:
+    """Creates the execution contexts of an engine: those of TensorRT, without settings."""
 
-    session_captures_graph: bool
+    session_captures_graph = True
     """The session captures the network as a CUDA graph; if False, the runtime does it or nobody."""
-    notes: list[str]
-    """Differences from what was requested."""
-    cuda_graph: bool
+    cuda_graph = False
     """The runtime replays a CUDA graph."""
-    jit_cached: bool
+    jit_cached = False
     """The runtime uses kernels that an earlier process compiled."""
+
+    def __init__(self, engine: Any) -> None:
+        self.notes: list[str] = []
+        """Differences from what was requested."""
+        self._engine = engine
 
     def make(self) -> Any:
         """Create an execution context; None if the runtime failed."""
+        return self._engine.create_execution_context()
 
     def save_cache(self) -> None:
         """Save compiled kernels; called after every context has run once."""
 
     def close(self) -> None:
         """Release the engine and all resources of the contexts, which are already destroyed."""
+        self._engine = None
 
 
 class EngineSession(CheckedSession):
@@ -163,11 +168,6 @@ class EngineSession(CheckedSession):
         """The network is replayed as a CUDA graph."""
         self.jit_cached = False
         """Kernels were read from the runtime cache; TensorRT for RTX only."""
-        self.warm_up_ms = 0.0
-        """Time between loading the plan and the first frame: creating contexts (where TensorRT for RTX compiles), one
-        run of each slot, and capturing its graph."""
-        self.notes: tuple[str, ...] = ()
-        """Differences from what was requested, one sentence each."""
         self._runtime: Any = None
         self._engine: Any = None
         self._contexts: Contexts | None = None
@@ -208,6 +208,7 @@ class EngineSession(CheckedSession):
         notes: list[str] = []
         if options.cuda_graph and contexts.session_captures_graph:
             notes += self._capture_graphs(last_error)
+        # Creating contexts (where TensorRT for RTX compiles), one run of each slot, and capturing its graph.
         self.warm_up_ms = (perf_counter() - start_s) * 1e3
         contexts.save_cache()
         self.cuda_graph = self.cuda_graph or contexts.cuda_graph

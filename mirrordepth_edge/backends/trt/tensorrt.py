@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from mirrordepth_edge.backends.base import Probe
 from mirrordepth_edge.backends.trt.probing import probe_runtime
-from mirrordepth_edge.backends.trt.session import EngineSession, reject_other_options, require_gpu
+from mirrordepth_edge.backends.trt.session import Contexts, EngineSession, reject_other_options, require_gpu
 from mirrordepth_edge.backends.trt.vendor import import_runtime
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.machine.unavailable import Cause, Unavailable
@@ -17,27 +17,6 @@ NAME: Final = "tensorrt"
 WITHOUT_GPU: Final = Unavailable(
     reason="no NVIDIA GPU is visible", cure="Run engines on a machine with an NVIDIA GPU.", cause=Cause.NO_GPU
 )
-
-
-class PlainContexts:
-    """Contexts without settings: the plan is already compiled, and the session captures CUDA graphs."""
-
-    session_captures_graph = True
-    cuda_graph = False
-    jit_cached = False
-
-    def __init__(self, engine: Any) -> None:
-        self.notes: list[str] = []
-        self._engine = engine
-
-    def make(self) -> Any:
-        return self._engine.create_execution_context()
-
-    def save_cache(self) -> None:
-        """Do nothing: there is nothing to compile."""
-
-    def close(self) -> None:
-        self._engine = None
 
 
 def probe() -> Probe:
@@ -50,4 +29,4 @@ def open(path: Path, manifest: Manifest | None, options: SessionOptions) -> Engi
     reject_other_options(path, options, manifest)
     require_gpu(path, "TensorRT", manifest)
     assert manifest is not None, "the registry reads the manifest of every plan"
-    return EngineSession(import_runtime(NAME), NAME, path, manifest, options, PlainContexts)
+    return EngineSession(import_runtime(NAME), NAME, path, manifest, options, Contexts)

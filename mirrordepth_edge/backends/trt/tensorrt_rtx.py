@@ -8,7 +8,7 @@ from typing import Any, Final
 from mirrordepth_edge.backends.base import Probe
 from mirrordepth_edge.backends.trt.probing import probe_runtime
 from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache, runtime_cache
-from mirrordepth_edge.backends.trt.session import EngineSession, reject_other_options, require_gpu
+from mirrordepth_edge.backends.trt.session import Contexts, EngineSession, reject_other_options, require_gpu
 from mirrordepth_edge.backends.trt.vendor import import_runtime
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError
@@ -26,7 +26,7 @@ WITHOUT_GPU: Final = Unavailable(
 )
 
 
-class RuntimeCacheContexts:
+class RuntimeCacheContexts(Contexts):
     """Contexts that compile the plan's kernels for this GPU, unless they are in the runtime cache.
 
     The runtime captures the CUDA graph itself, once its kernels are compiled
@@ -43,9 +43,9 @@ class RuntimeCacheContexts:
     session_captures_graph = False
 
     def __init__(self, trt: Any, engine: Any, cache: RuntimeCache, cuda_graph: bool) -> None:
-        self.notes: list[str] = []
+        super().__init__(engine)
         self.cuda_graph = cuda_graph
-        self._engine, self._cache = engine, cache
+        self._cache = cache
         strategies = trt.CudaGraphStrategy
         self._strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graph else strategies.DISABLED
         self._specialisation = trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -83,7 +83,7 @@ class RuntimeCacheContexts:
     def close(self) -> None:
         self._configs.clear()
         self._kernels = None
-        self._engine = None
+        super().close()
 
 
 def probe() -> Probe:

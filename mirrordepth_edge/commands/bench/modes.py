@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mirrordepth_edge.backends.registry import PLAN_SUFFIXES
+from mirrordepth_edge.artefact import PLAN_SUFFIXES
 from mirrordepth_edge.bench.compare import compare, differences, markdown, parse_gate, read_result
 from mirrordepth_edge.bench.in_flight import bench_in_flight
 from mirrordepth_edge.bench.measure import Candidate, bench, bench_stream, bench_throughput, open_candidate

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mirrordepth_edge.artefact import NANO_CHECKPOINT, SHIPPED, Artefact
-from mirrordepth_edge.backends.registry import ONNX_SUFFIX
+from mirrordepth_edge.artefact import NANO_CHECKPOINT, ONNX_SUFFIX, SHIPPED, Artefact
 from mirrordepth_edge.commands.export.request import Source
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import ExportConfig, Precision

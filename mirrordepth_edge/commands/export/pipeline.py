@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirrordepth_edge.backends.registry import ONNX_SUFFIX, PLAN_SUFFIXES
+from mirrordepth_edge.artefact import ONNX_SUFFIX, PLAN_SUFFIXES
 from mirrordepth_edge.commands.build import build_and_report
 from mirrordepth_edge.commands.export.floats import export_float
 from mirrordepth_edge.commands.export.int8 import export_int8

@@ -20,11 +20,12 @@ from mirrordepth_edge.graph.roofline import NOT_MEASURED, estimate
 from mirrordepth_edge.machine.device import installed_versions, machine
 from mirrordepth_edge.quantise.pipeline import Fitted, Int8Quantizer
 from mirrordepth_edge.quantise.sweep import Cost, pick_point, settings_sha256, sweep
-from mirrordepth_edge.quantise.sweep_result import SweepResult, save_sweep
+from mirrordepth_edge.quantise.sweep_result import SweepResult
 from mirrordepth_edge.report.html import save_page
 from mirrordepth_edge.report.sweep import sweep_page
 from mirrordepth_edge.report.tables import Table
 from mirrordepth_edge.support.cache import user_cache
+from mirrordepth_edge.support.files import write_json
 
 TIMED_FRAMES = 30
 """Timed frames of each point, interleaved with FP32; as many again with FP32 first."""
@@ -41,7 +42,7 @@ def run_sweep(
         return pick_point(quantizer, cost, store, result, pick)
     _print(result)
     page, data = output.with_suffix(".sweep.html"), output.with_suffix(".sweep.json")
-    save_sweep(data, result)
+    write_json(data, asdict(result))
     save_page(page, sweep_page(result))
     console.print(f"wrote {page} and {data}; to write a point of it, repeat the command with --pick N")
     return None

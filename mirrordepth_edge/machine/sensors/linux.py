@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
-from mirrordepth_edge.machine.sensors.sensor import Key, Sensor, mean, single_sensor
+from mirrordepth_edge.machine.sensors.sensor import Key, Sensor, single_sensor
 from mirrordepth_edge.machine.text_files import read_line, read_text
 
 
@@ -34,7 +35,7 @@ def cpu_sensors(root: Path) -> Iterator[Sensor]:
     yield Sensor({("cpu", ""): "%", ("cpu_others", ""): "%", ("cpu_steal", ""): "%"}, load.read)
     clocks = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
     if clocks:
-        yield single_sensor("cpu_clock", "MHz", lambda: mean([read_scaled(file, 1e-3) for file in clocks]))
+        yield single_sensor("cpu_clock", "MHz", lambda: fmean(read_scaled(file, 1e-3) for file in clocks))
     else:
         yield single_sensor("cpu_clock", "MHz", lambda: _cpuinfo_mhz(root / "proc/cpuinfo"))
 
@@ -42,8 +43,8 @@ def cpu_sensors(root: Path) -> Iterator[Sensor]:
 def memory_sensors(root: Path) -> Iterator[Sensor]:
     """Resident memory of this process, current and peak."""
     status = root / "proc/self/status"
-    yield single_sensor("memory", "MiB", lambda: _memory_mib(status, "VmRSS"))
-    yield single_sensor("memory_peak", "MiB", lambda: _memory_mib(status, "VmHWM"))
+    yield single_sensor("memory", "MiB", lambda: parse_memory_mib(read_text(status), "VmRSS"))
+    yield single_sensor("memory_peak", "MiB", lambda: parse_memory_mib(read_text(status), "VmHWM"))
 
 
 def temperature_sensors(root: Path) -> Iterator[Sensor]:
@@ -95,10 +96,16 @@ def parse_own_ticks(text: str) -> int:
     return int(fields[11]) + int(fields[12])  # fields 14 and 15; this list starts at field 3, the state
 
 
-def parse_memory_mib(text: str) -> dict[str, float]:
-    """VmRSS and VmHWM in `/proc/self/status`, in MiB, as far as present."""
-    matches = re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", text, re.MULTILINE)
-    return {name: int(kib) / 1024 for name, kib in matches}
+def parse_memory_mib(text: str, name: str) -> float:
+    """A field of `/proc/self/status` in kB, such as VmRSS, in MiB.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    match = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"/proc/self/status has no {name}")
+    return int(match[1]) / 1024
 
 
 def parse_clocks_mhz(text: str) -> list[float]:
@@ -135,15 +142,8 @@ class _CpuLoad:
         }
 
 
-def _memory_mib(status: Path, name: str) -> float:
-    memory = parse_memory_mib(read_text(status))
-    if name not in memory:
-        raise ValueError(f"/proc/self/status has no {name}")
-    return memory[name]
-
-
 def _cpuinfo_mhz(cpuinfo: Path) -> float:
     clocks = parse_clocks_mhz(read_text(cpuinfo))
     if not clocks:
         raise ValueError("no cpufreq, and /proc/cpuinfo has no clock")
-    return mean(clocks)
+    return fmean(clocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Key = tuple[str, str]
@@ -26,8 +26,3 @@ def single_sensor(field: str, unit: str, read: Callable[[], float], *, name: str
         name: name within the field, if it is a group.
     """
     return Sensor({(field, name): unit}, lambda: {(field, name): float(read())})
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return sum(values) / len(values)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx
+from mirrordepth_edge.backends.trt import tensorrt_rtx
 from mirrordepth_edge.backends.trt.runtime_cache import RuntimeCache
-from mirrordepth_edge.backends.trt.session import EngineSession
+from mirrordepth_edge.backends.trt.session import Contexts, EngineSession
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.machine.device import Gpu
 from mirrordepth_edge.manifest import EngineInfo, Manifest, Parity, TensorSpec
@@ -618,9 +618,7 @@ class Machine:
 
     def open(self, options: SessionOptions | None = None, manifest: Manifest = MANIFEST) -> EngineSession:
         module = fake_module(self.script)
-        return EngineSession(
-            module, "tensorrt", self.plan, manifest, options or SessionOptions(), tensorrt.PlainContexts
-        )
+        return EngineSession(module, "tensorrt", self.plan, manifest, options or SessionOptions(), Contexts)
 
     def open_rtx(self, options: SessionOptions | None = None) -> EngineSession:
         module, options = fake_module(self.script, rtx=True), options or SessionOptions()

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mirrordepth_edge.artefact import Reference
 from mirrordepth_edge.bench.in_flight import bench_in_flight, infer_in_flight
 from mirrordepth_edge.bench.measure import Candidate
 from mirrordepth_edge.config import BenchConfig, SessionOptions
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference
 
 from .fake_engine import HEIGHT, MANIFEST, WIDTH, Machine, depth_of, frame
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrordepth_edge.artefact import NANO_ONNX, Artefact
+from mirrordepth_edge.artefact import NANO_ONNX, Artefact, Reference, read_reference, reference_path, write_reference
 from mirrordepth_edge.backends.base import Arrays, CheckedSession
 from mirrordepth_edge.bench import measure
 from mirrordepth_edge.bench.result import unpack
@@ -22,7 +22,6 @@ from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.manifest import TensorSpec
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.reference import Reference, read_reference, reference_path, write_reference
 
 pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
 

@@ -16,9 +16,9 @@ import cv2
 import platformdirs
 import pytest
 
-from mirrordepth_edge.backends import onnxruntime, registry
+from mirrordepth_edge.backends import base, onnxruntime, registry
 from mirrordepth_edge.backends.base import Available, Probe
-from mirrordepth_edge.backends.trt import probing, tensorrt, tensorrt_rtx, vendor
+from mirrordepth_edge.backends.trt import tensorrt, tensorrt_rtx, vendor
 from mirrordepth_edge.cli import run_app
 from mirrordepth_edge.commands.doctor import command as doctor
 from mirrordepth_edge.machine import device, system
@@ -96,7 +96,7 @@ def test_an_onnx_runtime_that_cannot_use_the_gpu(here: Any, capsys: pytest.Captu
 
 
 def test_hints_on_a_jetson(here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(probing, "find_spec", lambda package: None)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
     here(JETSON)
     monkeypatch.setattr(
         registry, "probe_all", lambda: {"tensorrt": tensorrt.probe(), "tensorrt-rtx": tensorrt_rtx.probe()}

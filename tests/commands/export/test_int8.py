@@ -19,8 +19,10 @@ from mirrordepth_edge.export.produce import produce_onnx
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.model.network import DepthNetwork
 from mirrordepth_edge.predictor import load as load_predictor
-from mirrordepth_edge.quantise.sweep_result import load_sweep
+from mirrordepth_edge.quantise.sweep_result import SweepResult
 from mirrordepth_edge.quantise.write_calibration_set import pictures_as_set, save_calibration
+from mirrordepth_edge.support.files import read_json
+from mirrordepth_edge.support.schema import read_strict
 from mirrordepth_edge.support.units import parse_share
 
 TO_CPU = ["--target", "cpu", "--calib", "calib/office/office.toml"]
@@ -55,6 +57,10 @@ def made(tiny_network: DepthNetwork, tmp_path_factory: pytest.TempPathFactory) -
 def _there(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(made)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def stored_sweep(path: Path) -> SweepResult:
+    return read_strict(SweepResult, read_json(path, "sweep", ""), str(path), "")
 
 
 def test_without_depth_it_is_judged_against_fp32(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_a_sweep_is_a_table_a_page_and_a_file_to_pick_from(
     assert "vs FP32" in printed
     assert "measured: ONNX Runtime" in printed
     assert not output.exists()
-    result = load_sweep(tmp_path / "swept.sweep.json")
+    result = stored_sweep(tmp_path / "swept.sweep.json")
     assert result.points[0].int8_share == 1
     assert "Pareto" in (tmp_path / "swept.sweep.html").read_text(encoding="utf-8")
 
@@ -138,7 +144,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
     calib = ["--calib", "calib/office/office.toml"]
     assert run_app(["export", "tiny.onnx", "--sweep", "--target", "orin-nano", *calib, "-o", str(output)]) == 0
     assert "roofline estimate, not a measurement" in capsys.readouterr().out
-    result = load_sweep(tmp_path / "swept.sweep.json")
+    result = stored_sweep(tmp_path / "swept.sweep.json")
     assert result.points[0].cost_ratio < result.baseline.cost_ratio < 1
 
 
