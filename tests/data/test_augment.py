@@ -92,7 +92,7 @@ def test_without_augmentation_only_the_size_changes() -> None:
     np.testing.assert_array_equal(view_m, resize_depth(depth_m, (60, 80)))
 
 
-def test_jitter_stays_within_its_bounds_and_uses_them() -> None:
+def test_jitter_covers_its_range() -> None:
     grey = np.full((1, 1, 3), 100, np.uint8)
     rng = np.random.default_rng(0)
     seen = np.stack([jitter_colour(grey, 0.1, rng)[0, 0] for _ in range(600)]).astype(float)
@@ -106,7 +106,7 @@ def test_jitter_stays_within_its_bounds_and_uses_them() -> None:
     assert gains.std(axis=0).min() > 0.02, "channels change on their own, too"
 
 
-def test_jitter_keeps_the_order_of_levels_and_the_original() -> None:
+def test_jitter_is_monotonic_and_does_not_change_its_input() -> None:
     ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3))
     kept = ramp.copy()
     for seed in range(20):
@@ -232,7 +232,7 @@ def test_a_positive_turn_is_counter_clockwise() -> None:
 
 
 @pytest.mark.parametrize("degrees", [-30.0, 2.5, 90.0])
-def test_a_rolling_camera_sees_the_middle_at_the_same_distance(degrees: float) -> None:
+def test_camera_roll_keeps_depth_at_the_centre(degrees: float) -> None:
     wall = Wall(99, 133)
     frame, depth_m = rotate(wall.frame, wall.depth_m, degrees)
     assert depth_m[49, 66] == wall.depth_m[49, 66]
@@ -240,7 +240,7 @@ def test_a_rolling_camera_sees_the_middle_at_the_same_distance(degrees: float) -
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
-def test_a_quarter_turn_moves_every_pixel_whole(shape: tuple[int, int]) -> None:
+def test_quarter_turn_equals_rot90(shape: tuple[int, int]) -> None:
     """90 degrees about the middle is NumPy's rot90 where the turned picture overlaps the old frame."""
     wall = Wall(*shape)
     frame, depth_m = rotate(wall.frame, wall.depth_m, 90)
@@ -251,7 +251,7 @@ def test_a_quarter_turn_moves_every_pixel_whole(shape: tuple[int, int]) -> None:
     assert (np.delete(depth_m, np.s_[gap : gap + side], axis=int(shape[0] < shape[1])) == 0).all()
 
 
-def test_corners_from_outside_show_the_mirrored_picture() -> None:
+def test_rotated_corners_show_the_mirrored_border() -> None:
     wall = Wall(120, 160)
     frame, depth_m = rotate(wall.frame, wall.depth_m, 10)
     assert (depth_m[:4, :4] == 0).all()

@@ -136,7 +136,7 @@ def test_nyu_where_root_is_the_folder_of_scenes_itself(part: Part, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["nyu", "auto"])
-def test_the_labelled_file_in_a_folder_or_named(kind: str, tmp_path: Path) -> None:
+def test_labelled_file_by_folder_or_by_name(kind: str, tmp_path: Path) -> None:
     file = write_labelled(tmp_path)
     for root in (tmp_path, file):
         assert metres(chosen(root, "train", kind=kind)) == [3]

@@ -54,7 +54,7 @@ def test_a_shallow_ramp_is_no_edge_and_the_range_does_not_matter() -> None:
     np.testing.assert_array_equal(depth_edges(step_edge(40)), depth_edges(step_edge(40, near_m=1, far_m=1.001)))
 
 
-def test_gradients_are_those_that_the_thresholds_are_for() -> None:
+def test_gradients_match_the_published_thresholds() -> None:
     """SciPy's Gaussian and plain Sobel, as the published script filters: a step is an edge from 0.3 on."""
     for height in (0.12, 0.16):
         depth_m = step_edge(40, near_m=0, far_m=height)

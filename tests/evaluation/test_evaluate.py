@@ -287,7 +287,7 @@ def test_one_image_has_no_temporal_consistency() -> None:
         evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)
 
 
-def test_boundary_f1_is_averaged_over_pictures_whose_truth_has_contours() -> None:
+def test_boundary_f1_is_averaged_over_images_with_true_contours() -> None:
     """No neighbouring pixels agree on a step that is 4 pixels off; 12 of 16 pairs at a distance of 16 do."""
     frames = video(4)
     frames[2].depth_m[:] = 3  # flat
@@ -333,7 +333,7 @@ def test_boundary_f1_is_of_pixels_that_count() -> None:
     assert clamped.boundary_f1.predicted == clamped.boundary_f1.true
 
 
-def test_edges_are_averaged_over_pictures_that_have_some() -> None:
+def test_edge_errors_are_averaged_over_images_with_edges() -> None:
     frames = video(3)
     frames[2].depth_m[:] = 3  # flat: no edge to find
     shifted = np.roll(frames[0].depth_m, 4, axis=1)

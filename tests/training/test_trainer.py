@@ -64,7 +64,7 @@ def test_learning_rate_at_the_turning_points() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 50])
-def test_a_short_run_warms_up_for_a_tenth_of_it_at_most(steps: int) -> None:
+def test_warmup_is_at_most_a_tenth_of_the_run(steps: int) -> None:
     rates = [learning_rate_at(step, steps, TrainConfig()) for step in range(steps)]
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) <= steps // 10
@@ -156,7 +156,7 @@ def test_nothing_to_train_on(tiny_vit_config: ModelConfig, samples: DepthDataset
         trainer_for(create_network(tiny_vit_config), Selected(of=samples, indices=()), QUICK)
 
 
-def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+def test_batch_without_depth_is_not_reported_as_divergence(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     class Blank(Selected):
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)._replace(depth_m=np.zeros((61, 203), np.float32))
@@ -220,7 +220,7 @@ def test_restored_state_continues_identically(
 
 
 @pytest.mark.parametrize("kind", ["vit", "map"])
-def test_dropout_is_of_whole_channels_and_of_training_only(
+def test_dropout_drops_whole_channels_in_training_only(
     kind: str, tiny_vit_config: ModelConfig, tiny_map_config: ModelConfig
 ) -> None:
     network = create_network({"vit": tiny_vit_config, "map": tiny_map_config}[kind]).eval()

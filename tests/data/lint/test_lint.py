@@ -96,7 +96,7 @@ def test_statistics_are_those_of_numpy(root: Path) -> None:
         assert share == pytest.approx(((seen_m >= low) & (seen_m < high)).mean(), abs=2e-3)
 
 
-def test_bad_files_are_collected_each_with_its_reason(root: Path) -> None:
+def test_unusable_files_are_listed_with_reasons(root: Path) -> None:
     (root / "rgb" / "0.png").write_text("no picture")
     (root / "depth" / "1.png").write_bytes(b"")
     write(root, "2", np.full(SHAPE, 90, np.uint8))
