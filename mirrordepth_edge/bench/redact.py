@@ -75,7 +75,7 @@ class Anonymiser:
 
     @classmethod
     def of(cls, names: Iterable[str], folders: Iterable[str]) -> Anonymiser:
-        """Create one from names and folders, of which empty and common ones are ignored."""
+        """Create one from names and folders; empty and common ones are ignored."""
         folders = list(folders)
         people = {name.strip() for name in (*names, *(part for part in folders if _plain(part)))}
         people = {name for name in people if len(name) >= MIN_LETTERS and not COMMON.fullmatch(name)}

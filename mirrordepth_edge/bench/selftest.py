@@ -143,6 +143,7 @@ def run_in_child(
     request = {"subject": asdict(subject), "effort": asdict(effort)}
     end = call_worker(command, request, on_event, timeout_s=timeout_s)
     if end.status != 0 and len(steps) < len(STEPS):
+        # A step is reported when it is done, so the one after the last reported step was running.
         running = list(STEPS)[len(steps)]
         reason = f"it took longer than {timeout_s:g} s" if end.timed_out else _describe_exit(end)
         steps += [Step(name=running, outcome="failed", reason=reason), *skip_after(running)]

@@ -70,6 +70,7 @@ def plan_build(target: str | None) -> BuildPlan:
         MissingError: the engine cannot be built on this machine; the cure says where and how.
     """
     names = target or HERE
+    # On Arm there is no TensorRT for RTX: "here" then explains that no GPU is visible.
     if target is None and not nvidia_gpus() and platform.machine() != "aarch64":
         names = ",".join(RTX_TARGETS)
     targets = load_targets(names)
@@ -181,6 +182,7 @@ def build_engine(
     if plan.runs_here:
         _require_runtime(plan.flavour)
     ensure_folder(output.parent)
+    # In a temporary folder: no engine is at `output` before its depth has been compared.
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "engine.plan"
         result = _build(onnx, built, plan, config, on_progress)

@@ -113,6 +113,7 @@ def cached_engine(
         folder=folder or user_cache("engines"), suffix=SUFFIX, max_per_name=MAX_ENVIRONMENTS, max_bytes=MAX_BYTES
     )
     now = built_with(plan)
+    # The manifest contains the file's SHA-256, so a changed file has another name.
     name = f"{onnx.path.stem}-{digest(onnx.manifest, options)[:12]}"
     entry = cache.path(now, name=name)
     path = entry / f"{onnx.path.stem}.{plan.flavour}.plan"

@@ -64,6 +64,7 @@ def write_triton_repository(model: Path, folder: Path, *, name: str | None = Non
         (temporary / VERSION).mkdir()
         copy = temporary / VERSION / file
         shutil.copyfile(model, copy)
+        # Of the copy, not of the source: the file may change between a check and the copy.
         if sha256_of(copy) != manifest.artefact_sha256:
             raise InputError(f"{model} changed while it was copied.", "Its SHA-256 differs.", "Try again.")
         shutil.copyfile(manifest_path(model), manifest_path(copy))

@@ -180,6 +180,7 @@ def build(request: dict[str, Any], emit: Emit) -> None:
         OptionError: the input cannot have the sizes of `config`.
     """
     flavour, cache = request["flavour"], request["timing_cache"]
+    # Polygraphy reads this once, when it is imported.
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if flavour == "tensorrt-rtx" else "0"
     from polygraphy.backend.trt import Profile, create_network, engine_bytes_from_network
     from polygraphy.exception import PolygraphyException

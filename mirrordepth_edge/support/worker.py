@@ -114,7 +114,7 @@ def call_worker(
                     else:
                         on_event(kind, value)
             worker.wait()
-        except BaseException:
+        except BaseException:  # including Ctrl-C, which the worker ignores
             worker.kill()
             raise
         finally:

@@ -33,16 +33,16 @@ def options_for(case: str) -> SessionOptions:
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file a case; plans only where a GPU can run them."""
-    found = {"torch": NANO_CHECKPOINT, "onnxruntime": NANO_ONNX["fp32"]}
-    found |= {"openvino": NANO_ONNX["fp32"], "openvino fp16": NANO_ONNX["fp16"]}
+    models = {"torch": NANO_CHECKPOINT, "onnxruntime": NANO_ONNX["fp32"]}
+    models |= {"openvino": NANO_ONNX["fp32"], "openvino fp16": NANO_ONNX["fp16"]}
     for name, target in (("tensorrt", "here"), ("tensorrt-rtx", None)):
         if isinstance(backend(name).probe(), Available):
             from mirrordepth_edge.engines.build import build_engine, plan_build
 
             plan = tmp_path_factory.mktemp("plans") / f"{name}.plan"
             build_engine(Artefact.open(NANO_ONNX["fp16"]), plan, plan_build(target))
-            found[name] = plan
-    return found
+            models[name] = plan
+    return models
 
 
 @pytest.fixture(params=[pytest.param(case, marks=pytest.mark.gpu) if case in ON_GPU_ONLY else case for case in CASES])

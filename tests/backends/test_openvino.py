@@ -94,12 +94,12 @@ def test_nothing_is_multiplied_in_bf16_unless_asked_for() -> None:
 
 @installed
 @pytest.mark.usefixtures("_cpu_has_bf16")
-def test_a_session_says_its_precision() -> None:
-    said = {}
+def test_a_session_reports_its_precision() -> None:
+    sessions = {}
     for name, path, options in (("a", NANO, FP32), ("b", NANO_ONNX["fp16"], FP32), ("c", NANO, BF16)):
         with open_session(path, options)[0] as session:
-            said[name] = (session.precision, session.device, session.backend)
-    assert said == {
+            sessions[name] = (session.precision, session.device, session.backend)
+    assert sessions == {
         "a": ("fp32", "cpu", "openvino"),
         "b": ("fp16", "cpu", "openvino"),
         "c": ("bf16", "cpu", "openvino"),
@@ -185,7 +185,7 @@ def test_a_read_only_frame_is_read_where_it_lies(tmp_path: Path) -> None:
 
 
 @installed
-def test_results_outlive_the_session_and_a_closed_session_says_so(tmp_path: Path) -> None:
+def test_results_outlive_the_session_and_a_closed_session_raises(tmp_path: Path) -> None:
     feeds = {"image": np.full((1, 512, 512, 3), 200, np.uint8)}
     session = wide_session(tmp_path)
     depth = session.infer(feeds)["depth"]
@@ -256,7 +256,7 @@ def test_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @installed
-def test_it_tells_nobody_and_prints_nothing(tmp_path: Path) -> None:
+def test_no_telemetry_is_sent_and_nothing_is_printed(tmp_path: Path) -> None:
     """Imported as usual, the package tells Google Analytics, and keeps an identity in the user's home."""
     code = (
         "import os, sys\n"
@@ -266,8 +266,8 @@ def test_it_tells_nobody_and_prints_nothing(tmp_path: Path) -> None:
         "from mirrordepth_edge.config import SessionOptions\n"
         f"with open_session(Path({str(NANO)!r}), SessionOptions(backend='openvino', threads=1))[0] as session:\n"
         "    session.infer({'image': np.zeros(session.inputs[0].shape, np.uint8)})\n"
-        "told = [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
-        "sys.exit(f'imported {told}' if told else 0)\n"
+        "imported = [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
+        "sys.exit(f'imported {imported}' if imported else 0)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
     environment |= {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -299,6 +299,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not (tmp_path / "no").exists()
 
 
-def test_a_session_has_what_the_contract_names() -> None:
+def test_a_session_has_the_attributes_of_the_contract() -> None:
     members = {name for name in dir(Session) if not name.startswith("_")}
     assert members <= set(dir(backend.OpenVinoSession))

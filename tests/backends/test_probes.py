@@ -66,8 +66,8 @@ def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
 
 def use_bindings(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
     """This version of cuda-python, or none, by its metadata."""
-    found = {} if version is None else {"cuda-bindings": version}
-    monkeypatch.setattr(cuda, "installed_versions", lambda names: found)
+    versions = {} if version is None else {"cuda-bindings": version}
+    monkeypatch.setattr(cuda, "installed_versions", lambda names: versions)
 
 
 def use_package(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:

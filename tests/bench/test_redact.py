@@ -57,15 +57,15 @@ def test_a_version_of_four_numbers_is_not_an_address() -> None:
     assert ALICE.version("10.3.0.30-1+cuda12.5") == "10.3.0.30-1+cuda12.5"
     assert ALICE.version("2.14+alice") == "2.14+…"
     assert ALICE.version("from 10.3.0.30") == "from …", "that is a sentence"
-    found = ALICE.value({"packages": {"tensorrt": "10.3.0.30"}, "why": "10.3.0.30"}, frozenset({"packages"}))
-    assert found == {"packages": {"tensorrt": "10.3.0.30"}, "why": "…"}
+    cleaned = ALICE.value({"packages": {"tensorrt": "10.3.0.30"}, "why": "10.3.0.30"}, frozenset({"packages"}))
+    assert cleaned == {"packages": {"tensorrt": "10.3.0.30"}, "why": "…"}
 
 
 def test_nested_values_are_cleaned() -> None:
-    found = ALICE.value(
+    cleaned = ALICE.value(
         {"a": [1, None, True, ("alice", {"name": "alice"})], "fixed": "alice"}, fixed=frozenset({"fixed"})
     )
-    assert found == {"a": [1, None, True, ["…", {"name": "…"}]], "fixed": "alice"}
+    assert cleaned == {"a": [1, None, True, ["…", {"name": "…"}]], "fixed": "alice"}
 
 
 @pytest.mark.parametrize("name", ["nvidia", "orin", "root", "Jetson", "ubuntu", "nano", "al", ""])
@@ -87,6 +87,6 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     here = Anonymiser.here(tmp_path)
     planted = ["mallory", "trudy", "peggy", "victor.example.org", "victor", *(f"SN{n}0123456" for n in range(7))]
     text = here.text(f"{' '.join(planted)} {tmp_path / 'peggy' / 'x.onnx'} {Path.cwd()} /lab7/x")
-    assert not [each for each in planted if each in text]
+    assert not [secret for secret in planted if secret in text]
     assert str(Path.cwd()) not in text
     assert "lab7" not in text, "it is at this machine's root"

@@ -78,19 +78,19 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_with_a_gpu_both_models_are_tested_in_every_precision() -> None:
     asked: list[Subject] = []
-    told: list[SubjectResult] = []
+    reported: list[SubjectResult] = []
 
     def run(subject: Subject, effort: Effort, on_stage: Callable[[str], object]) -> SubjectResult:
         asked.append(subject)
         assert effort == Effort()
         return passed(subject)
 
-    result = selftest_with(run, on_tested=told.append)
+    result = selftest_with(run, on_tested=reported.append)
     models = [(subject.model, subject.precision, subject.no_engine) for subject in asked]
     assert models == [
         (model, precision, None) for model in ("nano", "vitb16") for precision in ("fp32", "fp16", "int8")
     ]
-    assert told == list(result.tested)
+    assert reported == list(result.tested)
     assert (result.exit_code, result.no_engine) == (0, None)
 
 
@@ -156,17 +156,17 @@ MADE = "say(step={'name': 'make', 'outcome': 'passed'}); "
 
 
 def test_events_of_the_child_make_the_result() -> None:
-    told: list[str] = []
+    stages: list[str] = []
     program = SAYS + (
         "say(stage='hello ' + r['subject']['model']); "
         "say(ran_by={'backend': 'b', 'backend_version': '1', 'device': 'd'});"
         + MADE
         + "print('a library warns', file=sys.stderr)"
     )
-    found = run_in_child(NANO, SHORT, told.append, command=child(program))
-    assert told == ["hello nano"]
-    assert (found.backend, found.backend_version, found.device) == ("b", "1", "d")
-    assert found.steps == (Step(name="make", outcome="passed"),)
+    result = run_in_child(NANO, SHORT, stages.append, command=child(program))
+    assert stages == ["hello nano"]
+    assert (result.backend, result.backend_version, result.device) == ("b", "1", "d")
+    assert result.steps == (Step(name="make", outcome="passed"),)
 
 
 @pytest.mark.parametrize(
@@ -198,25 +198,25 @@ def test_if_the_child_dies_its_current_step_failed(
     if "stuck" in ending:
         monkeypatch.setattr(worker, "Timer", WhenStuck)
         seconds = 1e-3
-    found = run_in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), timeout_s=seconds)
-    assert [(step.name, step.outcome) for step in found.steps] == [
+    result = run_in_child(NANO, SHORT, lambda stage: ends[0](), command=child(SAYS + MADE + ending), timeout_s=seconds)
+    assert [(step.name, step.outcome) for step in result.steps] == [
         ("make", "passed"),
         ("build", "failed"),
         *((name, "skipped") for name in ("verify", "bench", "stream", "soak")),
     ]
-    assert all(word in (found.steps[1].reason or "") for word in words)
-    assert found.steps[2].reason == "build did not pass"
+    assert all(word in (result.steps[1].reason or "") for word in words)
+    assert result.steps[2].reason == "build did not pass"
 
 
 def test_if_the_child_does_not_start_the_first_step_failed() -> None:
-    found = run_in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
-    assert [step.outcome for step in found.steps] == ["failed"] + ["skipped"] * 5
+    result = run_in_child(NANO, SHORT, lambda stage: None, command=child("raise SystemExit(3)"))
+    assert [step.outcome for step in result.steps] == ["failed"] + ["skipped"] * 5
 
 
-def subject_test(subject: Subject, tmp_path: Path, said: list[Any] | None = None) -> SubjectTest:
+def subject_test(subject: Subject, tmp_path: Path, events: list[Any] | None = None) -> SubjectTest:
     def emit(kind: str, value: Any) -> None:
-        if said is not None:
-            said.append((kind, value))
+        if events is not None:
+            events.append((kind, value))
 
     return SubjectTest(subject=subject, effort=SHORT, folder=tmp_path, emit=emit, stack=ExitStack())
 
@@ -237,7 +237,7 @@ def test_an_exception_is_the_outcome_of_its_step(error: Exception, outcome: str,
     step = run_step("bench", work, lambda stage: None)
     assert step.outcome == outcome
     assert words in (step.reason or "")
-    assert step.figures == {"so far": Figure(value=1.0, unit="s")}, "what was found before it is told"
+    assert step.figures == {"so far": Figure(value=1.0, unit="s")}, "figures measured before the error are kept"
 
 
 def test_figures_that_are_not_finite_are_left_out() -> None:
@@ -273,12 +273,12 @@ def test_the_steps_after_a_failed_one_are_skipped(tmp_path: Path, monkeypatch: p
 
 def test_all_steps_of_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirrordepth_edge.export.verify.REPEATS", 1)
-    said: list[Any] = []
-    with subject_test(NANO, tmp_path, said).stack:
-        steps = {step.name: step for step in run_steps(subject_test(NANO, tmp_path, said))}
+    events: list[Any] = []
+    with subject_test(NANO, tmp_path, events).stack:
+        steps = {step.name: step for step in run_steps(subject_test(NANO, tmp_path, events))}
     assert {name: step.outcome for name, step in steps.items()} == dict.fromkeys(STEPS, "passed") | {"build": "skipped"}
     assert steps["build"].reason == "there is no GPU"
-    (ran_by,) = (value for kind, value in said if kind == "ran_by")
+    (ran_by,) = (value for kind, value in events if kind == "ran_by")
     assert (ran_by["backend"], ran_by["device"]) == ("onnxruntime", "cpu")
     mean = [figure.value for name, figure in steps["verify"].figures.items() if name.startswith("mean relative")]
     assert 0 <= mean[0] < 1e-4

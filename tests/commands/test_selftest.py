@@ -1,4 +1,4 @@
-"""`mde selftest`: the report it writes, what it prints, how it exits, and that it tells no secrets."""
+"""`mde selftest`: the report it writes, what it prints, how it exits, and that it contains no personal data."""
 
 from __future__ import annotations
 
@@ -60,25 +60,29 @@ def test_a_machine_that_passes(
     tested: dict[str, SubjectResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "plan_build", lambda target: PLAN)
-    code, said = run("--report", str(tmp_path / "out"))
-    assert code == 0, said
+    code, output = run("--report", str(tmp_path / "out"))
+    assert code == 0, output
     result = read_result(tmp_path / "out" / "selftest.json")
-    assert [str(each.subject) for each in result.tested][3:] == ["vitb16 FP32", "vitb16 FP16", "vitb16 INT8"]
+    assert [str(subject_result.subject) for subject_result in result.tested][3:] == [
+        "vitb16 FP32",
+        "vitb16 FP16",
+        "vitb16 INT8",
+    ]
     assert (tmp_path / "out" / "selftest.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert "nano FP16: passed, tensorrt 10.3.0 on Orin, p50 3.46 ms" in said
-    assert "selftest.html" in said
-    assert "nothing has been sent" in said
+    assert "nano FP16: passed, tensorrt 10.3.0 on Orin, p50 3.46 ms" in output
+    assert "selftest.html" in output
+    assert "nothing has been sent" in output
 
 
-def test_a_failure_is_told_and_exits_with_3(
+def test_a_failure_is_printed_and_exits_with_3(
     tested: dict[str, SubjectResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "plan_build", lambda target: PLAN)
     tested["int8"] = failing("The parser refused it.")
-    code, said = run("--quick", "--report", str(tmp_path))
+    code, output = run("--quick", "--report", str(tmp_path))
     assert code == 3
-    assert "nano INT8: failed; build: The parser refused it." in said
-    assert "nano FP16: passed" in said
+    assert "nano INT8: failed; build: The parser refused it." in output
+    assert "nano FP16: passed" in output
     assert read_result(tmp_path / "selftest.json").exit_code == 3
 
 
@@ -86,16 +90,16 @@ def test_without_a_gpu_it_says_so_and_exits_with_4(
     tested: dict[str, SubjectResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
-    code, said = run("--quick", "--soak", "10", "--report", str(tmp_path))
+    code, output = run("--quick", "--soak", "10", "--report", str(tmp_path))
     assert code == 4
-    assert "no NVIDIA GPU" in said
+    assert "no NVIDIA GPU" in output
     result = read_result(tmp_path / "selftest.json")
     assert result.quick
     assert result.effort.soak_s == 600
     assert "mde selftest --report DIR --quick --soak 10" in (tmp_path / "selftest.html").read_text(encoding="utf-8")
 
 
-def test_neither_file_tells_who_or_where(
+def test_neither_file_has_personal_data(
     tested: dict[str, SubjectResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "peggysue"
@@ -116,7 +120,7 @@ def test_neither_file_tells_who_or_where(
     assert json.loads((home / "out" / "selftest.json").read_text(encoding="utf-8"))["tested"]
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_first(tested: dict[str, SubjectResult], tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_first(tested: dict[str, SubjectResult], tmp_path: Path) -> None:
     from mirrordepth_edge.errors import InputError
 
     (tmp_path / "file").write_text("")

@@ -441,8 +441,8 @@ def test_timings_are_kept_from_build_to_build(played: list[dict[str, Any]], orin
 def test_each_runtime_driver_and_gpu_has_its_own_timings() -> None:
     own = gpu("8.7")
     paths = {
-        timing_cache.timing_cache_path(*each)
-        for each in (
+        timing_cache.timing_cache_path(*key)
+        for key in (
             (own, "tensorrt", "10.3.0", "CUDA 12.6"),
             (own, "tensorrt", "10.16.1", "CUDA 12.6"),
             (own, "tensorrt", "10.3.0", "540.4.0, CUDA 12.6"),
@@ -464,7 +464,7 @@ def test_timings_that_cannot_be_stored_are_not_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_the_manifest_says_where_an_engine_was_built(
+def test_the_manifest_records_where_an_engine_was_built(
     played: list[dict[str, Any]], orin: Path, tmp_path: Path, machine: pytest.MonkeyPatch
 ) -> None:
     version = tmp_path / "version"
@@ -571,11 +571,11 @@ def test_an_unsupported_option_is_refused_before_the_build(played: list[dict[str
 
 
 def test_known_problems_of_an_engine() -> None:
-    found = problems_of(ORIN, "fp16")
-    assert "tensorrt-10.3-attention" in [problem.id for problem in found]
-    assert all(problem.links for problem in found)
+    problems = problems_of(ORIN, "fp16")
+    assert "tensorrt-10.3-attention" in [problem.id for problem in problems]
+    assert all(problem.links for problem in problems)
     twice = problems_of(replace(ORIN, compute_capabilities=("8.7", "8.7")), "fp16")
-    assert twice == found, "each is told once"
+    assert twice == problems, "each problem is listed once"
     newer = problems_of(replace(ORIN, version="10.5.0"), "fp16")
     assert "tensorrt-10.3-attention" not in [problem.id for problem in newer]
 
@@ -659,9 +659,9 @@ class WrongPatch(OnnxRuntimeSession):
     """An engine whose depth is three times too large on 12x10 pixels, as with an error at tile borders."""
 
     def infer(self, feeds: Mapping[str, Any]) -> Arrays:
-        found = {name: array.copy() for name, array in super().infer(feeds).items()}
-        found["depth"][0, 100:112, 60:70] *= 3
-        return found
+        outputs = {name: array.copy() for name, array in super().infer(feeds).items()}
+        outputs["depth"][0, 100:112, 60:70] *= 3
+        return outputs
 
 
 @pytest.mark.parametrize(("session", "right"), [(OnnxRuntimeSession, True), (WrongEngine, False), (WrongPatch, False)])

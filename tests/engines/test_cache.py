@@ -113,28 +113,28 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
 
 
 def test_an_engine_is_built_once(board: Board) -> None:
-    told: list[str] = []
-    first = board.engine(on_stage=told.append)
+    stages: list[str] = []
+    first = board.engine(on_stage=stages.append)
     assert (first.built, first.why) == (True, "not built here before")
-    assert told == ["building with TensorRT 10.3.0", "building with TensorRT 10.3.0, 42%"]
+    assert stages == ["building with TensorRT 10.3.0", "building with TensorRT 10.3.0, 42%"]
     assert first.path.name == "tiny.tensorrt.plan"
     assert first.path.is_relative_to(board.cache)
     assert read_manifest(first.path).parent_sha256 == sha256_of(board.onnx)
 
-    told.clear()
-    again = board.engine(on_stage=told.append)
-    assert (again.path, again.built, board.built, told) == (first.path, False, 1, [])
+    stages.clear()
+    again = board.engine(on_stage=stages.append)
+    assert (again.path, again.built, board.built, stages) == (first.path, False, 1, [])
     assert "by TensorRT 10.3.0" in again.why
     assert len(list(board.cache.rglob("*"))) == 1 + 3, "a folder, and in it the engine, its manifest and its record"
 
 
 def test_the_record_lists_file_options_and_environment(board: Board) -> None:
     path = board.engine(options=BuildConfig(optimisation_level=5)).path
-    said = json.loads(path.with_name(RECORD).read_text(encoding="utf-8"))
-    assert said["onnx"] == "tiny.onnx"
-    assert said["onnx_sha256"] == sha256_of(board.onnx)
-    assert said["options"]["optimisation_level"] == 5
-    assert {k: v for k, v in said["environment"].items() if k != "package"} == {
+    record = json.loads(path.with_name(RECORD).read_text(encoding="utf-8"))
+    assert record["onnx"] == "tiny.onnx"
+    assert record["onnx_sha256"] == sha256_of(board.onnx)
+    assert record["options"]["optimisation_level"] == 5
+    assert {k: v for k, v in record["environment"].items() if k != "package"} == {
         "flavour": "tensorrt",
         "version": "10.3.0",
         "gpu": "Orin",
@@ -247,9 +247,9 @@ def test_an_engine_for_another_gpu_need_not_be_verified(board: Board) -> None:
     assert not board.engine().built
 
 
-@pytest.mark.parametrize("said", ["", "{", "[]", '{"onnx": 3}'])
-def test_an_unreadable_record_does_not_cause_a_rebuild(said: str, board: Board) -> None:
-    board.engine().path.with_name(RECORD).write_text(said, encoding="utf-8")
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"onnx": 3}'])
+def test_an_unreadable_record_does_not_cause_a_rebuild(record: str, board: Board) -> None:
+    board.engine().path.with_name(RECORD).write_text(record, encoding="utf-8")
     again = board.engine()
     assert (again.built, again.why) == (False, "built before")
 
@@ -346,7 +346,7 @@ def test_a_cache_that_cannot_be_written(board: Board) -> None:
         board.engine()
 
 
-def test_without_a_gpu_the_error_says_where_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_gpu_names_where_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "nvidia_gpus", lambda: ())
     with pytest.raises(MissingError, match="no NVIDIA GPU") as caught:
         cached_engine(Artefact.open(NANO_ONNX["fp16"]), folder=tmp_path)
@@ -364,11 +364,11 @@ def test_the_default_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_real_engine_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     source, plan = write_tiny(tmp_path / "tiny.onnx"), plan_build("rtx-ada")
-    told: list[str] = []
-    first = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan, on_stage=told.append)
+    stages: list[str] = []
+    first = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan, on_stage=stages.append)
     manifest = read_manifest(first.path)
     assert manifest.engine is not None
     assert asdict(manifest.engine)["options"] == asdict(BuildConfig())
-    assert told[0].startswith("building with TensorRT for RTX ")
+    assert stages[0].startswith("building with TensorRT for RTX ")
     again = cached_engine(Artefact.open(source), folder=tmp_path / "cache", plan=plan)
     assert (again.path, again.built) == (first.path, False)

@@ -92,7 +92,7 @@ def test_cures_name_only_existing_options(failed: str | None) -> None:
 
     from mirrordepth_edge.cli import app
 
-    known = {name for each in get_command(app).commands["build"].params for name in each.opts}  # type: ignore[attr-defined]
+    known = {name for option in get_command(app).commands["build"].params for name in option.opts}  # type: ignore[attr-defined]
     error = build_error(failed, WorkerExit(status=1, log=LOG), request_of("odd.onnx"), BuildConfig())
     cure = error.cure.partition("mde run")[0]
     assert {word.strip(".,;") for word in cure.split() if word.startswith("--")} <= known

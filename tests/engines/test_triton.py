@@ -173,7 +173,7 @@ def test_invalid_names(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "repository").exists()
 
 
-def test_what_triton_cannot_serve(tmp_path: Path, manifest: Manifest) -> None:
+def test_unsupported_models_are_refused(tmp_path: Path, manifest: Manifest) -> None:
     for flavour, options, why in (
         ("tensorrt-rtx", None, "a tensorrt-rtx engine"),
         ("tensorrt", BuildConfig(weights="stripped"), "stripped of its weights"),
@@ -298,7 +298,7 @@ class Stub:
 
             def infer(self, name: str, inputs: list[Any], outputs: list[Any]) -> Any:
                 assert name == "nano"
-                assert [each.name for each in outputs] == ["depth"]
+                assert [output.name for output in outputs] == ["depth"]
                 return self
 
             def as_numpy(self, name: str) -> npt.NDArray[np.float32]:

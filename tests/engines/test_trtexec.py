@@ -44,9 +44,11 @@ def flags(manifest: Manifest, version: str, config: BuildConfig | None = None) -
     return shlex.split(trtexec_command(ONNX, PLAN, manifest, version=version, config=config or BuildConfig()))
 
 
-@pytest.mark.parametrize(("version", "told"), [("10.3", True), ("10.16.1", True), ("11.0", False), ("11.4.1", False)])
-def test_tensorrt_10_needs_the_flag_for_strong_typing(version: str, told: bool, manifest: Manifest) -> None:
-    strong = ["--stronglyTyped"] if told else []
+@pytest.mark.parametrize(
+    ("version", "is_flagged"), [("10.3", True), ("10.16.1", True), ("11.0", False), ("11.4.1", False)]
+)
+def test_tensorrt_10_needs_the_flag_for_strong_typing(version: str, is_flagged: bool, manifest: Manifest) -> None:
+    strong = ["--stronglyTyped"] if is_flagged else []
     assert flags(manifest, version) == [
         "trtexec",
         "--onnx=depth.onnx",

@@ -284,8 +284,8 @@ def test_the_builder_config_has_the_options() -> None:
         [sys.executable, "-c", READ_BACK], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(next(line for line in done.stderr.splitlines() if line.startswith('{"workspace"')))
-    assert found == {
+    arguments = json.loads(next(line for line in done.stderr.splitlines() if line.startswith('{"workspace"')))
+    assert arguments == {
         "workspace": 3 * 2**29,
         "verbosity": "LAYER_NAMES_ONLY",
         "tf32": True,

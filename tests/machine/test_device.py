@@ -171,7 +171,7 @@ def test_a_driver_that_misses_a_library(bare_machine: Path, monkeypatch: pytest.
     assert device.cuda_driver().problem == f"{device.CUDA_LIBRARY} cannot be loaded: {text}"
 
 
-def test_hidden_gpus_are_said(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_reported(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_driver(monkeypatch, fake_driver((ADA,), fails="cuInit", code=100))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device.cuda_driver().problem == "cuInit: 100, with CUDA_VISIBLE_DEVICES=''"
@@ -204,9 +204,9 @@ def test_prototypes_are_those_of_cuda_h(header: Path | None) -> None:
     assert re.search(r"typedef int CUdevice(_v1)?;", text)
     assert re.search(r"#define cuDeviceTotalMem\s+cuDeviceTotalMem_v2\b", text)
     for name, prototype in CUDA_PROTOTYPES.items():
-        found = re.search(rf"^CUresult CUDAAPI {name.removesuffix('_v2')}\(([^)]*)\);", text, re.MULTILINE)
-        assert found, name
-        declared = [re.sub(r"\w+$", "", argument.strip()).strip() for argument in found[1].split(",")]
+        match = re.search(rf"^CUresult CUDAAPI {name.removesuffix('_v2')}\(([^)]*)\);", text, re.MULTILINE)
+        assert match, name
+        declared = [re.sub(r"\w+$", "", argument.strip()).strip() for argument in match[1].split(",")]
         assert [types[argument] for argument in declared] == list(prototype), name
     for name in ("INTEGRATED", "COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR"):
         value = re.search(rf"CU_DEVICE_ATTRIBUTE_{name} = (\d+)", text)

@@ -1,4 +1,4 @@
-"""The table is well-formed, and tells of each combination what its threads tell."""
+"""The table is well-formed, and matches what its threads report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_table_fits_its_fields() -> None:
 def test_entries(issue: KnownIssue) -> None:
     assert issue.links
     assert all(link.startswith("https://") for link in issue.links)
-    assert all(re.fullmatch(r"\d+\.\d", each) for each in issue.compute_capabilities)
+    assert all(re.fullmatch(r"\d+\.\d", capability) for capability in issue.compute_capabilities)
     assert issue.patterns
     assert set(issue.patterns) <= set(PATTERNS)
     assert set(issue.precisions) <= {"fp32", "fp16", "bf16"}
@@ -52,7 +52,7 @@ def test_entries(issue: KnownIssue) -> None:
         assert Version(issue.before) <= Version(issue.fixed_in)
 
 
-# What the threads tell, by their numbers: what went wrong, and what was right.
+# Versions that threads, by their numbers, report as wrong and as right.
 WRONG: tuple[tuple[str, str, str, dict[str, Any], str], ...] = (
     ("spacewalk01#49, AGX Orin", "10.3.0.30", "8.7", {}, "tensorrt-10.3-attention"),
     ("ika-rwth#16, Orin NX", "10.3.0", "8.7", {"precision": "fp16"}, "tensorrt-10.3-attention"),
@@ -86,14 +86,14 @@ RIGHT: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(
     ("thread", "version", "capability", "asked", "expected"), WRONG, ids=lambda value: str(value)[:40]
 )
-def test_what_threads_tell_to_be_wrong(
+def test_versions_reported_as_wrong(
     thread: str, version: str, capability: str, asked: dict[str, Any], expected: str
 ) -> None:
     assert expected in {issue.id for issue in known_issues("tensorrt", version, capability, **asked)}
 
 
 @pytest.mark.parametrize(("thread", "version", "capability", "asked"), RIGHT, ids=[case[0] for case in RIGHT])
-def test_what_threads_tell_to_be_right(thread: str, version: str, capability: str, asked: dict[str, Any]) -> None:
+def test_versions_reported_as_right(thread: str, version: str, capability: str, asked: dict[str, Any]) -> None:
     assert known_issues("tensorrt", version, capability, **asked) == ()
 
 
@@ -103,12 +103,12 @@ def test_flavours_are_apart() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    found = known_issues("tensorrt", "10.13.3.9", "8.7", ("dla",)) + known_issues("tensorrt", "10.7.0", "12.0")
+    issues = known_issues("tensorrt", "10.13.3.9", "8.7", ("dla",)) + known_issues("tensorrt", "10.7.0", "12.0")
     assert [issue.severity for issue in known_issues("tensorrt", "10.7", "12.0", ("sdpa", "attention"))] == [
         "wrong",
         "fails",
     ]
-    assert {issue.severity for issue in found} <= set(SEVERITIES)
+    assert {issue.severity for issue in issues} <= set(SEVERITIES)
 
 
 VERSIONS = (
@@ -140,5 +140,5 @@ def test_versions_as_they_are_written() -> None:
     everything = {
         p.id for p in load_known_issues() if p.flavour == "tensorrt" and not {"dla", "sdpa"} & set(p.patterns)
     }
-    told = {p.id for cc in ("8.6", "8.7", "11.0", "12.0") for p in known_issues("tensorrt", "dev", cc)}
-    assert told == everything
+    ids = {p.id for cc in ("8.6", "8.7", "11.0", "12.0") for p in known_issues("tensorrt", "dev", cc)}
+    assert ids == everything

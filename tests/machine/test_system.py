@@ -127,8 +127,12 @@ def test_jetpack_of_a_release(l4t: str, jetpack: str | None) -> None:
     ],
 )
 def test_versions(name: str, tensorrt: str | None, cuda: str | None, driver: str | None, tmp_path: Path) -> None:
-    found = machine(name, tmp_path)
-    for value, expected in ((found.tensorrt_package, tensorrt), (found.cuda_toolkit, cuda), (found.driver, driver)):
+    environment = machine(name, tmp_path)
+    for value, expected in (
+        (environment.tensorrt_package, tensorrt),
+        (environment.cuda_toolkit, cuda),
+        (environment.driver, driver),
+    ):
         assert value == expected if expected else isinstance(value, Unavailable)
 
 
@@ -172,10 +176,10 @@ def test_a_package_that_was_removed_is_not_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["orin-nano", "orin-nano-jetpack-7", "thor"])
-def test_the_status_file_and_nvpmodel_name_the_same_mode(name: str, tmp_path: Path) -> None:
-    told = parse_nvpmodel(printed(name, "nvpmodel"))
-    assert told is not None
-    assert machine(name, tmp_path).power_mode == told
+def test_the_status_file_and_nvpmodel_give_the_same_mode(name: str, tmp_path: Path) -> None:
+    mode = parse_nvpmodel(printed(name, "nvpmodel"))
+    assert mode is not None
+    assert machine(name, tmp_path).power_mode == mode
 
 
 @pytest.mark.parametrize(
@@ -193,15 +197,15 @@ def test_fix_clocks_command_selects_the_fastest_mode(modes: str | None, command:
     assert fix_clocks_command(tmp_path) == f"{command}sudo jetson_clocks"
 
 
-def test_nvpmodel_is_asked_where_no_file_says_the_mode(tmp_path: Path) -> None:
+def test_nvpmodel_runs_only_without_a_status_file(tmp_path: Path) -> None:
     asked = []
 
     def run(command: Sequence[str]) -> str:
         asked.append(tuple(command))
         return printed("agx-orin", "nvpmodel") if tuple(command) == NVPMODEL else silent(command)
 
-    found = read_environment(grown("agx-orin", tmp_path), run)
-    assert found.power_mode == PowerMode(number=0, name="MAXN")
+    environment = read_environment(grown("agx-orin", tmp_path), run)
+    assert environment.power_mode == PowerMode(number=0, name="MAXN")
     assert asked.count(NVPMODEL) == 1
     asked.clear()
     (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
@@ -218,7 +222,7 @@ def test_nvpmodel_is_asked_where_no_file_says_the_mode(tmp_path: Path) -> None:
         subprocess.TimeoutExpired("nvpmodel", 1.0),
     ],
 )
-def test_a_mode_that_cannot_be_had_has_a_reason(error: Exception, tmp_path: Path) -> None:
+def test_an_unavailable_mode_has_a_reason(error: Exception, tmp_path: Path) -> None:
     def run(command: Sequence[str]) -> str:
         raise error
 
@@ -243,7 +247,7 @@ def test_power_status(text: str, number: int | None) -> None:
         ("thor", PowerMode(number=0, name="MAXN")),
     ],
 )
-def test_the_fastest_mode_is_told_by_its_name(name: str, best: PowerMode, tmp_path: Path) -> None:
+def test_the_fastest_mode_is_chosen_by_name(name: str, best: PowerMode, tmp_path: Path) -> None:
     assert fastest(machine(name, tmp_path).power_modes) == best
 
 
@@ -307,17 +311,19 @@ def test_one_core_that_moves_unlocks_the_cpu(tmp_path: Path) -> None:
     core = tmp_path / "sys/devices/system/cpu/cpu7/cpufreq"
     (core / "scaling_min_freq").write_text("115200\n", encoding="utf-8")
     (core / "scaling_governor").write_text("performance\n", encoding="utf-8")
-    found = read_environment(tmp_path, silent)
-    cpu = found.clocks[0]
+    environment = read_environment(tmp_path, silent)
+    cpu = environment.clocks[0]
     assert (cpu.name, round(cpu.low_mhz, 1), round(cpu.high_mhz, 1), cpu.locked) == ("CPU", 115.2, 2201.6, False)
-    assert found.governor == "performance, schedutil"
+    assert environment.governor == "performance, schedutil"
 
 
 def test_memory_and_swap(tmp_path: Path) -> None:
-    found = machine("orin-nano", tmp_path / "nano")
-    assert found.memory == Memory(total_mib=7802736 // 1024, available_mib=6245596 // 1024, swap_mib=6 * 650264 // 1024)
-    assert {(swap.kind, swap.size_mib) for swap in found.swaps} == {("zram", 650264 // 1024)}
-    assert len(found.swaps) == 6
+    environment = machine("orin-nano", tmp_path / "nano")
+    assert environment.memory == Memory(
+        total_mib=7802736 // 1024, available_mib=6245596 // 1024, swap_mib=6 * 650264 // 1024
+    )
+    assert {(swap.kind, swap.size_mib) for swap in environment.swaps} == {("zram", 650264 // 1024)}
+    assert len(environment.swaps) == 6
     assert machine("orin-nano-jetpack-7", tmp_path / "seven").swaps == ()
     (file,) = machine("desktop", tmp_path / "desktop").swaps
     assert file == Swap(name="/swap.img", kind="file", size_mib=8388604 // 1024, used_mib=0)
@@ -348,8 +354,8 @@ def test_a_gpu_that_is_plugged_in(tmp_path: Path) -> None:
 
 
 def test_an_empty_machine_has_a_reason_for_everything(tmp_path: Path) -> None:
-    found = read_environment(tmp_path, silent)
-    for value in vars(found).values():
+    environment = read_environment(tmp_path, silent)
+    for value in vars(environment).values():
         assert value in ((), False) or (isinstance(value, Unavailable) and value.reason)
 
 
@@ -360,10 +366,10 @@ def test_files_that_say_nonsense_do_no_harm(name: str, content: bytes, tmp_path:
     for path in tmp_path.rglob("*"):
         if path.is_file():
             path.write_bytes(content)
-    found = read_environment(tmp_path, lambda command: content.decode(errors="replace"))
-    assert found.power_modes == ()
-    assert isinstance(found.jetpack, Unavailable)
-    assert isinstance(found.memory, Unavailable)
+    environment = read_environment(tmp_path, lambda command: content.decode(errors="replace"))
+    assert environment.power_modes == ()
+    assert isinstance(environment.jetpack, Unavailable)
+    assert isinstance(environment.memory, Unavailable)
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -390,7 +396,7 @@ def test_texts_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("included", [True, False])
-def test_the_venv_module_writes_what_is_read(included: bool, tmp_path: Path) -> None:
+def test_pyvenv_cfg_of_the_venv_module(included: bool, tmp_path: Path) -> None:
     venv.EnvBuilder(system_site_packages=included, with_pip=False, symlinks=True).create(tmp_path)
     assert parse_venv((tmp_path / "pyvenv.cfg").read_text(encoding="utf-8")) is included
     assert parse_venv("home = /usr/bin\n") is None
@@ -400,7 +406,7 @@ def test_the_venv_module_writes_what_is_read(included: bool, tmp_path: Path) -> 
     ("base", "included", "sees"),
     [("/usr", True, True), ("/usr", False, False), ("/opt/conda", True, False), ("/usr", None, True)],
 )
-def test_what_this_python_sees(
+def test_this_python(
     base: str, included: bool | None, sees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyvenv.cfg").write_text(f"include-system-site-packages = {str(included).lower()}\n", encoding="utf-8")

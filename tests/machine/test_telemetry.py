@@ -247,7 +247,7 @@ def test_a_machine_without_any_sensor(tmp_path: Path) -> None:
     assert seen.remarks() == []
 
 
-def test_other_processes_are_told_from_our_own(tree: Path) -> None:
+def test_load_of_other_processes_is_separate(tree: Path) -> None:
     sampler = by_hand(tree)
     sampler.sample()
     # Of 200 ticks ours took 60, others 90, a hypervisor 10.
@@ -344,7 +344,7 @@ def test_an_agx_has_rails_and_no_total(tree: Path) -> None:
     assert "no rail VDD_IN among VDD_GPU_SOC, VDD_CPU_GPU_CV" in reason(sampler.telemetry().joules)
 
 
-def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path, wait_until: Wait) -> None:
+def test_sampling_this_machine_and_its_own_cost(tmp_path: Path, wait_until: Wait) -> None:
     root = Path("/") if Path("/proc/self/status").exists() else tmp_path
     with TelemetrySampler(root, 0.02, nvml=no_nvml, run=no_nvpmodel) as sampler:
         if root == Path("/"):
@@ -361,7 +361,7 @@ def test_this_machine_samples_itself_and_says_what_it_cost(tmp_path: Path, wait_
     assert set(Telemetry.__dataclass_fields__) <= set(plain)
 
 
-def test_a_short_run_says_so(tree: Path) -> None:
+def test_a_short_run_has_a_remark(tree: Path) -> None:
     with TelemetrySampler(tree, nvml=no_nvml, run=no_nvpmodel) as sampler:
         pass
     assert any("too short" in remark for remark in sampler.telemetry().remarks())
@@ -478,7 +478,7 @@ def test_own_ticks_are_the_systems_process_times() -> None:
     assert before.user + before.system - 0.03 <= ticks / a_second <= after.user + after.system + 0.03
 
 
-def test_what_a_tree_holds(tree: Path, tmp_path: Path) -> None:
+def test_sensors_of_a_file_tree(tree: Path, tmp_path: Path) -> None:
     assert set(power_rails(tree)) == {"VDD_IN", "VDD_CPU_GPU_CV"}
     assert power_rails(tmp_path / "none") == {}
     assert thermal_zones(tmp_path / "none") == {}

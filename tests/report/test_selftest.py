@@ -99,7 +99,7 @@ def words(page: str) -> str:
 
 def test_the_page_has_what_the_support_matrix_needs() -> None:
     text = words(selftest_page(result(ran(NANO))))
-    for each in (
+    for phrase in (
         "NVIDIA Jetson Orin Nano Developer Kit",
         "JetPack 6.2, driver 540.4.0, TensorRT 10.3.0",
         "nano FP16 in tensorrt",
@@ -111,7 +111,7 @@ def test_the_page_has_what_the_support_matrix_needs() -> None:
         "GPU 1020 to 1020 MHz, locked",
         *ROW_HEADER,
     ):
-        assert each in text, each
+        assert phrase in text, phrase
     assert "All passed: nano FP16." in text
     assert "3.46 ms" in text
     assert "age 5.68 ms" in text

@@ -78,7 +78,7 @@ def test_large_entries_are_evicted_by_size(tmp_path: Path) -> None:
     assert cache.entries() == [paths[0]], "the one just written stays"
 
 
-def test_what_a_killed_process_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_deleted_after_a_day(tmp_path: Path) -> None:
     cache = Cache(folder=tmp_path, suffix=".x")
     leftovers = [tmp_path / ".file", tmp_path / ".folder", tmp_path / ".in-use"]
     leftovers[0].write_text("half")

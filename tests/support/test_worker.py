@@ -26,8 +26,8 @@ STRANGERS = ("tensorrt", "tensorrt_rtx", "polygraphy", "onnx", "numpy", "importl
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory whose modules leave a file when they run, and end the process."""
     for name in STRANGERS:
-        told = f"import os; open({str(tmp_path / 'RAN')!r}, 'a').write({name!r}); os._exit(9)"
-        (tmp_path / f"{name}.py").write_text(told, encoding="utf-8")
+        body = f"import os; open({str(tmp_path / 'RAN')!r}, 'a').write({name!r}); os._exit(9)"
+        (tmp_path / f"{name}.py").write_text(body, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "RAN"
 
@@ -59,19 +59,19 @@ def test_no_worker_imports_anything_from_it(command: tuple[str, ...], hostile: P
     assert hostile.exists()
 
 
-def told_by(folder: Path, environment: dict[str, str] | None = None) -> dict[str, list[str]]:
+def path_and_arguments_in(folder: Path, environment: dict[str, str] | None = None) -> dict[str, list[str]]:
     """Path and arguments of a child whose module lies in `folder`, which is on PYTHONPATH."""
     body = "import json, sys\ndef main(): print(json.dumps({'path': sys.path, 'argv': sys.argv[1:]}))\n"
-    (folder / "teller.py").write_text(body, encoding="utf-8")
+    (folder / "printer.py").write_text(body, encoding="utf-8")
     done = subprocess.run(
-        [*command_of("teller"), "--some", "argument"],
+        [*command_of("printer"), "--some", "argument"],
         env={**os.environ, "PYTHONPATH": str(folder), **(environment or {})},
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, list[str]] = json.loads(done.stdout)
-    return found
+    report: dict[str, list[str]] = json.loads(done.stdout)
+    return report
 
 
 @pytest.mark.parametrize("safe_path", ["", "1"])
@@ -80,7 +80,7 @@ def test_the_rest_of_the_path_is_kept(safe_path: str, tmp_path: Path, monkeypatc
     away = tmp_path / "away"
     away.mkdir()
     monkeypatch.chdir(away)
-    told = told_by(tmp_path, {"PYTHONSAFEPATH": safe_path})
+    report = path_and_arguments_in(tmp_path, {"PYTHONSAFEPATH": safe_path})
     plain = subprocess.run(
         [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path))"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -88,8 +88,8 @@ def test_the_rest_of_the_path_is_kept(safe_path: str, tmp_path: Path, monkeypatc
         text=True,
         check=True,
     )
-    assert told["path"] == json.loads(plain.stdout)[1:]
-    assert told["argv"] == ["--some", "argument"]
+    assert report["path"] == json.loads(plain.stdout)[1:]
+    assert report["argv"] == ["--some", "argument"]
 
 
 def test_a_copy_that_is_not_installed(tmp_path: Path) -> None:

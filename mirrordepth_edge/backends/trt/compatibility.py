@@ -58,7 +58,7 @@ def check_compatibility(plan: Artefact, *, wanted: str | None = None) -> tuple[M
 
     Args:
         plan: one without a manifest is trusted, and has that of its ONNX file.
-        wanted: runtime that the user chose, for a plan whose header does not tell.
+        wanted: runtime that the user chose; used if the plan's header does not name one.
 
     Returns:
         The manifest, and warnings of one sentence each.
@@ -263,7 +263,7 @@ def _manifest_from_onnx(plan: Artefact, onnx_path: Path, wanted: str | None) -> 
 
 
 def _header(path: Path) -> tuple[Flavour | None, str]:
-    """Runtime and version in a plan's header; None and "" if it does not tell."""
+    """Runtime and version in a plan's header; None and "" if it has none."""
     # Bytes 24 to 27 are the version (https://github.com/NVIDIA/TensorRT/issues/3073), and plans of TensorRT for RTX 1.7
     # start with `vtrt`. Neither is documented, so only `--trust` depends on it.
     with path.open("rb") as file:

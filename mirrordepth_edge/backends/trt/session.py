@@ -32,7 +32,7 @@ def require_gpu(path: Path, flavour: str, manifest: Manifest | None) -> None:
     Args:
         path: the plan.
         flavour: name of the runtime.
-        manifest: manifest of the plan, which tells the model to run instead.
+        manifest: manifest of the plan, for the name of its ONNX file in the message.
 
     Raises:
         MissingError: no GPU is visible.

@@ -58,7 +58,7 @@ def _repair_tensorrt(error: ImportError | OSError) -> str:
         return how_to_install("tensorrt")
     if platform.machine() != "aarch64":
         return "pip install --force-reinstall tensorrt"
-    # nvidia-jetpack only lists other packages, of which apt installs the missing ones. A damaged library is replaced
+    # nvidia-jetpack only lists other packages; apt installs those that are missing. A damaged library is replaced
     # only if its own package is named, which Debian calls after the library: libnvinfer.so.10 is in libnvinfer10.
     own = f" libnvinfer{library[2]}" if library[1] == "nvinfer" and library[2] else ""
     return f"sudo apt update && sudo apt install --reinstall nvidia-jetpack{own}"

@@ -85,7 +85,7 @@ def test_the_fake_runtime_has_nothing_that_a_real_one_lacks(name: str) -> None:
             ours = vars(fake)[attribute]
             if inspect.isfunction(ours):
                 arguments = list(inspect.signature(ours).parameters)[1:]
-                assert any(fits(arguments, each) for each in overloads(theirs)), f"{class_name}.{attribute}"
+                assert any(fits(arguments, overload) for overload in overloads(theirs)), f"{class_name}.{attribute}"
             elif isinstance(ours, property):
                 assert isinstance(theirs, property), f"{class_name}.{attribute}"
                 assert (ours.fset is None) or (theirs.fset is not None), f"{class_name}.{attribute} can be set"
@@ -94,8 +94,8 @@ def test_the_fake_runtime_has_nothing_that_a_real_one_lacks(name: str) -> None:
             else:
                 assert isinstance(ours, fake), f"{class_name}.{attribute}: a member of an enum"
     fake_names = public(fake_module(Script(FakeCuda()), rtx=name == "tensorrt_rtx"))
-    assert not [each for each in fake_names if not hasattr(trt, each)]
-    assert not [each for each in DTYPES if not hasattr(trt.DataType, each)]
+    assert not [name for name in fake_names if not hasattr(trt, name)]
+    assert not [name for name in DTYPES if not hasattr(trt.DataType, name)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_cuda_functions_exist_with_these_arguments() -> None:
     used = {name for name in named if re.match("cuda[A-Z]", name)}
     assert len(used) > 20
     enums = (runtime.cudaMemcpyKind, runtime.cudaStreamCaptureMode)
-    assert not [name for name in used if not any(hasattr(each, name) for each in (runtime, *enums))]
+    assert not [name for name in used if not any(hasattr(owner, name) for owner in (runtime, *enums))]
 
     fake_names = {name for name in vars(FakeCuda) if name.startswith("cuda")}
     fake_names |= {
@@ -204,7 +204,7 @@ def test_cuda_takes_the_arguments_that_sessions_pass() -> None:
 
 
 @pytest.mark.parametrize(("name", "number"), CUDA_CODES.items())
-def test_cuda_codes_are_what_we_take_them_for(name: str, number: int) -> None:
+def test_cuda_error_codes(name: str, number: int) -> None:
     from mirrordepth_edge.backends.trt import cuda
 
     assert int(getattr(cuda_module().cudaError_t, name)) == number

@@ -171,7 +171,7 @@ def test_a_plan_of_a_shipped_model_is_built_again_from_it(
     assert typed == [*[(SHIPPED[name], plan, "here")] * 2, (SHIPPED[name], named, "here")]
 
 
-def test_all_mismatches_are_told_at_once(board: Board, tmp_path: Path) -> None:
+def test_all_mismatches_are_reported_at_once(board: Board, tmp_path: Path) -> None:
     board.system, board.gpus = ("Linux", "x86_64"), (gpu("Ada", "8.9"), gpu("Orin"))
     board.installed["tensorrt"] = untouchable("11.1.0")
     plan = write_plan(tmp_path)
@@ -247,7 +247,7 @@ def test_plans_of_tensorrt_for_rtx_run_in_their_release_only(here: str, runs: bo
 )
 def test_gpus(level: Any, gpus: dict[str, bool]) -> None:
     info = replace(ORIN, options=BuildConfig(hardware_compat=level))
-    assert {each: runs_on(info, each) for each in gpus} == gpus
+    assert {capability: runs_on(info, capability) for capability in gpus} == gpus
     assert runs_on(replace(info, compute_capabilities=()), "5.3")  # the builder's default GPUs
 
 
@@ -275,7 +275,9 @@ def test_a_plan_of_tensorrt_for_rtx_changes_systems(board: Board, tmp_path: Path
         (None, "540.4.0", False),
     ],
 )
-def test_an_older_driver_is_told(built_under: str | None, here: str, warns: bool, board: Board, tmp_path: Path) -> None:
+def test_an_older_driver_is_a_warning(
+    built_under: str | None, here: str, warns: bool, board: Board, tmp_path: Path
+) -> None:
     board.driver = here
     notes = check_compatibility(write_plan(tmp_path, replace(ORIN, driver=built_under)))[1]
     assert bool(notes) is warns
@@ -284,7 +286,7 @@ def test_an_older_driver_is_told(built_under: str | None, here: str, warns: bool
         assert str(built_under) in notes[0]
 
 
-def test_another_gpu_of_the_same_kind_is_told(board: Board, tmp_path: Path) -> None:
+def test_another_gpu_of_the_same_kind_is_a_warning(board: Board, tmp_path: Path) -> None:
     (note,) = check_compatibility(write_plan(tmp_path, replace(ORIN, gpu="Orin Nano")))[1]
     assert "built on Orin Nano and runs on Orin" in note
     same_cc = BuildConfig(hardware_compat="same-cc")
@@ -298,15 +300,15 @@ NANO, AGX = "NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson AGX Orin Dev
     ("built_on", "here", "warns"),
     [(AGX, NANO, True), (AGX, AGX, False), (None, NANO, False), (AGX, None, False), (None, None, False)],
 )
-def test_another_orin_is_told(
+def test_another_orin_is_a_warning(
     built_on: str | None, here: str | None, warns: bool, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA calls all their GPUs "Orin", 8.7."""
     monkeypatch.setattr(compatibility, "jetson_model", lambda: here)
-    told = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
-    assert bool(told) is warns
+    warnings = compatibility.check_plan(Path("tiny.plan"), replace(ORIN, board=built_on))
+    assert bool(warnings) is warns
     if warns:
-        assert f"built on {AGX} and runs on {NANO}" in told[0]
+        assert f"built on {AGX} and runs on {NANO}" in warnings[0]
         same_cc = replace(ORIN, options=BuildConfig(hardware_compat="same-cc"))
         assert compatibility.check_plan(Path("tiny.plan"), replace(same_cc, board=built_on)) == ()
 
@@ -339,7 +341,7 @@ def test_a_plan_without_a_manifest_is_refused(board: Board, tmp_path: Path) -> N
     assert "--trust" in caught.value.cure
 
 
-def test_trust_needs_to_know_what_the_network_takes(board: Board, tmp_path: Path) -> None:
+def test_trust_needs_the_manifest_of_the_onnx_file(board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     manifest_path(plan).unlink()
     with pytest.raises(InputError, match="neither has its ONNX file") as caught:
@@ -353,28 +355,31 @@ def test_trust_needs_to_know_what_the_network_takes(board: Board, tmp_path: Path
         open_session(plan, SessionOptions(trust=True))
 
 
-def test_what_a_trusted_plan_is_taken_for(board: Board, tmp_path: Path) -> None:
+def test_the_manifest_of_a_trusted_plan(board: Board, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     source = write_onnx_manifest(tmp_path)
     manifest_path(plan).unlink()
     manifest, notes = check_compatibility(plan, trust=True)
-    found = manifest
-    assert (found.kind, found.artefact_sha256, found.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
-    assert (found.inputs, found.outputs, found.preprocess) == (source.inputs, source.outputs, source.preprocess)
-    assert found.engine is not None
-    assert (found.engine.flavour, found.engine.version) == ("tensorrt", "")
+    assert (manifest.kind, manifest.artefact_sha256, manifest.parent_sha256) == ("plan", sha256_of(plan), "e" * 64)
+    assert (manifest.inputs, manifest.outputs, manifest.preprocess) == (
+        source.inputs,
+        source.outputs,
+        source.preprocess,
+    )
+    assert manifest.engine is not None
+    assert (manifest.engine.flavour, manifest.engine.version) == ("tensorrt", "")
     (note,) = notes
     assert "has no manifest and is trusted" in note
     assert not manifest_path(plan).exists()
     board.installed = {"tensorrt-rtx": untouchable("1.7.1")}
-    found = check_compatibility(plan, trust=True)[0]
-    assert found.engine is not None
-    assert found.engine.flavour == "tensorrt-rtx"  # what is installed
+    manifest = check_compatibility(plan, trust=True)[0]
+    assert manifest.engine is not None
+    assert manifest.engine.flavour == "tensorrt-rtx"  # what is installed
     board.installed["tensorrt"] = untouchable("10.3.0")
     for wanted in ("tensorrt", "tensorrt-rtx"):
-        found = check_compatibility(plan, trust=True, wanted=wanted)[0]
-        assert found.engine is not None
-        assert found.engine.flavour == wanted
+        manifest = check_compatibility(plan, trust=True, wanted=wanted)[0]
+        assert manifest.engine is not None
+        assert manifest.engine.flavour == wanted
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -71,7 +71,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(
-    params=[*(f"fake {each}" for each in FLAVOURS), *(pytest.param(x, marks=pytest.mark.gpu) for x in FLAVOURS)]
+    params=[*(f"fake {flavour}" for flavour in FLAVOURS), *(pytest.param(x, marks=pytest.mark.gpu) for x in FLAVOURS)]
 )
 def built(
     request: pytest.FixtureRequest, plans: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,17 +142,17 @@ def test_modes_differ_in_time_only(mode: str, built: Engine) -> None:
 def test_frames_in_flight_are_those_of_one_at_a_time(in_flight: int, built: Engine) -> None:
     with built.open(SessionOptions()) as plain, built.open(SessionOptions(in_flight=in_flight)) as session:
         expected = [plain.infer({"image": picture(plain, seed)})["depth"].copy() for seed in range(8)]
-        found = []
+        depths = []
         for seed in range(8):
             if seed >= in_flight:
-                found.append(session.collect()["depth"].copy())
+                depths.append(session.collect()["depth"].copy())
             session.submit({"image": picture(session, seed)})
-        found += [session.collect()["depth"].copy() for _ in range(in_flight)]
-    np.testing.assert_array_equal(found, expected)
+        depths += [session.collect()["depth"].copy() for _ in range(in_flight)]
+    np.testing.assert_array_equal(depths, expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gpus_clock_tells_copies_from_compute(mode: str, built: Engine) -> None:
+def test_device_times_separate_copies_from_compute(mode: str, built: Engine) -> None:
     with built.open(MODES[mode]) as session:
         for seed in range(2):
             session.infer({"image": picture(session, seed)})

@@ -62,7 +62,7 @@ def test_a_broken_file_is_ignored_and_written_anew(damage: str, machine: Machine
     assert [file.name for file in machine.store.path.parent.iterdir()] == [machine.store.path.name]
 
 
-def test_where_nothing_can_be_written_the_session_runs_and_says_so(machine: Machine) -> None:
+def test_without_a_writable_cache_the_session_runs_and_has_a_note(machine: Machine) -> None:
     machine.store.path.parent.write_text("a file, no folder")
     with machine.open_rtx() as session:
         (note,) = session.notes

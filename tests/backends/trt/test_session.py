@@ -48,7 +48,7 @@ ZERO_COPY = SessionOptions(zero_copy=True)
 TWO = SessionOptions(in_flight=2)
 
 
-def test_a_session_says_what_it_is(machine: Machine) -> None:
+def test_session_attributes(machine: Machine) -> None:
     with machine.open() as session:
         assert (session.backend, session.version, session.device) == ("tensorrt", "10.3.0", "Fake GPU")
         assert (session.precision, session.inputs, session.outputs) == ("fp16", (IMAGE,), (DEPTH,))
@@ -131,7 +131,7 @@ def test_nothing_is_copied_where_memory_is_shared(machine: Machine, monkeypatch:
     ],
     ids=["begin", "instantiate", "runtime refuses", "invalidated"],
 )
-def test_a_plan_that_cannot_be_captured_runs_without_a_graph_and_says_so(
+def test_a_plan_that_cannot_be_captured_runs_without_a_graph_and_has_a_note(
     refused: str | None, script: dict[str, bool], words: str, machine: Machine
 ) -> None:
     if refused is not None:
@@ -161,7 +161,7 @@ def test_either_all_slots_replay_a_graph_or_none(machine: Machine) -> None:
     with machine.open(TWO) as session:
         assert not session.cuda_graph
         assert "cudaErrorMemoryAllocation (2)" in session.notes[0]
-        assert not [each for each in machine.cuda.graphs if isinstance(each, Executable)]
+        assert not [graph for graph in machine.cuda.graphs if isinstance(graph, Executable)]
         session.infer({"image": frame()})
     assert "cudaGraphLaunch" not in machine.cuda.calls
     assert not machine.cuda.leaked
@@ -336,7 +336,9 @@ def test_after_a_fault_that_stays_the_first_error_is_the_one_raised(machine: Mac
         ("context", DeviceError, "cannot prepare", "smaller --size"),
     ],
 )
-def test_what_the_runtime_cannot_make(name: str, error: type[MdeError], what: str, cure: str, machine: Machine) -> None:
+def test_objects_that_the_runtime_cannot_create(
+    name: str, error: type[MdeError], what: str, cure: str, machine: Machine
+) -> None:
     machine.script.fails_to_make = name
     if name != "runtime":  # nothing logs before there is one
         machine.script.says = ("the reason,\nin two lines", "what follows from it")
@@ -434,8 +436,8 @@ def test_an_engine_of_several_sizes_runs_at_one(
         assert session.cuda_graph == graph
         for seed in range(3):
             image = np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
-            found = session.infer({"image": image})["depth"]
-            np.testing.assert_allclose(found, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
+            depth = session.infer({"image": image})["depth"]
+            np.testing.assert_allclose(depth, image.astype(np.float32).mean(-1) + 1, rtol=1e-6)
         with pytest.raises(InputError, match="do not match"):
             session.infer({"image": np.zeros((1, 6, 6, 3), np.uint8)})
     assert not opened.cuda.leaked
@@ -456,7 +458,7 @@ def test_a_size_beyond_the_engines_own_range(opened: Machine) -> None:
     assert not opened.cuda.leaked
 
 
-def test_an_engine_whose_manifest_says_another_range(opened: Machine) -> None:
+def test_an_engine_with_another_range_than_its_manifest(opened: Machine) -> None:
     with pytest.raises(InputError, match="does not match its manifest"):
         opened.open(manifest=dataclasses.replace(OPENED, inputs=(IMAGE.with_dynamic_axes("N"),)))
 
@@ -464,7 +466,7 @@ def test_an_engine_whose_manifest_says_another_range(opened: Machine) -> None:
 @pytest.mark.parametrize(
     ("visible", "chosen"), [(None, "1"), ("", "1"), ("2,5", "5"), ("GPU-aa, GPU-bb", "GPU-bb")], ids=str
 )
-def test_of_two_gpus_the_first_runs_plans(
+def test_plans_run_on_the_first_of_two_gpus(
     visible: str | None, chosen: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orin, ada = gpu("Orin", "8.7"), gpu("Ada", "8.9")

@@ -24,8 +24,8 @@ FLAVOURS = ("tensorrt", "tensorrt-rtx")
 def test_each_answer_is_of_its_frame(in_flight: int, zero_copy: bool, machine: Machine) -> None:
     with machine.open(SessionOptions(in_flight=in_flight, zero_copy=zero_copy)) as session:
         feeds = ({"image": frame(number)} for number in range(8))
-        found = [outputs["depth"].copy() for outputs in infer_in_flight(session, feeds, in_flight)]
-    np.testing.assert_allclose(found, [depth_of(frame(number)) for number in range(8)], rtol=1e-6)
+        depths = [outputs["depth"].copy() for outputs in infer_in_flight(session, feeds, in_flight)]
+    np.testing.assert_allclose(depths, [depth_of(frame(number)) for number in range(8)], rtol=1e-6)
     assert not machine.cuda.leaked
 
 
