@@ -202,7 +202,13 @@ def test_nothing_is_measured_before_a_place_for_it_is_found(pictures: Path, capf
 
 
 def test_a_machine_without_open_clip(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from mirrordepth_edge.backends import pytorch
+    from mirrordepth_edge.backends import base
 
-    monkeypatch.setattr(pytorch, "find_spec", lambda name: None if name == "open_clip" else name)
-    check(["explain", "nano", "--root", "."], 4, "open_clip is not installed", "mirrordepth-edge[export]", capfd=capfd)
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "open_clip" else name)
+    check(
+        ["explain", "nano", "--root", "."],
+        4,
+        "the package open-clip is not installed",
+        "mirrordepth-edge[export]",
+        capfd=capfd,
+    )

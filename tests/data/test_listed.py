@@ -1,4 +1,4 @@
-"""Lists of files, as the field shares NYU and KITTI."""
+"""Data sets described by a list of files."""
 
 from __future__ import annotations
 

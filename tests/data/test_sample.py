@@ -35,7 +35,7 @@ def test_truncated_jpeg(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_a_fingerprint_is_of_the_data_and_its_scale_not_of_its_place(rgbd_folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_data_and_scale_not_on_the_path(rgbd_folder: Path, tmp_path: Path) -> None:
     here = folder_dataset(rgbd_folder).fingerprint()
     moved = shutil.copytree(rgbd_folder, tmp_path / "elsewhere" / "moved")
     assert folder_dataset(moved).fingerprint() == here

@@ -1,4 +1,4 @@
-"""The towers of `nano`: ImageNet's weights in their places, which a picture can tell."""
+"""The towers of `nano`: ImageNet weights are loaded into the right tensors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_trunk_recognises_pictures(picture: str, classes: set[int]) -> None:
 
 
 @needs_weights
-def test_a_new_nano_is_what_its_checkpoint_brings_back(tmp_path: Path) -> None:
+def test_new_nano_equals_its_reloaded_checkpoint(tmp_path: Path) -> None:
     network = create_nano().eval()
     assert network.config == PRESETS["nano"]
     save_checkpoint(network, tmp_path / "nano.safetensors")
