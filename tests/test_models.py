@@ -12,7 +12,7 @@ from mirrordepth_edge.artefact import MODELS_DIR, NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.export.parity import FRAMES_DIR, reference_frames
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.manifest import read_checkpoint_info, read_manifest
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.support.files import sha256_of
@@ -71,7 +71,7 @@ def test_every_reference_frame_has_its_origin() -> None:
 def test_nano_sees_depth_in_a_photograph() -> None:
     """Coarse, and true of any depth model: in a portrait the person is nearer than what is behind her."""
     with load("nano", SessionOptions(device="cpu")) as predictor:
-        depth_m = predictor(read_picture(FRAMES_DIR / "astronaut.jpg"))
+        depth_m = predictor(read_image(FRAMES_DIR / "astronaut.jpg"))
     assert depth_m.shape == (480, 480)
     person, background = depth_m[150:350, 190:290], depth_m[:120, 20:120]
     assert np.median(person) < np.median(background)

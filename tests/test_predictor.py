@@ -19,7 +19,7 @@ from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.data.choose import NYU_CAMERA
 from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.export.parity import FRAMES_DIR
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
@@ -207,7 +207,7 @@ def crop_depths(predictor: DepthPredictor, frame: Frame, share: float) -> tuple[
 def test_crops_of_a_photograph_agree_with_it_as_longer_lenses() -> None:
     """`nano` on an indoor scene; its training data has none of the others' subjects."""
     pytest.importorskip("onnxruntime", reason="nano runs in ONNX Runtime")
-    frame = read_picture(FRAMES_DIR / "coffee.jpg")
+    frame = read_image(FRAMES_DIR / "coffee.jpg")
     without, with_camera = [], []
     with load("nano") as predictor:
         for share in (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6):

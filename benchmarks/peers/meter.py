@@ -30,7 +30,7 @@ from mirrordepth_edge.config import DataConfig
 from mirrordepth_edge.data.choose import CAMERA_FILE, CONVENTIONS, NYU_CAMERA, choose_dataset
 from mirrordepth_edge.evaluation.evaluate import Protocol, evaluate
 from mirrordepth_edge.imaging.draw import save_png
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.postprocess import resize_depth_to, to_millimetres
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.support.files import ensure_folder, write_json
@@ -110,7 +110,7 @@ def label(model: torch.nn.Module, photographs: Sequence[Path], out: Path, count:
         waiting.clear()
 
     for index, path in enumerate(track(photographs, "labelling")):
-        picture = without_margins(read_picture(path))
+        picture = without_margins(read_image(path))
         rng = np.random.default_rng(index)
         waiting += [(f"{index:06d}_{view}", frame) for view, frame in enumerate(views(picture, count, rng))]
         if len(waiting) >= BATCH:

@@ -14,13 +14,11 @@ import numpy.typing as npt
 from mirrordepth_edge.camera.model import Camera, Lens, camera_at
 from mirrordepth_edge.config import NormalisedFocal, SizeHW
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.imaging.postprocess import DepthMap
+from mirrordepth_edge.imaging.postprocess import DepthMap, has_depth
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import atomic_write
 
-PLY_VERTEX = np.dtype(
-    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")],
-)
+PLY_VERTEX = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
 PLY_TYPES = {"<f4": "float", "|u1": "uchar"}
 
 
@@ -68,11 +66,6 @@ def points_of(depth_m: DepthMap, camera: Camera, *, step: int = 1) -> npt.NDArra
     return points
 
 
-def has_depth(depth_m: DepthMap) -> npt.NDArray[np.bool_]:
-    """Return which pixels have a depth: finite and greater than 0. Same shape as the input."""
-    return np.isfinite(depth_m) & (depth_m > 0)
-
-
 def save_ply(path: Path, depth_m: DepthMap, frame: Frame, camera: Camera) -> None:
     """Write a coloured point cloud as binary little-endian PLY. The file is replaced atomically.
 
@@ -88,14 +81,13 @@ def save_ply(path: Path, depth_m: DepthMap, frame: Frame, camera: Camera) -> Non
     vertices = np.empty(np.count_nonzero(valid), PLY_VERTEX)
     vertices["x"], vertices["y"], vertices["z"] = points_of(depth_m, camera)[valid].T
     vertices["red"], vertices["green"], vertices["blue"] = frame[valid].T
-    fields = {name: PLY_TYPES[PLY_VERTEX[name].str] for name in PLY_VERTEX.names or ()}
     header = [
         "ply",
         "format binary_little_endian 1.0",
         "comment metres; x right, y down, z forward (OpenCV)",
         f"comment camera fx {camera.fx_px:.3f} fy {camera.fy_px:.3f} px of {camera.width_px}x{camera.height_px}",
         f"element vertex {len(vertices)}",
-        *(f"property {kind} {name}" for name, kind in fields.items()),
+        *(f"property {PLY_TYPES[PLY_VERTEX[name].str]} {name}" for name in PLY_VERTEX.names or ()),
         "end_header",
     ]
     with atomic_write(path) as temporary, temporary.open("wb") as file:

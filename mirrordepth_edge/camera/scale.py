@@ -1,38 +1,26 @@
-"""Metric scale from known distances: one factor for a camera, a frame size and a model, and the file that stores it.
+"""Metric scale from known distances: the factor between a network's depth and metres.
 
 A network's depth is off by about the same factor all over an image, because lens and scene differ from those of the
 training data. A point at a known distance gives the factor: true depth / predicted depth. Of several points the median
 is used, in logarithms, where twice as far and half as far are equal errors.
-
-Factors apply to the network's own output. So they hold whatever camera is given, and replace the factor that follows
-from it (`camera.model.scale_for`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Final, Literal
 
 import numpy as np
-import platformdirs
 
 from mirrordepth_edge.camera.model import Camera
-from mirrordepth_edge.config import SizeHW, Strict
+from mirrordepth_edge.config import Strict
 from mirrordepth_edge.errors import OptionError
-from mirrordepth_edge.imaging.postprocess import DepthMap
-from mirrordepth_edge.manifest import read_manifest
-from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, write_json
-from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.imaging.postprocess import DepthMap, has_depth
 from mirrordepth_edge.support.units import LENGTH, in_metres
 
-STORE_VERSION: Final = 1
 EXAMPLE = "--set-scale 320,240=1.85m"
 POINT = re.compile(rf"(\d{{1,5}})\s*,\s*(\d{{1,5}})\s*=\s*{LENGTH}")
 MAX_DISTANCE_M = 1000.0
@@ -42,7 +30,6 @@ WINDOW_PX = 5
 """Side of the square window of pixels around a point."""
 MAX_SPREAD = 0.1
 """Range of the depths in the window over their median; above it the point lies on an edge."""
-BY_ID = Path("/dev/v4l/by-id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +92,7 @@ def depth_near(depth_m: DepthMap, x_px: int, y_px: int) -> float:
         )
     reach = WINDOW_PX // 2
     window = depth_m[max(0, y_px - reach) : y_px + reach + 1, max(0, x_px - reach) : x_px + reach + 1]
-    valid = window[np.isfinite(window) & (window > 0)]
+    valid = window[has_depth(window)]
     if 2 * valid.size <= window.size:
         raise OptionError(
             f"There is no depth at {x_px},{y_px}.",
@@ -202,171 +189,6 @@ def scale_of(readings: Sequence[Reading]) -> KnownScale:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleKey(Strict):
-    """What a scale applies to."""
-
-    camera: str
-    """`camera_identity`."""
-    frame_hw: SizeHW
-    """A camera's modes are often crops of each other, and each crop needs a scale of its own."""
-    checkpoint_sha256: str
-    """Of the model's checkpoint, which is the same for its ONNX files and engines."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredScale(Strict):
-    key: ScaleKey
-    scale: KnownScale
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredScales(Strict):
-    version: Literal[1] = STORE_VERSION
-    scales: tuple[StoredScale, ...] = ()
-
-
-class ScaleStore:
-    """Stored scales, in a JSON file.
-
-    Args:
-        path: the file, which need not exist; `scales.json` in the user's configuration folder if None.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = Path(platformdirs.user_config_dir("mirrordepth-edge")) / "scales.json" if path is None else path
-
-    def get(self, key: ScaleKey) -> KnownScale | None:
-        """Return the scale stored for this key, if any.
-
-        Raises:
-            InputError: the file is not valid.
-        """
-        return next((stored.scale for stored in self._read().scales if stored.key == key), None)
-
-    def cameras(self) -> set[str]:
-        """Return the cameras that have a stored scale, for any model.
-
-        Raises:
-            InputError: the file is not valid.
-        """
-        return {stored.key.camera for stored in self._read().scales}
-
-    def put(self, key: ScaleKey, scale: KnownScale) -> None:
-        """Store a scale; it replaces an earlier one for this key.
-
-        Raises:
-            InputError: the file is not valid or cannot be written.
-        """
-        stored = self._read()
-        others = tuple(entry for entry in stored.scales if entry.key != key)
-        write_json(self.path, asdict(replace(stored, scales=(*others, StoredScale(key=key, scale=scale)))))
-
-    def forget(self, camera: str, checkpoint_sha256: str) -> int:
-        """Remove the scales of a camera and a model for all frame sizes. Return how many there were.
-
-        Raises:
-            InputError: the file is not valid or cannot be written.
-        """
-        stored, owner = self._read(), (camera, checkpoint_sha256)
-        others = tuple(entry for entry in stored.scales if (entry.key.camera, entry.key.checkpoint_sha256) != owner)
-        if others != stored.scales:
-            write_json(self.path, asdict(replace(stored, scales=others)))
-        return len(stored.scales) - len(others)
-
-    def _read(self) -> StoredScales:
-        if not self.path.exists():
-            return StoredScales()
-        cure = f"Delete {self.path}, or ignore it with --no-scale (Python: stored_scale=False)."
-        return read_strict(StoredScales, read_json(self.path, "scale file", cure), str(self.path), cure)
-
-
-class CameraScales:
-    """Stored scales of one source and one model.
-
-    Args:
-        source: as `mde live --source` takes it.
-        model: the model file.
-        store: where scales are stored; the user's own store if None.
-    """
-
-    def __init__(self, source: str, model: Path, store: ScaleStore | None = None) -> None:
-        self.camera = camera_identity(source)
-        self.store = ScaleStore() if store is None else store
-        self._model = model
-
-    def get(self, size_hw: SizeHW) -> KnownScale | None:
-        """Return the scale stored for frames of this size, if any.
-
-        Raises:
-            InputError: the scale file or the model's manifest is not valid.
-        """
-        # Most sources have no stored scale. Look for the source first: the key needs a hash of the model.
-        return self.store.get(self.key(size_hw)) if self.camera in self.store.cameras() else None
-
-    def factor(self, size_hw: SizeHW) -> float | None:
-        """Return the factor stored for frames of this size, if any: a `known_scale` for `DepthPredictor`."""
-        scale = self.get(size_hw)
-        return None if scale is None else scale.factor
-
-    def key(self, size_hw: SizeHW) -> ScaleKey:
-        return ScaleKey(camera=self.camera, frame_hw=size_hw, checkpoint_sha256=self._checkpoint)
-
-    def forget(self) -> int:
-        """Remove the scales for all frame sizes. Return how many there were."""
-        return self.store.forget(self.camera, self._checkpoint)
-
-    @cached_property
-    def _checkpoint(self) -> str:
-        return checkpoint_sha256(self._model)
-
-
-class ScaleSetter:
-    """Set the scale of a running camera, point by point, and store it.
-
-    Args:
-        apply: called with the factor to multiply the network's depth by from now on.
-        camera: the camera at this frame size (`camera.model.camera_at`), if known.
-    """
-
-    def __init__(
-        self, store: ScaleStore, key: ScaleKey, apply: Callable[[float], object], camera: Camera | None = None
-    ) -> None:
-        self.store = store
-        self.key = key
-        self._apply = apply
-        self.camera = camera
-        self._readings: tuple[Reading, ...] = ()
-
-    def add(self, points: Sequence[KnownPoint], depths_m: Iterable[DepthMap], factor: float) -> KnownScale:
-        """Add known points. If one of them is rejected, nothing changes.
-
-        Args:
-            depths_m: predicted depth of one scene, float32 `[H, W]` each, at least one map. Of several the median is
-                used, because predictions flicker.
-            factor: what the network's depth was multiplied by in `depths_m`.
-
-        Returns:
-            The scale from these points and earlier ones, now applied and stored.
-
-        Raises:
-            OptionError: a point cannot be used, or the distances give no plausible scale.
-            InputError: the store cannot be read or written; the scale is not applied.
-        """
-        shown_m = [[depth_near(depth_m, point.x_px, point.y_px) for point in points] for depth_m in depths_m]
-        readings = self._readings
-        for point, values_m in zip(points, zip(*shown_m, strict=True), strict=True):
-            true_m = depth_along_axis(point, self.camera)
-            # Readings hold the network's own depth, so undo the factor that was applied.
-            readings += (Reading(true_m=true_m, network_m=median(values_m) / factor),)
-        scale = scale_of(readings)
-        # Store first: a scale that cannot be stored must not be applied.
-        self.store.put(self.key, scale)
-        self._readings = readings
-        self._apply(scale.factor)
-        return scale
-
-
 class PointAndType:
     """State of a window in which the user clicks a pixel and types its distance."""
 
@@ -409,30 +231,3 @@ class PointAndType:
         elif 0 <= code < 128 and chr(code).lower() in self.KEYS:
             self._typed += chr(code).lower()
         return None
-
-
-def camera_identity(source: str) -> str:
-    """Return a stable name, without credentials, for the camera behind `--source`.
-
-    A camera's number depends on where it is plugged in. If udev names the device by maker and serial number, that name
-    is used instead.
-    """
-    if "://" in source:
-        return re.sub(r"//[^/@]*@", "//", source)
-    path = Path(f"/dev/video{source}" if source.isdecimal() and sys.platform.startswith("linux") else source)
-    device = path.resolve()
-    names = sorted(link.name for link in BY_ID.glob("*") if link.resolve() == device)
-    if names:
-        return names[0]
-    return str(device) if path.exists() else str(path)
-
-
-def checkpoint_sha256(path: Path) -> str:
-    """Return the SHA-256 of the checkpoint that a model file is, or was exported from.
-
-    Raises:
-        InputError: the file or its manifest cannot be used.
-    """
-    if path.suffix == ".safetensors":
-        return sha256_of(existing_file(path, "checkpoint"))
-    return read_manifest(path, verify=False).checkpoint_sha256

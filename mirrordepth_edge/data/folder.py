@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mirrordepth_edge.data.sample import FilePairs
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES
 
 PICTURE_FOLDERS = ("rgb", "image", "images", "color", "colour")
 DEPTH_FOLDERS = ("depth", "depths")
@@ -43,10 +43,10 @@ def folder_dataset(root: Path, units_per_metre: float = 1000.0) -> FilePairs:
 def _images_in(rgb: Path) -> list[Path]:
     # macOS adds a ._NAME beside each file that is copied to other file systems.
     files = [path for path in sorted(rgb.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         why = f"It holds {len(files)} other files, such as {files[0].name}." if files else "It is empty."
-        raise InputError(f"There are no images in {rgb}.", why, f"Put images there: {', '.join(PICTURE_SUFFIXES)}.")
+        raise InputError(f"There are no images in {rgb}.", why, f"Put images there: {', '.join(IMAGE_SUFFIXES)}.")
     return images
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.imaging.pictures import read_depth_png, read_picture
+from mirrordepth_edge.imaging.images import read_depth_png, read_image
 from mirrordepth_edge.imaging.preprocess import Frame
 
 
@@ -82,7 +82,7 @@ class FilePairs(DepthDataset):
 
     def __getitem__(self, index: int) -> Sample:
         image, depth = self.pairs[index]
-        frame, depth_m = read_picture(image), read_depth_png(depth, self.units_per_metre)
+        frame, depth_m = read_image(image), read_depth_png(depth, self.units_per_metre)
         if frame.shape[:2] != depth_m.shape:
             raise InputError(
                 f"{image} and {depth} differ in size.",

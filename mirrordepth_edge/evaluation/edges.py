@@ -97,10 +97,7 @@ def boundary_errors(prediction_m: Depth, truth_m: Depth, valid: Mask) -> Boundar
         accuracy_px = float(to_true[near].mean(dtype=np.float64))
         completeness_px = float(both_ways.clip(max=BOUNDARY_LIMIT_PX).mean(dtype=np.float64))
     return BoundaryErrors(
-        accuracy_px=accuracy_px,
-        completeness_px=completeness_px,
-        predicted=int(edges.sum()),
-        true=int(true_edges.sum()),
+        accuracy_px=accuracy_px, completeness_px=completeness_px, predicted=int(edges.sum()), true=int(true_edges.sum())
     )
 
 

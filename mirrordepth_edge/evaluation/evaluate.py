@@ -233,11 +233,7 @@ def evaluate(
     mean_metrics([result.metrics for result in results])  # raises if there was no image
     of_prediction, of_truth = (None, None) if meter is None else _temporal_results(meter)
     return Evaluation(
-        protocol=protocol,
-        pictures=tuple(results),
-        edges=spatial,
-        temporal=of_prediction,
-        temporal_truth=of_truth,
+        protocol=protocol, pictures=tuple(results), edges=spatial, temporal=of_prediction, temporal_truth=of_truth
     )
 
 

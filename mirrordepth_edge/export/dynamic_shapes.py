@@ -102,11 +102,7 @@ def _shape_values(graph: onnx.GraphProto) -> Values:
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info)
-        if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
+    shapes = _fixed_shapes(graph)
     constants = {initializer.name: initializer for initializer in graph.initializer}
     values: Values = {}
     for node in graph.node:
@@ -121,3 +117,11 @@ def _shape_values(graph: onnx.GraphProto) -> Values:
             outputs: Any = ReferenceEvaluator(node).run(None, feeds)
             values.update(zip(node.output, outputs, strict=True))
     return values
+
+
+def _fixed_shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info)
+        if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }

@@ -15,7 +15,7 @@ from mirrordepth_edge.backends.base import Session
 from mirrordepth_edge.backends.onnxruntime import OnnxRuntimeSession, create_inference_session
 from mirrordepth_edge.config import InputKind, Precision, SessionOptions
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES, read_image
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor
 from mirrordepth_edge.manifest import Parity
@@ -102,11 +102,11 @@ def reference_frames(source: Path | None = None) -> list[Frame]:
     """
     folder = source or FRAMES_DIR
     if folder.is_file():
-        return [read_picture(folder)]
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        return [read_image(folder)]
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise InputError(f"There are no images in {folder}.", "Parity needs real frames.", "--frames FOLDER")
-    return [read_picture(path) for path in paths]
+    return [read_image(path) for path in paths]
 
 
 def batches(frames: Sequence[Frame], prepare: Preprocessor, batch: int) -> Iterator[npt.NDArray[Any]]:

@@ -85,6 +85,7 @@ def produce_onnx(
             parity=parity,
             tools={"mirrordepth-edge": __version__} | installed_versions(TOOLS),
         )
+        # Before the artefact, so that an interruption leaves no artefact without its reference.
         write_reference(output, make_reference(network, frames, config.io))
         write_artefact(output, candidate.read_bytes(), manifest)
     return manifest

@@ -72,7 +72,7 @@ def audit_engine(information: str | Layer, manifest: Manifest | None = None) -> 
     layers = _read(information)
     details = [layer for layer in layers if layer.get("Outputs")]
     reformats = [layer for layer in layers if _is_reformat(layer)]
-    fused = [layer for layer in layers if ATTENTION.search(_text(layer))]
+    fused = [layer for layer in layers if ATTENTION.search(f"{layer.get('Name', '')} {layer.get('TacticName', '')}")]
     work = _types_of(details, "Outputs") if details else Counter({"unknown": len(layers)})
     parts = {
         "layers that read": _types_of([layer for layer in details if layer.get("Inputs")], "Inputs"),
@@ -125,16 +125,8 @@ def _type(tensors: Sequence[Layer]) -> str:
     return "unknown"
 
 
-def _text(layer: Layer) -> str:
-    return f"{layer.get('Name', '')} {layer.get('TacticName', '')}"
-
-
 def _is_reformat(layer: Layer) -> bool:
     return layer.get("LayerType") == REFORMAT or str(layer.get("Name", "")).startswith("Reformatting CopyNode")
-
-
-def _is_opaque(layer: Layer) -> bool:
-    return "ForeignNode[" in str(layer.get("Name", ""))
 
 
 def _softmaxes(layers: Iterable[Layer]) -> set[str]:
@@ -160,7 +152,7 @@ def _findings(
             cure="See why in the engine's ONNX file: mde audit model.onnx",
             nodes=tuple(unfused),
         )
-    if opaque := [str(layer["Name"]) for layer in layers if _is_opaque(layer)]:
+    if opaque := [name for layer in layers if "ForeignNode[" in (name := str(layer.get("Name", "")))]:
         yield AuditFinding(
             kind="opaque",
             text=f"{len(opaque)} layers are parts of the network that TensorRT compiled as a whole (ForeignNode); the "

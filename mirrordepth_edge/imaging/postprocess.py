@@ -40,6 +40,11 @@ class Postprocessor:
         return resize_depth_to(depth_m[0], size_hw, out=self._buffer)
 
 
+def has_depth(depth_m: DepthMap) -> npt.NDArray[np.bool_]:
+    """Return which pixels have a depth: finite and greater than 0. Same shape as the input."""
+    return np.isfinite(depth_m) & (depth_m > 0)
+
+
 def to_millimetres(depth_m: DepthMap) -> npt.NDArray[np.uint16]:
     """Convert metres to 16-bit millimetres, as ROS and most tools expect; 0 for no depth, at most 65.535 m."""
     # Casting NaN or infinity to an integer is undefined.
@@ -61,5 +66,5 @@ def colourise(depth_m: DepthMap, limits_m: tuple[float, float]) -> npt.NDArray[n
     nearness = (far - np.nan_to_num(depth_m, nan=far, posinf=far, neginf=far)) / (far - near)
     levels = (nearness.clip(0, 1) * 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
-    colours[~(np.isfinite(depth_m) & (depth_m > 0))] = 128
+    colours[~has_depth(depth_m)] = 128
     return colours  # type: ignore[return-value]

@@ -171,9 +171,8 @@ class _Buffers:
         self.at, self.grid = np.empty((*size_hw, 2), np.float32), _grid(size_hw)
         self.small_fit = np.empty(small_hw, np.float32)
         self.flow, self.small_at, self.px_per_small_px = np.empty((3, *small_hw, 2), np.float32)
-        self.px_per_small_px[:] = np.divide(
-            size_hw[::-1], small_hw[::-1]
-        )  # at full size, because NumPy broadcasts pairs slowly
+        # At full size, because NumPy broadcasts pairs slowly.
+        self.px_per_small_px[:] = np.divide(size_hw[::-1], small_hw[::-1])
         self.small_grid = _grid(small_hw)
         self.grey, self.grey_before, self.small_off = np.empty((3, *small_hw), np.uint8)
         self._small = np.empty((*small_hw, 3), np.uint8)

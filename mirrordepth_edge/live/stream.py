@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.camera.scale import CameraScales
+from mirrordepth_edge.camera.scale_store import CameraScales
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
 from mirrordepth_edge.live.loop import predictions

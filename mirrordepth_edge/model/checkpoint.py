@@ -39,10 +39,7 @@ def save_checkpoint(network: DepthNetwork, path: Path, *, training: dict[str, An
     """
     tensors = {name: p.detach().cpu().contiguous() for name, p in network.trainable().items()}
     info = CheckpointInfo(
-        model=network.config,
-        clip_sha256=network.clip_sha256,
-        weights_sha256=tensors_sha256(tensors),
-        training=training,
+        model=network.config, clip_sha256=network.clip_sha256, weights_sha256=tensors_sha256(tensors), training=training
     )
     if network.config.pretrained == EMBEDDED:
         assert not network.tower.has_tokens, "a ViT's position embedding was resized; its hash would not hold"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mirrordepth_edge import __version__
 from mirrordepth_edge.config import InputKind, PreprocessConfig, Strict
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.preprocess import Frame, Preprocessor, normalise
 from mirrordepth_edge.recipes import load_recipe, recipe_folder
 from mirrordepth_edge.sources.files import video_frames
@@ -181,7 +181,7 @@ class CalibrationSet:
                 assert frame.sha256 is not None
                 path = self.source / frame.file
                 self._check(path, frame.sha256)
-                yield read_picture(path)
+                yield read_image(path)
             return
         self._check(self.source, self.recipe.source_sha256)
         numbers = {frame.number for frame in wanted if frame.number is not None}

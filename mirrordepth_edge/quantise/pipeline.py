@@ -127,6 +127,7 @@ class Int8Quantizer:
 
     def _calibrate(self) -> ActivationStatistics:
         total = self.calibration.count
+        # A small set is calibrated on as a whole; a large one holds out about `MAX_HELD_OUT` frames.
         every = HELD_OUT_EVERY if total >= 2 * HELD_OUT_EVERY else total + 1
         every = max(every, total // MAX_HELD_OUT)
 

@@ -336,6 +336,7 @@ class _QdqInserter:
         return output
 
     def _replace_graph(self) -> None:
+        # Copies, because deleting the graph's nodes invalidates references to them.
         nodes = [type(node).FromString(node.SerializeToString()) for node in self.nodes]
         read = {name for node in nodes for name in node.input}
         kept = [initializer for initializer in self.graph.initializer if initializer.name in read]

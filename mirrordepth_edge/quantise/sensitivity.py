@@ -64,6 +64,7 @@ def measure_sensitivity(
                 (depth_m,) = session.run(None, {name: store.read(frame, name) for name in names})
                 fp32_m = store.read(frame, model.graph.output[0].name)
                 errors.append(np.mean(np.abs(depth_m - fp32_m) / fp32_m, dtype=np.float64))
+            # NaN depth is the worst case, and NaN would break the sorting.
             sensitivity[group] = float(np.nan_to_num(np.mean(errors), nan=np.inf))
             on_group(group, sensitivity[group])
     return dict(sorted(((group, sensitivity[group]) for group in groups), key=lambda item: -item[1]))

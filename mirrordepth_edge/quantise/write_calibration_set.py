@@ -15,8 +15,8 @@ import numpy as np
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.draw import GAP_PX, side_by_side, stacked, titled
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES, read_image
 from mirrordepth_edge.imaging.jpeg import encode_jpeg
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 from mirrordepth_edge.quantise.calibration_set import CalibrationSet, ChosenFrame, Dropped, Recipe, Selection
 from mirrordepth_edge.quantise.select_frames import Choice, Key, TowerFeatures
@@ -41,7 +41,7 @@ def read_images(folder: Path, files: Sequence[str]) -> Iterator[tuple[Key, Frame
     """Yield image files with their content, uint8 RGB `[H, W, 3]`; None if a file cannot be read."""
     for file in files:
         try:
-            yield file, read_picture(folder / file)
+            yield file, read_image(folder / file)
         except InputError:
             yield file, None
 
@@ -105,7 +105,7 @@ def list_images(folder: Path) -> list[str]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() not in PICTURE_SUFFIXES or _is_depth(path):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or _is_depth(path):
                 continue
             if not (path.suffix == ".jpg" and path.with_suffix(".toml").is_file()):
                 files.append(path.relative_to(folder).as_posix())
@@ -113,7 +113,7 @@ def list_images(folder: Path) -> list[str]:
     if not files:
         raise InputError(
             f"No images found in {folder}.",
-            f"Expected {', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)} files, here or in subfolders; 16-bit "
+            f"Expected {', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)} files, here or in subfolders; 16-bit "
             "depth maps are ignored.",
             "Pass another folder, or a video.",
         )

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.imaging.jpeg import encode_jpeg
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.machine.device import Machine
 from mirrordepth_edge.support.files import atomic_write, require_suffix
@@ -71,9 +72,7 @@ def image_uri(image: Frame, width_px: int = IMAGE_WIDTH_PX) -> str:
     if width > width_px:
         size = width_px, max(1, round(height * width_px / width))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(image, JPEG_QUALITY)).decode("ascii")
 
 
 def describe_machine(machine: Machine) -> list[tuple[str, str]]:

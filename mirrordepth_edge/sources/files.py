@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 
 from mirrordepth_edge.errors import InputError
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES, read_image
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources.capture import CaptureSource, open_capture
 from mirrordepth_edge.sources.source import FrameSource
@@ -93,12 +93,12 @@ class ImageFolder(FrameSource):
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        images = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        images = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         self._paths = sorted(images, key=lambda path: path.name)
         if not self._paths:
             raise InputError(
                 f"No images found in {folder}.",
-                f"Expected files that end in {', '.join(PICTURE_SUFFIXES)}.",
+                f"Expected files that end in {', '.join(IMAGE_SUFFIXES)}.",
                 "Pass another folder, or a video.",
             )
         self.length = len(self._paths)
@@ -116,7 +116,7 @@ class ImageFolder(FrameSource):
             path = self._paths[self._next]
             self._next += 1
             try:
-                return read_picture(path)
+                return read_image(path)
             except InputError:
                 self._unreadable.append(path.name)
                 self.faults += 1
@@ -135,7 +135,7 @@ def open_video(path: Path, *, realtime: bool = False) -> VideoSource:
         InputError: the file is missing, empty or not a video.
     """
     existing_file(path, "video")
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise InputError(f"{path} is an image, not a video.", "It has one frame.", f"mde run {path}")
     capture = open_capture(str(path))
     # FFmpeg would decode a text file as images of a terminal.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal, TypeVar
 
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -81,7 +80,5 @@ class FrameSource(ABC):
     def __enter__(self: Source) -> Source:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

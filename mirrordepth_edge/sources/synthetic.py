@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from mirrordepth_edge.config import SizeHW
-from mirrordepth_edge.errors import OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.imaging.preprocess import Frame
+from mirrordepth_edge.sources.cameras import CameraOptions
 from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.support.clock import Clock
 
@@ -54,13 +54,8 @@ class SyntheticSource(FrameSource):
     live = True
 
     def __init__(self, size_hw: SizeHW = SIZE_HW, rate_hz: float = RATE_HZ, clock: Clock = SLEEPING_CLOCK) -> None:
+        CameraOptions(size_hw=size_hw, rate_hz=rate_hz)  # checks both
         height, width = size_hw
-        if min(size_hw) < 1 or not 0 < rate_hz <= 1000:
-            raise OptionError(
-                f"The test pattern cannot have {width}x{height} pixels at {rate_hz:g} Hz.",
-                "Width and height must be at least 1, and the rate above 0 and at most 1000 Hz.",
-                "--size 640x480 --rate 30",
-            )
         self.rate_hz = rate_hz
         self._size_hw = size_hw
         y, x = np.mgrid[:height, : 2 * width]

@@ -35,6 +35,10 @@ MAX_ENTRIES = 1024
 """Limit for enumerations, in case a driver never ends one."""
 
 
+def _u32(*names: str) -> list[tuple[str, type[c_uint32]]]:
+    return [(name, c_uint32) for name in names]
+
+
 class Capability(ctypes.Structure):
     """v4l2_capability"""
 
@@ -42,9 +46,7 @@ class Capability(ctypes.Structure):
         ("driver", c_char * 16),
         ("card", c_char * 32),
         ("bus_info", c_char * 32),
-        ("version", c_uint32),
-        ("capabilities", c_uint32),
-        ("device_caps", c_uint32),
+        *_u32("version", "capabilities", "device_caps"),
         ("reserved", c_uint32 * 3),
     )
 
@@ -53,12 +55,9 @@ class FormatDescription(ctypes.Structure):
     """v4l2_fmtdesc"""
 
     _fields_ = (
-        ("index", c_uint32),
-        ("type", c_uint32),
-        ("flags", c_uint32),
+        *_u32("index", "type", "flags"),
         ("description", c_char * 32),
-        ("pixelformat", c_uint32),
-        ("mbus_code", c_uint32),
+        *_u32("pixelformat", "mbus_code"),
         ("reserved", c_uint32 * 3),
     )
 
@@ -66,24 +65,14 @@ class FormatDescription(ctypes.Structure):
 class FrameSize(ctypes.Structure):
     """v4l2_frmsizeenum; `size` is width and height, or min, max and step of the width, then of the height."""
 
-    _fields_ = (
-        ("index", c_uint32),
-        ("pixel_format", c_uint32),
-        ("type", c_uint32),
-        ("size", c_uint32 * 6),
-        ("reserved", c_uint32 * 2),
-    )
+    _fields_ = (*_u32("index", "pixel_format", "type"), ("size", c_uint32 * 6), ("reserved", c_uint32 * 2))
 
 
 class FrameInterval(ctypes.Structure):
     """v4l2_frmivalenum; `interval` is a fraction of seconds, or the min, max and step fractions."""
 
     _fields_ = (
-        ("index", c_uint32),
-        ("pixel_format", c_uint32),
-        ("width", c_uint32),
-        ("height", c_uint32),
-        ("type", c_uint32),
+        *_u32("index", "pixel_format", "width", "height", "type"),
         ("interval", c_uint32 * 6),
         ("reserved", c_uint32 * 2),
     )
@@ -92,14 +81,7 @@ class FrameInterval(ctypes.Structure):
 class RequestBuffers(ctypes.Structure):
     """v4l2_requestbuffers"""
 
-    _fields_ = (
-        ("count", c_uint32),
-        ("type", c_uint32),
-        ("memory", c_uint32),
-        ("capabilities", c_uint32),
-        ("flags", c_uint8),
-        ("reserved", c_uint8 * 3),
-    )
+    _fields_ = (*_u32("count", "type", "memory", "capabilities"), ("flags", c_uint8), ("reserved", c_uint8 * 3))
 
 
 def request(number: int, structure: type[ctypes.Structure], *, write: bool = True) -> int:

@@ -164,11 +164,7 @@ def cache_info(network: DepthNetwork, dataset: DepthDataset, config: TrainConfig
     row_bytes = 2 * sum(prod(shape) for shape in (*shapes, model.size_hw))
     return CacheInfo(
         clip_sha256=network.clip_sha256,
-        clip_model=model.clip_model,
-        taps=model.taps,
-        size_hw=model.size_hw,
-        mean=model.mean,
-        std=model.std,
+        **{name: getattr(model, name) for name in ("clip_model", "taps", "size_hw", "mean", "std")},
         augmentation={name: getattr(config, name) for name in AUGMENTATION},
         data=dataset.fingerprint(),
         samples=len(dataset),

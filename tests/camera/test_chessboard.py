@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mirrordepth_edge.camera import chessboard as calibration
-from mirrordepth_edge.camera.chessboard import Board, Calibration, ViewPicker, calibrate, find_corners
+from mirrordepth_edge.camera import calibration, chessboard
+from mirrordepth_edge.camera.calibration import Calibration, calibrate
+from mirrordepth_edge.camera.chessboard import Board, ViewPicker, find_corners
 from mirrordepth_edge.camera.model import read_camera
 from mirrordepth_edge.errors import GateError, InputError, OptionError
 from mirrordepth_edge.imaging.preprocess import Frame
@@ -111,7 +112,7 @@ def show(
     picker: ViewPicker, corners: Array | None, monkeypatch: pytest.MonkeyPatch, name: str = "a", times: int = 1
 ) -> bool:
     result = None if corners is None else corners.astype(np.float32)
-    monkeypatch.setattr(calibration, "find_corners", lambda frame, board, thorough: result)
+    monkeypatch.setattr(chessboard, "find_corners", lambda frame, board, thorough: result)
     kept = [picker.look(name, np.zeros((HEIGHT, WIDTH, 3), np.uint8)) for _ in range(times)]
     return any(kept)
 
@@ -133,7 +134,7 @@ def test_a_camera_is_recovered_from_images(from_images: tuple[Truth, ViewPicker,
     assert result.camera.fy_px == pytest.approx(truth.fy, rel=0.003)
     assert (result.camera.width_px, result.camera.height_px) == (WIDTH, HEIGHT)
     assert result.camera.fov_deg == pytest.approx(math.degrees(2 * math.atan(320 / 600)), abs=0.2)
-    np.testing.assert_allclose(result.centre_px, (truth.cx, truth.cy), atol=1.5)
+    np.testing.assert_allclose((result.camera.cx_px, result.camera.cy_px), (truth.cx, truth.cy), atol=1.5)
     # Coefficients compensate for each other; what counts is where pixels are mapped.
     u, v = np.meshgrid(np.linspace(-0.4, 0.4, 9), np.linspace(-0.3, 0.3, 9))
     wanted, got = truth.distorted(u, v), replace(truth, k=result.distortion).distorted(u, v)
@@ -155,10 +156,10 @@ def test_corners_are_found_where_they_are() -> None:
     assert corners is not None
     assert (corners.shape, corners.dtype) == ((54, 2), np.float32)
     wanted = truth.seen(BOARD.points_m.astype(np.float64), turn, shift_m)
-    assert calibration.distance(corners, wanted.astype(np.float32)) < 0.1
+    assert chessboard.distance(corners, wanted.astype(np.float32)) < 0.1
     quick = find_corners(frame, BOARD, thorough=False)
     assert quick is not None
-    assert calibration.distance(corners, quick) == 0
+    assert chessboard.distance(corners, quick) == 0
 
 
 def test_large_images_are_searched_reduced_and_refined_at_full_size() -> None:
@@ -168,7 +169,7 @@ def test_large_images_are_searched_reduced_and_refined_at_full_size() -> None:
     # A margin and the first square; corners lie between pixels.
     x, y = np.meshgrid(600 + 300 * np.arange(7) - 0.5, 600 + 300 * np.arange(5) - 0.5)
     wanted = np.stack([x, y], -1).reshape(-1, 2).astype(np.float32)
-    assert calibration.distance(corners, wanted) < 0.05, "of 3000 pixels"
+    assert chessboard.distance(corners, wanted) < 0.05, "of 3000 pixels"
 
 
 def test_the_second_finder_is_used_if_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_the_second_finder_is_used_if_the_first_fails(monkeypatch: pytest.Monkey
     corners = find_corners(frame, BOARD)
     assert corners is not None
     wanted = truth.seen(BOARD.points_m.astype(np.float64), turn, shift_m)
-    assert calibration.distance(corners, wanted.astype(np.float32)) < 0.1
+    assert chessboard.distance(corners, wanted.astype(np.float32)) < 0.1
     assert find_corners(frame, BOARD, thorough=False) is None
 
 
@@ -206,7 +207,7 @@ def test_exact_corners_give_the_exact_camera(monkeypatch: pytest.MonkeyPatch) ->
     # Corners are float32: about 3e-5 px.
     assert result.camera.fx_px == pytest.approx(truth.fx, rel=1e-5)
     assert result.camera.fy_px == pytest.approx(truth.fy, rel=1e-5)
-    np.testing.assert_allclose(result.centre_px, (truth.cx, truth.cy), atol=0.01)
+    np.testing.assert_allclose((result.camera.cx_px, result.camera.cy_px), (truth.cx, truth.cy), atol=0.01)
     np.testing.assert_allclose(result.distortion, truth.k, atol=1e-3)
 
 
@@ -268,7 +269,7 @@ def test_a_failed_fit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flat_board(left: float, top: float, width: float = 160) -> Array:
-    """Corners of a board parallel to the picture."""
+    """Corners of a board parallel to the image."""
     return np.stack(np.meshgrid(left + np.linspace(0, width, 9), top + np.linspace(0, width * 5 / 8, 6)), -1).reshape(
         -1, 2
     )
@@ -288,7 +289,7 @@ def test_different_views_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         Truth().seen(BOARD.points_m.astype(np.float64), rotation, at - rotation @ MIDDLE)
         for rotation in (np.eye(3), turn)
     )
-    assert calibration.distance(facing.astype(np.float32), tilted.astype(np.float32)) < 32
+    assert chessboard.distance(facing.astype(np.float32), tilted.astype(np.float32)) < 32
     assert show(picker, facing, monkeypatch)
     assert show(picker, tilted, monkeypatch), "tilted in the same place"
     assert picker.seen == 6
@@ -342,7 +343,7 @@ def test_images_of_another_size_are_rejected(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_saved_calibration_can_be_read(from_images: tuple[Truth, ViewPicker, Calibration], tmp_path: Path) -> None:
     result, path = from_images[2], tmp_path / "my camera.yaml"
     result.save(path)
-    assert read_camera(path) == result.camera
+    assert read_camera(path) == replace(result.camera, principal_point_px=None)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -358,7 +359,8 @@ def test_a_saved_calibration_is_ros_yaml(from_images: tuple[Truth, ViewPicker, C
     for name, shape in shapes.items():
         assert (data[name]["rows"], data[name]["cols"]) == shape
         matrices[name] = np.reshape(data[name]["data"], shape)
-    (cx, cy), camera = result.centre_px, result.camera
+    camera = result.camera
+    cx, cy = camera.cx_px, camera.cy_px
     assert matrices["camera_matrix"].tolist() == [[camera.fx_px, 0, cx], [0, camera.fy_px, cy], [0, 0, 1]]
     assert matrices["projection_matrix"][:, :3].tolist() == matrices["camera_matrix"].tolist()
     assert matrices["distortion_coefficients"].ravel().tolist() == list(result.distortion)

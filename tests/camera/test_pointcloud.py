@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.camera.pointcloud import camera_for, camera_matrix, has_depth, points_of, save_ply
+from mirrordepth_edge.camera.pointcloud import camera_for, camera_matrix, points_of, save_ply
 from mirrordepth_edge.errors import InputError, OptionError
 
 SIZE_HW = (5, 8)
@@ -75,12 +75,6 @@ def test_the_camera_of_a_point_cloud() -> None:
     assert "--fov-deg" in caught.value.cure
     with pytest.raises(OptionError, match="calibrated at 80x50"):
         camera_for(given, None, (8, 8))
-
-
-def test_pixels_with_depth() -> None:
-    np.testing.assert_array_equal(
-        has_depth(np.array([0, 1, -1, np.nan, np.inf, -np.inf], np.float32)), [False, True, False, False, False, False]
-    )
 
 
 def test_a_ply_file(tmp_path: Path) -> None:

@@ -10,22 +10,24 @@ import numpy as np
 import pytest
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
-from mirrordepth_edge.camera import scale as known_scale
+from mirrordepth_edge.camera import scale_store
 from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.camera.scale import (
     KnownPoint,
     KnownScale,
     PointAndType,
     Reading,
+    depth_along_axis,
+    depth_near,
+    parse_known,
+    scale_of,
+)
+from mirrordepth_edge.camera.scale_store import (
     ScaleKey,
     ScaleSetter,
     ScaleStore,
     camera_identity,
     checkpoint_sha256,
-    depth_along_axis,
-    depth_near,
-    parse_known,
-    scale_of,
 )
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.postprocess import DepthMap
@@ -336,7 +338,7 @@ def test_a_camera_is_identified_by_its_serial_number(tmp_path: Path, monkeypatch
     device.touch()
     other.touch()
     by_id.mkdir()
-    monkeypatch.setattr(known_scale, "BY_ID", by_id)
+    monkeypatch.setattr(scale_store, "BY_ID", by_id)
     assert camera_identity(str(device)) == str(device)
     (by_id / "usb-C920_0A1B-video-index0").symlink_to(device)
     assert camera_identity(str(device)) == "usb-C920_0A1B-video-index0"
@@ -347,12 +349,12 @@ def test_a_camera_is_identified_by_its_serial_number(tmp_path: Path, monkeypatch
 
 
 def test_other_sources_are_identified_by_their_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(known_scale, "BY_ID", tmp_path)
+    monkeypatch.setattr(scale_store, "BY_ID", tmp_path)
     assert camera_identity("rtsp://user:secret@10.0.0.7/live") == "rtsp://10.0.0.7/live"
     assert camera_identity("synthetic") == "synthetic"
-    monkeypatch.setattr(known_scale.sys, "platform", "linux")
+    monkeypatch.setattr(scale_store.sys, "platform", "linux")
     assert camera_identity("977") == "/dev/video977"
-    monkeypatch.setattr(known_scale.sys, "platform", "win32")
+    monkeypatch.setattr(scale_store.sys, "platform", "win32")
     assert camera_identity("977") == "977"
 
 

@@ -205,4 +205,10 @@ def test_a_machine_without_open_clip(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     from mirrordepth_edge.backends import base
 
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "open_clip" else name)
-    check(["explain", "nano", "--root", "."], 4, "open-clip is not installed", "mirrordepth-edge[export]", capfd=capfd)
+    check(
+        ["explain", "nano", "--root", "."],
+        4,
+        "the package open-clip is not installed",
+        "mirrordepth-edge[export]",
+        capfd=capfd,
+    )

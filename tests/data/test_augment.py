@@ -29,7 +29,7 @@ def tilted_plane(height: int = 120, width: int = 160) -> tuple[Frame, NDArray[np
 
 @pytest.mark.parametrize("share", [0.5, 0.73, 0.99, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_zoom_keeps_picture_and_depth_together_and_brings_it_nearer(share: float, seed: int) -> None:
+def test_zoom_keeps_depth_registered_and_scales_it(share: float, seed: int) -> None:
     cut, depth_m = zoom(*tilted_plane(), share, np.random.default_rng(seed))
     assert cut.shape[:2] == depth_m.shape == (round(120 * share), round(160 * share))
     np.testing.assert_allclose(depth_m, share * plane_at(cut[..., 0], cut[..., 1]), rtol=1e-6)
@@ -43,7 +43,7 @@ def test_zoom_reaches_every_corner() -> None:
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (120, 160), (240, 352)])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_zoomed_and_resized_view_is_still_registered(size_hw: SizeHW, seed: int) -> None:
+def test_zoomed_and_resized_view_is_registered(size_hw: SizeHW, seed: int) -> None:
     config = TrainConfig(flip_probability=0.5, rotate_deg=0, zoom_min=0.6, jitter=0)
     frame, depth_m = augment(*tilted_plane(), size_hw, config, np.random.default_rng(seed))
     share = np.random.default_rng(seed).uniform(0.6, 1.0)  # the first number that is drawn
@@ -92,7 +92,7 @@ def test_without_augmentation_only_the_size_changes() -> None:
     np.testing.assert_array_equal(view_m, resize_depth(depth_m, (60, 80)))
 
 
-def test_jitter_stays_within_its_bounds_and_uses_them() -> None:
+def test_jitter_covers_its_range() -> None:
     grey = np.full((1, 1, 3), 100, np.uint8)
     rng = np.random.default_rng(0)
     seen = np.stack([jitter_colour(grey, 0.1, rng)[0, 0] for _ in range(600)]).astype(float)
@@ -106,7 +106,7 @@ def test_jitter_stays_within_its_bounds_and_uses_them() -> None:
     assert gains.std(axis=0).min() > 0.02, "channels change on their own, too"
 
 
-def test_jitter_keeps_the_order_of_levels_and_the_original() -> None:
+def test_jitter_is_monotonic_and_does_not_change_its_input() -> None:
     ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3))
     kept = ramp.copy()
     for seed in range(20):
@@ -155,13 +155,13 @@ LEVEL_STEP = (NEAR_PER_M - FAR_PER_M) / LEVELS
 
 
 def decoded(frame: Frame) -> NDArray[np.float64]:
-    """Inverse depth that the colours say, 1/m."""
+    """Inverse depth encoded in the colours, 1/m."""
     red, green = frame[..., 0].astype(np.float64), frame[..., 1].astype(np.float64)
     return FAR_PER_M + LEVEL_STEP * (red + LEVELS - green) / 2
 
 
 def away_from_holes(depth_m: NDArray[np.float32], pixels: int) -> NDArray[np.bool_]:
-    """Where depth is known and no border that was filled in is within `pixels`."""
+    """Pixels with depth that are farther than `pixels` from a filled border."""
     known = np.pad((depth_m > 0).astype(np.uint8), pixels)
     eroded = cv2.erode(known, np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8))
     return eroded[pixels:-pixels, pixels:-pixels] > 0
@@ -232,7 +232,7 @@ def test_a_positive_turn_is_counter_clockwise() -> None:
 
 
 @pytest.mark.parametrize("degrees", [-30.0, 2.5, 90.0])
-def test_a_rolling_camera_sees_the_middle_at_the_same_distance(degrees: float) -> None:
+def test_camera_roll_keeps_depth_at_the_centre(degrees: float) -> None:
     wall = Wall(99, 133)
     frame, depth_m = rotate(wall.frame, wall.depth_m, degrees)
     assert depth_m[49, 66] == wall.depth_m[49, 66]
@@ -240,7 +240,7 @@ def test_a_rolling_camera_sees_the_middle_at_the_same_distance(degrees: float) -
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
-def test_a_quarter_turn_moves_every_pixel_whole(shape: tuple[int, int]) -> None:
+def test_quarter_turn_equals_rot90(shape: tuple[int, int]) -> None:
     """90 degrees about the middle is NumPy's rot90 where the turned picture overlaps the old frame."""
     wall = Wall(*shape)
     frame, depth_m = rotate(wall.frame, wall.depth_m, 90)
@@ -251,7 +251,7 @@ def test_a_quarter_turn_moves_every_pixel_whole(shape: tuple[int, int]) -> None:
     assert (np.delete(depth_m, np.s_[gap : gap + side], axis=int(shape[0] < shape[1])) == 0).all()
 
 
-def test_corners_from_outside_show_the_mirrored_picture() -> None:
+def test_rotated_corners_show_the_mirrored_border() -> None:
     wall = Wall(120, 160)
     frame, depth_m = rotate(wall.frame, wall.depth_m, 10)
     assert (depth_m[:4, :4] == 0).all()
@@ -287,8 +287,8 @@ def test_the_same_generator_gives_the_same_view() -> None:
     np.testing.assert_array_equal(wall.depth_m, before[1])
 
 
-def test_turns_reach_their_limits_on_both_sides() -> None:
-    """The angle, read back from depth: inverse depth rises along one direction only."""
+def test_rotation_covers_its_range() -> None:
+    """The rotation angle, recovered from the direction in which inverse depth rises."""
     wall = Wall(81, 81, slope=(0.0, 0.8))
     config = TrainConfig(flip_probability=0, rotate_deg=8, zoom_min=1, jitter=0)
     turns = []

@@ -1,4 +1,4 @@
-"""From what a user names to the data set it is: every layout that is known, and none."""
+"""Choice of the data set from the options, for every known layout."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_nyu_where_root_is_the_folder_of_scenes_itself(part: Part, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["nyu", "auto"])
-def test_the_labelled_file_in_a_folder_or_named(kind: str, tmp_path: Path) -> None:
+def test_labelled_file_by_folder_or_by_name(kind: str, tmp_path: Path) -> None:
     file = write_labelled(tmp_path)
     for root in (tmp_path, file):
         assert metres(chosen(root, "train", kind=kind)) == [3]
@@ -220,7 +220,7 @@ def test_kitti_in_its_layouts(kind: str, pictures: str, depth: str, prefix: str,
 
 
 def test_depth_of_kitti_with_train_and_val_in_one_folder(tmp_path: Path) -> None:
-    """As BTS has it: what KITTI's archive has below train and val, moved up."""
+    """BTS's layout: the folders below KITTI's train and val, moved up."""
     write_kitti(tmp_path, tmp_path, depth="gts")
     for within in ("train", "val"):
         for drive in (tmp_path / "gts" / within).iterdir():
@@ -390,7 +390,7 @@ def test_a_root_that_could_be_several_kinds(tmp_path: Path) -> None:
     assert metres(chosen(tmp_path, kind="nyu")) == [2]
 
 
-def test_lists_beside_a_root_that_they_are_not_of(tmp_path: Path) -> None:
+def test_lists_beside_another_root_are_ignored(tmp_path: Path) -> None:
     write_bts_nyu(tmp_path / "nyu", tmp_path)
     write_kitti(tmp_path / "kitti", tmp_path)
     mine = write_folder(tmp_path / "mine")

@@ -1,4 +1,4 @@
-"""Folders of pictures with depth, good and bad."""
+"""Data sets in a folder, valid and invalid."""
 
 from __future__ import annotations
 

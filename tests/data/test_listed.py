@@ -1,4 +1,4 @@
-"""Lists of files, as the field shares NYU and KITTI."""
+"""Data sets described by a list of files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_files_that_are_missing_or_differ_in_size(nyu: FilePairs, tmp_path: Path
     with pytest.raises(InputError, match="differ in size"):
         list(nyu)
     (tmp_path / "kitchen" / "sync_depth_1.png").unlink()
-    with pytest.raises(InputError, match="no depth picture"):
+    with pytest.raises(InputError, match="no depth image"):
         list(nyu)
 
 

@@ -1,4 +1,4 @@
-"""NYU Depth v2's MATLAB file, played by a small HDF5 file of the same layout."""
+"""NYU Depth v2's MATLAB file, replaced by a small HDF5 file of the same layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NYU Depth v2 in HDF5 files and tar shards, played by small ones of the same layout."""
+"""NYU Depth v2 in HDF5 files and tar shards, replaced by small ones of the same layout."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def cut_short(content: bytes) -> bytes:
 
 
 def header_overwritten(content: bytes) -> bytes:
-    """The second member's header, which tarfile on its own takes for the end."""
+    """A damaged header of the second member, which tarfile alone mistakes for the end."""
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         at = tar.getmembers()[1].offset
     return content[:at] + b"\xaa" * 512 + content[at + 512 :]

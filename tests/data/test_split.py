@@ -1,4 +1,4 @@
-"""Holding out pictures: nothing in both parts, and no near twins across them."""
+"""Holding out images: no image is in both parts, and no near duplicates are split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mirrordepth_edge.errors import InputError, OptionError
 
 
 class Named(DepthDataset):
-    """Pictures of which only the names matter."""
+    """Samples with names only."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -78,7 +78,7 @@ def test_the_order_within_each_part_is_kept() -> None:
 
 
 @pytest.mark.parametrize("scenes", [1, 2])
-def test_stretches_where_there_are_too_few_scenes(scenes: int) -> None:
+def test_blocks_are_held_out_if_there_are_too_few_scenes(scenes: int) -> None:
     count = 500
     everything = [f"room_{i * scenes // count}/{i:05d}" for i in range(count)]
     train, held = hold_out(Named(everything), 0.1)

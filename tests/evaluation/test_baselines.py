@@ -1,4 +1,4 @@
-"""Published figures: complete, in order, and derived as they say."""
+"""Published errors: complete, sorted, and derived as their notes state."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_each_pair_counts_once_and_only_pixels_with_depth_count() -> None:
 
 
 def test_bilinear_samples_leave_holes_out() -> None:
-    """By half a pixel, a sample takes from two; one that is a hole must not be mixed in as 0 m."""
+    """A sample between two pixels interpolates; a hole must not be mixed in as 0 m."""
     picture = cv2.resize(texture(), None, fx=2, fy=1, interpolation=cv2.INTER_LINEAR)
     frames = [np.ascontiguousarray(picture[:96, offset : offset + 256 : 2]) for offset in (40, 41)]
     depth_m = np.full(SIZE_HW, 4, np.float32)
@@ -132,7 +132,7 @@ def test_a_scene_cut_has_few_correspondences() -> None:
 
 
 def test_reused_depth_arrays_are_copied() -> None:
-    """As a predictor does it: the array of one frame is overwritten by the next."""
+    """Predictors overwrite the array of one frame with the next."""
     frame, reused = window(texture(), 0, 0), np.empty(SIZE_HW, np.float32)
 
     def depths() -> Iterator[Depth]:

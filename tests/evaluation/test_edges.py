@@ -54,7 +54,7 @@ def test_a_shallow_ramp_is_no_edge_and_the_range_does_not_matter() -> None:
     np.testing.assert_array_equal(depth_edges(step_edge(40)), depth_edges(step_edge(40, near_m=1, far_m=1.001)))
 
 
-def test_gradients_are_those_that_the_thresholds_are_for() -> None:
+def test_gradients_match_the_published_thresholds() -> None:
     """SciPy's Gaussian and plain Sobel, as the published script filters: a step is an edge from 0.3 on."""
     for height in (0.12, 0.16):
         depth_m = step_edge(40, near_m=0, far_m=height)
@@ -142,7 +142,7 @@ def test_agrees_with_scipys_distances() -> None:
 
 
 def test_errors_grow_with_blur() -> None:
-    """A soft edge is found late or not at all: what a coarse decoder does to a depth map."""
+    """Soft edges, as a coarse decoder makes them, are detected late or not at all."""
     truth = np.full((80, 100), 5, np.float32)
     truth[20:60, 30:70] = 2
     errors = [boundary_errors(gaussian_filter(truth, sigma), truth, everywhere(truth)) for sigma in (0.0, 3.0, 12.0)]
@@ -157,7 +157,7 @@ RATIOS = [1.05 + 0.2 * k / 9 for k in range(10)]
 
 
 def score(prediction: Depth | list[list[float]], truth: Depth | list[list[float]], apart_px: int = 1) -> BoundaryF1:
-    """Where every pixel has depth, and the truth a contour."""
+    """Boundary F1 where every pixel has depth and the truth has a contour."""
     prediction, truth = np.asarray(prediction, np.float32), np.asarray(truth, np.float32)
     scores = boundary_f1(prediction, truth, everywhere(truth), apart_px=apart_px)
     assert scores is not None
@@ -213,7 +213,7 @@ def test_by_hand() -> None:
     assert astuple(score(prediction, truth)) == pytest.approx((1 / 4, 1 / 4, 1 / 4, 2, 3))
 
 
-def test_ratios_weigh_as_much_as_they_are_by_hand() -> None:
+def test_ratios_are_weighted_by_their_value() -> None:
     """A step of 10 % is above 3 of the ten ratios, one of 20 % above 7; at the other 3 there is nothing to compare."""
     scores = score([[1, 1.2]], [[1, 1.1]])
     first_3, first_7 = 3 * 1.05 + 3 * 0.2 / 9, 7 * 1.05 + 21 * 0.2 / 9
@@ -221,7 +221,7 @@ def test_ratios_weigh_as_much_as_they_are_by_hand() -> None:
 
 
 def test_f1_is_taken_at_each_ratio_and_then_averaged() -> None:
-    """At 7 ratios all is found. At the other 3, one of two contours to the right and the one to the left."""
+    """All contours match at 7 ratios. At the other 3, one of two to the right and the one to the left."""
     scores = score([[1, 1.2, 9, 1]], [[1, 1.3, 9, 1]])
     top = sum(RATIOS[7:]) / sum(RATIOS)
     assert scores.precision == pytest.approx(1 - top + top * (1 + 1) / 2)
@@ -243,8 +243,8 @@ def test_agrees_with_plain_loops(seed: int, apart_px: int) -> None:
     assert (ours.f1, ours.precision, ours.recall) == pytest.approx(expected, rel=1e-9)
 
 
-def test_equals_the_published_code_if_every_direction_occurs() -> None:
-    """And not where one is missing: there the published code gives a perfect prediction less than 1."""
+def test_f1_equals_the_published_code_if_every_direction_occurs() -> None:
+    """Without contours in a direction, the published code gives a perfect prediction less than 1."""
     rng = np.random.default_rng(0)
     truth = rng.uniform(1, 2, (20, 24)).astype(np.float32)
     prediction = (truth * rng.uniform(0.8, 1.2, truth.shape)).astype(np.float32)
@@ -327,7 +327,7 @@ def test_pairs_with_a_hole_do_not_count(hole_m: float) -> None:
     assert astuple(scores) == pytest.approx((1, 1, 1, 40, 40))
 
 
-def test_a_truth_without_contours_tells_nothing() -> None:
+def test_truth_without_contours_has_no_result() -> None:
     flat = np.full((60, 90), 3, np.float32)
     assert boundary_f1(step_edge(40), flat, everywhere(flat)) is None
     slope = np.tile(1.04 ** np.arange(90, dtype=np.float32), (60, 1))

@@ -1,4 +1,4 @@
-"""Evaluation against closed forms: predictors that are wrong in a known way."""
+"""Evaluation against closed forms: predictors with known errors."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_protocol_says_what_it_does(protocol: Protocol, words: str) -> None:
 
 
 def test_errors_by_true_depth_add_up_to_the_errors() -> None:
-    """The same figures by another way: weighted by pixels, ranges give AbsRel over all pixels."""
+    """Weighted by pixels, the ranges add up to AbsRel over all pixels."""
     rng = np.random.default_rng(0)
     pictures = [sample(seed) for seed in range(3)]
     pictures[1].depth_m[5:] = 0
@@ -188,7 +188,7 @@ def test_least_squares_agree_with_numpys() -> None:
 
 
 def test_depth_as_it_is_compared() -> None:
-    """With the crop that counts, aligned and clamped: what pictures of an evaluation show."""
+    """Example images show depth with the protocol's alignment and clamping, and the evaluated pixels."""
     truth_m = np.full((480, 640), 4, np.float32)
     truth_m[:, 300:] = 8
     truth_m[100:110] = 0
@@ -232,7 +232,7 @@ def test_consistency_is_optional() -> None:
 
 @pytest.mark.parametrize("how", ["none", "median"])
 def test_flicker_is_measured_before_alignment(how: Align) -> None:
-    """Alignment to each picture's truth would hide it."""
+    """Flicker is measured before alignment, which would hide it."""
     frames = video()
     protocol = replace(PROTOCOL, align=how)
     result = evaluate(Flicker(frames[0].depth_m, 1.1), frames, protocol, temporal=True)
@@ -287,8 +287,8 @@ def test_one_image_has_no_temporal_consistency() -> None:
         evaluate(Flicker(frames[0].depth_m, 1), frames, PROTOCOL, temporal=True)
 
 
-def test_boundary_f1_is_averaged_over_pictures_whose_truth_has_contours() -> None:
-    """Of neighbours nothing agrees with a step that is 4 pixels off; of pixels 16 apart, 12 of 16."""
+def test_boundary_f1_is_averaged_over_images_with_true_contours() -> None:
+    """No neighbouring pixels agree on a step that is 4 pixels off; 12 of 16 pairs at a distance of 16 do."""
     frames = video(4)
     frames[2].depth_m[:] = 3  # flat
     shifted = np.roll(frames[0].depth_m, 4, axis=1)
@@ -307,7 +307,7 @@ def test_boundary_f1_is_averaged_over_pictures_whose_truth_has_contours() -> Non
 
 
 def test_boundary_f1_is_of_pixels_that_count() -> None:
-    """A pair half outside the crop, beyond the limits or in a hole does not; predictions are clamped."""
+    """Pairs with a pixel outside the crop, beyond the limits or in a hole do not count; predictions are clamped."""
     truth_m = np.full((480, 640), 2, np.float32)
     truth_m[:, 320:] = 4
     prediction = truth_m.copy()
@@ -333,7 +333,7 @@ def test_boundary_f1_is_of_pixels_that_count() -> None:
     assert clamped.boundary_f1.predicted == clamped.boundary_f1.true
 
 
-def test_edges_are_averaged_over_pictures_that_have_some() -> None:
+def test_edge_errors_are_averaged_over_images_with_edges() -> None:
     frames = video(3)
     frames[2].depth_m[:] = 3  # flat: no edge to find
     shifted = np.roll(frames[0].depth_m, 4, axis=1)
@@ -346,7 +346,7 @@ def test_edges_are_averaged_over_pictures_that_have_some() -> None:
 
 
 def test_edges_count_to_the_border_of_the_crop_and_not_beyond() -> None:
-    """The Eigen crop ends before row 471; what it cuts away is no hole, near which nothing would be judged."""
+    """The Eigen crop ends before row 471; the cropped border is no hole, near which edges are ignored."""
     truth_m = np.full((480, 640), 2, np.float32)
     truth_m[467:] = 4
     prediction = truth_m.copy()

@@ -82,7 +82,7 @@ def test_a_useless_prediction_has_finite_errors(value: float) -> None:
     assert ours == pytest.approx(second_implementation(prediction, truth, *NYU), rel=1e-9, abs=1e-9)
 
 
-def test_where_nothing_counts_predictions_do_not_matter() -> None:
+def test_predictions_outside_the_evaluated_pixels_are_ignored() -> None:
     truth = np.array([[2, 0, 3, np.nan, 4, 10, 1e-3]], np.float32)
     prediction = truth + np.float32(0.5)
     counts = valid_mask(truth, NYU)
@@ -110,7 +110,7 @@ def test_sums_do_not_lose_small_errors_in_many_pixels() -> None:
     assert ours.rmse == pytest.approx(step, rel=1e-9)
 
 
-def test_too_near_and_too_far_by_the_same_factor_weigh_the_same_in_logs() -> None:
+def test_log_metrics_are_symmetric_in_the_factor() -> None:
     truth = np.full((1, 4), 2, np.float32)
     near, far = (depth_metrics(truth * np.float32(factor), truth, limits_m=NYU) for factor in (0.5, 2))
     for metric in ("rmse_log", "log10", "delta1", "delta3"):

@@ -1,4 +1,4 @@
-"""Several frames at once: each gets the depth that it gets alone, and nothing but a benchmark takes such a file."""
+"""Batches: each frame gets the same depth as alone, and only benchmarks accept such files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = SessionOptions(device="cpu")
 
 @pytest.fixture(scope="module")
 def pair(tiny_network: DepthNetwork, frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_network` for two frames at once."""
+    """`tiny_network` with batch size 2."""
     path = tmp_path_factory.mktemp("batch") / "pair.onnx"
     produce_onnx(tiny_network, ExportConfig(batch=2), path, frames, checkpoint_sha256="0" * 64, trained=True)
     return path
@@ -50,7 +50,7 @@ def test_batches_rotate(frames: list[Frame], tiny_network: DepthNetwork) -> None
 @pytest.mark.parametrize(
     ("tower", "io"), [("tiny_network", "uint8"), pytest.param("tiny_map_network", "float", marks=pytest.mark.slow)]
 )
-def test_each_frame_of_a_batch_has_its_own_depth(
+def test_frames_of_a_batch_are_independent(
     tower: str, io: InputKind, frames: list[Frame], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     network: DepthNetwork = request.getfixturevalue(tower)
@@ -68,8 +68,8 @@ def test_each_frame_of_a_batch_has_its_own_depth(
     assert (np.abs(delivered / alone - 1) < MAX_RELATIVE_FP32).all()
 
 
-def test_the_gate_sees_every_frame_of_a_batch(tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path) -> None:
-    """A file that gives all frames the first one's depth, as a wrong reshape does."""
+def test_gate_checks_every_frame_of_a_batch(tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path) -> None:
+    """A file that returns the depth of the first frame for all, like a wrong reshape."""
     model = export_onnx(tiny_network, ExportConfig(batch=3))
     (end,) = (node for node in model.graph.node if "depth" in node.output)
     end.output[0] = "right"
@@ -90,16 +90,14 @@ def test_the_gate_sees_every_frame_of_a_batch(tiny_network: DepthNetwork, frames
     assert parity.max_relative > MAX_RELATIVE_FP32
 
 
-def test_the_manifest_tells_the_batch(pair: Path, frames: list[Frame]) -> None:
+def test_manifest_states_the_batch(pair: Path, frames: list[Frame]) -> None:
     manifest = read_manifest(pair)
     (image,), (depth,) = manifest.inputs, manifest.outputs
     assert (image.shape[0], depth.shape[0]) == (2, 2)
     assert manifest.parity.frames == 4, "three, and the first again to fill the second batch"
 
 
-def test_a_predictor_for_a_batch_fills_it_with_the_frame(
-    pair: Path, tiny_network: DepthNetwork, frames: list[Frame]
-) -> None:
+def test_predictor_fills_a_batch_with_the_frame(pair: Path, tiny_network: DepthNetwork, frames: list[Frame]) -> None:
     alone = Preprocessor(tiny_network.config.preprocess)(frames[0])
     with load(pair, CPU, batch=2) as predictor:
         (fed,) = predictor.prepare(frames[0]).values()
@@ -107,7 +105,7 @@ def test_a_predictor_for_a_batch_fills_it_with_the_frame(
         assert predictor(frames[0]).shape == frames[0].shape[:2]
 
 
-def test_a_batch_is_refused_where_a_camera_is_meant(pair: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_batch_is_refused_for_cameras(pair: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OptionError, match="batch size 2, not 1"):
         load(pair, CPU)
     picture = pair.with_name("picture.png")

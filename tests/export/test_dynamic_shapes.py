@@ -1,4 +1,4 @@
-"""One file for several sizes: the same depth at each as of a network made for it, in every precision and backend."""
+"""Dynamic shapes: depth matches a network of that size, in every precision and backend."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def opened(network: DepthNetwork, frames: list[Frame], tmp_path_factory: pytest.
 
 
 def expected_m(network: DepthNetwork, frames: list[Frame], size: tuple[int, int, int]) -> np.ndarray:
-    """PyTorch's depth by a network that was made for this size alone."""
+    """PyTorch's depth from a network of this size."""
     batch, height, width = size
     single = network.at((height, width))
     prepare = Preprocessor(single.config.preprocess, "float")
@@ -83,7 +83,7 @@ def at(size: tuple[int, int, int], options: SessionOptions = CPU) -> SessionOpti
 
 
 @pytest.mark.parametrize("size", INSIDE, ids=str)
-def test_depth_at_any_size_within(
+def test_depth_at_all_sizes_in_the_range(
     size: tuple[int, int, int], opened: Path, network: DepthNetwork, frames: list[Frame]
 ) -> None:
     session, manifest = open_session(opened, at(size))
@@ -95,7 +95,7 @@ def test_depth_at_any_size_within(
     np.testing.assert_allclose(found, expected_m(network, frames, size), rtol=1e-4)
 
 
-def test_openvino_takes_them_too(opened: Path, network: DepthNetwork, frames: list[Frame]) -> None:
+def test_openvino_supports_dynamic_shapes(opened: Path, network: DepthNetwork, frames: list[Frame]) -> None:
     if not hasattr(probe_openvino(), "version"):
         pytest.skip("OpenVINO is not installed")
     for size in INSIDE:
@@ -105,21 +105,21 @@ def test_openvino_takes_them_too(opened: Path, network: DepthNetwork, frames: li
             np.testing.assert_allclose(found, expected_m(network, frames, size), rtol=1e-3)
 
 
-def test_a_checkpoint_takes_any_size(tiny_checkpoint: Path, tiny_network: DepthNetwork, frames: list[Frame]) -> None:
+def test_checkpoint_runs_at_any_size(tiny_checkpoint: Path, tiny_network: DepthNetwork, frames: list[Frame]) -> None:
     with load(tiny_checkpoint, replace(CPU, network_hw=(96, 128))) as predict:
         assert predict.model.size_hw == (96, 128)
         found = predict.session.infer({"image": fed(tiny_network, frames, (1, 96, 128))})["depth"]
         np.testing.assert_allclose(found, expected_m(tiny_network, frames, (1, 96, 128)), rtol=1e-4)
 
 
-def test_unasked_it_runs_one_frame_at_the_usual_size(opened: Path, frames: list[Frame]) -> None:
+def test_default_is_one_frame_at_the_opt_size(opened: Path, frames: list[Frame]) -> None:
     with load(opened, CPU) as predict:
         assert predict.session.inputs[0].size == (1, 64, 96)
         assert predict(frames[0]).shape == frames[0].shape[:2]
 
 
 @pytest.mark.parametrize("size", [(1, 64, 160), (4, 64, 96), (1, 64, 80)], ids=["wide", "many", "between"])
-def test_other_sizes_are_refused(size: tuple[int, int, int], opened: Path, network: DepthNetwork) -> None:
+def test_sizes_out_of_range_are_refused(size: tuple[int, int, int], opened: Path, network: DepthNetwork) -> None:
     if size[2] % network.config.size_multiple == 0 and size == (1, 64, 80):
         pytest.skip("80 is a multiple of a ViT's patch")
     with pytest.raises(OptionError, match="cannot run") as caught:
@@ -128,9 +128,7 @@ def test_other_sizes_are_refused(size: tuple[int, int, int], opened: Path, netwo
     assert "--network-size 64x96" in caught.value.cure
 
 
-def test_a_fixed_file_says_how_to_get_an_open_one(
-    tiny_network: DepthNetwork, frames: list[Frame], opened: Path
-) -> None:
+def test_fixed_file_suggests_a_dynamic_export(tiny_network: DepthNetwork, frames: list[Frame], opened: Path) -> None:
     manifest = read_manifest(opened).at()
     assert manifest.at((64, 96), 1) is manifest
     with pytest.raises(OptionError, match="cannot run 2 frames of 64x128") as caught:
@@ -138,7 +136,7 @@ def test_a_fixed_file_says_how_to_get_an_open_one(
     assert "mde export --dynamic 1x64x96,1x64x96,2x64x128" in caught.value.cure
 
 
-def test_what_is_written_says_what_it_takes(opened: Path, frames: list[Frame]) -> None:
+def test_manifest_states_the_accepted_sizes(opened: Path, frames: list[Frame]) -> None:
     manifest = read_manifest(opened)
     assert manifest.sizes == SIZES
     assert (manifest.inputs[0].shape, manifest.outputs[0].shape) == ((-1, -1, -1, 3), (-1, -1, -1))
@@ -154,14 +152,14 @@ def test_what_is_written_says_what_it_takes(opened: Path, frames: list[Frame]) -
     assert [dim.dim_param for dim in depth.type.tensor_type.shape.dim] == ["batch", "height", "width"]
 
 
-def test_the_batch_alone_leaves_positions_constant(tiny_network: DepthNetwork) -> None:
+def test_dynamic_batch_keeps_positions_constant(tiny_network: DepthNetwork) -> None:
     model = export_onnx(tiny_network, ExportConfig(sizes=parse_range("1x64x96,2x64x96,4x64x96")))
     assert not [node.name for node in model.graph.node if node.name.startswith(POSITIONS_PREFIX)]
     assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [0, 64, 96]
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(4, 4), (4, 6), (4, 3), (14, 22), (14, 5), (3, 40)])
-def test_the_resize_is_pytorchs_antialiased_one(given: int, wanted: int) -> None:
+def test_resize_matches_pytorch_antialiased_bicubic(given: int, wanted: int) -> None:
     """PyTorch's is also open_clip's; Pillow defines it."""
     rows = torch.eye(given, dtype=torch.float64)[None, None]
     expected = F.interpolate(rows, size=(wanted, given), mode="bicubic", antialias=True, align_corners=False)[0, 0]
@@ -171,16 +169,14 @@ def test_the_resize_is_pytorchs_antialiased_one(given: int, wanted: int) -> None
 
 
 @pytest.mark.parametrize("grid_hw", [(4, 4), (6, 8), (3, 2), (7, 5)])
-def test_positions_are_those_of_a_network_made_for_the_size(
-    grid_hw: tuple[int, int], tiny_network: DepthNetwork
-) -> None:
+def test_positions_match_a_network_of_that_size(grid_hw: tuple[int, int], tiny_network: DepthNetwork) -> None:
     other = tiny_network.at((grid_hw[0] * 16, grid_hw[1] * 16))
     expected = other.clip.visual.positional_embedding
     found = DynamicPositions(*tiny_network.clip.visual.trained_positions)(*grid_hw)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_resizing_twice_is_resizing_once(tiny_network: DepthNetwork) -> None:
+def test_repeated_resizing_starts_from_the_trained_positions(tiny_network: DepthNetwork) -> None:
     there = tiny_network.at((128, 128)).at((64, 96))
     assert torch.equal(there.clip.visual.positional_embedding, tiny_network.clip.visual.positional_embedding)
     resize_input(there.clip, (64, 64))
@@ -188,7 +184,7 @@ def test_resizing_twice_is_resizing_once(tiny_network: DepthNetwork) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 64, 64), (2, 96, 128)], ids=str)
-def test_an_open_graph_costs_what_a_fixed_one_does(
+def test_dynamic_graph_costs_as_much_as_a_fixed_one(
     size: tuple[int, int, int], opened: Path, network: DepthNetwork
 ) -> None:
     model, manifest = onnx.load(opened), read_manifest(opened).at(size[1:], size[0])
@@ -202,7 +198,7 @@ def test_an_open_graph_costs_what_a_fixed_one_does(
         graph_cost(model)
 
 
-def test_it_is_verified_at_any_size(opened: Path) -> None:
+def test_verify_runs_at_other_sizes(opened: Path) -> None:
     session, manifest = open_session(opened, CPU)
     assert manifest is not None
     with session:
@@ -215,7 +211,9 @@ def test_it_is_verified_at_any_size(opened: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames: list[Frame], tmp_path: Path) -> None:
+def test_dynamic_shapes_remain_in_every_precision(
+    opened: Path, network: DepthNetwork, frames: list[Frame], tmp_path: Path
+) -> None:
     pytest.importorskip("modelopt.onnx.autocast", reason="Model Optimizer is not installed")
     half = tmp_path / "half.onnx"
     size_hw = network.config.size_hw
@@ -258,7 +256,7 @@ def test_every_precision_stays_open(opened: Path, network: DepthNetwork, frames:
 
 
 @pytest.mark.slow
-def test_tensorrt_for_rtx_builds_it(opened: Path, tmp_path: Path) -> None:
+def test_tensorrt_for_rtx_builds_dynamic_shapes(opened: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     manifest = build_engine(Artefact.open(opened), tmp_path / "open.plan", plan_build("rtx-ada"))
     assert manifest.sizes == SIZES
@@ -268,7 +266,7 @@ def test_tensorrt_for_rtx_builds_it(opened: Path, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_an_engine_on_this_gpu_gives_the_same_depth_at_any_size(
+def test_engine_gives_the_same_depth_at_all_sizes(
     opened: Path, network: DepthNetwork, frames: list[Frame], tmp_path: Path
 ) -> None:
     if not nvidia_gpus():

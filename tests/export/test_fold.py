@@ -1,4 +1,4 @@
-"""Folding changes the form of the network and not its numbers."""
+"""Folding does not change the network's depth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREPROCESS = PreprocessConfig(size_hw=(64, 96), mean=CLIP_MEAN, std=CLIP_STD)
 
 
 @pytest.mark.parametrize("io", ["uint8", "float"])
-def test_folded_network_is_the_network(network: DepthNetwork, frames: list[Frame], io: InputKind) -> None:
+def test_folded_network_gives_the_same_depth(network: DepthNetwork, frames: list[Frame], io: InputKind) -> None:
     folded = FoldedNetwork(network, io)
     preprocess = Preprocessor(network.config.preprocess)
     for frame in frames:
@@ -38,7 +38,7 @@ def test_folded_network_is_the_network(network: DepthNetwork, frames: list[Frame
     assert expected.max() > 1.001 * expected.min(), "a flat picture proves little"
 
 
-def test_folding_leaves_the_network_as_it_was(network: DepthNetwork) -> None:
+def test_folding_does_not_change_the_network(network: DepthNetwork) -> None:
     state = copy.deepcopy(network.state_dict())
     modules = [type(module) for module in network.modules()]
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
@@ -51,7 +51,7 @@ def test_folding_leaves_the_network_as_it_was(network: DepthNetwork) -> None:
     assert {name for name, p in network.named_parameters() if p.requires_grad} == learning
 
 
-def test_nothing_of_the_text_side_remains(network: DepthNetwork) -> None:
+def test_folded_network_has_no_text_side(network: DepthNetwork) -> None:
     folded = FoldedNetwork(network)
     assert not [name for name, _ in folded.named_modules() if "film" in name or "text" in name or "mirror" in name]
     assert not [module for module in folded.modules() if isinstance(module, nn.MultiheadAttention)]
@@ -59,7 +59,7 @@ def test_nothing_of_the_text_side_remains(network: DepthNetwork) -> None:
 
 
 @pytest.mark.parametrize(("width", "heads"), [(64, 4), (48, 3), (16, 1)])
-def test_explicit_attention_is_pytorchs(width: int, heads: int) -> None:
+def test_explicit_attention_matches_pytorch(width: int, heads: int) -> None:
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(width, heads, batch_first=True).eval()
     nn.init.normal_(attention.in_proj_bias)
@@ -73,12 +73,12 @@ def test_explicit_attention_is_pytorchs(width: int, heads: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{"batch_first": False}, {"add_bias_kv": True}, {"kdim": 8, "vdim": 8}])
-def test_other_attention_is_refused(options: dict[str, int]) -> None:
+def test_unsupported_attention_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="batch-first self-attention"):
         ExplicitAttention(nn.MultiheadAttention(16, 2, **({"batch_first": True} | options)))
 
 
-def test_folded_block_is_pytorchs_layer() -> None:
+def test_folded_block_matches_pytorch() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, dim_feedforward=48, dropout=0.3, batch_first=True).eval()
     x = torch.randn(2, 7, 32)

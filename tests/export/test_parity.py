@@ -1,4 +1,4 @@
-"""Depth that is wrong in one place is found, and roundings of FP16 and INT8 are not taken for it."""
+"""Depth that is wrong in one place is detected; rounding in FP16 and INT8 passes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mirrordepth_edge.support.files import sha256_of
 
 
 class Stored(CheckedSession):
-    """An engine that answers with depths that are known, in turn."""
+    """A fake engine that returns known depths in turn."""
 
     backend, version, device = "tensorrt", "10.3.0", "Fake GPU"
 
@@ -49,7 +49,7 @@ class Stored(CheckedSession):
 
 @pytest.fixture(scope="module")
 def depths_m() -> dict[str, Any]:
-    """What both shipped files say of the package's frames, on the CPU: `[N, H, W]`."""
+    """Depth of both shipped files for the package's photos on the CPU, `[N, H, W]`."""
     found = {}
     for precision, path in NANO_ONNX.items():
         manifest = read_manifest(path)
@@ -62,7 +62,7 @@ def depths_m() -> dict[str, Any]:
 
 
 def patched(depths_m: Any, top: int, left: int, height: int, width: int, farther: float) -> Any:
-    """One frame of several with a patch that is wrong."""
+    """Depths with a wrong patch in one frame."""
     wrong = depths_m.copy()
     wrong[1, top : top + height, left : left + width] *= farther
     return wrong
@@ -86,10 +86,10 @@ def engine_parity(found_m: Any, depths_m: Any, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("patch", PATCHES)
-def test_a_patch_that_the_mean_does_not_show_is_found(
+def test_wrong_patch_is_detected_although_the_mean_is_small(
     patch: Any, depths_m: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean alone would let it pass; and on top of FP16's honest roundings."""
+    """The mean alone would pass, also on top of FP16 rounding."""
     known = depths_m["fp32"]
     relative = np.abs(patched(known, *patch).astype(np.float64) - known) / known
     assert relative.mean() < LIMITS_ENGINE["fp32"].mean
@@ -100,7 +100,7 @@ def test_a_patch_that_the_mean_does_not_show_is_found(
 
 
 @pytest.mark.parametrize("patch", PATCHES)
-def test_a_running_artefact_is_held_to_it_too(patch: Any, depths_m: dict[str, Any]) -> None:
+def test_running_artefact_is_checked_for_wrong_patches(patch: Any, depths_m: dict[str, Any]) -> None:
     """Against what was stored at export, by `mde verify` and before `mde bench`."""
     manifest = read_manifest(NANO_ONNX["fp16"])
     images = np.concatenate(package_inputs(manifest))
@@ -153,7 +153,7 @@ def test_int8_passes_and_its_patches_do_not(int8: Path, monkeypatch: pytest.Monk
             engine_parity(patched(other, *patch.values[0]), own, monkeypatch, "int8")
 
 
-def test_the_figure_is_the_worst_blocks_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_figure_is_the_mean_of_the_worst_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: 20x28 pixels have blocks of 8x8 and, at the border, of 4x4."""
     known = np.full((1, 20, 28), 2.0, np.float32)
     found = known.copy()
@@ -167,7 +167,7 @@ def test_the_figure_is_the_worst_blocks_mean(monkeypatch: pytest.MonkeyPatch) ->
     assert module._compare([(found, known)], "", "", "").block_relative == np.inf
 
 
-def test_of_several_sizes_the_worst_block_counts() -> None:
+def test_worst_block_over_several_sizes() -> None:
     one = Parity(runner="", frames=1, max_relative=0.3, mean_relative=0.1, block_relative=0.2, limit="")
     old = replace(one, block_relative=None)
     assert worst_parity([one, replace(one, block_relative=0.25)]).block_relative == 0.25

@@ -1,4 +1,4 @@
-"""The exported graph itself: what it holds, what it no longer holds."""
+"""Content of the exported graph."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_uint8_is_cast_before_it_is_transposed(vit_model: onnx.ModelProto, map_m
         assert list(first.input) == ["image"]
 
 
-def test_no_text_tower_no_mirror_no_film(vit_model: onnx.ModelProto, tiny_network: DepthNetwork) -> None:
+def test_graph_has_no_text_tower_mirror_or_film(vit_model: onnx.ModelProto, tiny_network: DepthNetwork) -> None:
     present = constants(vit_model).values()
     text = {name: p for name, p in tiny_network.clip.named_parameters() if not name.startswith("visual.")}
     gone = text | {"mirror": tiny_network.mirror.embeddings} | dict(tiny_network.decoder.film.named_parameters())
@@ -90,7 +90,7 @@ def test_film_is_in_the_deepest_reduce(vit_model: onnx.ModelProto, tiny_network:
     assert any(c.shape == bias.shape and np.allclose(c, bias, atol=1e-7) for c in present)
 
 
-def test_nothing_runs_after_the_last_tap(tiny_network: DepthNetwork) -> None:
+def test_tower_stops_at_the_last_tap(tiny_network: DepthNetwork) -> None:
     """With fewer taps the blocks behind them leave the file."""
     config = replace(tiny_network.config, taps=(0, 1))
     from mirrordepth_edge.model.network import create_network
@@ -127,7 +127,7 @@ def test_position_embedding_is_a_constant(vit_model: onnx.ModelProto, tiny_netwo
     assert not operators(vit_model)["Resize"]
 
 
-def test_parameter_count_is_what_runs(tiny_network: DepthNetwork) -> None:
+def test_parameter_count_includes_only_what_runs(tiny_network: DepthNetwork) -> None:
     network = copy.deepcopy(tiny_network)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # fresh biases and LayerNorms are equal to one another, and would be stored once
@@ -153,7 +153,7 @@ def test_names_are_unique_and_readable(vit_model: onnx.ModelProto) -> None:
     assert "decoder/head/5/Softplus" in names
 
 
-def test_the_file_says_nothing_of_the_exporting_machine(vit_model: onnx.ModelProto) -> None:
+def test_file_has_no_data_of_the_exporting_machine(vit_model: onnx.ModelProto) -> None:
     blob = vit_model.SerializeToString()
     assert str(Path(__file__).parent.parent.parent).encode() not in blob
     assert b"site-packages" not in blob
@@ -183,7 +183,7 @@ def test_fp32_parity(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
-def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
+def test_fp16_is_strongly_typed_with_fp32_exceptions(
     tower: str, frames: list[Frame], tmp_path: Path, exported: Export, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("modelopt.onnx.autocast", reason="FP16 export needs NVIDIA Model Optimizer")
@@ -210,7 +210,7 @@ def test_fp16_is_strongly_typed_and_keeps_fp32_where_it_must(
     assert all(types[node.output[0]] == onnx.TensorProto.FLOAT16 for node in outside)
 
 
-def test_the_gate_refuses_a_wrong_file(
+def test_gate_refuses_a_wrong_file(
     tiny_network: DepthNetwork, frames: list[Frame], tmp_path: Path, exported: Export
 ) -> None:
     model = exported(tiny_network)
@@ -224,7 +224,7 @@ def test_the_gate_refuses_a_wrong_file(
 
 
 @pytest.mark.parametrize(("precision", "figures"), [("fp32", (1.1e-4, 0.0)), ("fp16", (0.0, 4.1e-3))])
-def test_the_gate_limits(precision: str, figures: tuple[float, float]) -> None:
+def test_gate_limits(precision: str, figures: tuple[float, float]) -> None:
     beyond = Parity(runner="", frames=1, max_relative=figures[0], mean_relative=figures[1], limit="")
     with pytest.raises(GateError):
         check_parity(beyond, precision)  # type: ignore[arg-type]

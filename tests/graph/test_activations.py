@@ -1,4 +1,4 @@
-"""Histograms against all values kept in float64, and each method against its definition and ONNX Runtime's."""
+"""Histograms match all values in float64; each method matches its definition and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHAPES: dict[str, Values] = {
 
 
 def chain(*nodes: tuple[str, str]) -> Any:
-    """`image` of any size through operators one after the other: `(operator, name of its output)`."""
+    """A chain of operators on `image`, of any size, as `(operator, name of its output)`."""
     from onnx import TensorProto, helper
 
     names = ["image", *(name for _, name in nodes)]
@@ -66,20 +66,20 @@ def statistics_of(*frames: npt.NDArray[Any]) -> TensorStatistics:
 
 @pytest.fixture(scope="module")
 def shapes() -> ActivationStatistics:
-    """Each of `SHAPES`, by its name."""
+    """Statistics of `SHAPES`, by name."""
     return ActivationStatistics(tensors={name: statistics_of(values) for name, values in SHAPES.items()}, frames=1)
 
 
 def assert_holds(tensor: TensorStatistics, kept: npt.NDArray[np.float64]) -> None:
-    """`tensor` is what NumPy says of all values."""
+    """Check `tensor` against NumPy."""
     counts, _ = np.histogram(kept, tensor.edges)
     np.testing.assert_array_equal(tensor.counts, counts)
     assert (tensor.minimum, tensor.maximum) == (kept.min(), kept.max())
     assert tensor.count == kept.size
 
 
-def test_statistics_are_those_of_all_values() -> None:
-    """Of the input, an activation in between and the output, at once."""
+def test_statistics_match_all_values() -> None:
+    """For the input, an intermediate activation and the output."""
     frames = [RNG.normal(scale=scale, size=size).astype(np.float32) for scale, size in ((1, 70_001), (9, 5), (3, 999))]
     seen: list[int] = []
     model = chain(("Neg", "mirrored"), ("Relu", "relu"), ("Sqrt", "out"))
@@ -94,7 +94,7 @@ def test_statistics_are_those_of_all_values() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_growth_loses_nothing_and_no_order_matters(seed: int) -> None:
+def test_histogram_growth_is_exact_in_any_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frames = [np.zeros(3, np.float32)]
     for exponent in rng.integers(-30, 30, 6) - 2 * seed:
@@ -113,7 +113,7 @@ def test_growth_loses_nothing_and_no_order_matters(seed: int) -> None:
 
 
 @pytest.mark.parametrize("values", [[3.4e38, -3e38, 1.0], [1e-38, 1e-40, 0.0], [-1e-38, 0.0], [-(2.0**127)]])
-def test_the_ends_of_float32_fit(values: list[float]) -> None:
+def test_extreme_float32_values_are_counted(values: list[float]) -> None:
     tensor = statistics_of(np.array(values))
     assert tensor.counts.sum() == len(values)
     assert tensor.counts.shape == (BINS,)
@@ -122,7 +122,7 @@ def test_the_ends_of_float32_fit(values: list[float]) -> None:
         assert np.float32(min(*values, 0)) <= found.low <= 0 <= found.high <= np.float32(max(*values, 0))
 
 
-def test_memory_does_not_grow_with_the_frames() -> None:
+def test_memory_does_not_grow_with_frames() -> None:
     def peak(frames: int) -> int:
         rng = np.random.default_rng(1)
         images: Iterator[Values] = (rng.normal(size=50_000).astype(np.float32) for _ in range(frames))
@@ -138,8 +138,8 @@ def test_memory_does_not_grow_with_the_frames() -> None:
     assert peak(50) <= 1.02 * peak(5)
 
 
-def test_integer_images_and_reused_buffers_count_as_they_were() -> None:
-    """As a camera's uint8 frames come, one buffer for all."""
+def test_integer_images_and_reused_buffers_are_counted() -> None:
+    """Like uint8 frames of a camera in one buffer."""
     from onnx import TensorProto, helper
 
     model = chain(("Neg", "out"))
@@ -162,7 +162,7 @@ def test_integer_images_and_reused_buffers_count_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(("bad", "name"), [(-1.0, "root"), (0.0, "log"), (np.nan, "image"), (np.inf, "image")])
-def test_what_is_not_finite_is_named(bad: float, name: str) -> None:
+def test_activation_that_is_not_finite_is_refused(bad: float, name: str) -> None:
     good = np.ones(CHUNK + 5, np.float32)
     broken = good.copy()
     broken[-1] = bad
@@ -172,7 +172,7 @@ def test_what_is_not_finite_is_named(bad: float, name: str) -> None:
     assert "mde run" in caught.value.cure
 
 
-def test_magnitudes_are_those_of_all_values(shapes: ActivationStatistics) -> None:
+def test_magnitudes_match_all_values(shapes: ActivationStatistics) -> None:
     tensor, kept = shapes.tensors["gauss"], np.abs(SHAPES["gauss"]).astype(np.float64)
     np.testing.assert_array_equal(tensor.magnitudes, np.histogram(kept, tensor.edges[HALF:])[0])
     for share in (0.5, 0.999, 1.0):
@@ -190,14 +190,14 @@ def test_max_clips_nothing(shapes: ActivationStatistics) -> None:
         assert found == Range(min(float(SHAPES[name].min()), 0.0), max(float(SHAPES[name].max()), 0.0))
 
 
-def test_a_tensor_of_zeros_has_an_empty_range() -> None:
+def test_tensor_of_zeros_has_an_empty_range() -> None:
     tensor = statistics_of(np.zeros(10), np.zeros(3))
     assert [tensor.range(method) for method in METHODS] == [Range(0, 0)] * len(METHODS)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_range_holds_zero_and_nothing_never_seen(
+def test_range_contains_zero_and_stays_within_the_observed_values(
     shapes: ActivationStatistics, method: CalibrationMethod, symmetric: bool
 ) -> None:
     for name, found in shapes.ranges(method, symmetric=symmetric).items():
@@ -209,8 +209,8 @@ def test_a_range_holds_zero_and_nothing_never_seen(
 
 
 @pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99, 100.0])
-def test_percentiles_are_numpys(shapes: ActivationStatistics, percentile: float) -> None:
-    """Between the order statistics on both sides of the place, to a bin."""
+def test_percentiles_match_numpy(shapes: ActivationStatistics, percentile: float) -> None:
+    """Within a bin of the neighbouring order statistics."""
     for name, tensor in shapes.tensors.items():
         found = tensor.range("percentile", percentile=percentile)
         values, width = SHAPES[name].astype(np.float64), shapes.tensors[name].width
@@ -221,7 +221,7 @@ def test_percentiles_are_numpys(shapes: ActivationStatistics, percentile: float)
 
 
 def onnxruntime_range(method: str, values: Values, bins: int, levels: int = 128) -> tuple[float, float]:
-    """As ONNX Runtime's calibrators find it."""
+    """Range from ONNX Runtime's calibrator."""
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     collector = calibrate.HistogramCollector(method, False, bins, levels, 99.9, "same")
     collector.collect({"x": values})
@@ -230,7 +230,7 @@ def onnxruntime_range(method: str, values: Values, bins: int, levels: int = 128)
 
 
 @pytest.mark.parametrize("name", ["gauss", "laplace", "skewed", "gelu", "outlier"])
-def test_percentiles_are_onnxruntimes(shapes: ActivationStatistics, name: str) -> None:
+def test_percentiles_match_onnxruntime(shapes: ActivationStatistics, name: str) -> None:
     found = shapes.tensors[name].range("percentile", percentile=99.9)
     low, high = onnxruntime_range("percentile", SHAPES[name], BINS)
     # Its bins and ours: the edges beside the same value.
@@ -238,8 +238,8 @@ def test_percentiles_are_onnxruntimes(shapes: ActivationStatistics, name: str) -
 
 
 @pytest.mark.parametrize("name", ["gauss", "laplace"])
-def test_entropy_is_near_onnxruntimes(shapes: ActivationStatistics, name: str) -> None:
-    """Its bins, its rounding of counts and its smoothing differ; where zeros abound, so does its result."""
+def test_entropy_is_near_onnxruntime(shapes: ActivationStatistics, name: str) -> None:
+    """Its bins, rounding of counts and smoothing differ, and with many zeros its result too."""
     found = shapes.tensors[name].range("entropy", symmetric=True)
     low, high = onnxruntime_range("entropy", SHAPES[name], 1024)
     assert found.extent == pytest.approx(max(-low, high), rel=0.15)
@@ -247,7 +247,7 @@ def test_entropy_is_near_onnxruntimes(shapes: ActivationStatistics, name: str) -
 
 
 def divergence(tensor: TensorStatistics, bins: int, levels: int) -> float:
-    """KL of the values clipped at `bins` bins from the quantised ones, by its definition."""
+    """KL divergence of the values clipped at `bins` bins from the quantised ones, by definition."""
     counts = np.trim_zeros(tensor.magnitudes, "b").astype(np.float64)
     counts[0] = counts[1]
     inside = counts[:bins]
@@ -260,7 +260,7 @@ def divergence(tensor: TensorStatistics, bins: int, levels: int) -> float:
 
 
 @pytest.mark.parametrize("name", ["gauss", "skewed", "relu", "gelu", "outlier"])
-def test_entropy_is_the_least_divergence(shapes: ActivationStatistics, name: str) -> None:
+def test_entropy_has_the_smallest_divergence(shapes: ActivationStatistics, name: str) -> None:
     tensor, limit = shapes.tensors[name], float(np.abs(SHAPES[name]).max())
     filled = int(np.flatnonzero(tensor.magnitudes)[-1]) + 1
     # One-sided tensors have all levels on one side, unless the quantiser is symmetric.
@@ -274,7 +274,7 @@ def test_entropy_is_the_least_divergence(shapes: ActivationStatistics, name: str
 
 
 def test_zeros_do_not_change_entropy_or_mse(shapes: ActivationStatistics) -> None:
-    """Half of all values after a ReLU: each is exact in every quantiser."""
+    """Half of the values after a ReLU are zeros, which every quantiser represents exactly."""
     more = statistics_of(SHAPES["relu"], np.zeros(10**6, np.float32))
     assert more.range("entropy") == shapes.tensors["relu"].range("entropy")
     for bits in (8, 10):
@@ -282,7 +282,7 @@ def test_zeros_do_not_change_entropy_or_mse(shapes: ActivationStatistics) -> Non
 
 
 def squared_error(values: npt.NDArray[np.float64], low: float, high: float, bits: int, symmetric: bool) -> float:
-    """Sum over the values themselves, quantised and back."""
+    """Squared error summed over the quantised and dequantised values."""
     if symmetric:
         most, step, zero = 2 ** (bits - 1) - 1, max(-low, high) / (2 ** (bits - 1) - 1), 0.0
         least = -most
@@ -296,7 +296,7 @@ def squared_error(values: npt.NDArray[np.float64], low: float, high: float, bits
 @pytest.mark.parametrize("bits", [8, 3])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_mse_is_the_least_of_a_search(shapes: ActivationStatistics, name: str, symmetric: bool, bits: int) -> None:
+def test_mse_matches_a_brute_force_search(shapes: ActivationStatistics, name: str, symmetric: bool, bits: int) -> None:
     values = SHAPES[name][:20_000].astype(np.float64)
     tensor = statistics_of(values)
     found = tensor.range("mse", bits=bits, symmetric=symmetric)
@@ -311,14 +311,14 @@ def test_mse_is_the_least_of_a_search(shapes: ActivationStatistics, name: str, s
 
 
 @pytest.mark.parametrize("count", [1_000, 20_000, 200_000])
-def test_mse_weighs_a_lone_outlier_against_all_others(count: int) -> None:
+def test_mse_clips_a_single_outlier(count: int) -> None:
     """`count` values of unit spread and one at 100: the error `count (T / 127)^2 / 12 + (100 - T)^2` is least at T."""
     found = statistics_of(NORMAL[:count], [100.0]).range("mse", symmetric=True)
     assert found.extent == pytest.approx(100 / (1 + count / (12 * 127**2)), rel=0.03)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 1), (-1, -0.1), (-np.inf, 1), (0, np.nan), (np.nan, 0)])
-def test_a_range_is_finite_and_holds_zero(low: float, high: float) -> None:
+def test_range_must_be_finite_and_contain_zero(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="finite and contain zero"):
         Range(low, high)
 
@@ -353,7 +353,7 @@ def test_share_outside_of_uniform_values() -> None:
     assert values.share_outside(Range(-0.5, 0.75)) == pytest.approx(0.375, abs=1e-3)
 
 
-def test_coverage_of_tensors_that_were_zero() -> None:
+def test_coverage_of_zero_tensors() -> None:
     zero = ActivationStatistics(tensors={"x": statistics_of(np.zeros(9))}, frames=1)
     assert coverage(zero, zero).problem is None
     assert (
@@ -367,7 +367,7 @@ def test_coverage_of_tensors_that_were_zero() -> None:
 
 @pytest.fixture(scope="module")
 def packaged() -> Callable[[Change], ActivationStatistics]:
-    """What the packaged model's convolutions take in on the packaged pictures, changed."""
+    """Statistics of the shipped model's convolutions on the package's photos after a change."""
     path = FRAMES_DIR.parent / "nano.onnx"
     if not path.is_file():
         pytest.skip("the packaged model is not here")
@@ -393,7 +393,7 @@ def reference(packaged: Callable[[Change], ActivationStatistics]) -> ActivationS
     ],
     ids=["mirrored", "inverted", "noise", "grey"],
 )
-def test_noise_and_plain_frames_are_another_domain_for_the_packaged_model(
+def test_noise_and_uniform_frames_are_another_domain(
     packaged: Callable[[Change], ActivationStatistics], reference: ActivationStatistics, change: Change, fits: bool
 ) -> None:
     assert (coverage(packaged(change), reference).problem is None) is fits

@@ -25,7 +25,7 @@ F32, F16, S8, U8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, Ten
 
 
 class Graph:
-    """A graph in the making; each operator returns its output's name."""
+    """Builds a graph; each method returns the name of its output."""
 
     def __init__(self, dtype: int = F32) -> None:
         self.dtype = dtype
@@ -58,7 +58,7 @@ class Graph:
         return self.add("DequantizeLinear", self.add("QuantizeLinear", tensor, scale, point), scale, point)
 
     def integers(self, *shape: int, axis: int | None = 0) -> str:
-        """Weights stored as int8, with a scale a channel, or one for all where `axis` is None."""
+        """Weights stored as int8 with a scale per channel; with one scale if `axis` is None."""
         channels = () if axis is None else shape[axis]
         constants = (self.constant(np.ones(shape), S8), self.constant(np.ones(channels)))
         attributes = {} if axis is None else {"axis": axis}
@@ -86,7 +86,7 @@ def nodes(audit: Audit, kind: str) -> tuple[str, ...]:
 
 
 def chain(dtypes: Sequence[str]) -> onnx.ModelProto:
-    """Three products on [1,10] of 1000, 300 and 600 multiply-adds, each in its precision."""
+    """Three products on [1,10] with 1000, 300 and 600 MACs, in different precisions."""
     graph = Graph()
     x = graph.input(1, 10)
     for number, (precision, (rows, columns)) in enumerate(zip(dtypes, ((10, 100), (100, 3), (3, 200)), strict=True)):
@@ -119,7 +119,7 @@ def test_shares(dtypes: Sequence[str], work: dict[str, int]) -> None:
     assert audit.share(*work) == 1
 
 
-def test_unsigned_activations_count_as_int8_and_are_said_to_be_for_cpus() -> None:
+def test_unsigned_activations_count_as_int8_and_are_reported() -> None:
     for zero, dtype, expected in ((0, S8, False), (128, U8, True), (0, U8, True), (3, S8, True)):
         graph = Graph()
         product = graph.add("MatMul", graph.pair(graph.input(1, 4), zero, dtype), graph.integers(4, 5, axis=1))
@@ -128,7 +128,7 @@ def test_unsigned_activations_count_as_int8_and_are_said_to_be_for_cpus() -> Non
         assert ("asymmetric" in kinds(audit)) is expected
 
 
-def test_integers_arrive_through_layout() -> None:
+def test_layout_operators_keep_int8() -> None:
     graph = Graph()
     shape = graph.constant([1, 4, 3], TensorProto.INT64)
     moved = graph.add("Transpose", graph.add("Reshape", graph.pair(graph.input(1, 12)), shape), perm=[0, 2, 1])
@@ -138,7 +138,7 @@ def test_integers_arrive_through_layout() -> None:
 
 
 @pytest.mark.parametrize(("quantised", "kind"), [("weights", "weights-only"), ("activations", "activations-only")])
-def test_one_sided_quantisation_is_no_integer_arithmetic(quantised: str, kind: str) -> None:
+def test_one_sided_quantisation_counts_as_floating_point(quantised: str, kind: str) -> None:
     graph = Graph()
     x = graph.input(1, 3, 8, 8)
     sides = (graph.pair(x), graph.weight(5, 3, 3, 3)) if quantised == "activations" else (x, graph.integers(5, 3, 3, 3))
@@ -152,7 +152,7 @@ def test_one_sided_quantisation_is_no_integer_arithmetic(quantised: str, kind: s
     assert ("kept in floating point" in finding.cure) is (quantised == "activations")
 
 
-def test_a_layer_quantised_on_both_sides_has_nothing_to_find() -> None:
+def test_layer_quantised_on_both_sides_has_no_findings() -> None:
     graph = Graph()
     audit = audit_of(graph, graph.add("Conv", graph.pair(graph.input(1, 3, 8, 8)), graph.integers(5, 3, 3, 3)))
     assert audit.share("INT8") == 1
@@ -197,7 +197,7 @@ def attention(
         (lambda: attention(F16, softmax_type=F32), "its type changes (FP16, FP32)"),
     ],
 )
-def test_which_attention_tensorrt_can_fuse(audit: Callable[[], Audit], why: str | None) -> None:
+def test_attention_that_tensorrt_can_fuse(audit: Callable[[], Audit], why: str | None) -> None:
     found = audit()
     (block,) = found.attention
     assert block.node == "softmax"
@@ -210,13 +210,13 @@ def test_which_attention_tensorrt_can_fuse(audit: Callable[[], Audit], why: str 
         assert nodes(found, "attention") == ("softmax",)
 
 
-def test_attention_products_count_as_int8_where_both_sides_are_quantised() -> None:
+def test_attention_products_with_both_sides_quantised_count_as_int8() -> None:
     # scores: 2 heads of 10x10 by 32; values: 2 heads of 10x32 by 10
     assert attention(F16, quantised="both").work == {"INT8": 2 * 2 * 10 * 10 * 32}
     assert attention(F16, quantised="first").work == {"INT8": 6400, "FP16": 6400}
 
 
-def test_a_classifiers_softmax_is_no_attention() -> None:
+def test_softmax_of_a_classifier_is_not_attention() -> None:
     graph = Graph()
     audit = audit_of(graph, graph.add("Softmax", graph.add("MatMul", graph.input(1, 4), graph.weight(4, 5))))
     assert audit.attention == ()
@@ -232,7 +232,7 @@ def test_layer_normalisation_in_fp16() -> None:
 
 
 @pytest.mark.parametrize("square", ["Pow", "Mul"])
-def test_layer_normalisation_in_pieces(square: str) -> None:
+def test_decomposed_layer_normalisation(square: str) -> None:
     graph = Graph(F16)
     x = graph.input(1, 4, 8)
     centred = graph.add("Sub", x, graph.add("ReduceMean", x, graph.constant([-1], TensorProto.INT64)))
@@ -246,7 +246,7 @@ def test_layer_normalisation_in_pieces(square: str) -> None:
     assert audit.parts["LayerNormalization in pieces"] == {"FP16": 1}
 
 
-def test_a_square_root_of_something_else_is_no_normalisation() -> None:
+def test_other_square_root_is_not_a_normalisation() -> None:
     graph = Graph()
     x = graph.input(1, 4)
     audit = audit_of(graph, graph.add("Div", x, graph.add("Sqrt", graph.add("Abs", x))))
@@ -254,7 +254,7 @@ def test_a_square_root_of_something_else_is_no_normalisation() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "int8"])
-def test_the_metric_head(kind: str) -> None:
+def test_metric_head(kind: str) -> None:
     graph = Graph(F16 if kind == "fp16" else F32)
     x = graph.input(1, 3, 8, 8)
     weight = graph.integers(1, 3, 1, 1) if kind == "int8" else graph.weight(1, 3, 1, 1)
@@ -271,7 +271,7 @@ def test_the_metric_head(kind: str) -> None:
     assert sum(audit.parts["metric head"].values()) == 2
 
 
-def test_an_exponential_before_the_output_is_a_head_by_whatever_name() -> None:
+def test_exponential_before_the_output_is_a_metric_head() -> None:
     graph = Graph(F16)
     metres = graph.add("Exp", graph.input(1, 1, 4, 4), name="metres")
     audit = audit_of(graph, graph.add("Cast", graph.add("Squeeze", metres), to=F32), dtype=F32)
@@ -279,7 +279,7 @@ def test_an_exponential_before_the_output_is_a_head_by_whatever_name() -> None:
 
 
 def casted(*types: int, between: str = "Squeeze") -> Audit:
-    """A tensor cast to one type after the other, with something between."""
+    """A tensor cast to several types in turn, with an operator between the first two."""
     graph = Graph(types[0])
     x = graph.add("Relu", graph.input(1, 6, 4))
     for number, each in enumerate(types[1:]):
@@ -299,14 +299,14 @@ def casted(*types: int, between: str = "Squeeze") -> Audit:
         (lambda: casted(F16, F32, TensorProto.DOUBLE), None),
     ],
 )
-def test_casts_that_undo_each_other(audit: Callable[[], Audit], kind: str | None) -> None:
+def test_redundant_casts(audit: Callable[[], Audit], kind: str | None) -> None:
     found = audit()
     assert kinds(found) == ({kind} if kind else set())
     if kind:
         assert nodes(found, kind) == ("cast1",)
 
 
-def test_casts_and_their_bytes() -> None:
+def test_bytes_of_casts() -> None:
     audit = casted(F16, F32, F16)
     assert audit.casts == 2
     assert audit.cast_bytes == 2 * 24 * (2 + 4)
@@ -325,7 +325,7 @@ def test_casts_of_constants() -> None:
 
 
 @pytest.mark.parametrize("op_type", ["Softmax", "Relu", "Sigmoid", "Tanh"])
-def test_quantised_values_in_front_of_functions(op_type: str) -> None:
+def test_quantised_input_of_activation_functions(op_type: str) -> None:
     graph = Graph()
     x = graph.input(1, 8)
     assert not audit_of(graph, graph.add(op_type, x)).findings
@@ -333,7 +333,7 @@ def test_quantised_values_in_front_of_functions(op_type: str) -> None:
     assert nodes(audit_of(graph, reader), "dq-float-only") == ("reader",)
 
 
-def test_quantised_values_that_nothing_takes() -> None:
+def test_quantised_input_that_no_kernel_fuses() -> None:
     graph = Graph()
     x = graph.input(1, 8)
     audit = audit_of(graph, graph.add("Div", graph.pair(x), x, name="reader"))
@@ -349,8 +349,8 @@ def test_quantised_values_that_nothing_takes() -> None:
 
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_residual_sums_of_transformers(norm: bool, bias: bool) -> None:
-    """The stream itself is quantised; a sum is known by the product under it, or by the normalisation over it."""
+def test_quantised_residual_sums_of_transformers(norm: bool, bias: bool) -> None:
+    """A residual sum is identified by the product it adds, or by the normalisation that reads it."""
 
     def block(quantised: bool) -> Audit:
         graph = Graph()
@@ -365,7 +365,7 @@ def test_residual_sums_of_transformers(norm: bool, bias: bool) -> None:
     assert kinds(block(quantised=True)) == ({"dq-residual"} if norm or bias else set())
 
 
-def test_weights_with_one_scale() -> None:
+def test_weights_with_one_scale_per_tensor() -> None:
     for axis, channels, expected in ((0, 5, False), (None, 5, True), (None, 1, False)):
         graph = Graph()
         weight = graph.integers(channels, 3, 1, 1, axis=axis)
@@ -373,7 +373,7 @@ def test_weights_with_one_scale() -> None:
         assert kinds(audit) == ({"per-tensor"} if expected else set())
 
 
-def test_weights_that_stay_floats_in_the_file() -> None:
+def test_weights_stored_in_floating_point() -> None:
     graph = Graph()
     weight = graph.pair(graph.weight(1000, 1000))
     audit = audit_of(graph, graph.add("MatMul", graph.pair(graph.input(1, 1000)), weight))
@@ -382,7 +382,7 @@ def test_weights_that_stay_floats_in_the_file() -> None:
     assert "3.00 MB" in finding.text  # a million numbers of 4 bytes instead of 1
 
 
-def test_work_that_is_not_counted_is_said() -> None:
+def test_operators_that_are_not_counted_are_reported() -> None:
     graph = Graph()
     x = graph.input(2, 3)
     assert not audit_of(graph, graph.add("MatMul", x, graph.weight(3, 4))).findings
@@ -390,7 +390,7 @@ def test_work_that_is_not_counted_is_said() -> None:
     assert nodes(audit, "not-counted") == ("einsum",)
 
 
-# --- against what was asked for ---
+# --- against the requested precision ---
 
 
 def manifest(precision: str, int8_nodes: tuple[str, ...] | None = None) -> Manifest:
@@ -435,7 +435,7 @@ def test_verdicts(dtypes: Sequence[str], asked: str, int8_nodes: tuple[str, ...]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_shipped_models_are_what_they_are_called(precision: str) -> None:
+def test_shipped_models_have_their_precision(precision: str) -> None:
     path = NANO_ONNX[precision]
     audit = audit_onnx(read_onnx(path), read_manifest(path))
     assert audit.verdict is not None
@@ -447,14 +447,14 @@ def test_the_shipped_models_are_what_they_are_called(precision: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xff\xff", b"", b"# words\n"])
-def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_file_that_is_not_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as an ONNX file"):
         read_onnx(path)
 
 
-def test_weights_that_were_not_copied_along(tmp_path: Path) -> None:
+def test_missing_weights_file_is_refused(tmp_path: Path) -> None:
     graph = Graph()
     model = graph.model(graph.add("MatMul", graph.input(1, 100), graph.weight(100, 100)))
     path = tmp_path / "model.onnx"
@@ -469,7 +469,7 @@ def test_weights_that_were_not_copied_along(tmp_path: Path) -> None:
 
 
 def tensor(words: str, name: str = "t") -> dict[str, Any]:
-    """As up to TensorRT 10; from 11 on type and format stand apart."""
+    """Format up to TensorRT 10; since 11, type and format are separate fields."""
     return {"Name": name, "Location": "Device", "Dimensions": [1, 64, 485], "Format/Datatype": words}
 
 
@@ -519,7 +519,7 @@ ENGINE = {
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-def test_an_engines_layers(as_text: bool) -> None:
+def test_layers_of_an_engine(as_text: bool) -> None:
     audit = audit_engine(json.dumps(ENGINE) if as_text else ENGINE)
     assert audit.unit == "layers"
     assert audit.work == {"INT8": 2, "FP16": 4, "FP32": 1}
@@ -546,11 +546,11 @@ def test_an_engines_layers(as_text: bool) -> None:
         ("N/A due to dynamic shapes", "unknown"),
     ],
 )
-def test_types_in_tensorrts_words(words: str, precision: str) -> None:
+def test_types_in_tensorrt_layer_information(words: str, precision: str) -> None:
     assert audit_engine({"Layers": [layer("one", words, words)]}).work == {precision: 1}
 
 
-def test_an_engine_that_tells_names_only() -> None:
+def test_engine_with_layer_names_only() -> None:
     names = [
         "image/Q",
         "Reformatting CopyNode for Input Tensor 0 to {ForeignNode[w...Softmax]}",
@@ -573,7 +573,7 @@ def test_an_engine_that_tells_names_only() -> None:
         ((("Half", "Half"),), "int8", False),
     ],
 )
-def test_verdicts_on_engines(types: Sequence[tuple[str, str]], asked: str, holds: bool) -> None:
+def test_verdicts_for_engines(types: Sequence[tuple[str, str]], asked: str, holds: bool) -> None:
     layers = [layer(f"layer{number}", *each) for number, each in enumerate(types)]
     verdict = audit_engine({"Layers": layers}, manifest(asked)).verdict
     assert verdict is not None
@@ -581,13 +581,13 @@ def test_verdicts_on_engines(types: Sequence[tuple[str, str]], asked: str, holds
 
 
 @pytest.mark.parametrize("text", ["", "words", "[]", "{}", '{"Layers": 3}', '{"Layers": [3]}'])
-def test_what_is_no_layer_information_is_refused(text: str) -> None:
+def test_invalid_layer_information_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="engine inspector"):
         audit_engine(text)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
-def test_the_inspector_exists(name: str) -> None:
+def test_tensorrt_has_the_inspector(name: str) -> None:
     """TensorRT's Python modules import without a GPU; the lean runtime has no inspector."""
     try:
         trt = import_module(name)
@@ -600,7 +600,7 @@ def test_the_inspector_exists(name: str) -> None:
 
 
 class FakeRuntime:
-    """A runtime module whose engine tells `ENGINE`, or that cannot load it; CUDA is asked before it starts."""
+    """A fake runtime whose engine returns `ENGINE`, or that cannot load it; CUDA must be called first."""
 
     __version__ = "11.4"
 
@@ -631,7 +631,7 @@ class FakeRuntime:
 
 
 class FakeCuda:
-    """CUDA's runtime as far as an audit asks it: device 0, answered with a code."""
+    """A fake CUDA runtime that returns an error code for device 0."""
 
     def __init__(self, code: int = 0) -> None:
         self.code = code
@@ -650,9 +650,7 @@ def plan(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Manifest
     return path, replace(manifest("fp16"), kind="plan", engine=info)
 
 
-def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
-    plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_is_inspected_with_its_runtime(plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
     from mirrordepth_edge.backends.trt import cuda
     from mirrordepth_edge.backends.trt import session as engine
     from mirrordepth_edge.graph import audit_engine as audit_module
@@ -676,7 +674,7 @@ def test_a_plan_is_asked_through_the_runtime_it_was_built_for(
 
 
 @pytest.mark.parametrize(("code", "kind"), [(35, MissingError), (803, MissingError), (700, DeviceError)])
-def test_cuda_says_what_is_wrong_before_a_runtime_fails_on_it(
+def test_cuda_errors_are_reported_before_the_runtime_starts(
     code: int, kind: type[MdeError], plan: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mirrordepth_edge.backends.trt import cuda

@@ -1,4 +1,4 @@
-"""Counted multiply-adds against PyTorch's own counter, and bytes against closed forms."""
+"""MACs match PyTorch's counter, and bytes match closed forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mirrordepth_edge.graph.cost import NodeCost, graph_cost, node_costs
 
 
 @pytest.mark.parametrize("tower", ["tiny_network", "tiny_map_network"])
-def test_multiply_adds_equal_pytorchs_count(
+def test_macs_match_pytorch(
     tower: str, exported: Callable[[Any], onnx.ModelProto], request: pytest.FixtureRequest
 ) -> None:
     torch = pytest.importorskip("torch", reason="the oracle is PyTorch's FLOP counter")
@@ -128,15 +128,15 @@ def test_bytes_of_a_product(weight: list[onnx.NodeProto], constants: dict[str, n
     assert all(other.weight_bytes == other.activation_bytes == other.macs == 0 for other in others)
 
 
-def test_a_batch_of_any_size_is_refused() -> None:
+def test_dynamic_batch_is_refused() -> None:
     with pytest.raises(InputError, match=r"shape of '[xy]' is not fixed") as caught:
         node_costs(product([], {"w": np.zeros((6, 7), np.float32)}, batch="frames"))
     assert "make_dynamic_shape_fixed" in caught.value.cure
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_shipped_models_weights_fill_their_files(precision: str) -> None:
-    """What is read of weights is the file, less its graph and its few constants that are only shapes."""
+def test_weight_bytes_match_the_size_of_shipped_files(precision: str) -> None:
+    """Weight bytes are the file size, without the graph and a few constants for shapes."""
     path = NANO_ONNX[precision]
     read = sum(cost.weight_bytes for cost in node_costs(onnx.load(path)))
     assert 0.95 < read / path.stat().st_size < 1

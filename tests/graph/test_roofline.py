@@ -1,4 +1,4 @@
-"""Roofline estimates against arithmetic by hand and published measurements, and the figures they rest on."""
+"""Roofline estimates match hand calculations and published measurements; targets have sources."""
 
 from __future__ import annotations
 

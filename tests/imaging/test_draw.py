@@ -95,17 +95,17 @@ def test_error_colours() -> None:
 
 
 def test_a_title_is_above_the_unchanged_image() -> None:
-    picture = np.full((120, 200, 3), 77, np.uint8)
-    result = draw.titled(picture, "depth")
+    image = np.full((120, 200, 3), 77, np.uint8)
+    result = draw.titled(image, "depth")
     strip = result[: result.shape[0] - 120]
-    assert np.array_equal(result[-120:], picture)
+    assert np.array_equal(result[-120:], image)
     assert (strip.max(), strip[0].min()) == (255, 255)
     columns = np.flatnonzero((strip < 128).all(-1).any(0))
     assert abs((columns[0] + columns[-1]) / 2 - 100) < 4, "not centred"
 
 
 def test_a_long_title_shrinks_to_fit() -> None:
-    result = draw.titled(np.zeros((50, 150, 3), np.uint8), "a title much too long for so narrow a picture")
+    result = draw.titled(np.zeros((50, 150, 3), np.uint8), "a title much too long for so narrow an image")
     inked = (result[:-50] < 128).all(-1)
     assert inked.any()
     assert not inked[:, 0].any()

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mirrordepth_edge.config import SizeHW
-from mirrordepth_edge.imaging.postprocess import Postprocessor, colourise, resize_depth_to, to_millimetres
+from mirrordepth_edge.imaging.postprocess import Postprocessor, colourise, has_depth, resize_depth_to, to_millimetres
 
 LIMITS = (0.5, 10.0)
 
@@ -88,3 +88,9 @@ def test_depth_outside_the_limits_has_the_colour_of_the_limit() -> None:
 @pytest.mark.parametrize("nothing", [0, -1, np.nan, np.inf, -np.inf])
 def test_missing_depth_is_grey(nothing: float) -> None:
     assert colourise(np.array([[nothing, 2]], np.float32), LIMITS)[0, 0].tolist() == [128] * 3
+
+
+def test_pixels_with_depth() -> None:
+    np.testing.assert_array_equal(
+        has_depth(np.array([0, 1, -1, np.nan, np.inf, -np.inf], np.float32)), [False, True, False, False, False, False]
+    )

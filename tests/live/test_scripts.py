@@ -62,10 +62,10 @@ def test_the_interval_of_a_slope_holds_in_noise_that_remembers(soak: ModuleType)
     assert 0.88 <= held / 200 <= 0.99
 
 
-def test_the_plug_comes_loose(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unplugged_camera_raises(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(soak.time, "perf_counter", lambda: now_s)
-    source = soak.Loose(SyntheticSource((4, 6), rate_hz=200.0), seconds=0.05)
+    source = soak.UnpluggedCamera(SyntheticSource((4, 6), rate_hz=200.0), seconds=0.05)
     assert source.may_return
     assert source.read().shape == (4, 6, 3)
     now_s += 0.06
@@ -74,7 +74,7 @@ def test_the_plug_comes_loose(soak: ModuleType, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_round_measures_the_engine_and_the_loop(live_loop: ModuleType) -> None:
-    one = live_loop.one_round(live_loop.stand_in(4.0), rate_hz=50.0, seconds=1.0)
+    one = live_loop.run_round(live_loop.simulated_engine(4.0), rate_hz=50.0, seconds=1.0)
     assert min(one.engine_ms) >= 4
     assert len(one.engine_ms) == len(one.bare_ages_ms) <= 50
     assert len(one.loop_ages_ms) >= 2

@@ -20,7 +20,8 @@ from mirrordepth_edge import predictor as runtime
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.backends.base import CheckedSession
 from mirrordepth_edge.camera.model import Lens
-from mirrordepth_edge.camera.scale import CameraScales, KnownScale, Reading
+from mirrordepth_edge.camera.scale import KnownScale, Reading
+from mirrordepth_edge.camera.scale_store import CameraScales
 from mirrordepth_edge.config import PRESETS, SessionOptions
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame

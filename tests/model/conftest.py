@@ -1,4 +1,4 @@
-"""The paper's own network, once for all tests of its size."""
+"""The paper's network, built once for all tests."""
 
 from __future__ import annotations
 

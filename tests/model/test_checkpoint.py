@@ -1,4 +1,4 @@
-"""Checkpoints: whole, verified, and refused with a reason when they are not."""
+"""Checkpoints: round trip, verification and errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_roundtrip(tiny_checkpoint: Path, tiny_network: DepthNetwork) -> None:
         assert torch.equal(loaded.trainable()[name], parameter), name
 
 
-def test_file_holds_what_learns_and_says_what_it_needs(tiny_checkpoint: Path, tiny_network: DepthNetwork) -> None:
+def test_file_holds_the_trained_part_and_its_description(tiny_checkpoint: Path, tiny_network: DepthNetwork) -> None:
     assert set(load_file(tiny_checkpoint)) == set(tiny_network.trainable())
     header = header_of(tiny_checkpoint)
     assert header["training"] == {"epochs": 3, "abs_rel": 0.25}
@@ -187,7 +187,7 @@ def test_missing_embedded_towers(embedded: tuple[DepthNetwork, Path], tmp_path: 
     check_refused(path, match="fit|missing|damaged")
 
 
-def test_nothing_is_left_of_an_interrupted_save(
+def test_interrupted_save_leaves_no_file(
     tiny_network: DepthNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path, content: bytes) -> None:

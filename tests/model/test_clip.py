@@ -80,7 +80,7 @@ def test_map_taps_are_timms_own(tiny_map_network: DepthNetwork) -> None:
 
 
 def outputs_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
-    """What forward hooks see leaving `modules` while `run` runs."""
+    """Outputs of `modules` while `run` runs, recorded by forward hooks."""
     seen: dict[nn.Module, Tensor] = {}
     hooks = [m.register_forward_hook(lambda module, _, output: seen.update({module: output})) for m in modules]
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_hash_changes_with_any_weight(tiny_vit_config: ModelConfig) -> None:
     assert tensors_sha256({"a": weight}) != tensors_sha256({"b": weight})
 
 
-def test_random_weights_follow_their_seed_and_leave_torchs_alone(tiny_vit_config: ModelConfig) -> None:
+def test_random_weights_depend_on_their_seed_and_keep_torchs_generator(tiny_vit_config: ModelConfig) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -229,7 +229,7 @@ def test_other_towers_give_depth(preset: str) -> None:
     assert (depth > 0).all()
 
 
-def test_image_tower_knows_its_shapes_before_it_runs(network: DepthNetwork) -> None:
+def test_probe_returns_the_shapes_of_the_taps(network: DepthNetwork) -> None:
     tower = ImageTower(network.clip, network.config.taps)
     probed = tower.probe(network.config.size_hw)
     for (channels, map_hw), tap in zip(probed, tower(torch.zeros(1, 3, 64, 96)).features, strict=True):

@@ -1,4 +1,4 @@
-"""The towers of `nano`: ImageNet's weights in their places, which a picture can tell."""
+"""The towers of `nano`: ImageNet weights are loaded into the right tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from mirrordepth_edge.config import PRESETS
 from mirrordepth_edge.errors import InputError, MissingError
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.preprocess import normalise, resize_frame
 from mirrordepth_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from mirrordepth_edge.model.nano import create_nano, imagenet_weights_file, load_imagenet_weights
@@ -47,7 +47,7 @@ def test_trunk_recognises_pictures(picture: str, classes: set[int]) -> None:
     load_imagenet_weights(trunk, imagenet_weights_file())
     # The file's own classifier, which nano has no use for, names what the trunk sees.
     tensors = torch.load(imagenet_weights_file(), weights_only=True)
-    frame = read_picture(sample_picture(picture))
+    frame = read_image(sample_picture(picture))
     left = (frame.shape[1] - frame.shape[0]) // 2
     square = resize_frame(frame[:, left : left + frame.shape[0]], (224, 224))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_trunk_recognises_pictures(picture: str, classes: set[int]) -> None:
 
 
 @needs_weights
-def test_a_new_nano_is_what_its_checkpoint_brings_back(tmp_path: Path) -> None:
+def test_new_nano_equals_its_reloaded_checkpoint(tmp_path: Path) -> None:
     network = create_nano().eval()
     assert network.config == PRESETS["nano"]
     save_checkpoint(network, tmp_path / "nano.safetensors")

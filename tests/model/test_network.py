@@ -1,4 +1,4 @@
-"""The network: its size, its arithmetic in float64, what learns, and what must not move."""
+"""The network: size, arithmetic against float64, trainable and frozen parts."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_decoder_equals_its_float64_recomputation(
     np.testing.assert_allclose(depth, expected, rtol=1e-5, atol=1e-7)  # a tenth of a micrometre
 
 
-def test_gradients_reach_mirror_and_decoder_and_nothing_else(network: DepthNetwork) -> None:
+def test_only_mirror_and_decoder_get_gradients(network: DepthNetwork) -> None:
     network.zero_grad()
     network(random_images(1)).square().mean().backward()
     reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -168,7 +168,7 @@ def test_every_mirror_row_gets_a_gradient(tiny_network: DepthNetwork) -> None:
     assert (gradient.abs().amax(dim=1) > 0).all(), "the last position must see all rows before it"
 
 
-def test_training_mode_leaves_the_towers_alone(tiny_map_config: ModelConfig) -> None:
+def test_training_mode_keeps_the_towers_in_eval_mode(tiny_map_config: ModelConfig) -> None:
     network = create_network(tiny_map_config)
     before = {name: tensor.clone() for name, tensor in network.clip.state_dict().items()}
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_training_mode_leaves_the_towers_alone(tiny_map_config: ModelConfig) -> 
     torch.testing.assert_close(in_training, in_eval)
 
 
-def test_pictures_of_a_batch_do_not_influence_each_other(network: DepthNetwork) -> None:
+def test_images_of_a_batch_are_independent(network: DepthNetwork) -> None:
     images = random_images(3)
     with torch.no_grad():
         together = network(images)
@@ -194,7 +194,7 @@ def test_pictures_of_a_batch_do_not_influence_each_other(network: DepthNetwork) 
     assert (after[1] - together[1]).abs().max() > 1e-4
 
 
-def test_a_cell_shows_in_the_depth_around_its_own_place(tiny_network: DepthNetwork) -> None:
+def test_each_cell_affects_depth_around_it(tiny_network: DepthNetwork) -> None:
     """The grid is laid out in rows, top first: a cell moves the depth around it, and nothing farther away."""
     decoder, config = tiny_network.decoder, tiny_network.config
     assert isinstance(decoder, TokenDecoder)
@@ -214,7 +214,7 @@ def test_a_cell_shows_in_the_depth_around_its_own_place(tiny_network: DepthNetwo
         assert not (moved & far).any()
 
 
-def test_an_untrained_pyramid_answers_the_middle_of_a_room(tiny_map_network: DepthNetwork) -> None:
+def test_untrained_pyramid_decoder_predicts_the_middle_of_a_room(tiny_map_network: DepthNetwork) -> None:
     with torch.no_grad():
         depth = tiny_map_network(random_images(2))
     assert depth.min() > 0.5
@@ -222,7 +222,7 @@ def test_an_untrained_pyramid_answers_the_middle_of_a_room(tiny_map_network: Dep
 
 
 def test_a_pyramid_shows_no_checkerboard(tiny_map_config: ModelConfig) -> None:
-    """From flat features comes flat depth away from the border, whatever the weights; strided tiles would show."""
+    """Constant features give constant depth away from the border: there are no checkerboard artefacts."""
     config = replace(tiny_map_config, size_hw=(256, 256), pyramid=(24, 16))
     decoder = PyramidDecoder(config, [(8, (8, 8)), (8, (16, 16)), (8, (32, 32))], feature_width=4)
     flat = [torch.full((1, 8, side, side), 0.7) for side in (8, 16, 32)]
@@ -270,7 +270,7 @@ def test_network_refuses_a_size_that_does_not_fit(tiny_vit_config: ModelConfig) 
         create_network(replace(tiny_vit_config, size_hw=(64, 100)))
 
 
-def test_mirror_may_be_as_long_as_the_context_and_no_longer(tiny_vit_config: ModelConfig) -> None:
+def test_mirror_length_is_limited_by_the_context(tiny_vit_config: ModelConfig) -> None:
     assert create_network(replace(tiny_vit_config, mirror_length=77)).text_feature().shape == (48,)
     with pytest.raises(OptionError, match="78 rows") as caught:
         create_network(replace(tiny_vit_config, mirror_length=78))

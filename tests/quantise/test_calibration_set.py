@@ -17,7 +17,7 @@ from mirrordepth_edge import __version__
 from mirrordepth_edge.config import CLIP_MEAN, CLIP_STD, PreprocessConfig
 from mirrordepth_edge.errors import InputError, MdeError, OptionError
 from mirrordepth_edge.imaging.draw import video_writer
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.preprocess import Preprocessor
 from mirrordepth_edge.quantise import calibration_set as calibset
 from mirrordepth_edge.quantise.calibration_set import (
@@ -69,7 +69,7 @@ def office(tmp_path: Path) -> CalibrationSet:
     return save_calibration(tmp_path / "calib" / "office.toml", recipe)
 
 
-def test_the_content_of_a_recipe(office: CalibrationSet) -> None:
+def test_content_of_a_recipe(office: CalibrationSet) -> None:
     content = office.path.read_bytes()
     assert office.sha256 == hashlib.sha256(content).hexdigest()
     data = tomllib.loads(content.decode())
@@ -159,7 +159,7 @@ def test_a_frame_must_be_a_file_or_a_number() -> None:
 
 
 def test_images_are_preprocessed(office: CalibrationSet, cache: Path) -> None:
-    pictures = [read_picture(office.source / str(frame.file)) for frame in office.recipe.frames]
+    pictures = [read_image(office.source / str(frame.file)) for frame in office.recipe.frames]
     for frame, picture in zip(office.frames(), pictures, strict=True):
         np.testing.assert_array_equal(frame, picture)
     for io in ("uint8", "float"):

@@ -93,7 +93,7 @@ def test_fp32_file_has_no_loss(folder: Path, tmp_path: Path) -> None:
     assert accuracy.frames == 3
 
 
-def test_figures_are_those_of_an_evaluation(folder: Path, tmp_path: Path) -> None:
+def test_figures_match_an_evaluation(folder: Path, tmp_path: Path) -> None:
     """Of a candidate against measured depth, and pixel by pixel against the FP32 file."""
     made = quantizer_of(folder, tmp_path, FOR_CPU, labelled(folder / "fp32.onnx"))
     accuracy = made.accuracy(made.nodes)
@@ -138,16 +138,14 @@ def test_loss_is_relative_to_fp32_and_absolute_without_labels(abs_rel: float, fp
 
 
 @pytest.mark.parametrize(("fp32", "delta1", "holds"), [(0.1, 0.86, True), (0.1, 0.84, False), (None, 0.94, False)])
-def test_delta1_is_held_too(fp32: float | None, delta1: float, holds: bool) -> None:
+def test_gate_checks_delta1(fp32: float | None, delta1: float, holds: bool) -> None:
     """A bias of all depth may make AbsRel better, where it cancels FP32's own error."""
     found = accuracy(0.04, fp32, 0.05, delta1)
     assert found.delta1_loss == pytest.approx((1.0 if fp32 is None else 0.9) - delta1)
     assert found.holds is holds
 
 
-def test_what_is_far_off_on_real_photographs_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_difference_on_photos_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mde verify` would refuse it afterwards."""
     monkeypatch.setitem(LIMITS_ELSEWHERE, "int8", Limits(mean=1e-6, block=1e-6))
     output = tmp_path / "far.onnx"

@@ -1,4 +1,4 @@
-"""INT8 passes: where Q/DQ goes, what the integers are, and what is never touched."""
+"""INT8 passes: placement of Q/DQ, quantised values, and layers that do not change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def graph_of(
 
 
 def run(model: ModelProto, x: Array) -> Array:
-    """ONNX's own reference, which knows nothing of integer kernels."""
+    """Run ONNX's reference implementation, which has no integer kernels."""
     (y,) = ReferenceEvaluator(model).run(None, {"x": x})
     return np.asarray(y)
 
@@ -65,7 +65,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_multiplies_what_was_rounded_on_its_own_scales(layer: str) -> None:
+def test_layer_multiplies_quantised_values(layer: str) -> None:
     """Against weights and activations rounded in float64 here, with one scale for each output channel."""
     shape, axis, attributes, x_shape, y_shape = LAYERS[layer]
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_a_layer_multiplies_what_was_rounded_on_its_own_scales(layer: str) -> No
     np.testing.assert_allclose(run(quantised, x), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_activations_for_cpus_span_their_range_from_low_to_high() -> None:
+def test_cpu_activations_use_the_whole_range() -> None:
     """uint8 with a zero point: zero stays exact, and both ends are reached within a step."""
     weight = np.eye(4, dtype=np.float32)
     model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "a/b/layer")], {"w": weight}, (1, 4), (1, 4))
@@ -107,7 +107,7 @@ def test_activations_for_cpus_span_their_range_from_low_to_high() -> None:
 
 
 @pytest.mark.parametrize(("size", "integers"), [(1.0, True), (1e9, False)])
-def test_biases_for_cpus_are_integers_of_the_accumulators_scale(size: float, integers: bool) -> None:
+def test_cpu_biases_have_the_scale_of_the_accumulator(size: float, integers: bool) -> None:
     """The product of the input's and the channel's scale; a bias that 32 bits of it cannot hold stays as it is."""
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(5, 3, 3, 3)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_biases_for_cpus_are_integers_of_the_accumulators_scale(size: float, int
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_weights_are_integers_to_half_a_step(dtype: str) -> None:
+def test_weights_are_rounded_to_half_a_step(dtype: str) -> None:
     weight = (np.random.default_rng(0).normal(size=(7, 9)) * 10.0 ** np.arange(-5, 4)).astype(dtype)
     weight[:, 3] = 0
     integers, scale = quantised_weight(weight, 1)
@@ -144,7 +144,7 @@ def test_weights_are_integers_to_half_a_step(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_range_of_nothing_gives_scale_one(scheme: QuantisationScheme) -> None:
+def test_empty_range_has_scale_one(scheme: QuantisationScheme) -> None:
     weight = np.ones((4, 4), np.float32)
     model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "a/b/layer")], {"w": weight}, (1, 4), (1, 4))
     quantised = quantise(model, ["a/b/layer"], {"x": Range(0.0, 0.0)}, scheme)
@@ -170,7 +170,7 @@ def inverted_residual() -> ModelProto:
     return graph_of(nodes, weights, (1, 3, 8, 8), (1, 3, 8, 8))
 
 
-def test_where_pairs_go_in_a_convolutional_tower() -> None:
+def test_placement_in_a_convolutional_tower() -> None:
     model = inverted_residual()
     nodes = quantisable(model)
     on_gpu, on_cpu = placement(model, nodes, "gpu"), placement(model, nodes, "cpu")
@@ -182,7 +182,7 @@ def test_where_pairs_go_in_a_convolutional_tower() -> None:
     assert on_cpu.residuals == ()
 
 
-def test_a_sum_reads_its_residual_as_the_convolution_beside_it_did() -> None:
+def test_sum_reads_the_residual_dequantised() -> None:
     model = inverted_residual()
     ranges = dict.fromkeys(calibrated_tensors(model, quantisable(model), "gpu"), Range(-4.0, 4.0))
     quantised = quantise(model, quantisable(model), ranges, "gpu")
@@ -219,7 +219,7 @@ def transformer_on_convolutions(between: int) -> ModelProto:
 
 
 @pytest.mark.parametrize("between", [0, 2])
-def test_on_cpus_residual_sums_of_transformers_stay_whole_and_those_of_convolutions_do_not(between: int) -> None:
+def test_cpu_placement_excludes_residual_sums_of_transformers(between: int) -> None:
     model = transformer_on_convolutions(between)
     nodes = ["tower/0/Conv", "tower/1/Conv", "tower/2/Conv", "tower/3/Conv", "block/out/MatMul"]
     assert placement(model, nodes, "cpu").outputs == ("stem", "branch")
@@ -233,7 +233,7 @@ def test_on_cpus_residual_sums_of_transformers_stay_whole_and_those_of_convoluti
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_sum_of_convolutions_that_a_normalisation_reads_is_one_of_a_transformer(scheme: QuantisationScheme) -> None:
+def test_sum_before_a_normalisation_counts_as_a_transformers(scheme: QuantisationScheme) -> None:
     model = inverted_residual()
     norm = helper.make_node("LayerNormalization", ["sum", "gain"], ["normed"], "tower/norm")
     model.graph.node.insert(5, norm)
@@ -247,7 +247,7 @@ def test_a_sum_of_convolutions_that_a_normalisation_reads_is_one_of_a_transforme
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_names_metadata_and_what_was_not_chosen_stay(scheme: QuantisationScheme) -> None:
+def test_names_metadata_and_other_layers_do_not_change(scheme: QuantisationScheme) -> None:
     model = inverted_residual()
     chosen = ["tower/2/Conv"]
     ranges = dict.fromkeys(calibrated_tensors(model, chosen, scheme), Range(-4.0, 4.0))
@@ -268,7 +268,7 @@ def test_names_metadata_and_what_was_not_chosen_stay(scheme: QuantisationScheme)
         assert (initializer.name in kept) is (initializer.name != "w2")
 
 
-def test_an_fp16_model_is_read_through_its_casts() -> None:
+def test_ranges_apply_to_fp16_models_through_casts() -> None:
     """AutoCast puts casts between an activation, whose range is known by its FP32 name, and the layer."""
     nodes = [
         helper.make_node("Cast", ["x"], ["x_cast_to_fp16"], "x_cast_to_fp16", to=TensorProto.FLOAT16),
@@ -292,7 +292,7 @@ def test_ranges_of_another_model_are_refused() -> None:
         quantise(model, quantisable(model), {"x": Range(0.0, 1.0)}, "gpu")
 
 
-def test_layers_are_grouped_by_the_module_they_are_part_of() -> None:
+def test_layers_are_grouped_by_module() -> None:
     names = ("a/blocks/0/attn/qkv/MatMul", "a/blocks/0/attn/out/MatMul", "a/blocks/0/mlp/c_fc/MatMul", "stem/Conv")
     assert layer_groups(names) == {
         "a/blocks/0/attn": names[:2],
@@ -301,8 +301,8 @@ def test_layers_are_grouped_by_the_module_they_are_part_of() -> None:
     }
 
 
-def test_of_a_network_only_what_carries_weights_is_quantised(network: Any, exported: Any) -> None:
-    """Of a transformer no sum, normalisation, softmax, function or product of attention; of any network no head."""
+def test_only_layers_with_weights_are_quantised(network: Any, exported: Any) -> None:
+    """Not quantised: sums, normalisation, softmax, activation functions and attention of transformers, and heads."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     from mirrordepth_edge.graph.audit import audit_onnx
     from mirrordepth_edge.graph.names import HEAD_PREFIX

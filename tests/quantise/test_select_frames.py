@@ -186,7 +186,7 @@ def tiny_model(path: Path, feature: str, names: str = "tower/") -> Path:
 
 
 @pytest.mark.parametrize("feature", ["map", "tokens"])
-def test_the_feature_is_the_average_of_the_towers_last_tensor(feature: str, tmp_path: Path) -> None:
+def test_feature_is_the_average_of_the_last_tower_tensor(feature: str, tmp_path: Path) -> None:
     tower = TowerFeatures(str(tiny_model(tmp_path / "tiny.onnx", feature)))
     frame = scene(0, (16, 24))
     np.testing.assert_allclose(tower.of(tower.prepare(frame)), frame.mean(axis=(0, 1)), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Layers in INT8 one group at a time: the same as running everything, and cut where it may be."""
+"""Sensitivity from partial graphs matches that of the whole model."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def depth(model: ModelProto, image: Any) -> Any:
     return create_inference_session(model.SerializeToString(), CPU, qdq_as_written=True).run(None, {"image": image})[0]
 
 
-def test_damage_is_that_of_the_whole_model_with_one_group_quantised(
-    model: ModelProto, images: list[Any], ranges: Ranges
-) -> None:
+def test_sensitivity_matches_the_whole_model(model: ModelProto, images: list[Any], ranges: Ranges) -> None:
     groups = layer_groups(quantisable(model))
     few = {group: groups[group] for group in [*groups][:: len(groups) // 3]}
     found = measure_sensitivity(model, few, ranges, "gpu", images)
@@ -57,7 +55,7 @@ def test_damage_is_that_of_the_whole_model_with_one_group_quantised(
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-def test_what_is_known_is_not_measured_again(model: ModelProto, images: list[Any], ranges: Ranges) -> None:
+def test_known_sensitivity_is_not_measured_again(model: ModelProto, images: list[Any], ranges: Ranges) -> None:
     groups = layer_groups(quantisable(model))
     first, second, *_ = groups
     told: list[str] = []
@@ -74,7 +72,7 @@ def test_what_is_known_is_not_measured_again(model: ModelProto, images: list[Any
     assert told == [second]
 
 
-def test_a_part_gives_what_the_whole_does(model: ModelProto, images: list[Any]) -> None:
+def test_part_gives_the_same_depth_as_the_whole_model(model: ModelProto, images: list[Any]) -> None:
     """Cut in front of the last block of the tower, and fed what the whole model has there."""
     names = [node.name for node in model.graph.node]
     last = next(name for name in reversed(names) if name.startswith("tower/") and name.endswith("MatMul"))
@@ -89,7 +87,7 @@ def test_a_part_gives_what_the_whole_does(model: ModelProto, images: list[Any]) 
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_part_from_the_first_layer_on_reads_the_image(model: ModelProto) -> None:
+def test_part_from_the_first_layer_reads_the_image(model: ModelProto) -> None:
     first = next(iter(quantisable(model)))
     part = downstream(model, [first])
     assert "image" not in {name for node in part.graph.node for name in node.output}

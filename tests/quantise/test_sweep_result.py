@@ -64,7 +64,7 @@ def test_front_has_the_points_that_no_other_dominates(seed: int) -> None:
     assert any(point.on_front for point in found)
 
 
-def test_a_front_of_none_and_a_stale_one() -> None:
+def test_front_of_no_points_and_of_stale_points() -> None:
     assert pareto([]) == ()
     assert [point.on_front for point in pareto([replace(point(1, 1, 1), on_front=True), point(2, 0.5, 0.5)])] == [
         False,
@@ -72,7 +72,7 @@ def test_a_front_of_none_and_a_stale_one() -> None:
     ]
 
 
-def test_to_be_better_than_fp32_is_no_loss_and_no_gain() -> None:
+def test_gain_over_fp32_counts_as_no_loss() -> None:
     """FP32 has AbsRel 0.1; of three others, two are better by chance."""
     fp32 = replace(point(9, 1.0, 0.1), loss=0.0, worst=0.0)
     lucky, dearer = replace(point(0, 0.5, 0.098), loss=-0.02), replace(point(1, 0.6, 0.09), loss=-0.1)

@@ -313,15 +313,15 @@ def test_a_video_without_a_readable_frame(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def save(path: Path, red: int) -> None:
-    picture = np.zeros((10 + red, 12, 3), np.uint8)
-    picture[..., 2] = red
-    assert cv2.imwrite(str(path), picture)
+    image = np.zeros((10 + red, 12, 3), np.uint8)
+    image[..., 2] = red
+    assert cv2.imwrite(str(path), image)
 
 
 def test_images_are_sorted_by_name(tmp_path: Path) -> None:
     for order, name in enumerate(("b.png", "a10.png", "a2.bmp", "Z.png")):
         save(tmp_path / name, 10 * order)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "c").mkdir()
     with ImageFolder(tmp_path) as source:
         assert (source.live, source.length) == (False, 4)
@@ -335,7 +335,7 @@ def test_images_are_sorted_by_name(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_skipped_and_reported(tmp_path: Path) -> None:
     for name in ("a.png", "c.png"):
         save(tmp_path / name, 50)
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"not an image")
     (tmp_path / "d.jpg").write_bytes(b"")
     with ImageFolder(tmp_path) as source:
         assert len(read_all(source)) == 2
@@ -347,6 +347,6 @@ def test_a_folder_without_a_readable_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No images found in"):
         ImageFolder(tmp_path)
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"no picture")
+        (tmp_path / name).write_bytes(b"not an image")
     with ImageFolder(tmp_path) as source, pytest.raises(InputError, match="cannot be read as an image"):
         source.read()

@@ -26,13 +26,13 @@ from mirrordepth_edge.sources.synthetic import SyntheticSource
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "a.png"
     assert cv2.imwrite(str(path), np.zeros((4, 6, 3), np.uint8))
     return path
 
 
-def test_which_specification_opens_which_source(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_specification_opens_which_source(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     for name in ("open_camera", "open_csi", "open_stream", "open_video"):
 
@@ -57,7 +57,7 @@ def test_which_specification_opens_which_source(picture: Path, monkeypatch: pyte
         ("open_video", Path("csi.mp4"), ("realtime", False)),
         ("open_video", Path("video1"), ("realtime", False)),
     ]
-    assert isinstance(open_source(str(picture.parent)), ImageFolder)
+    assert isinstance(open_source(str(image.parent)), ImageFolder)
     pattern = open_source("synthetic", CameraOptions(size_hw=(24, 32), rate_hz=60.0))
     assert isinstance(pattern, SyntheticSource)
     assert pattern.rate_hz == 60
@@ -65,18 +65,18 @@ def test_which_specification_opens_which_source(picture: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("spec", ["rtsp://camera/stream", "clip.mp4", "{}"])
-def test_only_cameras_have_modes(spec: str, picture: Path) -> None:
+def test_only_cameras_have_modes(spec: str, image: Path) -> None:
     with pytest.raises(OptionError, match="--size applies only to cameras"):
-        open_source(spec.format(picture.parent), CameraOptions(size_hw=(480, 640)))
+        open_source(spec.format(image.parent), CameraOptions(size_hw=(480, 640)))
     with pytest.raises(OptionError, match="--exposure applies only to cameras") as caught:
         open_source("synthetic", CameraOptions(size_hw=(48, 64), exposure_ms=5.0))
     assert caught.value.cure == "Leave --exposure out."
 
 
 @pytest.mark.parametrize("spec", ["0", "csi", "rtsp://camera/stream", "{}", "synthetic"])
-def test_only_videos_play_in_real_time(spec: str, picture: Path) -> None:
+def test_only_videos_play_in_real_time(spec: str, image: Path) -> None:
     with pytest.raises(OptionError, match="--realtime works only with video files"):
-        open_source(spec.format(picture.parent), realtime=True)
+        open_source(spec.format(image.parent), realtime=True)
 
 
 def test_opencv_and_ffmpeg_log_nothing(tmp_path: Path) -> None:

@@ -85,7 +85,14 @@ def test_buffers_of_another_size_are_left_alone() -> None:
     assert not other.any()
 
 
-@pytest.mark.parametrize(("size_hw", "rate_hz"), [((0, 6), 30.0), ((4, 6), 0.0), ((4, 6), float("nan"))])
-def test_invalid_patterns(size_hw: tuple[int, int], rate_hz: float) -> None:
-    with pytest.raises(OptionError, match="test pattern cannot have"):
+@pytest.mark.parametrize(
+    ("size_hw", "rate_hz", "message"),
+    [
+        ((0, 6), 30.0, "6x0 is not a frame size"),
+        ((4, 6), 0.0, "0 Hz is not a frame rate"),
+        ((4, 6), float("nan"), "nan Hz is not a frame rate"),
+    ],
+)
+def test_invalid_patterns(size_hw: tuple[int, int], rate_hz: float, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
         SyntheticSource(size_hw, rate_hz)

@@ -1,4 +1,4 @@
-"""What a mirror is worth and what it says: against closed forms, plain evaluation and open_clip."""
+"""Ablation and reading of a mirror against closed forms, plain evaluation and open_clip."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def unit(rows: Tensor) -> np.ndarray:
     return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
-# What the decoder is told
+# Text features of the decoder
 
 
 def test_a_prompt_is_open_clips_encode_text(tiny_network: DepthNetwork) -> None:
@@ -93,13 +93,13 @@ def test_a_prompt_is_open_clips_encode_text(tiny_network: DepthNetwork) -> None:
 
 
 def test_random_mirrors_differ_from_initial_mirrors(tiny_network: DepthNetwork) -> None:
-    """Else it would stand in for the trained one, which is what became of it."""
+    """With the training's seed, the random mirror would be the one that was trained."""
     begun = tiny_network.mirror()  # with the default seed, and untrained
     assert torch.equal(begun, explain.random_mirror(tiny_network, 0)), "this test has no point any more"
     assert not set(explain.RANDOM_SEEDS) & set(range(1000))
 
 
-def test_the_mirror_and_its_zeros_go_through_the_text_path(tiny_network: DepthNetwork) -> None:
+def test_mirror_and_zeros_pass_through_the_text_tower(tiny_network: DepthNetwork) -> None:
     features = text_features(tiny_network, None)
     assert torch.equal(features[TRAINED][0], tiny_network.text_feature())
     clip, length = tiny_network.clip, tiny_network.config.mirror_length
@@ -211,7 +211,7 @@ def test_a_decoder_that_ignores_its_text_feature(own_network: DepthNetwork, samp
 
 
 def test_a_decoder_that_uses_its_text_feature(own_network: DepthNetwork, samples: list[Sample]) -> None:
-    """The change is that of the same network with another mirror in its checkpoint."""
+    """The change equals that of the same network with another mirror in its checkpoint."""
     with torch.no_grad():
         own_network.decoder.head[2].weight.mul_(5)  # an untrained one sees the same everywhere
         own_network.decoder.head[4].weight.mul_(30)
@@ -271,7 +271,7 @@ def ablation_of(**abs_rel: float | list[float]) -> Ablation:
     ],
 )
 def test_verdict(random: list[float], zeros: float, words: str) -> None:
-    """By single replacements, not by their means."""
+    """The verdict is about single replacements, not about their means."""
     assert words in ablation_of(trained_mirror=0.2, random_mirror=random, zeros=zeros).verdict()
 
 
@@ -527,7 +527,7 @@ def heat(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
     return plots
 
 
-def test_the_heat_map_has_a_row_a_word_and_a_column_an_epoch(heat: list[Frame]) -> None:
+def test_heat_map_has_one_row_per_word_and_one_column_per_epoch(heat: list[Frame]) -> None:
     values = np.array([[0.0, 0.3, 0.1], [0.2, 0.6, 0.1]])
     picture = draw_reading(reading_of(values, epochs=(1, 2)))
     (plot,) = heat

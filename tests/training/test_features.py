@@ -1,4 +1,4 @@
-"""The feature cache: what is in it, what it refuses, and that training on it is training."""
+"""Feature cache: contents, errors, and equality of training with and without it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def dataset(rgbd_folder: Path) -> DepthDataset:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some rows a shard, so that there are several."""
+    """A few rows per shard, so that there are several shards."""
     monkeypatch.setattr(features, "SHARD_BYTES", 300_000)
 
 
@@ -202,7 +202,7 @@ def test_complete_cache_accepts_skip_bad(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that the cure for a picture that cannot be read does not cost what was computed before it."""
+    """A restart with --skip-bad keeps the features that were computed before the unreadable image."""
     monkeypatch.setattr(features, "SHARD_BYTES", 60_000)
     late = rgbd_folder / "rgb" / "11.png"
     late.write_bytes(late.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""Whole trainings: their folder, their end by force, and several processes at once."""
+"""Complete training runs: folder, interruption and several processes."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_killed_run_resumes_to_the_same_numbers(config: RunConfig, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_like_one(accumulate: int, config: RunConfig, tmp_path: Path) -> None:
-    """With the same batch over both: the same losses, and only mirror and decoder differ from the start."""
+    """The same batch, split over two processes: losses are equal, and only mirror and decoder change."""
     config = replace(config, validation=None, train=replace(config.train, edge_weight=0.5))
     alone: list[float] = []
     kept = fit(config, RunFolder(path=tmp_path / "alone"), callbacks=Callbacks(step=lambda p: alone.append(p.loss)))

@@ -1,4 +1,4 @@
-"""Losses against closed forms, float64 and the sum of their parts."""
+"""Losses against closed forms and a float64 implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedule, training itself, and what survives it."""
+"""Learning rate schedule, training loop, and resuming."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_learning_rate_at_the_turning_points() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 50])
-def test_a_short_run_warms_up_for_a_tenth_of_it_at_most(steps: int) -> None:
+def test_warmup_is_at_most_a_tenth_of_the_run(steps: int) -> None:
     rates = [learning_rate_at(step, steps, TrainConfig()) for step in range(steps)]
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) <= steps // 10
@@ -111,9 +111,7 @@ def test_each_step_has_its_own_gradient_clipped(tiny_vit_config: ModelConfig, sa
     assert gradient_norms(free[0] / 3) == pytest.approx([free[0] / 3] * 3, rel=1e-3)
 
 
-def test_training_moves_mirror_and_decoder_and_no_bit_of_the_towers(
-    tiny_map_config: ModelConfig, samples: DepthDataset
-) -> None:
+def test_training_changes_mirror_and_decoder_only(tiny_map_config: ModelConfig, samples: DepthDataset) -> None:
     network = create_network(tiny_map_config)
     frozen = {name: tensor.clone() for name, tensor in network.clip.state_dict().items()}
     trained = {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
@@ -158,7 +156,7 @@ def test_nothing_to_train_on(tiny_vit_config: ModelConfig, samples: DepthDataset
         trainer_for(create_network(tiny_vit_config), Selected(of=samples, indices=()), QUICK)
 
 
-def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
+def test_batch_without_depth_is_not_reported_as_divergence(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
     class Blank(Selected):
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)._replace(depth_m=np.zeros((61, 203), np.float32))
@@ -168,7 +166,7 @@ def test_a_batch_without_any_depth_is_no_divergence(tiny_vit_config: ModelConfig
 
 
 def test_gradient_accumulation_equals_one_step(tiny_vit_config: ModelConfig, samples: DepthDataset) -> None:
-    """Of a loss that is a mean over pixels, where every part has as many of them."""
+    """Holds for a mean over pixels if all parts have the same number of valid pixels."""
     same = Selected(of=samples, indices=(0, 0, 0, 0))
     config = replace(STILL, epochs=3, learning_rate=1e-2)
 
@@ -222,7 +220,7 @@ def test_restored_state_continues_identically(
 
 
 @pytest.mark.parametrize("kind", ["vit", "map"])
-def test_dropout_is_of_whole_channels_and_of_training_only(
+def test_dropout_drops_whole_channels_in_training_only(
     kind: str, tiny_vit_config: ModelConfig, tiny_map_config: ModelConfig
 ) -> None:
     network = create_network({"vit": tiny_vit_config, "map": tiny_map_config}[kind]).eval()

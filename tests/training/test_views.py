@@ -1,4 +1,4 @@
-"""Order, shares and views, and what becomes of samples that cannot be read."""
+"""Order of samples, split over processes, augmented views and unreadable samples."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from mirrordepth_edge.quantise.write_calibration_set import (
     spread_evenly,
 )
 from mirrordepth_edge.sources.files import video_frames, video_length
-from mirrordepth_edge.sources.open import FrameSource, open_source
+from mirrordepth_edge.sources.open import open_source
+from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.support.files import ensure_folder, require_suffix
 
 MIN_RECOMMENDED = 128

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirrordepth_edge.camera.chessboard import Board, ViewPicker, calibrate
+from mirrordepth_edge.camera.calibration import calibrate
+from mirrordepth_edge.camera.chessboard import Board, ViewPicker
 from mirrordepth_edge.commands.terminal import console, errors
 from mirrordepth_edge.config import SizeHW
 from mirrordepth_edge.errors import GateError, InputError
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES, read_picture
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES, read_image
 from mirrordepth_edge.imaging.preprocess import Frame
-from mirrordepth_edge.sources.open import CameraOptions, open_source
+from mirrordepth_edge.sources.cameras import CameraOptions
+from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.support.files import ensure_folder, require_suffix
 from mirrordepth_edge.support.units import parse_length
 
@@ -59,7 +61,7 @@ def calibrate_from(
 
 def _is_images(source: str) -> bool:
     path = Path(source)
-    return path.is_dir() or (path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return path.is_dir() or (path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def _frames_of(source: str, size_hw: SizeHW | None) -> Iterator[tuple[Iterator[t
     if _is_images(source):
         path = Path(source)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        yield ((file.name, read_picture(file)) for file in files if file.suffix.lower() in PICTURE_SUFFIXES), False
+        yield ((file.name, read_image(file)) for file in files if file.suffix.lower() in IMAGE_SUFFIXES), False
         return
 
     def read() -> Iterator[tuple[str, Frame]]:

@@ -27,7 +27,8 @@ from mirrordepth_edge.imaging.temporal_filter import TemporalFilterConfig
 from mirrordepth_edge.live.loop import run_live
 from mirrordepth_edge.live.recording.base import Recording
 from mirrordepth_edge.predictor import DepthPredictor, load
-from mirrordepth_edge.sources.open import CameraOptions, open_source
+from mirrordepth_edge.sources.cameras import CameraOptions
+from mirrordepth_edge.sources.open import open_source
 from mirrordepth_edge.sources.reconnect import reconnecting
 from mirrordepth_edge.sources.source import FrameSource
 from mirrordepth_edge.support.files import ensure_folder, write_json

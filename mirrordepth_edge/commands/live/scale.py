@@ -7,7 +7,8 @@ from typing import Protocol
 
 from mirrordepth_edge.artefact import model_path
 from mirrordepth_edge.camera.model import Camera, Lens, camera_at
-from mirrordepth_edge.camera.scale import CameraScales, KnownPoint, ScaleSetter, parse_known
+from mirrordepth_edge.camera.scale import KnownPoint, parse_known
+from mirrordepth_edge.camera.scale_store import CameraScales, ScaleSetter
 from mirrordepth_edge.commands.live.options import DepthOptions
 from mirrordepth_edge.commands.terminal import errors
 from mirrordepth_edge.config import ModelConfig, SizeHW

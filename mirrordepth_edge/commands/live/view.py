@@ -8,7 +8,8 @@ import sys
 import cv2
 from rich.live import Live
 
-from mirrordepth_edge.camera.scale import PointAndType, ScaleSetter
+from mirrordepth_edge.camera.scale import PointAndType
+from mirrordepth_edge.camera.scale_store import ScaleSetter
 from mirrordepth_edge.commands.live.options import ViewOptions
 from mirrordepth_edge.commands.live.scale import LiveScale
 from mirrordepth_edge.commands.terminal import errors

@@ -11,7 +11,7 @@ from mirrordepth_edge.commands.terminal import announce, console, print_camera, 
 from mirrordepth_edge.config import SessionOptions
 from mirrordepth_edge.errors import InputError, OptionError
 from mirrordepth_edge.imaging.draw import colour_limits
-from mirrordepth_edge.imaging.pictures import PICTURE_SUFFIXES
+from mirrordepth_edge.imaging.images import IMAGE_SUFFIXES
 from mirrordepth_edge.predictor import load
 from mirrordepth_edge.support.files import existing_file
 
@@ -53,7 +53,7 @@ def run_files(
             limits_m = colour_limits(near_m, far_m, predictor.model.depth_limits_m)
             writer = Writer(predictor=predictor, folder=folder, formats=frozenset(kinds), limits_m=limits_m)
             for path in bar.track(paths, description="files"):
-                is_image = path.suffix.lower() in PICTURE_SUFFIXES
+                is_image = path.suffix.lower() in IMAGE_SUFFIXES
                 lines.append(writer.write_image(path) if is_image else writer.write_video(path, bar))
     finally:  # after the progress bar, which they would break; also if a later file fails
         for line in lines:
@@ -69,7 +69,7 @@ def _parse_formats(formats: str) -> set[str]:
 
 
 def _ply_format(ply: bool, paths: list[Path]) -> set[str]:
-    if ply and (videos := [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES]):
+    if ply and (videos := [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]):
         why = "Point clouds are written for images only; one per video frame would fill the disk."
         raise OptionError(f"--ply does not fit {videos[0]}.", why, "Leave --ply out, or run the images separately.")
     return {"ply"} if ply else set()
@@ -97,9 +97,9 @@ def _input_files(files: list[Path]) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    images = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES]
+    images = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     images = [path for path in images if not path.name.endswith(OWN_SUFFIXES)]
     if not images:
-        why = f"No file in it ends in {', '.join(PICTURE_SUFFIXES)}."
+        why = f"No file in it ends in {', '.join(IMAGE_SUFFIXES)}."
         raise InputError(f"{folder} contains no images.", why, "Give another folder, or files.")
     return images

@@ -11,10 +11,10 @@ from rich.progress import Progress
 
 from mirrordepth_edge.camera.pointcloud import camera_for, save_ply
 from mirrordepth_edge.imaging.draw import save_npy, save_png, video_writer
-from mirrordepth_edge.imaging.pictures import read_picture
+from mirrordepth_edge.imaging.images import read_image
 from mirrordepth_edge.imaging.postprocess import DepthMap, colourise, to_millimetres
 from mirrordepth_edge.predictor import DepthPredictor
-from mirrordepth_edge.sources.open import open_video
+from mirrordepth_edge.sources.files import open_video
 
 DEFAULT_RATE_HZ = 30.0
 """Rate of the colour video if the input does not state its own."""
@@ -33,7 +33,7 @@ class Writer:
 
     def write_image(self, path: Path) -> str:
         """Write the depth of an image as `FOLDER/NAME.*`."""
-        frame = read_picture(path)
+        frame = read_image(path)
         # The camera comes first: without one, nothing is written.
         size_hw = frame.shape[0], frame.shape[1]
         model = self.predictor.model

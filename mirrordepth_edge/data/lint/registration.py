@@ -69,17 +69,17 @@ class Registration:
     """Alignment of depth and images of a data set."""
 
     verdict: Verdict
-    pictures: int
+    pictures: int = 0
     """Number of images with enough depth and edges."""
-    scenes: float
+    scenes: float = 0.0
     """Effective number of independent scenes."""
-    pose: str
+    pose: str = "as it is"
     """Flip or zoom of depth at the best match; "as it is" for none."""
-    shift: tuple[float, float]
+    shift: tuple[float, float] = (0.0, 0.0)
     """Shift of depth at the best match, right and down, relative to the longest side."""
-    correlation: float
+    correlation: float = 0.0
     """Edge correlation at the best match."""
-    correlation_as_is: float
+    correlation_as_is: float = 0.0
 
     def shift_px(self, size_hw: SizeHW) -> tuple[int, int]:
         """The shift in pixels for images of this size, right and down."""
@@ -117,9 +117,7 @@ def judge_registration(correlations: Sequence[npt.NDArray[np.float32]]) -> Regis
         correlations: results of `edge_correlations` that are not None.
     """
     if not correlations:
-        return Registration(
-            verdict="unclear", pictures=0, scenes=0, pose="as it is", shift=(0, 0), correlation=0, correlation_as_is=0
-        )
+        return Registration(verdict="unclear")
     stack = np.stack(correlations)
     mean = stack.mean(axis=0)
     pose, row, column = (int(index) for index in np.unravel_index(mean.argmax(), mean.shape))

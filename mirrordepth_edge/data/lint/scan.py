@@ -17,7 +17,7 @@ from mirrordepth_edge.data.lint.registration import Registration, Verdict, edge_
 from mirrordepth_edge.data.sample import DepthDataset, FilePairs, Mapped, Sample, Selected
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.draw import scale_bar, side_by_side, stacked, titled
-from mirrordepth_edge.imaging.pictures import read_depth_png, read_picture
+from mirrordepth_edge.imaging.images import read_depth_png, read_image
 from mirrordepth_edge.imaging.postprocess import colourise
 from mirrordepth_edge.imaging.preprocess import Frame, resize_frame
 
@@ -294,7 +294,7 @@ def _sides_swapped(dataset: DepthDataset, index: int) -> bool:
         return False
     image, depth = files.pairs[index]
     try:
-        size_hw, depth_hw = read_picture(image).shape[:2], read_depth_png(depth, 1.0).shape
+        size_hw, depth_hw = read_image(image).shape[:2], read_depth_png(depth, 1.0).shape
     except InputError:
         return False
     return size_hw != depth_hw and size_hw == depth_hw[::-1]

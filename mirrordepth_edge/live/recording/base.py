@@ -73,16 +73,14 @@ class Recording(ABC):
         """Summarise the recording in one line."""
         return f"{self.path}: {self.frames} frames" if self.frames else f"{self.path}: nothing recorded"
 
-    @abstractmethod
-    def _open(self) -> None:
+    def _open(self) -> None:  # noqa: B027 - some recordings start with their first result
         """Create the output; raises MdeError."""
 
     @abstractmethod
     def _write(self, result: LiveResult) -> None:
         """Write a result and count it."""
 
-    @abstractmethod
-    def _finish(self) -> None:
+    def _finish(self) -> None:  # noqa: B027 - some recordings hold nothing open
         """Close the output so that it is readable. Called once, also after `_write` has failed."""
 
     def _folder(self) -> Path:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.live.recording.base import Recording
+from mirrordepth_edge.live.recording.mcap import McapRecording
+from mirrordepth_edge.live.recording.rerun import RerunRecording
 from mirrordepth_edge.live.recording.video import VideoRecording
 from mirrordepth_edge.support.files import require_suffix
 
@@ -31,9 +33,5 @@ def recording(
     if path.suffix == ".mp4":
         return VideoRecording(path, limits_m, rate_hz=rate_hz, live=live)
     if path.suffix == ".rrd":
-        from mirrordepth_edge.live.recording.rerun import RerunRecording
-
         return RerunRecording(path, camera=camera)
-    from mirrordepth_edge.live.recording.mcap import McapRecording
-
     return McapRecording(path, camera=camera, far_m=far_m)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.camera.pointcloud import camera_matrix, has_depth, points_of
+from mirrordepth_edge.camera.pointcloud import camera_matrix, points_of
 from mirrordepth_edge.errors import MissingError, missing_package
 from mirrordepth_edge.imaging.jpeg import encode_jpeg
+from mirrordepth_edge.imaging.postprocess import has_depth
 from mirrordepth_edge.live.recording.base import JPEG_QUALITY, Recording
 from mirrordepth_edge.live.result import LiveResult
 

@@ -58,11 +58,9 @@ class VideoRecording(Recording):
         self._too_slow = False
         """Whether encoding a frame takes longer than showing it."""
 
-    def _open(self) -> None:
-        pass  # the video is created once the first frames have shown its rate
-
     def _write(self, result: LiveResult) -> None:
         captured_unix_ns, number = result.captured_unix_ns, result.number
+        # The video is created once the first frames have shown its rate.
         if self._append is not None:
             if self._fill_gap(captured_unix_ns, number):
                 self._put(self._compose(result, out=self._image))
@@ -148,9 +146,6 @@ class SavedFrames(Recording):
     def _folder(self) -> Path:
         return self.path
 
-    def _open(self) -> None:
-        pass
-
     def _write(self, result: LiveResult) -> None:
         now_ns, due_ns = result.captured_unix_ns, self._due_unix_ns
         if due_ns is not None and 0 < due_ns - now_ns <= self._every_ns:
@@ -165,6 +160,3 @@ class SavedFrames(Recording):
         with atomic_write(self.path / f"{name}.jpg") as temporary:
             temporary.write_bytes(encode_jpeg(result.frame, JPEG_QUALITY))
         self.frames += 1
-
-    def _finish(self) -> None:
-        pass

@@ -87,12 +87,7 @@ class Metrics:
             families: list[tuple[str, str, str, Sequence[tuple[Mapping[str, str], float]]]] = [
                 ("live_info", "gauge", "Configuration of the run; always 1.", [(self._setup, 1)]),
                 ("frames_total", "counter", "Frames processed.", [({}, self._frames)]),
-                (
-                    "frames_dropped_total",
-                    "counter",
-                    "Frames dropped because a newer one arrived.",
-                    [({}, self._dropped)],
-                ),
+                ("frames_dropped_total", "counter", "Frames that a newer one replaced.", [({}, self._dropped)]),
                 ("rate_hertz", "gauge", "Results per second.", [({}, self._rate_hz() or 0.0)]),
                 ("silent_seconds", "gauge", "Time since the last frame.", [({}, self.silent_s)]),
                 ("clients", "gauge", "Connected browsers.", [({}, self.clients)]),

@@ -13,19 +13,15 @@ import threading
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from mirrordepth_edge.imaging.jpeg import encode_jpeg
-from mirrordepth_edge.imaging.postprocess import DepthMap, to_millimetres
+from mirrordepth_edge.imaging.postprocess import to_millimetres
+from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.support.latest import Latest
-
-if TYPE_CHECKING:
-    from mirrordepth_edge.imaging.preprocess import Frame
-    from mirrordepth_edge.live.result import LiveResult
 
 JPEG_QUALITY = 80
 
@@ -36,16 +32,6 @@ class Packet:
 
     number: int
     data: bytes
-
-
-@dataclass(frozen=True)
-class _RawFrame:
-    number: int
-    captured_ms: float
-    latency_ms: float
-    dropped: int
-    frame: Frame
-    depth_m: DepthMap
 
 
 def encode_depth(depth_mm: npt.NDArray[np.uint16]) -> bytes:
@@ -67,22 +53,26 @@ def encode_depth(depth_mm: npt.NDArray[np.uint16]) -> bytes:
     return compressor.compress(planes.data) + compressor.flush()
 
 
-def encode(raw: _RawFrame) -> Packet:
-    """Encode a frame as a packet."""
-    jpeg = encode_jpeg(raw.frame, JPEG_QUALITY)
-    height, width = raw.depth_m.shape
+def encode(result: LiveResult, captured_ms: float) -> Packet:
+    """Encode a result as a packet.
+
+    Args:
+        captured_ms: its capture time on the monotonic clock.
+    """
+    jpeg = encode_jpeg(result.frame, JPEG_QUALITY)
+    height, width = result.depth_m.shape
     fields = {
-        "number": raw.number,
-        "captured_ms": raw.captured_ms,
-        "latency_ms": raw.latency_ms,
-        "dropped": raw.dropped,
+        "number": result.number,
+        "captured_ms": captured_ms,
+        "latency_ms": result.latency_ms,
+        "dropped": result.dropped,
         "width": width,
         "height": height,
         "jpeg_bytes": len(jpeg),
     }
     header = json.dumps(fields).encode("ascii")
-    parts = len(header).to_bytes(4, "little"), header, jpeg, encode_depth(to_millimetres(raw.depth_m))
-    return Packet(raw.number, b"".join(parts))
+    parts = len(header).to_bytes(4, "little"), header, jpeg, encode_depth(to_millimetres(result.depth_m))
+    return Packet(result.number, b"".join(parts))
 
 
 class Encoder:
@@ -92,7 +82,7 @@ class Encoder:
         self.failure: BaseException | None = None
         """The exception that ended the thread; nothing is encoded after it."""
         self._changed = threading.Condition()
-        self._newest = Latest[_RawFrame](self._changed)
+        self._newest = Latest[tuple[LiveResult, float]](self._changed)
         self._packet: Packet | None = None
         self._waiting: list[tuple[int, asyncio.Future[Packet]]] = []
         """Clients that wait: the number of their last frame, and where to put the next packet."""
@@ -113,8 +103,8 @@ class Encoder:
         captured_ms = time.monotonic() * 1e3 - (time.time_ns() - result.captured_unix_ns) / 1e6
         # A copy, since the arrays are reused after this call, and a client may ask later. It takes 0.05 ms for 640x480;
         # encoding here takes 4 ms or more, which would slow down the loop while it plays a file.
-        frame, depth_m = result.frame.copy(), result.depth_m.copy()
-        self._newest.put(_RawFrame(result.number, captured_ms, result.latency_ms, result.dropped, frame, depth_m))
+        copy = replace(result, frame=result.frame.copy(), depth_m=result.depth_m.copy())
+        self._newest.put((copy, captured_ms))
 
     async def newer_than(self, number: int) -> Packet:
         """Wait for a packet with a greater number, and return the newest one."""
@@ -138,7 +128,7 @@ class Encoder:
             if self._newest.closed:
                 return False
             raw = self._newest.get(0)
-        packet = encode(raw) if raw is not None else self._packet
+        packet = encode(*raw) if raw is not None else self._packet
         assert packet is not None
         self._packet = packet
         with self._changed:
@@ -153,7 +143,7 @@ class Encoder:
 
     def _is_wanted(self) -> bool:
         self._waiting = [(number, future) for number, future in self._waiting if not future.cancelled()]
-        newest = self._newest.waiting or self._packet
+        newest = self._newest.waiting[0] if self._newest.waiting else self._packet
         return newest is not None and any(number < newest.number for number, _ in self._waiting)
 
 

@@ -12,7 +12,6 @@ import base64
 import errno
 import hashlib
 import ipaddress
-import os
 import re
 import secrets
 import socket
@@ -255,33 +254,19 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: the address or port is not available.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # `::` also serves IPv4 clients, which `create_server` turns off by default.
+        dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=dual_stack)
     except OSError as error:
-        raise _address_error(host, error) from error
-    try:
-        # Lets a restart reuse the port immediately. On Windows the option would take over ports in use.
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except OSError as error:
-        listener.close()
         if error.errno == errno.EADDRINUSE:
             why = "Another program uses it, perhaps another mde live."
             raise InputError(f"Port {port} is in use.", why, f"--port {port % 65535 + 1}") from error
         if error.errno == errno.EACCES:
             why = "Ports below 1024 need administrator rights."
             raise InputError(f"No permission to listen on port {port}.", why, f"--port {PORT}") from error
-        raise _address_error(host, error) from error
-    return listener
-
-
-def _address_error(host: str, error: OSError) -> InputError:
-    cure = f"--host {HOST} for this machine only, --host 0.0.0.0 for all its addresses"
-    return InputError(f"Cannot listen on {host}.", f"{error.strerror or error}", cure)
+        cure = f"--host {HOST} for this machine only, --host 0.0.0.0 for all its addresses"
+        raise InputError(f"Cannot listen on {host}.", f"{error.strerror or error}", cure) from error
 
 
 def reachable_name(host: str) -> str:

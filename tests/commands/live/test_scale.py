@@ -13,7 +13,8 @@ import platformdirs
 import pytest
 
 from mirrordepth_edge.camera.model import Camera, Lens
-from mirrordepth_edge.camera.scale import ScaleStore, parse_known
+from mirrordepth_edge.camera.scale import parse_known
+from mirrordepth_edge.camera.scale_store import ScaleStore
 from mirrordepth_edge.commands.live import scale as live_scale
 from mirrordepth_edge.commands.live.options import DepthOptions
 from mirrordepth_edge.commands.live.scale import LiveScale

@@ -40,7 +40,7 @@ def write(root: Path, name: str, levels: npt.NDArray[np.generic], seed: int | No
 
 
 def millimetres(seed: int) -> Levels:
-    """1 to 5 m, evenly, with a tenth of the pixels not measured."""
+    """Depth of 1 to 5 m, uniformly distributed; a tenth of the pixels has none."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(1000, 5001, SHAPE).astype(np.uint16)
     levels[rng.random(SHAPE) < 0.1] = 0
@@ -55,14 +55,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def kinds(root: Path, units_per_metre: float = 1000.0) -> dict[str, bool]:
-    """The kind of each finding, and whether training would go wrong."""
+    """Kind of each problem, and whether it would break training."""
     findings = find_problems(check_dataset(folder_dataset(root, units_per_metre)))
     assert all(finding.what.endswith((".", "?")) and finding.why and finding.cure for finding in findings)
     return {finding.kind: finding.wrong for finding in findings}
 
 
 def measured(change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.generic]], tmp_path: Path) -> DepthStatistics:
-    """What is found in six pictures whose depth in millimetres was changed."""
+    """Problems of six images whose depth in millimetres was changed."""
     for index in range(6):
         depth_mm = np.random.default_rng(index).uniform(700, 9990, SHAPE)
         write(tmp_path, f"{index}", change(depth_mm).astype(np.uint16))
@@ -96,7 +96,7 @@ def test_statistics_are_those_of_numpy(root: Path) -> None:
         assert share == pytest.approx(((seen_m >= low) & (seen_m < high)).mean(), abs=2e-3)
 
 
-def test_bad_files_are_collected_each_with_its_reason(root: Path) -> None:
+def test_unusable_files_are_listed_with_reasons(root: Path) -> None:
     (root / "rgb" / "0.png").write_text("no picture")
     (root / "depth" / "1.png").write_bytes(b"")
     write(root, "2", np.full(SHAPE, 90, np.uint8))
@@ -191,7 +191,7 @@ def test_depth_that_ends_in_one_value(tmp_path: Path) -> None:
 
 
 def test_depth_in_eight_bits(tmp_path: Path) -> None:
-    """As NYU is passed round: 255 steps of 39 mm."""
+    """8-bit depth, as in common copies of NYU: 255 steps of 39 mm."""
     depths = measured(lambda depth_mm: np.round(np.round(depth_mm / 9995 * 255) * 9995 / 255), tmp_path)
     assert depths.step_m == pytest.approx(9.995 / 255, abs=5e-4)
     assert depths.values <= 255
@@ -204,7 +204,7 @@ def test_depth_in_centimetres(tmp_path: Path) -> None:
     assert depths.values > 256
 
 
-def test_steps_that_grow_with_distance_are_the_cameras(tmp_path: Path) -> None:
+def test_steps_that_grow_with_distance_are_not_quantisation(tmp_path: Path) -> None:
     """A structured-light camera measures eighths of a pixel of disparity: focal 580 px, baseline 75 mm."""
     depths = measured(lambda mm: np.round(580 * 75 / (np.round(8 * 580 * 75 / mm) / 8)), tmp_path)
     assert depths.values < 500

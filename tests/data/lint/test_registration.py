@@ -1,4 +1,4 @@
-"""Depth moved against its picture on purpose must be found out, and depth in its place left in peace."""
+"""Registration check: misaligned depth is detected, aligned depth is not reported."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_mismatched_pairs_are_detected(pairs: list[Pair]) -> None:
 
 
 def test_repeated_scene_is_undecided(pairs: list[Pair]) -> None:
-    """A camera that stands still: the same chance agreements in every picture are no evidence."""
+    """Images of a static camera have the same chance correlations, which are no evidence."""
     frame, depth_m = pairs[0]
     rng = np.random.default_rng(0)
     noisy = [(frame, (depth_m * rng.normal(1, 0.002, SIZE_HW)).astype(np.float32)) for _ in range(8)]

@@ -109,7 +109,7 @@ def test_depth_of_a_ball() -> None:
 
 
 @needs_pybullet
-def test_the_nearer_surface_hides_the_farther_and_backs_are_not_seen() -> None:
+def test_nearer_surfaces_hide_farther_ones_and_backs_are_invisible() -> None:
     near, far = flat([0, 2, 0], [9, 0, 0], [0, 0, -9]), flat([0, 4, 0], [9, 0, 0], [0, 0, -9], BLUE)
     back = flat([0, 1, 0], [-9, 0, 0], [0, 0, -9])
     for order in ([near, far, back], [back, far, near]):

@@ -86,7 +86,7 @@ def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         # Chromium refuses its sandbox to root, as whom containers run tests.
         arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=1e3 * WAIT_S)
         yield opened
         opened.close()
 
@@ -205,7 +205,7 @@ def test_it_shows_the_configuration_and_figures(page: Any) -> None:
     assert "latency 13 ms · 3 dropped" in page.inner_text("#figures")
     until(page, lambda: "drawn here" in page.inner_text("#rate-now"))
     assert "Hz" in page.inner_text("#rate-now")
-    assert page.inner_text("#temperature-now") not in ("", "–")
+    until(page, lambda: page.inner_text("#temperature-now") not in ("", "–"))
 
 
 def test_near_and_far_change_colours_but_not_distances(page: Any) -> None:
@@ -297,12 +297,15 @@ def test_wipe_and_overlay(page: Any) -> None:
 
 
 def test_the_age_is_from_capture_to_drawing(browser: Any) -> None:
+    start_s = time.monotonic()
     with WebView(SETUP, LIMITS_M, port=0) as view, Feeder(view, age_ms=700), browsing(browser) as page:
         page.goto(view.url)
         until(page, lambda: page.evaluate("medianAge") is not None)
         drawn_ms, text = page.evaluate("[medianAge, document.getElementById('age-now').textContent]")
         uncertainty_ms = page.evaluate("clock().roundTrip / 2")
-    assert 700 - uncertainty_ms - 1 <= drawn_ms < 700 + 1500
+        # However busy the machine is, no frame waited longer for the browser than this test has run.
+        elapsed_ms = 1e3 * (time.monotonic() - start_s)
+    assert 700 - uncertainty_ms - 1 <= drawn_ms < 700 + elapsed_ms + uncertainty_ms
     assert text.startswith(f"{drawn_ms:.0f} ± ")
 
 
@@ -332,8 +335,8 @@ def test_it_reconnects_when_the_server_is_back(browser: Any) -> None:
             page.goto(url)
             until_shown(page)
         until(page, lambda: page.inner_text("#state") == "The device does not answer")
-        assert "reconnecting in" in page.inner_text("#figures")
-        assert page.is_visible("#retry")
+        until(page, lambda: "reconnecting in" in page.inner_text("#figures"))
+        until(page, lambda: page.is_visible("#retry"))
         assert number_of(page) >= 0, "the last frame stays, dimmed"
         assert float(page.evaluate("getComputedStyle(canvases.depth).opacity")) < 0.6
         port = urlsplit(url).port
@@ -360,7 +363,7 @@ def test_a_stalled_stream_is_reported(browser: Any) -> None:
         until_shown(page)
         feeder.paused.set()
         until(page, lambda: page.inner_text("#state") == "Stalled")
-        assert re.match(r"no new frame for [2-9] s", page.inner_text("#figures"))
+        assert re.match(r"no new frame for ([2-9]|\d\d+) s", page.inner_text("#figures"))
         feeder.paused.clear()
         until(page, lambda: page.inner_text("#state") == "Live")
 

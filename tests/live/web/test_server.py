@@ -262,10 +262,10 @@ def test_arrays_may_be_reused_after_show(view: WebView) -> None:
 def test_a_frame_is_encoded_once_and_only_on_demand(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
     real, encoded, threads = packets.encode, [], set()
 
-    def count(raw: Any) -> packets.Packet:
-        encoded.append(raw.number)
+    def count(result: LiveResult, captured_ms: float) -> packets.Packet:
+        encoded.append(result.number)
         threads.add(threading.current_thread())
-        return real(raw)
+        return real(result, captured_ms)
 
     monkeypatch.setattr(packets, "encode", count)
     view.show(result(0))
@@ -644,7 +644,7 @@ def test_the_port_is_free_after_stopping_even_with_connected_clients() -> None:
 
 
 def test_a_failure_is_reported_and_the_loop_continues(view: WebView, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(raw: object) -> None:
+    def fail(result: object, captured_ms: float) -> None:
         raise ValueError("no JPEG here")
 
     monkeypatch.setattr(packets, "encode", fail)

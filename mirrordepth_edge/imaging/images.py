@@ -14,7 +14,7 @@ from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def _decode(path: Path, flags: int) -> Any:
@@ -31,19 +31,19 @@ def _decode(path: Path, flags: int) -> Any:
         return None
 
 
-def read_picture(path: Path) -> Frame:
+def read_image(path: Path) -> Frame:
     """Read an image as uint8 RGB `[H, W, 3]`, rotated as its EXIF tag says.
 
     Raises:
         InputError: the file is missing, empty or not an image.
     """
-    existing_file(path, "picture")
+    existing_file(path, "image")
     bgr = _decode(path, cv2.IMREAD_COLOR)
     if bgr is None:
         raise InputError(
             f"{path} cannot be read as an image.",
             "It is damaged, or not in a format that OpenCV can decode.",
-            f"Pass an image ({', '.join(suffix[1:] for suffix in PICTURE_SUFFIXES)}) or a video.",
+            f"Pass an image ({', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}) or a video.",
         )
     frame: Frame = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     return frame
@@ -55,7 +55,7 @@ def read_depth_png(path: Path, units_per_metre: float) -> npt.NDArray[np.float32
     Raises:
         InputError: the file is missing, not an image, or not 16-bit with one channel.
     """
-    existing_file(path, "depth picture")
+    existing_file(path, "depth image")
     raw = _decode(path, cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
         actual = "not an image" if raw is None else f"{raw.dtype} with shape {raw.shape}"
