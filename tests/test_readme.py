@@ -153,3 +153,10 @@ def test_start_commands_and_a_result_come_first() -> None:
     first = TEXTS[README].splitlines()[:60]
     assert {"## Start", "## Commands"} <= set(first)
     assert any("AbsRel" in line for line in first)
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/-]+(?:\.py|\.md|/))`", text))
+    assert len(named) > 30
+    assert not {name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "mirrordepth_edge"))}
