@@ -19,7 +19,7 @@ BatchHW = tuple[int, int, int]
 NormalisedFocal = tuple[float, float]
 """fx/W and fy/H: focal lengths divided by the image size, both in pixels."""
 Precision = Literal["fp32", "fp16", "int8"]
-CalibrationMethod = Literal["max", "entropy", "percentile", "mse"]
+CalibrationMethod = Literal["percentile", "entropy", "max", "mse"]
 """How activation ranges are derived from the observed values; see `graph.activations`."""
 QuantisationScheme = Literal["gpu", "cpu"]
 """`gpu`: symmetric int8 and FP16; `cpu`: asymmetric uint8 activations and FP32."""

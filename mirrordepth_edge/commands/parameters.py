@@ -33,7 +33,8 @@ dataset_option = partial(typer.Option, rich_help_panel=DATASET)
 def choice(values: Any, option: str, **settings: Any) -> Any:
     """Return a typer option that accepts the values of a `Literal` and refuses others with the three-part message.
 
-    typer before 0.19 does not know `Literal`, and its own message names no cure.
+    The message suggests the first value, which is the default. typer before 0.19 does not know `Literal`, and its own
+    message names no cure.
     """
     known = get_args(values)
 

@@ -138,3 +138,14 @@ def test_one_picture_has_no_consistency_in_time(folder: Path, capfd: pytest.Capt
         (folder / "depth" / f"{index}.png").unlink()
     assert run_app(["evaluate", "--root", str(folder), "--device", "cpu", "--temporal"]) == 1
     assert "consistency cannot be measured" in capfd.readouterr().err
+
+
+def test_baselines_are_refused_before_a_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a long evaluation must not come before the refusal")
+
+    monkeypatch.setattr("mirrordepth_edge.commands.evaluate.main.load", load)
+    assert run_app(["evaluate", "--root", str(folder), "--baselines"]) == 2
+    assert "--baselines has nothing to show" in capsys.readouterr().err

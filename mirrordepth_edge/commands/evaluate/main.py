@@ -34,6 +34,7 @@ def evaluate_models(
     for file in filter(None, (json_file, report_file)):
         ensure_folder(file.parent)
     dataset, kind = choose_dataset(data, "test"), kind_of(data)
+    with_baselines = show_baselines(kind, options.baselines)  # refuses before hours of evaluation, not after
     camera_path = read_camera_path(data.root, dataset) if options.temporal else None
     results: dict[str, Evaluation] = {}
     artefacts: dict[str, EvaluatedModel] = {}
@@ -65,7 +66,6 @@ def evaluate_models(
                 examples.add(model, predictor, results[model])
     assert protocol is not None, "there is at least one model"
     scaled = "" if camera is None else f"; depth scaled to a camera of {camera}"
-    with_baselines = show_baselines(kind, options.baselines)
     console.print(f"{data.root}: {len(dataset)} images; {protocol}{scaled}")
     print_table(results_table(results))
     if with_baselines:
