@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A worker a core; one that has run out of tests takes over another's, for some take many times as long as others.
+# One worker per core; idle workers take tests from busy ones, because test durations vary widely.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: demo test test-all lint clean

@@ -331,7 +331,7 @@ def read_manifest(artefact: Path, *, verify: bool = True) -> Manifest:
     if not sidecar.is_file():
         raise InputError(
             f"{artefact} has no manifest.",
-            f"{sidecar.name} is not beside it. It states input size, units and origin.",
+            f"{sidecar.name} is not beside it; it states input size, units and origin.",
             "Copy the manifest along with the model, or make both again with mde export.",
         )
     data = read_json(sidecar, "manifest", "Copy it again, or make it again with mde export.")

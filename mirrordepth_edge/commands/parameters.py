@@ -262,7 +262,7 @@ def parse_export_size(size: str | None, dynamic: str | None) -> tuple[SizeHW | N
     sizes = parse_range(dynamic)
     if size is not None:
         why = "The second size of --dynamic is the one to optimise for."
-        raise OptionError("--size and --dynamic exclude each other.", why, "Leave --size out.")
+        raise OptionError("--size and --dynamic cannot be combined.", why, "Leave --size out.")
     _, height, width = sizes.opt
     if not sizes.dynamic_axes:
         why = "Its three sizes are the same."

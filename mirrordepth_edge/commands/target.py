@@ -61,4 +61,4 @@ def _refuse_unsupported(options: SessionOptions) -> None:
     for option, is_given in given.items():
         if is_given:
             why = "An engine is machine code for the GPU, in the precision of its ONNX file."
-            raise OptionError(f"--target {HERE} and {option} exclude each other.", why, "Leave one of them out.")
+            raise OptionError(f"--target {HERE} and {option} cannot be combined.", why, "Leave one of them out.")

@@ -143,7 +143,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...], what: str, option: str
     if path.suffix not in suffixes:
         raise OptionError(
             f"{path} has the wrong suffix for {what}.",
-            f"It must be {' or '.join(suffixes)}, by which {reader} recognises it.",
+            f"{reader} recognises it by its suffix, which must be {' or '.join(suffixes)}.",
             f"{option} {path.with_suffix(suffixes[0])}",
         )
 

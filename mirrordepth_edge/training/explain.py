@@ -362,8 +362,8 @@ def read_run(run: Path, checkpoint: Path, info: CheckpointInfo) -> dict[int, Ten
     matches = ((re.fullmatch(r"epoch-(\d+)\.safetensors", path.name), path) for path in folder.glob("epoch-*"))
     files = dict(sorted((int(match[1]), path) for match, path in matches if match))
     if not files:
-        why = f"{folder} has no epoch-*.safetensors." if folder.is_dir() else f"It has no folder {folder.name}."
-        cure = "Name the folder of a training: --run RUN_DIR"
+        why = f"{folder} has no epoch-*.safetensors." if folder.is_dir() else f"It has no folder named {folder.name}/."
+        cure = "Give the folder of a training run: --run RUN_DIR"
         raise InputError(f"{run} has no epoch checkpoints.", why, cure)
     mirrors = {}
     for epoch, path in files.items():

@@ -197,7 +197,7 @@ def check_options(mode: str, given: Collection[str]) -> None:
     unused = [option for option, modes in APPLIES_TO.items() if option in given and mode not in modes]
     if unused:
         what = "--suite" if mode == "suite" else f"--mode {mode}"
-        why = "The suite sets them for each case." if mode == "suite" else "They have no effect there."
+        why = "A suite sets it for each case." if mode == "suite" else "It has no effect there."
         raise OptionError(f"{', '.join(unused)} cannot be used with {what}.", why, f"Leave out {' and '.join(unused)}.")
 
 

@@ -48,7 +48,7 @@ def report(result: BenchResult, ratio: str | None = None) -> None:
             console.print(f"{title}, p50 ms: {'  '.join(f'{name} {own.p50_ms:.2f}' for name, own in stages.items())}")
     console.print(
         f"throughput: {result.latency.throughput_hz:.1f} frames/s over {result.latency.samples} sequential "
-        f"frames after {result.warmup} warm-up frames; harness overhead {result.overhead_us:.1f} us per frame"
+        f"frames; {result.warmup} for warm-up; harness overhead {result.overhead_us:.1f} us per frame"
     )
     _agreement(result)
     if ratio is not None:

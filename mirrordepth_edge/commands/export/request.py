@@ -70,5 +70,5 @@ def parse_precision(fp32: bool, fp16: bool, int8: bool) -> Precision | None:
     """
     if fp32 + fp16 + int8 > 1:
         why = "A file has one precision; --sweep and --pick imply --int8."
-        raise OptionError("--fp32, --fp16 and --int8 exclude each other.", why, "Give one of them.")
+        raise OptionError("--fp32, --fp16 and --int8 cannot be combined.", why, "Give one of them.")
     return "fp32" if fp32 else "fp16" if fp16 else "int8" if int8 else None

@@ -152,7 +152,7 @@ def test_a_sweep_for_a_gpu_is_an_estimate_and_says_so(
     ("arguments", "code", "said"),
     [
         (["--int8"], 2, "INT8 needs calibration images"),
-        (["--int8", "--fp16"], 2, "exclude each other"),
+        (["--int8", "--fp16"], 2, "cannot be combined"),
         (["--int8", "--calib", "nowhere"], 2, "nowhere"),
         (["--int8", *TO_CPU, "--calib-method", "best"], 2, "next: --calib-method percentile"),
         (["--int8", *TO_CPU, "--max-absrel-loss", "little"], 2, "--max-absrel-loss 'little' is not a fraction"),
