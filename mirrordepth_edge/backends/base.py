@@ -154,9 +154,8 @@ def import_checked(packages: tuple[str, ...], load: Callable[[], T], *, install:
     try:
         for package in packages:
             if find_spec(package) is None:
-                name = package.replace("_", "-")  # as on PyPI
                 return Unavailable(
-                    reason=f"the package {name} is not installed", cure=install, cause=Cause.NOT_INSTALLED
+                    reason=f"the package {package} is not installed", cure=install, cause=Cause.NOT_INSTALLED
                 )
         return load()
     except MissingError as error:

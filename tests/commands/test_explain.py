@@ -208,7 +208,7 @@ def test_a_machine_without_open_clip(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     check(
         ["explain", "nano", "--root", "."],
         4,
-        "the package open-clip is not installed",
+        "the package open_clip is not installed",
         "mirrordepth-edge[export]",
         capfd=capfd,
     )
