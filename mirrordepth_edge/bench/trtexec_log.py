@@ -308,7 +308,7 @@ def read_times(path: Path) -> dict[str, Times]:
     """
     what = f"{path} is not a file of trtexec --exportTimes."
     try:
-        queries = json.loads(path.read_text(encoding="utf-8"))
+        queries = json.loads(existing_file(path, "file of trtexec --exportTimes").read_text(encoding="utf-8"))
         times = {name: np.array([query[name] for query in queries], np.float64) for name in (*PARTS, "latencyMs")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(what, repr(error), "Run trtexec again.") from error
