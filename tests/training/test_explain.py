@@ -441,7 +441,7 @@ def test_a_run_without_checkpoints(run: Path, tmp_path: Path, tiny_checkpoint: P
         path.unlink()
     with pytest.raises(InputError, match="has no epoch checkpoints") as caught:
         read_run(tmp_path, tiny_checkpoint, info)
-    assert "no folder checkpoints" in caught.value.why
+    assert "no folder named checkpoints" in caught.value.why
     for path in (run / "checkpoints").glob("epoch-?.safetensors"):
         path.unlink()
     with pytest.raises(InputError, match="has no epoch checkpoints") as caught:
