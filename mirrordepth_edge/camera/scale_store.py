@@ -6,7 +6,6 @@ from it (`camera.model.scale_for`).
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from mirrordepth_edge.imaging.postprocess import DepthMap
 from mirrordepth_edge.manifest import read_manifest
 from mirrordepth_edge.support.files import existing_file, read_json, sha256_of, write_json
 from mirrordepth_edge.support.schema import read_strict
+from mirrordepth_edge.support.urls import hide_credentials
 
 STORE_VERSION: Final = 1
 BY_ID = Path("/dev/v4l/by-id")
@@ -200,7 +200,7 @@ def camera_identity(source: str) -> str:
     is used instead.
     """
     if "://" in source:
-        return re.sub(r"//[^/@]*@", "//", source)
+        return hide_credentials(source)
     path = Path(f"/dev/video{source}" if source.isdecimal() and sys.platform.startswith("linux") else source)
     device = path.resolve()
     names = sorted(link.name for link in BY_ID.glob("*") if link.resolve() == device)

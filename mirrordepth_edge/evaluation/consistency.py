@@ -28,6 +28,7 @@ from mirrordepth_edge.camera.model import Camera
 from mirrordepth_edge.data.sample import DepthDataset
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.evaluation.metrics import Depth, Mask, means
+from mirrordepth_edge.imaging.postprocess import has_depth
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.support.files import existing_file
 
@@ -236,11 +237,11 @@ def read_camera_path(folder: Path, dataset: DepthDataset) -> CameraPath | None:
 
 def _compare(expected_m: Depth, positions: Positions, visible: Mask, before_m: Depth) -> _PairResult:
     """Compare expected depth with the depth of the frame before, sampled bilinearly at `positions`."""
-    valid = _has_depth(before_m)
+    valid = has_depth(before_m)
     sampled = _sample(np.where(valid, before_m, np.float32(0)), positions)
     # A bilinear sample that touches a hole is mixed with its 0.
     whole = _sample(valid.astype(np.float32), positions) > 1 - 1e-4
-    used = visible & whole & _has_depth(expected_m)
+    used = visible & whole & has_depth(expected_m)
     if not used.any():
         return _PairResult(error_m=0.0, rtc=0.0, used=0, pixels=used.size)
     a, b = expected_m[used].astype(np.float64), sampled[used].astype(np.float64)
@@ -258,7 +259,7 @@ def _reproject(depth_m: Depth, motion: Pose, camera: Camera) -> Correspondence:
         camera: intrinsics of both cameras.
     """
     height, width = depth_m.shape
-    visible = _has_depth(depth_m)
+    visible = has_depth(depth_m)
     z = np.where(visible, depth_m, 1.0).astype(np.float64)
     x = (np.arange(width) - camera.cx_px) / camera.fx_px * z
     y = (np.arange(height)[:, None] - camera.cy_px) / camera.fy_px * z
@@ -275,11 +276,6 @@ def _reproject(depth_m: Depth, motion: Pose, camera: Camera) -> Correspondence:
 def _sample(values: npt.NDArray[np.float32], positions: Positions) -> npt.NDArray[np.float32]:
     """Sample `[H, W]` or `[H, W, C]` bilinearly."""
     return np.asarray(cv2.remap(values, positions, None, cv2.INTER_LINEAR), np.float32)  # type: ignore[call-overload]
-
-
-def _has_depth(depth_m: Depth) -> Mask:
-    valid: Mask = np.isfinite(depth_m) & (depth_m > 0)
-    return valid
 
 
 def _inside(positions: Positions) -> Mask:

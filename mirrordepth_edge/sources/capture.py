@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import cv2
 from mirrordepth_edge.errors import InputError
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.sources.source import FrameSource
+from mirrordepth_edge.support.urls import hide_credentials
 
 READ_TIMEOUT_S = 5
 """Time without a frame after which a read from a camera or stream fails."""
@@ -131,7 +131,7 @@ def open_stream(url: str) -> FrameSource:
     Raises:
         InputError: the host does not answer within ten seconds, or the stream cannot be decoded.
     """
-    name = re.sub(r"//[^/@]*@", "//", url)  # without user and password
+    name = hide_credentials(url)
     read_timeout_ms = READ_TIMEOUT_S * 1000
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_timeout_ms]
     capture = open_capture(url, cv2.CAP_ANY, timeouts)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import cv2
 from rich.live import Live
 
@@ -18,6 +15,7 @@ from mirrordepth_edge.imaging.draw import GAP_PX, scale_bar, side_by_side
 from mirrordepth_edge.imaging.postprocess import DepthMap, colourise
 from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.live.loop import Ticker
+from mirrordepth_edge.live.recording.rerun import has_screen
 from mirrordepth_edge.live.result import LiveResult
 from mirrordepth_edge.predictor import DepthPredictor
 
@@ -32,7 +30,7 @@ def open_view(
     """Return a window if one is wanted and there is a display, else a line on the terminal."""
     if options.web or options.no_window:
         return StatusLine()
-    if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
+    if not has_screen():
         errors.print("Neither DISPLAY nor WAYLAND_DISPLAY is set; running without a window. Use --web for a browser.")
         return StatusLine()
     return Window(limits_m, scale, predictor)
