@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mirrordepth_edge import __version__
+from mirrordepth_edge.artefact import Artefact
 from mirrordepth_edge.config import DataKind
 from mirrordepth_edge.evaluation.baselines import baselines_of
 from mirrordepth_edge.evaluation.consistency import SAME_DEPTH_RATIO
@@ -33,7 +33,6 @@ from mirrordepth_edge.report.tables import (
     marked_name,
     short_names,
 )
-from mirrordepth_edge.support.files import sha256_of
 
 if TYPE_CHECKING:
     from mirrordepth_edge.predictor import DepthPredictor
@@ -57,12 +56,12 @@ class EvaluatedModel:
     trained: bool
 
     @classmethod
-    def of(cls, predictor: DepthPredictor, path: Path) -> EvaluatedModel:
+    def of(cls, predictor: DepthPredictor, artefact: Artefact) -> EvaluatedModel:
         """Describe an opened model."""
         session = predictor.session
         return cls(
-            path=str(path),
-            sha256=sha256_of(path),
+            path=str(artefact.path),
+            sha256=artefact.sha256,
             backend=f"{session.backend} {session.version}",
             device=session.device,
             precision=session.precision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirrordepth_edge.artefact import model_path
+from mirrordepth_edge.backends.registry import open_artefact
 from mirrordepth_edge.camera.model import Camera, Lens
 from mirrordepth_edge.commands.evaluate.options import EvaluateOptions
 from mirrordepth_edge.commands.parameters import NANO
@@ -41,7 +41,8 @@ def evaluate_models(
     examples = ExampleSheet(dataset)
     protocol: Protocol | None = None
     for model in options.models or [NANO]:
-        with load(model, session, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
+        artefact = open_artefact(model, trust=session.trust)
+        with load(artefact, session, camera, on_camera=print_camera) as predictor, progress_bar() as bar:
             announce(predictor, model)
             # The range of the first model counts for all, so that their errors can be compared.
             if protocol is None:
@@ -61,7 +62,7 @@ def evaluate_models(
                 temporal=options.temporal,
                 camera_path=camera_path,
             )
-            artefacts[model] = EvaluatedModel.of(predictor, model_path(model))
+            artefacts[model] = EvaluatedModel.of(predictor, artefact)
             if report_file is not None:
                 examples.add(model, predictor, results[model])
     assert protocol is not None, "there is at least one model"
