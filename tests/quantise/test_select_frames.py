@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mirrordepth_edge.artefact import NANO_CHECKPOINT, NANO_ONNX
 from mirrordepth_edge.errors import InputError, OptionError
-from mirrordepth_edge.imaging.preprocess import Frame
 from mirrordepth_edge.manifest import manifest_path, read_manifest, write_artefact
 from mirrordepth_edge.quantise.select_frames import (
     Chooser,
@@ -27,21 +26,7 @@ from mirrordepth_edge.quantise.select_frames import (
     sharpness,
 )
 
-
-def scene(seed: int, size_hw: tuple[int, int] = (180, 240)) -> Frame:
-    """Return an image with natural statistics: coloured noise that is stronger at coarser scales."""
-    rng = np.random.default_rng(seed)
-    height, width = size_hw
-    image = np.full((height, width, 3), rng.uniform(90, 160, 3), np.float32)
-    for cells, strength in ((2, 40), (4, 30), (10, 20), (30, 12), (90, 10), (180, 8)):
-        coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return image.clip(0, 255).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def features() -> TowerFeatures:
-    return TowerFeatures()
+from .scenes import scene
 
 
 def test_neighbour_correlation_matches_numpy() -> None:
